@@ -50,8 +50,8 @@ pub(super) struct Arguments {
     /// For `start`: the title of the job.
     #[arg(long)]
     title: Option<String>,
-    /// The id of the job; for `start`, a new one by default.
-    #[arg(long, env = "TIDINGS_JOB")]
+    /// The id of the job. By default that of `TIDINGS_JOB`; for `start`, a new one.
+    #[arg(long)]
     id: Option<SubjectId>,
     /// The attempt that `start` has begun.
     #[arg(long, env = "TIDINGS_ATTEMPT")]
@@ -140,11 +140,16 @@ fn job(arguments: &Arguments, is_start: bool) -> Result<Job, Failure> {
     let id = match &arguments.id {
         Some(id) => id.clone(),
         None if is_start => Uuid::now_v7().to_string().parse()?,
-        None => {
-            return usage(
-                "there is no job: begin with `eval \"$(tidings report start --type …)\"`, or name one with --id or TIDINGS_JOB",
-            );
-        }
+        None => match std::env::var("TIDINGS_JOB") {
+            Ok(id) if !id.is_empty() => id
+                .parse()
+                .map_err(|error| Failure::new(Exit::Usage, format!("TIDINGS_JOB: {error}")))?,
+            _ => {
+                return usage(
+                    "there is no job: begin with `eval \"$(tidings report start --type …)\"`, or name one with --id or TIDINGS_JOB",
+                );
+            }
+        },
     };
     Ok(Job {
         id,

@@ -36,7 +36,7 @@ pub(super) fn routes() -> Vec<Route> {
 pub(super) fn describe(document: &mut Document) {
     const TAG: &str = "Pings";
     document.tag(TAG, "Reports by one line of curl, and their keys.");
-    let rests = ["/{key}".to_owned(), "/{key}/{report}".to_owned()];
+    let rests = [String::new(), "/{report}".to_owned()];
     let ping = |method: &str, rest: &str, operation: &mut Operation<'_>| {
         let form = if rest.contains("report") {
             "report"

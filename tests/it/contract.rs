@@ -40,6 +40,12 @@ async fn every_route_is_described_and_nothing_else_is() {
     assert_eq!(status, 200);
     assert_eq!(document, tidings::http::openapi(""));
     let operations = operations(&document);
+    for (method, path, _) in &operations {
+        let mut named = std::collections::HashSet::new();
+        let mut parameters = path.split('/').filter(|part| part.starts_with('{'));
+        let is_named_once = parameters.all(|part| named.insert(part));
+        assert!(is_named_once, "{method} {path} names a parameter twice");
+    }
     let routes = tidings::http::routes();
     let is_preflight = |route: &&rocket::Route| route.method.as_str() != "OPTIONS";
     for route in routes.iter().filter(is_preflight) {

@@ -32,7 +32,7 @@ pub(super) struct Running {
     keyboard: Option<JoinHandle<()>>,
     script: Option<JoinHandle<()>>,
     watcher: JoinHandle<Option<u64>>,
-    /// The most memory that this process had taken when the command was started, in bytes.
+    /// The most memory that this process had taken when the command had started, in bytes.
     own_memory_bytes: u64,
     interrupted: Arc<Mutex<bool>>,
     continuations: Arc<Continuations>,
@@ -49,13 +49,14 @@ impl Running {
     ) -> io::Result<Running> {
         let file = arguments.progress_file.clone().map(ProgressFile::new);
         let signals = Signals::receive()?;
-        let own_memory_bytes = input::own_peak_memory(std::process::id()).unwrap_or(0);
         let Started {
             process,
             outputs,
             terminal,
             screen,
         } = process::start(&arguments.command)?;
+        // Before it became another program, the command was a part of this process, which only grows.
+        let own_memory_bytes = input::own_peak_memory(std::process::id()).unwrap_or(0);
         let descriptor = descriptor.map(Descriptor::into_reader);
         let (ended, alive) = io::pipe()?;
         let ended = Arc::new(ended);

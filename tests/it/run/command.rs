@@ -33,7 +33,9 @@ async fn the_exit_code_and_the_outputs_are_the_commands_own_and_the_job_ends_as_
         );
         assert!(metadata["wall_secs"].as_f64().unwrap() > 0.0);
         assert!(metadata["cpu_user_secs"].is_number() && metadata["cpu_system_secs"].is_number());
-        assert!(metadata["peak_memory_bytes"].as_u64().unwrap() > 100_000);
+        // It was too quick to be looked at, or it is that of the shell, not of `run`.
+        let memory = metadata["peak_memory_bytes"].as_u64();
+        assert!(memory.is_none_or(|bytes| (100_000..20_000_000).contains(&bytes)));
         if code == 0 {
             assert_eq!(
                 (&job["status"], &job["result"]),

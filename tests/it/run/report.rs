@@ -58,6 +58,46 @@ async fn a_script_reports_from_its_start_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_within_the_script_of_another_job_is_a_job_of_its_own() {
+    let server = server().await;
+    let output = script(
+        &server,
+        "sh",
+        "set -e
+         eval \"$(tidings report start --type outer)\"
+         (eval \"$(tidings report start --type inner)\"; tidings report fail 'Inner')
+         tidings report ok 'Outer'
+         eval \"$(tidings report start --type outer)\"
+         tidings report ok 'Again'",
+    )
+    .await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr), "");
+    let mut ended: Vec<String> = jobs(&server)
+        .await
+        .iter()
+        .map(|job| {
+            let error = job["error"]["message"].as_str();
+            let message = error.or(job["message"].as_str()).unwrap();
+            format!(
+                "{} {} {message}",
+                job["job_type"].as_str().unwrap(),
+                job["status"].as_str().unwrap()
+            )
+        })
+        .collect();
+    ended.sort();
+    assert_eq!(
+        ended,
+        [
+            "inner failed Inner",
+            "outer completed Again",
+            "outer completed Outer"
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn progress_is_a_fraction_a_percentage_or_a_message() {
     let server = server().await;
     server.running_job("j").await;

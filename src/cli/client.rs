@@ -99,6 +99,25 @@ impl Client {
         self.wait(self.client.batch(commands)).map(drop)
     }
 
+    /// Posts a batch of commands, the last of which decides: its rejection becomes a [`Failure`].
+    pub(super) fn batch_for_last(&self, commands: &[Value]) -> Result<(), Failure> {
+        let results = self.wait(self.client.batch(commands))?;
+        // Without a result for each, the batch was cut off, and is to be repeated.
+        let last = results.get(commands.len() - 1).unwrap_or(&Value::Null);
+        let status = last["status"].as_u64().unwrap_or(503);
+        if (200..300).contains(&status) {
+            return Ok(());
+        }
+        let rejected = ClientError::Rejected {
+            status: u16::try_from(status).unwrap_or(500),
+            code: last["code"].as_str().map(str::to_owned),
+            detail: last["detail"].as_str().unwrap_or_default().to_owned(),
+            // Lines do not say how long to wait.
+            retry_after: Duration::ZERO,
+        };
+        Err(failure(&self.base, rejected))
+    }
+
     /// Puts JSON.
     pub(super) fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         self.wait(self.client.put(path, body))

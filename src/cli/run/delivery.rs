@@ -90,6 +90,13 @@ impl Delivery {
 
     /// Reports progress, or gives a sign of life. Returns whether the job is to be cancelled.
     pub(super) fn progress(&mut self, latest: &Latest) -> Result<bool, Failure> {
+        let report = self.progress_report(latest);
+        self.reports += 1;
+        let answer = self.post("progress", &report, &format!("progress-{}", self.reports))?;
+        Ok(answer["cancel_requested"] == true)
+    }
+
+    fn progress_report(&self, latest: &Latest) -> Value {
         let mut report = self.report();
         report["progress"] = latest.percent.map(|(percent, _)| rounded(percent)).into();
         if let Some(message) = &latest.message {
@@ -98,13 +105,16 @@ impl Delivery {
         if let Some((_, source)) = latest.percent {
             report["metadata"] = json!({"progress_source": source.as_str()});
         }
-        self.reports += 1;
-        let answer = self.post("progress", &report, &format!("progress-{}", self.reports))?;
-        Ok(answer["cancel_requested"] == true)
+        report
     }
 
-    /// Reports how the command ended.
-    pub(super) fn end(&mut self, outcome: &Outcome, level: Level) -> Result<bool, Failure> {
+    /// Reports how the command ended, and before that, its progress that was not sent.
+    pub(super) fn end(
+        &mut self,
+        outcome: &Outcome,
+        level: Level,
+        unsent: Option<&Latest>,
+    ) -> Result<bool, Failure> {
         let mut report = self.report();
         let metadata = match level {
             Level::Bare => None,
@@ -115,8 +125,8 @@ impl Delivery {
             Ending::Cancelled(reason) => {
                 // Cancelling takes no metadata.
                 if let Some(metadata) = metadata {
-                    let mut used = self.report();
-                    used["metadata"] = metadata;
+                    let mut used = self.progress_report(&unsent.cloned().unwrap_or_default());
+                    merge(&mut used["metadata"], metadata);
                     self.post("progress", &used, &key("used"))?;
                 }
                 report["force"] = true.into();
@@ -134,11 +144,32 @@ impl Delivery {
                     report["error"]["details"] = outcome.details();
                 }
                 report["metadata"] = metadata.unwrap_or(json!({}));
+                if let Some(latest) = unsent {
+                    // In one request, so that the outcome does not have to wait for the progress.
+                    let progress = self.progress_report(latest);
+                    self.client.batch_for_last(&[
+                        self.line("progress", progress, &key("last-progress")),
+                        self.line("fail", report, &key("fail")),
+                    ])?;
+                    return Ok(false);
+                }
                 "fail"
             }
         };
         self.post(verb, &report, &key(verb))?;
         Ok(false)
+    }
+
+    /// Returns a line of a batch.
+    fn line(&self, verb: &str, mut body: Value, key: &str) -> Value {
+        body["op"] = format!("jobs.{verb}").into();
+        body["job_id"] = self.job_id.as_str().into();
+        body["idempotency_key"] = self.key(key).into();
+        body
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}-{key}", self.run.simple())
     }
 
     fn report(&self) -> Value {
@@ -147,8 +178,15 @@ impl Delivery {
 
     fn post(&self, verb: &str, body: &Value, key: &str) -> Result<Value, Failure> {
         let path = format!("/api/jobs/{}/{verb}", self.job_id.encoded());
-        let key = format!("{}-{key}", self.run.simple());
-        self.client.post_once(&path, body, &key)
+        self.client.post_once(&path, body, &self.key(key))
+    }
+}
+
+/// Adds the fields of `more` to an object, or to nothing.
+fn merge(object: &mut Value, more: Value) {
+    match (object.as_object_mut(), more) {
+        (Some(object), Value::Object(more)) => object.extend(more),
+        (_, more) => *object = more,
     }
 }
 

@@ -117,6 +117,15 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         }
     };
     let wait = Duration::from_secs(arguments.wait.into());
+    if let Some(file) = &arguments.progress_file
+        && file.metadata().is_ok_and(|own| !own.is_file())
+    {
+        let file = file.display();
+        terminal::complain(&format!(
+            "tidings: --progress-file: {file} is not a regular file; for a pipe, use --fd"
+        ));
+        return ExitCode::from(Exit::Usage as u8);
+    }
     let board = Arc::new(Board::default());
     let progress = Progress::of(&arguments.command);
     let observer = Arc::new(Mutex::new(Observer::new(progress, Arc::clone(&board))));

@@ -54,7 +54,8 @@ pub(super) struct Latest {
 enum Next {
     /// Send this progress. Without news, it is a sign of life.
     Progress(Latest),
-    End(Arc<Outcome>),
+    /// Send the outcome, and this progress before it, if it was not sent.
+    End(Arc<Outcome>, Option<Latest>),
 }
 
 impl Board {
@@ -127,7 +128,13 @@ impl Board {
         let mut state = self.lock();
         loop {
             if let Some(outcome) = &state.outcome {
-                return Next::End(Arc::clone(outcome));
+                let latest = Latest {
+                    percent: state.percent,
+                    message: state.message.clone(),
+                };
+                let is_unsent =
+                    state.has_news && (latest.percent.is_some() || latest.message.is_some());
+                return Next::End(Arc::clone(outcome), is_unsent.then_some(latest));
             }
             let due = last + if state.has_news { PERIOD } else { BEAT };
             let rest = due.saturating_duration_since(Instant::now());
@@ -215,10 +222,10 @@ impl<C: FnMut()> Reporter<C> {
         let mut level = Level::Full;
         loop {
             let next = self.board.next(last);
-            let is_ending = matches!(next, Next::End(_));
+            let is_ending = matches!(next, Next::End(..));
             let sent = match &next {
                 Next::Progress(latest) => self.delivery.progress(latest),
-                Next::End(outcome) => self.delivery.end(outcome, level),
+                Next::End(outcome, unsent) => self.delivery.end(outcome, level, unsent.as_ref()),
             };
             last = Instant::now();
             match sent {

@@ -180,7 +180,7 @@ async fn what_happens_while_the_server_is_away_is_reported_when_it_is_back() {
     let job = only_job(&server).await;
     assert_eq!(
         (&job["status"], &job["progress"]),
-        (&json!("failed"), &json!(40.0))
+        (&json!("failed"), &json!(60.0))
     );
     assert_eq!(job["error"]["details"]["exit_code"], 3);
 }

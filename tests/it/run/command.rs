@@ -54,6 +54,38 @@ async fn the_exit_code_and_the_outputs_are_the_commands_own_and_the_job_ends_as_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn how_far_a_command_was_that_fails_at_once_is_reported() {
+    let server = server().await;
+    let script = "for n in 1 2 3 4; do echo $n/8 rows; done; exit 3";
+    let output = end_of(run_script(&server, &[], script), b"").await;
+    assert_eq!(output.status.code(), Some(3));
+    let job = only_job(&server).await;
+    assert_eq!(
+        (
+            &job["status"],
+            &job["progress"],
+            &job["error"]["details"]["exit_code"]
+        ),
+        (&json!("failed"), &json!(50.0), &json!(3))
+    );
+}
+
+/// Opening a pipe waits for its other end, and so would the command.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_progress_file_that_is_a_pipe_is_refused() {
+    let server = server().await;
+    let pipe = server.folder.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let options = ["--progress-file", pipe.to_str().unwrap()];
+    let output = end_of(run_script(&server, &options, "echo ran"), b"").await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    let said = text(&output.stderr);
+    assert!(said.contains("is not a regular file"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_is_ended_by_a_signal_ends_run_by_the_same_signal() {
     for (name, signal) in [("KILL", 9), ("TERM", 15), ("SEGV", 11), ("HUP", 1)] {
         let server = server().await;

@@ -9,6 +9,10 @@ pub(super) struct Apt {
 }
 
 impl Family for Apt {
+    fn is_for_programs(&self) -> bool {
+        true
+    }
+
     fn read(&mut self, line: Line<'_>) -> Option<Reading> {
         if line.text.starts_with("(Reading database") {
             return Some(Reading::default());

@@ -4,14 +4,35 @@
 use super::number::{clock, percent_of};
 use super::{Family, Line, Reading};
 
+/// The fields of `-progress`, besides those that begin with `stream_`.
+const FIELDS: [&str; 11] = [
+    "frame",
+    "fps",
+    "bitrate",
+    "total_size",
+    "out_time",
+    "out_time_us",
+    "out_time_ms",
+    "dup_frames",
+    "drop_frames",
+    "speed",
+    "progress",
+];
+
 /// Reads ffmpeg's progress.
 #[derive(Default)]
 pub(super) struct Ffmpeg {
     duration_secs: f64,
     is_output: bool,
+    /// Whether there were lines of `-progress`.
+    has_fields: bool,
 }
 
 impl Family for Ffmpeg {
+    fn is_for_programs(&self) -> bool {
+        true
+    }
+
     fn read(&mut self, line: Line<'_>) -> Option<Reading> {
         let text = line.text;
         if text.starts_with("Input #") || text.starts_with("Output #") {
@@ -25,8 +46,21 @@ impl Family for Ffmpeg {
             }
             return Some(Reading::default());
         }
+        let field = text.split_once('=').map_or("", |(name, _)| name);
+        let is_field = FIELDS.contains(&field) || field.starts_with("stream_");
+        self.has_fields |= field == "out_time" || text == "progress=continue";
+        // It says nothing to people.
+        let silent = |percent| {
+            Some(Reading {
+                percent,
+                message: Some(String::new()),
+            })
+        };
         if text == "progress=end" {
-            return Some(Reading::at(100.0));
+            return silent(Some(100.0));
+        }
+        if self.has_fields && is_field && field != "out_time" {
+            return silent(None);
         }
         let is_statistics = text.contains("bitrate=") && text.contains("speed=");
         let time = match text.strip_prefix("out_time=") {
@@ -38,7 +72,7 @@ impl Family for Ffmpeg {
         let percent = percent_of(secs.min(self.duration_secs), self.duration_secs);
         Some(Reading {
             percent,
-            message: None,
+            message: (field == "out_time").then(|| format!("at {}", time.trim())),
         })
     }
 }

@@ -83,6 +83,11 @@ impl Reading {
 trait Family {
     /// Returns what the line says, if it is of this family.
     fn read(&mut self, line: Line<'_>) -> Option<Reading>;
+
+    /// Whether it is written for programs, which can read it from a descriptor or file of their own.
+    fn is_for_programs(&self) -> bool {
+        false
+    }
 }
 
 /// What is new after a part of the output.
@@ -146,8 +151,17 @@ impl Progress {
         }
     }
 
-    /// Reads a line by which a script reports: `40/200 Reading rows`, `20%`, `20`, or only a message.
+    /// Reads a line by which a script reports: `40/200 Reading rows`, `20%`, `20`, or only a message. Or a program reports in its
+    /// own way: `ffmpeg -progress pipe:3`, `apt-get -o APT::Status-Fd=3`.
     pub(super) fn told(&mut self, text: &str) -> News {
+        let line = Line {
+            text,
+            is_redrawn: false,
+        };
+        let mut programs = self.programs.iter_mut().filter(|own| own.is_for_programs());
+        if let Some(reading) = programs.find_map(|own| own.read(line)) {
+            return self.heard(Source::Script, reading, String::new());
+        }
         let (percent, message) = report(text);
         let reading = Reading {
             percent,
@@ -195,4 +209,55 @@ fn names(command: &[OsString], program: &str) -> bool {
         word.split(|own: char| own.is_whitespace() || "|;&()".contains(own))
             .any(|own| own.rsplit('/').next() == Some(program))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(lines: &[&str]) -> Vec<News> {
+        let mut progress = Progress::of(&[]);
+        lines.iter().map(|line| progress.told(line)).collect()
+    }
+
+    fn news(percent: Option<f64>, message: &str) -> News {
+        News {
+            percent: percent.map(|percent| (percent, Source::Script)),
+            message: Some(message.to_owned()).filter(|message| !message.is_empty()),
+        }
+    }
+
+    #[test]
+    fn programs_report_in_their_own_way_on_a_descriptor_of_their_own() {
+        assert_eq!(
+            told(&[
+                "dlstatus:1:50.0:Retrieving file 1 of 2",
+                "pmstatus:bash:50.0:Unpacking"
+            ]),
+            [
+                news(Some(25.0), "Retrieving file 1 of 2"),
+                news(Some(75.0), "Unpacking")
+            ]
+        );
+        assert_eq!(
+            told(&[
+                "out_time=00:00:05.000000",
+                "speed=2x",
+                "progress=continue",
+                "frame=10",
+                "progress=end"
+            ]),
+            [
+                news(None, "at 00:00:05.000000"),
+                news(None, ""),
+                news(None, ""),
+                news(None, ""),
+                news(Some(100.0), ""),
+            ]
+        );
+        assert_eq!(
+            told(&["40/200 Reading rows", "frame=10"]),
+            [news(Some(20.0), "Reading rows"), news(None, "frame=10")]
+        );
+    }
 }

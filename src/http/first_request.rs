@@ -11,7 +11,8 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rocket::fairing::{Fairing, Info, Kind};
@@ -32,7 +33,11 @@ pub(super) struct FirstRequests(Arc<Begun>);
 
 /// From where requests have begun, on connections on which nothing may have been sent yet.
 #[derive(Default)]
-struct Begun(Mutex<HashSet<SocketAddr>>);
+struct Begun {
+    peers: Mutex<HashSet<SocketAddr>>,
+    /// Whether anybody takes the notes.
+    is_checked: AtomicBool,
+}
 
 #[rocket::async_trait]
 impl Fairing for FirstRequests {
@@ -50,6 +55,10 @@ impl Fairing for FirstRequests {
         let Some(timeout) = tidings.settings().request_timeout() else {
             return;
         };
+        if !cfg!(target_os = "linux") {
+            return;
+        }
+        self.0.is_checked.store(true, Ordering::Relaxed);
         let (port, begun) = (rocket.config().port, Arc::clone(&self.0));
         let weak = Arc::downgrade(tidings);
         tidings
@@ -60,7 +69,9 @@ impl Fairing for FirstRequests {
     }
 
     async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
-        if let Some(peer) = request.remote() {
+        if self.0.is_checked.load(Ordering::Relaxed)
+            && let Some(peer) = request.remote()
+        {
             self.0.note(peer);
         }
     }
@@ -94,8 +105,8 @@ impl Begun {
         silent
     }
 
-    fn peers(&self) -> std::sync::MutexGuard<'_, HashSet<SocketAddr>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn peers(&self) -> MutexGuard<'_, HashSet<SocketAddr>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -176,7 +176,7 @@ impl<B: Backend> Handle<B> {
 
 impl<B: Backend> Writer<B> {
     /// Creates a writer, which the caller must [run](Writer::run), and its handle. The writer sends what it commits to
-    /// `committed` and counts it in `meter`. It carries out backlogs at a `pace`.
+    /// `committed` and counts it in `meter`. It carries out batches at a `pace`.
     pub fn new(
         backend: B,
         rules: Rules,

@@ -1,9 +1,11 @@
-//! Bars and fractions of no known program: `[ 12/340] Linking`, `40/200`, `45%`, `[#####     ] 45%`, `Reading: 45% (9/20)`.
+//! Bars and counts of no known program: `[ 12/340] Linking`, `40/200`, `40 of 200`, `Step 3/10`, `45%`, `Progress: 45%`, `[#####     ] 45%`.
 //!
-//! A text can contain any number, so a number counts only where a bar has it: alone, at the beginning of a line, beside a drawn bar,
-//! or in a line that is redrawn in place.
+//! A text can contain any number, so a number counts only where a bar has it: alone, in brackets at one end of a line, after a label
+//! that names progress, beside a drawn bar, or in a line that is redrawn in place. What can also be a date or a measure (`3/10`, `3/4 inch`)
+//! counts once it is seen to grow towards the same total.
 
-use super::number::{leading_fraction, leading_number, leading_percent, percent_of};
+use super::figure::{Certainty, Figure, Value, without_log_prefix};
+use super::number::{leading_number, percent_of};
 use super::{Family, Line, Reading};
 
 /// The characters of drawn bars, other than ASCII.
@@ -11,42 +13,62 @@ const BLOCKS: &str = "█▉▊▋▌▍▎▏▓▒░■□▪▫━─╸╺�
 /// The least number of equal characters that look like a bar.
 const BAR_MIN: usize = 3;
 
-/// Reads bars and fractions.
-pub(super) struct Bar;
+/// Reads bars and counts.
+#[derive(Default)]
+pub(super) struct Bar {
+    /// The newest count.
+    last: Option<Count>,
+}
+
+/// A count, by which the next one of the same total is recognised.
+struct Count {
+    /// What is before it in its line, except for digits.
+    label: String,
+    part: f64,
+    whole: f64,
+}
 
 impl Family for Bar {
     fn read(&mut self, line: Line<'_>) -> Option<Reading> {
-        let text = line.text;
-        let in_brackets = || {
-            let (inner, _) = text.strip_prefix('[')?.split_once(']')?;
-            whole(inner.trim())
-        };
-        let drawn = || {
+        let text = without_log_prefix(line.text);
+        let percent = self.counted(text).or_else(|| {
             (line.is_redrawn || has_bar(text))
-                .then(|| within(text))
+                .then(|| within(text, line.is_redrawn))
                 .flatten()
-        };
-        let percent = in_brackets()
-            .or_else(|| whole(text))
-            .or_else(|| leading(text))
-            .or_else(drawn)?;
+        })?;
         Some(Reading::at(percent))
     }
 }
 
-/// Reads a text that is nothing but a fraction or a percentage.
-fn whole(text: &str) -> Option<f64> {
-    if let Some((part, whole, "")) = leading_fraction(text) {
-        return percent_of(part, whole);
+impl Bar {
+    /// Reads the first figure that is progress by itself, or by what was counted before.
+    fn counted(&mut self, text: &str) -> Option<f64> {
+        let mut is_first_count = true;
+        for figure in Figure::all(text) {
+            let mut certainty = figure.certainty();
+            if let Value::Count { part, whole, .. } = figure.value
+                && std::mem::take(&mut is_first_count)
+                && certainty != Certainty::No
+                && self.grows(figure.before, part, whole)
+            {
+                certainty = Certainty::Sure;
+            }
+            if certainty == Certainty::Sure {
+                return figure.value.percent();
+            }
+        }
+        None
     }
-    leading_percent(text).and_then(|(percent, rest)| rest.is_empty().then_some(percent))
-}
 
-/// Reads a fraction at the beginning of a line. Not a percentage: sentences begin with those.
-fn leading(text: &str) -> Option<f64> {
-    let (part, whole, rest) = leading_fraction(text)?;
-    rest.starts_with([' ', '\t', ':', ','])
-        .then(|| percent_of(part, whole))?
+    /// Whether a count is more than the one before, of the same total. It is the one before the next one.
+    fn grows(&mut self, before: &str, part: f64, whole: f64) -> bool {
+        let label: String = before.chars().filter(|own| !own.is_ascii_digit()).collect();
+        let grows = self.last.as_ref().is_some_and(|last| {
+            last.label == label && last.whole.total_cmp(&whole).is_eq() && last.part < part
+        });
+        self.last = Some(Count { label, part, whole });
+        grows
+    }
 }
 
 /// Whether a text has a drawn bar.
@@ -77,28 +99,23 @@ fn has_bar(text: &str) -> bool {
     })
 }
 
-/// Reads the first percentage in a line, or else its first fraction.
-fn within(text: &str) -> Option<f64> {
-    let mut fraction = None;
-    let mut before = ' ';
-    for (at, character) in text.char_indices() {
-        let begins = character.is_ascii_digit() && !(before.is_alphanumeric() || before == '.');
-        let is_part = before == '/' || before == ':';
-        before = character;
-        if !begins || is_part {
-            continue;
-        }
-        let rest = &text[at..];
-        if let Some((percent, _)) = leading_percent(rest) {
-            return Some(percent);
-        }
-        if fraction.is_none() {
-            fraction = leading_fraction(rest)
-                .and_then(|(part, whole, _)| percent_of(part, whole))
-                .or_else(|| sizes(rest));
-        }
+/// Reads the first percentage in a line, or else its first fraction. A line that is not redrawn can also be a heading of words.
+fn within(text: &str, is_redrawn: bool) -> Option<f64> {
+    let figures = || Figure::all(text).filter(|own| is_redrawn || !own.is_in_sentence());
+    let percent = figures().find(|own| matches!(own.value, Value::Percent(_)));
+    let figure = percent.or_else(|| {
+        let is_fraction = |own: &Figure<'_>| {
+            matches!(own.value, Value::Count { is_in_words, .. } if is_redrawn || !is_in_words)
+        };
+        figures().find(is_fraction)
+    });
+    match figure {
+        Some(figure) => figure.value.percent(),
+        None => text
+            .char_indices()
+            .filter(|(at, own)| own.is_ascii_digit() && text[..*at].ends_with(' '))
+            .find_map(|(at, _)| sizes(&text[at..])),
     }
-    fraction
 }
 
 /// Reads two sizes in the same unit: `1.2/3.4 MB`.
@@ -116,7 +133,7 @@ mod tests {
 
     fn read(text: &str, is_redrawn: bool) -> Option<f64> {
         let line = Line { text, is_redrawn };
-        Bar.read(line)?.percent
+        Bar::default().read(line)?.percent
     }
 
     #[test]
@@ -138,6 +155,9 @@ mod tests {
             ("[2026-11-27 10:00] 45% used", None),
             ("[1/0]", None),
             ("usr/1/2", None),
+            ("=== 45% of users agree ===", None),
+            ("### 100% of users", None),
+            ("===== 3/4 inch =====", None),
         ] {
             assert_eq!(read(text, false), expected, "{text}");
         }
@@ -153,6 +173,143 @@ mod tests {
             ("/srv/1/2 copied", None),
         ] {
             assert_eq!(read(text.trim(), true), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_count_or_percentage_by_itself_or_after_a_label_that_names_progress_counts() {
+        for (text, expected) in [
+            ("40 of 200", 20.0),
+            ("40 out of 200", 20.0),
+            ("3 of 10", 30.0),
+            ("40 of 200 rows", 20.0),
+            ("40 of 200: customers.csv", 20.0),
+            ("(3/10)", 30.0),
+            ("(3/10) Installing tidings", 30.0),
+            ("(3 of 10)", 30.0),
+            ("(45%)", 45.0),
+            ("[3 of 10]", 30.0),
+            ("1,500 of 3,000", 50.0),
+            ("0/10", 0.0),
+            ("40/50", 80.0),
+            ("12,5 %", 12.5),
+            ("12,5%", 12.5),
+            ("45\u{a0}%", 45.0),
+            ("45% done", 45.0),
+            ("45% complete.", 45.0),
+            ("45% (450/1000)", 45.0),
+            ("45%, 10 s left", 45.0),
+            ("Step 3/10", 30.0),
+            ("Step 3/10 : RUN make", 30.0),
+            ("STEP 3/10: RUN make", 30.0),
+            ("step 3 of 10", 30.0),
+            ("Step #3 of 10 - build", 30.0),
+            ("Epoch 3/10", 30.0),
+            ("Page 3/10...", 30.0),
+            ("Progress: 45%", 45.0),
+            ("progress 45%", 45.0),
+            ("Progress: 12,5 %", 12.5),
+            ("Progress: 40/200", 20.0),
+            ("Progress: 45% complete", 45.0),
+            ("Overall progress = 45.5%", 45.5),
+            ("Done: 45%", 45.0),
+            ("Completed 40 of 200", 20.0),
+            ("Processed 40 of 200 rows", 20.0),
+            ("Copying big.iso... 45%", 45.0),
+            ("Processing file 3 of 10: a.txt", 30.0),
+            ("Uploading (3/50)", 6.0),
+            ("[download]  45.2% of 10.00MiB at 1.00MiB/s ETA 00:05", 45.2),
+            ("tests/test_rows.py ......    [ 45%]", 45.0),
+            ("2026-11-27 10:00:01,123 INFO Step 3/10", 30.0),
+            ("INFO:root:Progress: 45%", 45.0),
+            ("[10:00:01] 45%", 45.0),
+            ("=> [3/10] RUN make", 30.0),
+            ("- 45%", 45.0),
+            ("shred: secret: pass 1/5 (random)...", 20.0),
+        ] {
+            assert_eq!(read(text, false), Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_a_sentence_a_date_a_measure_a_version_or_a_path_do_not_count() {
+        for text in [
+            "3/4 inch",
+            "3/4\"",
+            "27/64 drill",
+            "11/28",
+            "11/28 backup started",
+            "Backup of 11/28",
+            "Starting 11/28",
+            "Meeting on Friday (11/28)",
+            "28/11/2026",
+            "2026/11/28",
+            "about 3/4 of all users agree",
+            "2/3 of them",
+            "3 of 4 people agree",
+            "they ate 3 of 4 pies",
+            "100% of users agree",
+            "100% cotton",
+            "45% off",
+            "up by 45%",
+            "+45%",
+            "-45%",
+            "Disk usage: 93%",
+            "CPU: 45%",
+            "Warning: 45%",
+            "Remaining: 45%",
+            "Using 45% of memory",
+            "Coverage 93%",
+            "version 3/4",
+            "Python 3.11/3.12",
+            "HTTP/1.1 200",
+            "v1/2",
+            "/srv/40/200",
+            "src/40/200 copied",
+            "https://tidings.example/40/200",
+            "192.168.0.1/24",
+            "24/7 support",
+            "50/50 split",
+            "40/200.5",
+            "101%",
+            "1,050%",
+        ] {
+            assert_eq!(read(text, false), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_count_that_can_be_something_else_counts_once_it_grows() {
+        let read = |texts: &[&str]| -> Vec<Option<f64>> {
+            let mut bar = Bar::default();
+            let mut percents = Vec::new();
+            for text in texts {
+                let line = Line {
+                    text,
+                    is_redrawn: false,
+                };
+                percents.push(bar.read(line).and_then(|own| own.percent));
+            }
+            percents
+        };
+        assert_eq!(read(&["1/8", "2/8", "3/8"]), [None, Some(25.0), Some(37.5)]);
+        assert_eq!(read(&["0/8", "1/8"]), [Some(0.0), Some(12.5)]);
+        assert_eq!(
+            read(&["tests 3/40 passed", "tests 4/40 passed"]),
+            [None, Some(10.0)]
+        );
+        assert_eq!(
+            read(&["#5 [stage-1 1/4] FROM", "#6 [stage-1 2/4] RUN"]),
+            [None, Some(50.0)]
+        );
+        for texts in [
+            ["3/4 inch", "7/8 inch"],
+            ["3/4 inch", "3/4 inch"],
+            ["on 11/28", "on 11/29"],
+            ["Sent 3/4 pages", "Read 4/4 pages"],
+            ["4/8 left", "3/8 left"],
+        ] {
+            assert_eq!(read(&texts), [None, None], "{texts:?}");
         }
     }
 }

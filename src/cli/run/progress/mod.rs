@@ -8,6 +8,7 @@ mod cargo;
 mod corpus;
 mod curl;
 mod ffmpeg;
+mod figure;
 mod git;
 mod number;
 mod pip;
@@ -126,7 +127,7 @@ impl Progress {
         }
         Progress {
             programs,
-            bar: bar::Bar,
+            bar: bar::Bar::default(),
             best: None,
         }
     }

@@ -6,10 +6,12 @@ pub(super) fn percent_of(part: f64, whole: f64) -> Option<f64> {
     is_part.then(|| part / whole * 100.0)
 }
 
-/// Reads a percentage at the beginning of a text: `45%`, `45.5 %`. Returns it and the rest.
+/// Reads a percentage at the beginning of a text: `45%`, `45.5 %`, `12,5 %`. Returns it and the rest.
 pub(super) fn leading_percent(text: &str) -> Option<(f64, &str)> {
-    let (number, rest) = leading_number(text)?;
-    let rest = rest.trim_start_matches(' ').strip_prefix('%')?;
+    let (number, rest) = leading_decimal(text)?;
+    // Many languages have a space there, often one that does not break the line.
+    let rest = rest.trim_start_matches([' ', '\u{a0}', '\u{202f}']);
+    let rest = rest.strip_prefix('%')?;
     (0.0..=100.0).contains(&number).then_some((number, rest))
 }
 
@@ -18,9 +20,48 @@ pub(super) fn leading_fraction(text: &str) -> Option<(f64, f64, &str)> {
     let (part, rest) = leading_whole(text)?;
     let rest = rest.trim_start_matches(' ').strip_prefix('/')?;
     let (whole, rest) = leading_whole(rest.trim_start_matches(' '))?;
-    // A date (27/11/2026), a path (1/2/file), a version (1/2.3).
-    let is_more = rest.starts_with(|next: char| next.is_alphanumeric() || "/.-_".contains(next));
-    (!is_more).then_some((part, whole, rest))
+    (!goes_on(rest)).then_some((part, whole, rest))
+}
+
+/// Reads a count in words at the beginning of a text: `40 of 200`. Returns both numbers and the rest.
+pub(super) fn leading_count_of(text: &str) -> Option<(f64, f64, &str)> {
+    let (part, rest) = leading_whole(text)?;
+    let rest = rest.strip_prefix(' ')?.trim_start_matches(' ');
+    let rest = rest.strip_prefix("out ").unwrap_or(rest);
+    let (whole, rest) = leading_whole(rest.strip_prefix("of ")?.trim_start_matches(' '))?;
+    (!goes_on(rest)).then_some((part, whole, rest))
+}
+
+/// Whether what follows belongs to a number: a date (27/11/2026), a path (1/2/file), a version (1/2.3), a percentage.
+fn goes_on(rest: &str) -> bool {
+    let mut next = rest.chars();
+    match next.next() {
+        Some(own) if own.is_alphanumeric() || "/_%\"'″".contains(own) => true,
+        // Otherwise it ends a sentence.
+        Some('.' | '-') => next.next().is_some_and(char::is_alphanumeric),
+        _ => false,
+    }
+}
+
+/// Reads a non-negative number at the beginning of a text, with or without a fraction after a point or a comma. A comma before three
+/// digits separates thousands.
+fn leading_decimal(text: &str) -> Option<(f64, &str)> {
+    let is_digit = |own: &char| own.is_ascii_digit();
+    let (number, rest) = leading_number(text)?;
+    let whole = text[..text.len() - rest.len()].bytes();
+    match rest.strip_prefix(',') {
+        Some(more) if whole.into_iter().all(|own| own.is_ascii_digit()) => {
+            let count = more.chars().take_while(is_digit).count();
+            match count {
+                0 | 3.. => None,
+                _ => {
+                    let text = format!("{}.{}", &text[..text.len() - rest.len()], &more[..count]);
+                    Some((text.parse().ok()?, &more[count..]))
+                }
+            }
+        }
+        _ => Some((number, rest)),
+    }
 }
 
 /// Reads a non-negative number at the beginning of a text, with or without a fraction.
@@ -40,10 +81,10 @@ fn leading_whole(text: &str) -> Option<(f64, &str)> {
     Some((digits.parse().ok()?, &text[end..]))
 }
 
-/// Reads a report of a script: `40/200 Reading rows`, `20%`, `20`, or only a message. Returns the percentage and the message.
+/// Reads a report of a script: `40/200 Reading rows`, `40 of 200`, `20%`, `20`, or only a message. Returns the percentage and the message.
 pub(in crate::cli) fn report(text: &str) -> (Option<f64>, &str) {
     let text = text.trim();
-    if let Some((part, whole, rest)) = leading_fraction(text)
+    if let Some((part, whole, rest)) = leading_fraction(text).or_else(|| leading_count_of(text))
         && let Some(percent) = percent_of(part, whole)
     {
         return (Some(percent), rest.trim_start());
@@ -82,7 +123,11 @@ mod tests {
             ("40/200 Reading rows", (Some(20.0), "Reading rows")),
             ("1,500/3,000", (Some(50.0), "")),
             ("20%", (Some(20.0), "")),
+            ("40 of 200 rows", (Some(20.0), "rows")),
             (" 12.5 % done", (Some(12.5), "done")),
+            ("12,5 %", (Some(12.5), "")),
+            ("12,5\u{202f}%", (Some(12.5), "")),
+            ("1,050%", (None, "1,050%")),
             ("7", (Some(7.0), "")),
             ("300/200 x", (None, "300/200 x")),
             ("0/0", (None, "0/0")),

@@ -1,0 +1,384 @@
+//! The numbers of a line that can be progress, each with the text around it: `Step 3/10: build`, `40 of 200 rows`, `Progress: 45%`.
+
+use super::number::{leading_count_of, leading_fraction, leading_percent, percent_of};
+
+/// The most words before a number that still are a label. A sentence has more.
+const LABEL_WORDS_MAX: usize = 4;
+/// Totals from here on have three digits. Smaller ones are also those of measures, scores and grades: `3/4 inch`, `9/10 points`.
+const LARGE_TOTAL: f64 = 100.0;
+const MONTHS: f64 = 12.0;
+const DAYS: f64 = 31.0;
+
+/// What programs count.
+const UNITS: &[&str] = &[
+    "batch",
+    "block",
+    "chunk",
+    "document",
+    "epoch",
+    "file",
+    "frame",
+    "image",
+    "item",
+    "iteration",
+    "job",
+    "layer",
+    "line",
+    "message",
+    "module",
+    "object",
+    "package",
+    "page",
+    "part",
+    "partition",
+    "pass",
+    "phase",
+    "progress",
+    "record",
+    "request",
+    "round",
+    "row",
+    "sample",
+    "segment",
+    "shard",
+    "stage",
+    "step",
+    "table",
+    "task",
+    "test",
+];
+/// Participles of what is done.
+const DONE: &[&str] = &[
+    "complete",
+    "completed",
+    "converted",
+    "copied",
+    "done",
+    "downloaded",
+    "exported",
+    "finished",
+    "imported",
+    "processed",
+    "read",
+    "restored",
+    "scanned",
+    "sent",
+    "transferred",
+    "uploaded",
+    "verified",
+    "written",
+];
+/// Words that end like the name of an activity, and are none that goes towards an end.
+const NO_ACTIVITIES: &[&str] = &[
+    "during",
+    "failing",
+    "missing",
+    "nothing",
+    "pending",
+    "rating",
+    "remaining",
+    "something",
+    "string",
+    "using",
+    "warning",
+];
+
+/// A number in a line.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Figure<'a> {
+    /// What is before it in the line.
+    pub(super) before: &'a str,
+    /// What is after it.
+    after: &'a str,
+    pub(super) value: Value,
+}
+
+/// The value of a figure.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Value {
+    Percent(f64),
+    Count {
+        part: f64,
+        whole: f64,
+        /// Whether it is written as `3 of 10`, not as `3/10`.
+        is_in_words: bool,
+    },
+}
+
+/// How sure it is that a figure is progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Certainty {
+    Sure,
+    /// If it is seen to grow.
+    IfItGrows,
+    No,
+}
+
+/// What follows a figure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tail {
+    /// The end of the line, a separator, or a word such as `done`.
+    Apart,
+    /// One word, and the end: `rows`.
+    Word,
+    /// A phrase.
+    Phrase,
+}
+
+/// What is before a figure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Label {
+    None,
+    /// Something that is counted: `Step`.
+    Unit,
+    /// Something that is done: `Copying`.
+    Activity,
+    Other,
+}
+
+impl Value {
+    pub(super) fn percent(self) -> Option<f64> {
+        match self {
+            Value::Percent(percent) => Some(percent),
+            Value::Count { part, whole, .. } => percent_of(part, whole),
+        }
+    }
+
+    /// Whether it can be a day of a year: `11/28`, `3/10`.
+    fn is_date(self) -> bool {
+        let Value::Count {
+            part,
+            whole,
+            is_in_words: false,
+        } = self
+        else {
+            return false;
+        };
+        let (less, more) = (part.min(whole), part.max(whole));
+        less >= 1.0 && less <= MONTHS && more <= DAYS
+    }
+}
+
+impl Figure<'_> {
+    /// Returns all figures of a text, in order.
+    pub(super) fn all(text: &str) -> impl Iterator<Item = Figure<'_>> {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            loop {
+                let at = from + text[from..].find(|own: char| own.is_ascii_digit())?;
+                let is_of_number = |own: char| own.is_ascii_digit() || ".,_".contains(own);
+                let number = text[at..].find(|own| !is_of_number(own));
+                from = number.map_or(text.len(), |length| at + length);
+                let before = text[..at].chars().next_back();
+                // The rest of a word, path, clock time or signed number.
+                let is_part = |own: char| own.is_alphanumeric() || "./:+-_".contains(own);
+                if before.is_some_and(is_part) {
+                    continue;
+                }
+                if let Some(figure) = Figure::at(text, at) {
+                    from = text.len() - figure.after.len();
+                    return Some(figure);
+                }
+            }
+        })
+    }
+
+    fn at(text: &str, at: usize) -> Option<Figure<'_>> {
+        let rest = &text[at..];
+        let count = |is_in_words| {
+            move |(part, whole, after)| {
+                let value = Value::Count {
+                    part,
+                    whole,
+                    is_in_words,
+                };
+                (value, after)
+            }
+        };
+        let percent = || leading_percent(rest).map(|(own, after)| (Value::Percent(own), after));
+        let (value, after) = leading_fraction(rest)
+            .map(count(false))
+            .or_else(|| leading_count_of(rest).map(count(true)))
+            .or_else(percent)?;
+        value.percent()?;
+        Some(Figure {
+            before: &text[..at],
+            after,
+            value,
+        })
+    }
+
+    /// Returns how sure it is that this is progress.
+    ///
+    /// Any text can contain any number. So a percentage counts only where nothing else is told: by itself, in the brackets at one end of
+    /// the line, or after a label that names progress. A count that a person can also have written as a date, measure or
+    /// score counts once it grows.
+    pub(super) fn certainty(&self) -> Certainty {
+        if self.is_bracketed('[', ']') {
+            return Certainty::Sure;
+        }
+        let is_in_parentheses = self.is_bracketed('(', ')');
+        let (before, after) = match is_in_parentheses {
+            true => (
+                self.before.trim_end().trim_end_matches('('),
+                self.after.trim_start().trim_start_matches(')'),
+            ),
+            false => (self.before, self.after),
+        };
+        let (label, tail) = (Label::of(before), Tail::of(after));
+        let Value::Count {
+            whole, is_in_words, ..
+        } = self.value
+        else {
+            return match (label, tail) {
+                (Label::Other, _) | (_, Tail::Word | Tail::Phrase) => Certainty::No,
+                _ => Certainty::Sure,
+            };
+        };
+        let is_date = self.value.is_date();
+        let is_sure = match (label, tail) {
+            (Label::Other, _) => false,
+            (Label::Unit, Tail::Apart) => true,
+            (Label::None, _) if is_in_parentheses => true,
+            (Label::None | Label::Activity, Tail::Apart) => !is_date,
+            (_, Tail::Word) => is_in_words || whole >= LARGE_TOTAL,
+            (Label::None, Tail::Phrase) => !is_in_words && whole >= LARGE_TOTAL,
+            (_, Tail::Phrase) => false,
+        };
+        match is_sure {
+            true => Certainty::Sure,
+            false => Certainty::IfItGrows,
+        }
+    }
+
+    /// Whether it is in brackets by itself, at the beginning or the end of the line.
+    fn is_bracketed(&self, open: char, close: char) -> bool {
+        let before = self.before.trim_end().strip_suffix(open);
+        let after = self.after.trim_start().strip_prefix(close);
+        match (before, after) {
+            (Some(before), Some(after)) => before.is_empty() || after.is_empty(),
+            _ => false,
+        }
+    }
+
+    /// Whether words follow it that make it a part of a sentence.
+    pub(super) fn is_in_sentence(&self) -> bool {
+        let rest = self.after.trim_start();
+        let is_time_left = rest.starts_with("eta") || rest.starts_with("ETA");
+        let begins_word = rest.starts_with(char::is_alphabetic);
+        begins_word && !is_time_left && Tail::of(self.after) != Tail::Apart
+    }
+}
+
+impl Tail {
+    fn of(text: &str) -> Tail {
+        let rest = text.trim_start();
+        let end = rest.find(|own: char| !own.is_alphanumeric());
+        let (word, after) = rest.split_at(end.unwrap_or(rest.len()));
+        let after = after.trim_start();
+        let is_apart = |rest: &str| rest.is_empty() || rest.starts_with(is_separator);
+        match word {
+            "" if is_apart(rest) => Tail::Apart,
+            "" => Tail::Phrase,
+            word if is_one_of(word, DONE) && is_apart(after) => Tail::Apart,
+            "of" if is_size(after) => Tail::Apart,
+            word if word.starts_with(char::is_alphabetic) && after.trim_matches('.').is_empty() => {
+                Tail::Word
+            }
+            _ => Tail::Phrase,
+        }
+    }
+}
+
+impl Label {
+    fn of(text: &str) -> Label {
+        let text = text.trim_end_matches(|own: char| !own.is_alphanumeric());
+        let text = text.trim_start_matches(|own: char| !own.is_alphanumeric());
+        let words = || text.split_whitespace();
+        let (Some(first), Some(last)) = (words().next(), words().next_back()) else {
+            return Label::None;
+        };
+        if words().count() > LABEL_WORDS_MAX {
+            return Label::Other;
+        }
+        if is_one_of(last, UNITS) || words().any(|word| is_one_of(word, &["progress"])) {
+            return Label::Unit;
+        }
+        let first = first.trim_end_matches(|own: char| !own.is_alphanumeric());
+        let is_activity = first.len() > "ing".len() + 1
+            && first.chars().all(char::is_alphabetic)
+            && first.ends_with("ing")
+            && !is_one_of(first, NO_ACTIVITIES);
+        match is_activity || is_one_of(last, DONE) || is_one_of(first, DONE) {
+            true => Label::Activity,
+            false => Label::Other,
+        }
+    }
+}
+
+fn is_one_of(word: &str, words: &[&str]) -> bool {
+    let word = word.trim_matches(|own: char| !own.is_alphanumeric());
+    words.iter().any(|own| own.eq_ignore_ascii_case(word))
+}
+
+fn is_separator(own: char) -> bool {
+    ":;,.|()[]<>…–—-".contains(own)
+}
+
+/// Whether a text begins with a size in bytes: `10.00MiB`, `3 GB`.
+fn is_size(text: &str) -> bool {
+    let unit = text.trim_start_matches(|own: char| own.is_ascii_digit() || ".,~".contains(own));
+    let is_unit = |unit: &str| {
+        let unit = unit.split(|own: char| !own.is_alphanumeric()).next();
+        let unit = unit.unwrap_or_default();
+        unit.len() <= 3 && unit.ends_with(['B', 'b']) || matches!(unit, "bytes")
+    };
+    unit.len() < text.len() && is_unit(unit.trim_start())
+}
+
+/// Returns a line without what a log puts before its texts: times, `[tags]`, levels and bullets.
+pub(super) fn without_log_prefix(line: &str) -> &str {
+    let mut text = line;
+    loop {
+        let rest = without_tag(text)
+            .or_else(|| without_time(text))
+            .or_else(|| without_level(text))
+            .or_else(|| without_bullet(text));
+        match rest.map(str::trim_start).filter(|rest| !rest.is_empty()) {
+            Some(rest) => text = rest,
+            None => return text,
+        }
+    }
+}
+
+fn without_tag(text: &str) -> Option<&str> {
+    let (tag, rest) = text.strip_prefix('[')?.split_once(']')?;
+    Figure::all(tag).next().is_none().then_some(rest)
+}
+
+/// `2026-11-27`, `10:00:01,123`, `2026-11-27T10:00:01Z`.
+fn without_time(text: &str) -> Option<&str> {
+    let (time, rest) = text.split_once(' ')?;
+    let is_of_time = |own: char| own.is_ascii_digit() || "-:.,+/TZ".contains(own);
+    let count = |mark| time.matches(mark).count();
+    let is_time =
+        time.starts_with(|own: char| own.is_ascii_digit()) && time.chars().all(is_of_time);
+    (is_time && (count(':') >= 1 && !time.ends_with(':') || count('-') == 2 || count('/') == 2))
+        .then_some(rest)
+}
+
+/// `INFO `, `INFO: `, `INFO:root:`.
+fn without_level(text: &str) -> Option<&str> {
+    let levels = ["TRACE", "DEBUG", "INFO", "NOTICE"];
+    let rest = levels.iter().find_map(|level| text.strip_prefix(level))?;
+    if let Some(named) = rest.strip_prefix(':').filter(|own| !own.starts_with(' ')) {
+        return named.split_once(':').map(|(_, rest)| rest);
+    }
+    rest.starts_with([' ', ':'])
+        .then(|| rest.trim_start_matches([' ', ':', '-', '|']))
+}
+
+fn without_bullet(text: &str) -> Option<&str> {
+    let (mark, rest) = text.split_once(' ')?;
+    (!mark.is_empty() && mark.chars().all(|own| "=>-*#•+".contains(own))).then_some(rest)
+}

@@ -63,6 +63,7 @@ impl Delivery {
     /// Starts the job, and creates it if it does not exist. An attempt that has ended, or that is still open because its machine was
     /// lost, is followed by a new one. Reports of the earlier attempt have no effect from then on.
     pub(super) fn start(&mut self) -> Result<(), Failure> {
+        merge(&mut self.metadata, Outcome::no_metadata());
         let start = json!({
             "job_type": self.job_type, "worker": self.worker, "metadata": self.metadata, "message": "Started",
         });
@@ -108,14 +109,16 @@ impl Delivery {
         report
     }
 
-    /// Reports how the command ended, and before that, its progress that was not sent.
+    /// Reports how the command ended, and how far it was if that was not sent.
     pub(super) fn end(
         &mut self,
         outcome: &Outcome,
         level: Level,
-        unsent: Option<&Latest>,
+        latest: &Latest,
+        is_unsent: bool,
     ) -> Result<bool, Failure> {
         let mut report = self.report();
+        let unsent = Some(latest).filter(|_| is_unsent);
         let metadata = match level {
             Level::Bare => None,
             Level::Full | Level::Short => Some(outcome.metadata()),
@@ -135,6 +138,9 @@ impl Delivery {
             }
             Ending::Completed => {
                 report["result"] = json!({"exit_code": 0});
+                if let Some(message) = &latest.message {
+                    report["message"] = message.as_str().into();
+                }
                 report["metadata"] = metadata.unwrap_or(json!({}));
                 "complete"
             }

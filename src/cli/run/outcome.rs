@@ -119,6 +119,14 @@ impl Outcome {
         metadata
     }
 
+    /// Returns the metadata of a run that has not ended: nothing is left of an earlier attempt.
+    pub(super) fn no_metadata() -> Value {
+        json!({
+            "wall_secs": null, "cpu_user_secs": null, "cpu_system_secs": null, "peak_memory_bytes": null,
+            "exit_code": null, "signal": null, "progress_source": null,
+        })
+    }
+
     /// Returns the details of a failure.
     pub(super) fn details(&self) -> Value {
         json!({"exit_code": self.exit_code, "signal": self.signal.map(name), "output": self.output})

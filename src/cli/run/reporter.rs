@@ -54,8 +54,13 @@ pub(super) struct Latest {
 enum Next {
     /// Send this progress. Without news, it is a sign of life.
     Progress(Latest),
-    /// Send the outcome, and this progress before it, if it was not sent.
-    End(Arc<Outcome>, Option<Latest>),
+    /// Send the outcome.
+    End {
+        outcome: Arc<Outcome>,
+        latest: Latest,
+        /// Whether the newest progress was not sent.
+        is_unsent: bool,
+    },
 }
 
 impl Board {
@@ -134,7 +139,11 @@ impl Board {
                 };
                 let is_unsent =
                     state.has_news && (latest.percent.is_some() || latest.message.is_some());
-                return Next::End(Arc::clone(outcome), is_unsent.then_some(latest));
+                return Next::End {
+                    outcome: Arc::clone(outcome),
+                    latest,
+                    is_unsent,
+                };
             }
             let due = last + if state.has_news { PERIOD } else { BEAT };
             let rest = due.saturating_duration_since(Instant::now());
@@ -222,10 +231,14 @@ impl<C: FnMut()> Reporter<C> {
         let mut level = Level::Full;
         loop {
             let next = self.board.next(last);
-            let is_ending = matches!(next, Next::End(..));
+            let is_ending = matches!(next, Next::End { .. });
             let sent = match &next {
                 Next::Progress(latest) => self.delivery.progress(latest),
-                Next::End(outcome, unsent) => self.delivery.end(outcome, level, unsent.as_ref()),
+                Next::End {
+                    outcome,
+                    latest,
+                    is_unsent,
+                } => self.delivery.end(outcome, level, latest, *is_unsent),
             };
             last = Instant::now();
             match sent {

@@ -237,3 +237,52 @@ async fn a_job_that_failed_or_was_left_running_gets_a_new_attempt() {
     );
     assert_eq!(only_job(&server).await["attempt"], 3);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_line_is_the_message_of_the_completed_job() {
+    for (script, message) in [
+        ("echo one; echo two", "two"),
+        ("echo one; printf 'no line feed'", "no line feed"),
+        ("echo 40/200 rows; sleep 1; echo 'All rows' >&2", "All rows"),
+    ] {
+        let server = server().await;
+        let output = end_of(run_script(&server, &[], script), b"").await;
+        assert!(output.status.success());
+        let job = only_job(&server).await;
+        assert_eq!(
+            (&job["status"], &job["message"]),
+            (&json!("completed"), &json!(message)),
+            "{script}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metadata_of_a_new_attempt_have_nothing_of_the_earlier_one() {
+    let server = server().await;
+    let options = ["--id", "nightly"];
+    let mut first = started(&mut run_script(&server, &options, "echo 1%; exec sleep 60"));
+    job_when(&server, "progress", |job| job["progress"] == 1.0).await;
+    let path = "/api/jobs/nightly/cancel";
+    server.post(path, &worker(1), json!({})).await;
+    blocking(move || status_of(&mut first)).await;
+    let job = only_job(&server).await;
+    assert_eq!(
+        (&job["status"], &job["metadata"]["signal"]),
+        (&json!("cancelled"), &json!("SIGTERM"))
+    );
+    let mut second = started(&mut run_script(&server, &options, "read line; exit 3"));
+    let job = job_when(&server, "the second attempt", |job| {
+        job["attempt"] == 2 && job["status"] == "in_progress"
+    })
+    .await;
+    let left = ["signal", "exit_code", "wall_secs", "progress_source"];
+    for name in left {
+        assert!(job["metadata"].get(name).is_none(), "{name}: {job}");
+    }
+    drop(second.stdin.take());
+    blocking(move || status_of(&mut second)).await;
+    let metadata = &only_job(&server).await["metadata"];
+    assert!(metadata.get("signal").is_none() && metadata.get("exit_code").is_none());
+    assert!(metadata["wall_secs"].is_number());
+}

@@ -155,7 +155,7 @@ impl Value {
             return false;
         };
         let (less, more) = (part.min(whole), part.max(whole));
-        less >= 1.0 && less <= MONTHS && more <= DAYS
+        (1.0..=MONTHS).contains(&less) && more <= DAYS
     }
 }
 

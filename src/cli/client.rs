@@ -3,6 +3,7 @@
 //! A thread of its own drives the connections, so that any number of threads can wait for answers, and a connection that the
 //! server closes meanwhile is not used again.
 
+use std::borrow::Cow;
 use std::future::{Future, ready};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +16,23 @@ use super::{Exit, Failure};
 use crate::client::{self, ClientError, Credential};
 use crate::config::Secret;
 use crate::config::origin::parse_port;
+use crate::id::SchoolId;
 
 /// The default server.
 pub(super) const DEFAULT_URL: &str = "http://127.0.0.1:8000";
+
+/// The code of the problem that a request names no school, and its text on the command line.
+const SCHOOL_REQUIRED: &str = "school-required";
+const SCHOOL_IS_REQUIRED: &str =
+    "the token covers several schools: name one with --school or TIDINGS_SCHOOL_ID (HTTP 400)";
 
 /// A server, and a credential for it. Clones share their connections.
 #[derive(Clone)]
 pub(super) struct Client {
     client: client::Client,
     base: String,
+    /// The school that each request names.
+    school: Option<SchoolId>,
     driver: Arc<Driver>,
 }
 
@@ -72,6 +81,7 @@ impl Client {
         Ok(Client {
             client,
             base: base.trim_end_matches('/').to_owned(),
+            school: None,
             driver: Arc::new(Driver::start()?),
         })
     }
@@ -84,14 +94,19 @@ impl Client {
         }
     }
 
+    /// Names this school in each request, for a token that covers several.
+    pub(super) fn of_school(self, school: Option<SchoolId>) -> Client {
+        Client { school, ..self }
+    }
+
     /// Posts JSON and returns the answer. A problem becomes a [`Failure`] with its detail.
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        self.wait(self.client.post(path, body))
+        self.wait(self.client.post(&self.path(path), body))
     }
 
     /// Posts JSON that the server carries out only once, however often it is sent with this key.
     pub(super) fn post_once(&self, path: &str, body: &Value, key: &str) -> Result<Value, Failure> {
-        self.wait(self.client.post_once(path, body, key))
+        self.wait(self.client.post_once(&self.path(path), body, key))
     }
 
     /// Posts a batch of commands. Ignores their individual results.
@@ -100,8 +115,13 @@ impl Client {
     }
 
     /// Posts a batch of commands, the last of which decides: its rejection becomes a [`Failure`].
-    pub(super) fn batch_for_last(&self, commands: &[Value]) -> Result<(), Failure> {
-        let results = self.wait(self.client.batch(commands))?;
+    pub(super) fn batch_for_last(&self, mut commands: Vec<Value>) -> Result<(), Failure> {
+        if let Some(school) = self.school {
+            for command in &mut commands {
+                command["school_id"] = i64::from(school).into();
+            }
+        }
+        let results = self.wait(self.client.batch(&commands))?;
         // Without a result for each, the batch was cut off, and is to be repeated.
         let last = results.get(commands.len() - 1).unwrap_or(&Value::Null);
         let status = last["status"].as_u64().unwrap_or(503);
@@ -120,24 +140,40 @@ impl Client {
 
     /// Puts JSON.
     pub(super) fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        self.wait(self.client.put(path, body))
+        self.wait(self.client.put(&self.path(path), body))
     }
 
     /// Deletes, and returns the answer.
     pub(super) fn delete(&self, path: &str) -> Result<Value, Failure> {
-        self.wait(self.client.delete(path))
+        self.wait(self.client.delete(&self.path(path)))
     }
 
     /// Gets JSON.
     pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
-        self.wait(self.client.get(path))
+        self.wait(self.client.get(&self.path(path)))
     }
 
     fn wait<T>(&self, answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Failure> {
         let runtime = self.driver.0.as_ref();
         let runtime = runtime.expect("it is taken only when the last client is dropped");
         let answer = runtime.block_on(answer);
-        answer.map_err(|error| failure(&self.base, error))
+        answer.map_err(|error| match error {
+            ClientError::Rejected {
+                code: Some(code), ..
+            } if code == SCHOOL_REQUIRED => Failure {
+                http_status: Some(400),
+                ..Failure::new(Exit::Usage, SCHOOL_IS_REQUIRED)
+            },
+            error => failure(&self.base, error),
+        })
+    }
+
+    fn path<'a>(&self, path: &'a str) -> Cow<'a, str> {
+        let Some(school) = self.school else {
+            return path.into();
+        };
+        let separator = if path.contains('?') { '&' } else { '?' };
+        format!("{path}{separator}school_id={school}").into()
     }
 }
 

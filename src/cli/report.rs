@@ -65,6 +65,9 @@ pub(super) struct Arguments {
     /// A token. Prefer the environment variable: other users can see the command line.
     #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
     token: Option<Secret>,
+    /// The school, if the token covers several.
+    #[arg(long, env = credential::SCHOOL_VARIABLE)]
+    school: Option<String>,
     /// Fail if the report cannot be sent.
     #[arg(long)]
     strict: bool,
@@ -97,7 +100,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         let _ = write!(out, "{sequence}").and_then(|()| out.flush());
     }
     let token = credential::token(arguments.token.clone())?;
-    let client = Client::new(&arguments.url, token)?.within(report.wait);
+    let school = credential::school(arguments.school.as_deref())?;
+    let client = Client::new(&arguments.url, token)?
+        .of_school(school)
+        .within(report.wait);
     let sent = job.send(&client, &report);
     if is_start {
         // Also if it could not be sent: the next report starts the job then.

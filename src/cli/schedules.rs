@@ -12,7 +12,7 @@ use super::terminal::{complain, json_line, plain, print_line};
 use super::token::{duration, job_type};
 use super::{Exit, Failure, credential};
 use crate::config::{PAGE_MAX, Secret};
-use crate::id::{NameError, SchoolId, SubjectId};
+use crate::id::{NameError, SubjectId};
 use crate::kind::job::JobType;
 use crate::kind::schedule::{DESCRIPTION, REMOVED};
 
@@ -37,8 +37,8 @@ pub(super) struct Arguments {
     #[arg(long, global = true, env = "TIDINGS_TOKEN", hide_env_values = true)]
     token: Option<Secret>,
     /// The school, if the token covers several.
-    #[arg(long, global = true)]
-    school: Option<SchoolId>,
+    #[arg(long, global = true, env = credential::SCHOOL_VARIABLE)]
+    school: Option<String>,
     /// Print every schedule as a line of JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -93,8 +93,8 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         json,
     } = arguments;
     let server = Server {
-        client: Client::new(&url, credential::token(token)?)?,
-        school,
+        client: Client::new(&url, credential::token(token)?)?
+            .of_school(credential::school(school.as_deref())?),
     };
     match action {
         Action::List { status } => list(&server, &status, json),
@@ -125,7 +125,6 @@ fn tell(schedule: &Value, json: bool, done: &str) -> Result<(), Failure> {
 /// The schedules of a school on a server.
 struct Server {
     client: Client,
-    school: Option<SchoolId>,
 }
 
 impl Server {
@@ -159,9 +158,6 @@ impl Server {
         for status in statuses {
             query += &format!("&status={status}");
         }
-        if let Some(school) = self.school {
-            query += &format!("&school_id={school}");
-        }
         let mut all = Vec::new();
         let mut page = String::new();
         // A school has at most `schedules_per_school` of them.
@@ -184,11 +180,7 @@ impl Server {
             let problem = format!("{} cannot have a schedule: {error}", job_type.as_str());
             Failure::new(Exit::Usage, problem)
         })?;
-        let path = format!("/api/schedules/{}", id.encoded());
-        Ok(match self.school {
-            Some(school) => format!("{path}?school_id={school}"),
-            None => path,
-        })
+        Ok(format!("/api/schedules/{}", id.encoded()))
     }
 }
 

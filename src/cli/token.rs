@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::client::{Client, url};
-use super::{Exit, Failure, terminal};
+use super::{Exit, Failure, credential, terminal};
 use crate::auth::{Claims, Keys, Role, View};
 use crate::config::{ConfigError, SCHOOLS_PER_TOKEN_MAX, Secret, Settings};
 use crate::id::{Channel, SchoolId};
@@ -37,6 +37,7 @@ const DEFAULT_TTL: Duration = Duration::from_secs(3_600);
 The server's secret is required: run this in the server's directory, with its settings, or with --data-dir.")]
 pub(super) struct Arguments {
     /// The school. An admin token without a school reaches all schools.
+    /// For --ping, --badge and --embed, by default that of TIDINGS_SCHOOL_ID.
     #[arg(long)]
     school: Option<SchoolId>,
     /// Several schools, separated by commas. Each request names one of them.
@@ -67,7 +68,7 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with = "role", value_parser = url)]
     url: Option<String>,
     /// A token for --ping (role admin), or for --badge and --embed (any token for the channel). By default, one of role admin
-    /// is issued with the server's secret.
+    /// for --school is issued with the server's secret; without --school, TIDINGS_TOKEN is used.
     #[arg(long, conflicts_with = "role")]
     token: Option<Secret>,
     /// The user of the token, which appears in logs.
@@ -140,15 +141,11 @@ fn keys(data_dir: Option<PathBuf>) -> Result<Keys, Failure> {
 /// Asks the server for a key for pings, and prints it and how to use it.
 fn create_ping(job_type: &JobType, arguments: Arguments) -> Result<(), Failure> {
     let (server, client) = own_client(&arguments, "--ping")?;
-    let path = match arguments.school {
-        Some(school) => format!("/api/pings?school_id={school}"),
-        None => "/api/pings".to_owned(),
-    };
     let asked = json!({
         "job_type": job_type.as_str(),
         "numbers": arguments.numbers.as_str(),
     });
-    let created = client.post(&path, &asked)?;
+    let created = client.post("/api/pings", &asked)?;
     let key = created["key"].as_str().unwrap_or_default();
     terminal::print_line(key)?;
     terminal::print_line(&format!("curl -fsS -m 10 --retry 3 {server}/ping/{key}"))
@@ -157,15 +154,11 @@ fn create_ping(job_type: &JobType, arguments: Arguments) -> Result<(), Failure> 
 /// Asks the server for a signed link, and prints its URL.
 fn create_link(channel: &Channel, view: View, arguments: Arguments) -> Result<(), Failure> {
     let (server, client) = own_client(&arguments, &format!("--{}", view.as_str()))?;
-    let path = match arguments.school {
-        Some(school) => format!("/api/links?school_id={school}"),
-        None => "/api/links".to_owned(),
-    };
     let mut asked = json!({ "channel": channel.to_string(), "view": view.as_str() });
     if let Some(ttl) = arguments.ttl {
         asked["expires_in_secs"] = ttl.as_secs().into();
     }
-    let created = client.post(&path, &asked)?;
+    let created = client.post("/api/links", &asked)?;
     let url = created["url"].as_str().unwrap_or_default().to_owned();
     // What the server returns may begin with the path under which a proxy serves it, and so may the server's own URL.
     let host = server.find("://").map_or(0, |at| at + 3);
@@ -190,18 +183,29 @@ fn own_client(arguments: &Arguments, option: &str) -> Result<(String, Client), F
         }
     };
     let server = server.trim_end_matches('/').to_owned();
-    let token = match (&arguments.token, arguments.school) {
-        (Some(token), _) => token.clone(),
-        (None, None) => {
-            let problem = format!("--school is required for {option} without --token");
-            return Err(Failure::new(Exit::Usage, problem));
-        }
-        (None, Some(school)) => {
+    let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+    let set_school = credential::school(variable(credential::SCHOOL_VARIABLE).as_deref())?;
+    let school = arguments.school.or(set_school);
+    let token = match (
+        &arguments.token,
+        arguments.school,
+        variable("TIDINGS_TOKEN"),
+    ) {
+        (Some(token), _, _) => token.clone(),
+        (None, None, Some(token)) => token.into(),
+        (None, _, _) => {
+            let Some(school) = school else {
+                let problem = format!(
+                    "{option} requires a school, because the server's secret is valid for all of them: \
+                     --school 1, or TIDINGS_SCHOOL_ID; or a token for one school in --token or TIDINGS_TOKEN"
+                );
+                return Err(Failure::new(Exit::Usage, problem));
+            };
             let claims = claims(Some(school), Role::Admin, &arguments.sub, OWN_TOKEN_TTL);
             keys(arguments.data_dir.clone())?.mint(claims)?.into()
         }
     };
-    let client = Client::new(&server, Some(token))?;
+    let client = Client::new(&server, credential::token(Some(token))?)?.of_school(school);
     Ok((server, client))
 }
 

@@ -55,6 +55,7 @@ const NOT_SETTINGS: &[&str] = &[
     "message",
     "progress",
     "require_all",
+    "school_id",
     "scope",
     "seed",
     "status",

@@ -434,3 +434,30 @@ async fn the_printed_curl_line_reports_and_the_key_is_in_no_log_and_not_in_the_d
         assert!(!found);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_school_of_a_key_is_that_of_the_token_in_use_or_else_must_be_named() {
+    let server = server().await;
+    let ping = |name: &str, value: &str| {
+        let mut command = process::command(server.folder.path());
+        command.args(["token", "--ping", "backup", "--url", &server.url]);
+        if !name.is_empty() {
+            command.env(name, value);
+        }
+        process::run(&mut command)
+    };
+    let unknown = ping("", "");
+    let said = String::from_utf8(unknown.stderr).unwrap();
+    assert_eq!(unknown.status.code(), Some(2));
+    for word in ["--school 1", "TIDINGS_SCHOOL_ID", "TIDINGS_TOKEN"] {
+        assert!(said.contains(word), "{said}");
+    }
+    let made = ping("TIDINGS_TOKEN", &admin_of(1));
+    assert!(made.status.success(), "{made:?}");
+    let several = ping("TIDINGS_TOKEN", &for_schools(&[1, 2], Role::Admin));
+    let said = String::from_utf8(several.stderr).unwrap();
+    assert_eq!(several.status.code(), Some(2), "{said}");
+    assert!(said.contains("--school or TIDINGS_SCHOOL_ID"), "{said}");
+    let refused = ping("TIDINGS_TOKEN", &worker(1));
+    assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+}

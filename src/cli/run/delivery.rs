@@ -153,7 +153,7 @@ impl Delivery {
                 if let Some(latest) = unsent {
                     // In one request, so that the outcome does not have to wait for the progress.
                     let progress = self.progress_report(latest);
-                    self.client.batch_for_last(&[
+                    self.client.batch_for_last(vec![
                         self.line("progress", progress, &key("last-progress")),
                         self.line("fail", report, &key("fail")),
                     ])?;

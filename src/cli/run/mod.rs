@@ -85,6 +85,9 @@ pub(super) struct Arguments {
     /// A token. Prefer the environment variable: other users can see the command line.
     #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
     token: Option<Secret>,
+    /// The school, if the token covers several.
+    #[arg(long, env = credential::SCHOOL_VARIABLE)]
+    school: Option<String>,
     /// Read progress from this file descriptor of the command: lines such as `40/200 Reading rows` or `20%`.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(DESCRIPTOR_MIN..=DESCRIPTOR_MAX))]
     fd: Option<i32>,
@@ -157,14 +160,16 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
 
 /// Starts the reporter. Returns why it cannot be started.
 fn report(arguments: &Arguments, board: &Arc<Board>, process: Option<Process>) -> Option<String> {
-    let connect = || -> Result<(String, Option<Secret>), String> {
+    let connect = || -> Result<_, String> {
         let url = client::url(&arguments.url)
             .map_err(|problem| format!("the URL (--url, TIDINGS_URL) {problem}"))?;
         let token =
             credential::token(arguments.token.clone()).map_err(|failure| failure.message)?;
-        Ok((url, token))
+        let school =
+            credential::school(arguments.school.as_deref()).map_err(|failure| failure.message)?;
+        Ok((url, token, school))
     };
-    let (url, token) = match connect() {
+    let (url, token, school) = match connect() {
         Ok(connection) => connection,
         Err(problem) => return Some(problem),
     };
@@ -189,7 +194,7 @@ fn report(arguments: &Arguments, board: &Arc<Board>, process: Option<Process>) -
     spawn(move || {
         // Reading the certificates of the system takes a while.
         let client = match Client::new(&url, token) {
-            Ok(client) => client,
+            Ok(client) => client.of_school(school),
             Err(failure) => return board.give_up(&failure),
         };
         let mut stopping = None;

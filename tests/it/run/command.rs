@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
 use serde_json::json;
+use tidings::auth::Role;
 
 use super::*;
 
@@ -285,4 +286,46 @@ async fn the_metadata_of_a_new_attempt_have_nothing_of_the_earlier_one() {
     let metadata = &only_job(&server).await["metadata"];
     assert!(metadata.get("signal").is_none() && metadata.get("exit_code").is_none());
     assert!(metadata["wall_secs"].is_number());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_several_schools_reports_for_the_one_that_is_named() {
+    let server = server().await;
+    let token = for_schools(&[1, 2], Role::Worker);
+    let with_token = |mut command: Command| {
+        command.env("TIDINGS_TOKEN", &token);
+        command
+    };
+    let script = "echo 10/100 rows; exit 3";
+    let run = |options: &[&str]| with_token(run_script(&server, options, script));
+    let output = end_of(run(&["--wait", "1"]), b"").await;
+    let said = text(&output.stderr);
+    assert!(said.contains("--school or TIDINGS_SCHOOL_ID"), "{said}");
+    let output = end_of(run(&["--school", "x"]), b"").await;
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "the command runs: {said}");
+    assert!(said.contains("TIDINGS_SCHOOL_ID"), "{said}");
+    let output = end_of(run(&["--school", "2"]), b"").await;
+    assert_eq!(text(&output.stderr), "");
+    let (_, list) = server.get("/api/jobs", &viewer(2)).await;
+    let job = &list["jobs"][0];
+    assert_eq!(
+        (&job["status"], &job["progress"], &job["school_id"]),
+        (&json!("failed"), &json!(10.0), &json!(2))
+    );
+    for (name, arguments) in [
+        (
+            "start",
+            &["report", "start", "--type", "t", "--id", "s", "--strict"][..],
+        ),
+        ("ok", &["report", "ok", "--id", "s", "--strict"]),
+    ] {
+        let mut report = with_token(tidings(&server, arguments));
+        report.env("TIDINGS_SCHOOL_ID", "2");
+        let output = end_of(report, b"").await;
+        assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+    }
+    let (_, job) = server.get("/api/jobs/s", &viewer(2)).await;
+    assert_eq!(job["status"], "completed");
+    assert_eq!(jobs(&server).await.len(), 0, "the other school saw nothing");
 }

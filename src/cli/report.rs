@@ -29,7 +29,7 @@ const MESSAGE_MAX_BYTES: usize = 512;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   eval \"$(tidings report start --type import --title 'Customers')\"
-  tidings report 40/200 'Reading rows'
+  tidings report 40/200 Reading the rows
   tidings report 55%
   tidings report 'Writing the index'
   tidings report ok                         (or: fail 'No space left', cancel)
@@ -41,9 +41,11 @@ Exit codes: 0 reported or not, 11 the job is to be cancelled, 2 the command line
 found, 5 the server cannot be reached, 1 another error.")]
 pub(super) struct Arguments {
     /// start, a progress such as 40/200 or 55%, ok, fail, cancel, exit, or only a message.
+    #[arg(allow_hyphen_values = true)]
     what: String,
     /// A message. For `exit`, the exit code.
-    message: Option<String>,
+    #[arg(allow_negative_numbers = true)]
+    message: Vec<String>,
     /// For `start`: the type of the job.
     #[arg(long = "type", value_name = "TYPE", env = "TIDINGS_JOB_TYPE")]
     job_type: Option<JobType>,
@@ -166,8 +168,9 @@ fn job(arguments: &Arguments, is_start: bool) -> Result<Job, Failure> {
 
 /// Reads what is to be reported.
 fn report(arguments: &Arguments) -> Result<Report, Failure> {
-    let mut message = arguments.message.clone();
+    let mut message = Some(arguments.message.join(" ")).filter(|message| !message.is_empty());
     let mut what = arguments.what.as_str();
+    refuse_hyphens(what)?;
     if what == "exit" {
         let code = message
             .take()
@@ -215,20 +218,46 @@ fn report(arguments: &Arguments) -> Result<Report, Failure> {
         }
         "cancel" => milestone("cancel", with_message(json!({"force": true}), message)),
         other => {
-            let (percent, rest) = progress::report(other);
-            let rest = Some(rest.to_owned()).filter(|rest| !rest.is_empty());
+            // The words of one report: `40 of 200 rows`. Or a number, and a message about it: `20 'Reading rows'`.
+            let words = format!("{other} {}", message.as_deref().unwrap_or_default());
+            let (mut percent, mut rest) = progress::report(&words);
+            if percent.is_none()
+                && let (Some(own), "") = progress::report(other)
+            {
+                (percent, rest) = (Some(own), message.as_deref().unwrap_or_default());
+            }
+            let mut rest = rest.trim().to_owned();
+            shorten(&mut rest, MESSAGE_MAX_BYTES);
+            let message = Some(rest).filter(|rest| !rest.is_empty());
             let mut body = json!({});
             if let Some(percent) = percent {
                 body["progress"] = percent.into();
             }
             Report {
                 verb: "progress",
-                body: with_message(body, message.or(rest)),
+                body: with_message(body, message),
                 wait: PROGRESS_WAIT,
                 taskbar: percent.map(taskbar::at),
             }
         }
     })
+}
+
+/// Refuses a negative number, and an option that does not exist. A message of several words can begin with a hyphen.
+fn refuse_hyphens(what: &str) -> Result<(), Failure> {
+    let Some(rest) = what.strip_prefix('-') else {
+        return Ok(());
+    };
+    let problem = if rest.starts_with(|own: char| own.is_ascii_digit() || own == '.') {
+        format!(
+            "{what} is negative; progress must be a percentage from 0 to 100 (55%), a count (40/200) or a message"
+        )
+    } else if what.contains(' ') {
+        return Ok(());
+    } else {
+        format!("there is no option {what}; see tidings report --help")
+    };
+    Err(Failure::new(Exit::Usage, problem))
 }
 
 fn with_message(mut body: Value, message: Option<String>) -> Value {

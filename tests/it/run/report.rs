@@ -106,6 +106,7 @@ async fn progress_is_a_fraction_a_percentage_or_a_message() {
         ("25%", 25.0, "Reading"),
         ("Writing the index", 25.0, "Writing the index"),
         ("50/100 Half", 50.0, "Half"),
+        ("60 of 100", 60.0, "Reading"),
     ] {
         server
             .report("/api/jobs/j/progress", json!({"message": "Reading"}))
@@ -214,6 +215,19 @@ async fn what_cannot_be_reported_is_explained() {
         (&["report", "10%"][..], "report start"),
         (&["report", "start"], "--type"),
         (&["report", "--id", "j", "exit", "x"], "exit code"),
+        (
+            &["report", "--id", "j", "-5"],
+            "-5 is negative; progress must be",
+        ),
+        (&["report", "--id", "j", "-5%", "done"], "-5% is negative"),
+        (
+            &["report", "--id", "j", "--resutl", "{}"],
+            "no option --resutl",
+        ),
+        (
+            &["report", "--id", "j", "--school", "x", "5"],
+            "TIDINGS_SCHOOL_ID",
+        ),
         (&["report", "--id", "j", "ok", "--result", "{"], "JSON"),
     ] {
         let output = end_of(tidings(&server, arguments), b"").await;
@@ -224,4 +238,41 @@ async fn what_cannot_be_reported_is_explained() {
             text(&output.stderr)
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_words_are_one_message() {
+    let server = server().await;
+    server.running_job("j").await;
+    for (words, progress, message) in [
+        (
+            &["40/200", "Reading", "the", "rows"][..],
+            20.0,
+            "Reading the rows",
+        ),
+        (&["30", "of", "100", "rows"], 30.0, "rows"),
+        (&["31", "Reading rows"], 31.0, "Reading rows"),
+        (&["32%", "at", "-5", "degrees"], 32.0, "at -5 degrees"),
+        (&["Writing", "the", "index"], 32.0, "Writing the index"),
+        (&["--", "- a list"], 32.0, "- a list"),
+    ] {
+        let mut arguments = vec!["report", "--id", "j", "--strict"];
+        arguments.extend(words);
+        let output = end_of(tidings(&server, &arguments), b"").await;
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let job = only_job(&server).await;
+        assert_eq!(
+            (&job["progress"], &job["message"]),
+            (&json!(progress), &json!(message)),
+            "{words:?}"
+        );
+    }
+    let arguments = ["report", "--id", "j", "ok", "All", "rows", "--result", "{}"];
+    let output = end_of(tidings(&server, &arguments), b"").await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let job = only_job(&server).await;
+    assert_eq!(
+        (&job["message"], &job["result"]),
+        (&json!("All rows"), &json!({}))
+    );
 }

@@ -15,6 +15,8 @@ mod run;
 mod schedules;
 mod serve;
 mod shell;
+#[cfg(unix)]
+mod spool;
 mod terminal;
 mod token;
 mod watch;
@@ -99,6 +101,9 @@ enum Command {
     /// Report progress from a script.
     #[cfg(unix)]
     Report(report::Arguments),
+    /// List or send the outcomes of commands that could not be reported.
+    #[cfg(unix)]
+    Spool(spool::Arguments),
     /// Watch scopes: live progress bars, or NDJSON. Wait for a status, or run a command for each change.
     Watch(watch::Arguments),
     /// Say when jobs should run, and see which have not.
@@ -135,6 +140,11 @@ impl Failure {
         self.http_status == Some(409)
     }
 
+    /// Whether the request was too long for this server.
+    fn is_too_long(&self) -> bool {
+        matches!(self.http_status, Some(413 | 422))
+    }
+
     /// Whether the same request may succeed soon.
     fn is_passing(&self) -> bool {
         match self.http_status {
@@ -168,6 +178,8 @@ pub fn run() -> ExitCode {
         Command::Run(arguments) => return run::run(arguments),
         #[cfg(unix)]
         Command::Report(arguments) => report::run(arguments),
+        #[cfg(unix)]
+        Command::Spool(arguments) => spool::run(arguments),
         Command::Watch(arguments) => watch::run(arguments),
         Command::Schedules(arguments) => schedules::run(arguments),
         Command::Completions(arguments) => shell::complete(&arguments, Arguments::command()),

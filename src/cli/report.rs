@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::client::{Client, DEFAULT_URL, url};
 use super::run::progress;
+use super::run::spool::{Recipient, Spool};
 use super::run::taskbar::{self, Wanted};
 use super::run::{host, shorten};
 use super::{Exit, Failure, credential, terminal};
@@ -20,6 +21,8 @@ use crate::kind::job::JobType;
 const PROGRESS_WAIT: Duration = Duration::from_secs(2);
 /// How long the start and the end may hold it up.
 const MILESTONE_WAIT: Duration = Duration::from_secs(10);
+/// How long what earlier commands could not report may hold it up.
+const EARLIER_WAIT: Duration = Duration::from_secs(1);
 /// The first delay between two tries, which doubles each time.
 const RETRY: Duration = Duration::from_millis(250);
 /// The longest message, in bytes.
@@ -103,6 +106,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let token = credential::token(arguments.token.clone())?;
     let school = credential::school(arguments.school.as_deref())?;
+    let recipient = Recipient::new(&arguments.url, token.as_ref(), school);
     let client = Client::new(&arguments.url, token)?
         .of_school(school)
         .within(report.wait);
@@ -115,6 +119,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             .and_then(|answer| answer["attempt"].as_u64());
         job.export(attempt)?;
     }
+    if sent.is_ok() && report.verb != "progress" {
+        send_earlier(&client, &recipient);
+    }
     match sent {
         Ok(answer) if answer["cancel_requested"] == true && answer["status"] == "in_progress" => {
             let problem = "the job is to be cancelled";
@@ -126,6 +133,17 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             terminal::complain(&format!("tidings: not reported: {}", failure.message));
             Ok(())
         }
+    }
+}
+
+/// Sends what commands under `tidings run` could not report, now that the server answers.
+fn send_earlier(client: &Client, recipient: &Recipient) {
+    let Some(spool) = Spool::of_user() else {
+        return;
+    };
+    let sent = spool.send(client, recipient, Instant::now() + EARLIER_WAIT);
+    for rejected in sent.rejected {
+        terminal::complain(&format!("tidings: earlier: {rejected}"));
     }
 }
 

@@ -4,6 +4,7 @@ mod away;
 mod command;
 mod progress;
 mod report;
+mod spool;
 mod stopping;
 mod terminal;
 

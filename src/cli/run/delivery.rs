@@ -1,5 +1,7 @@
 //! The requests by which a command's job is reported, each with its idempotency key.
 
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -29,61 +31,104 @@ impl Level {
 }
 
 /// The job of a command.
-pub(super) struct Delivery {
-    client: Client,
-    job_id: SubjectId,
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in crate::cli) struct Job {
+    pub(in crate::cli) id: String,
     job_type: String,
     metadata: Value,
     worker: String,
     /// Distinguishes the keys of this run from those of others with the same job.
-    run: Uuid,
+    pub(super) run: String,
+}
+
+impl Job {
+    pub(super) fn new(id: &SubjectId, job_type: String, metadata: Value) -> Job {
+        Job {
+            id: id.as_str().to_owned(),
+            job_type,
+            metadata,
+            worker: worker(),
+            run: Uuid::now_v7().simple().to_string(),
+        }
+    }
+}
+
+/// Reports on a job.
+pub(super) struct Delivery {
+    client: Client,
+    job: Job,
     reports: u64,
     attempt: Option<u64>,
 }
 
 impl Delivery {
-    pub(super) fn new(
-        client: Client,
-        job_id: SubjectId,
-        job_type: String,
-        metadata: Value,
-    ) -> Delivery {
+    pub(super) fn new(client: Client, job: Job) -> Delivery {
+        Delivery::again(client, job, None)
+    }
+
+    /// Continues the delivery of an earlier process.
+    pub(super) fn again(client: Client, job: Job, attempt: Option<u64>) -> Delivery {
         Delivery {
             client,
-            job_id,
-            job_type,
-            metadata,
-            worker: worker(),
-            run: Uuid::now_v7(),
+            job,
             reports: 0,
-            attempt: None,
+            attempt,
         }
+    }
+
+    /// Returns the attempt that has been started.
+    pub(super) fn attempt(&self) -> Option<u64> {
+        self.attempt
     }
 
     /// Starts the job, and creates it if it does not exist. An attempt that has ended, or that is still open because its machine was
     /// lost, is followed by a new one. Reports of the earlier attempt have no effect from then on.
     pub(super) fn start(&mut self) -> Result<(), Failure> {
-        merge(&mut self.metadata, Outcome::no_metadata());
+        self.start_if(|_| true)
+    }
+
+    /// Starts the job of a run that has ended, unless something has happened to it since. That is newer.
+    pub(super) fn start_unless_changed_since(
+        &mut self,
+        since: DateTime<Utc>,
+    ) -> Result<(), Failure> {
+        self.start_if(|job| {
+            let is_final = ["completed", "failed", "cancelled"].contains(&&*status(job));
+            // An earlier run can have been told late.
+            let told = job["metadata"]["ended_at"].as_str().filter(|_| is_final);
+            let changed = told.or(job["timestamp"].as_str());
+            let changed = changed.and_then(|text| DateTime::parse_from_rfc3339(text).ok());
+            changed.is_some_and(|changed| changed <= since)
+        })
+    }
+
+    /// Starts the job. If that is a conflict, a new attempt is begun if the present state of the job allows it.
+    fn start_if(&mut self, allows: impl FnOnce(&Value) -> bool) -> Result<(), Failure> {
+        let mut metadata = self.job.metadata.clone();
+        merge(&mut metadata, Outcome::no_metadata());
         let start = json!({
-            "job_type": self.job_type, "worker": self.worker, "metadata": self.metadata, "message": "Started",
+            "job_type": self.job.job_type, "worker": self.job.worker, "metadata": metadata, "message": "Started",
         });
         let started = match self.post("start", &start, "start") {
-            Err(failure) if failure.is_conflict() => self.begin_again(&start)?,
+            Err(failure) if failure.is_conflict() => {
+                let job = self.client.get(&self.path("")?)?;
+                if !allows(&job) {
+                    return Err(failure);
+                }
+                self.begin_again(&job, &start)?
+            }
             started => started?,
         };
         self.attempt = started["attempt"].as_u64();
         Ok(())
     }
 
-    fn begin_again(&self, start: &Value) -> Result<Value, Failure> {
-        let job = self
-            .client
-            .get(&format!("/api/jobs/{}", self.job_id.encoded()))?;
-        if job["status"] == "in_progress" {
+    fn begin_again(&self, job: &Value, start: &Value) -> Result<Value, Failure> {
+        if status(job) == "in_progress" {
             let superseded = json!({"force": true, "message": "A newer run has taken its place"});
             self.post("cancel", &superseded, "supersede")?;
         }
-        if job["status"] != "queued" {
+        if status(job) != "queued" {
             self.post("retry", &json!({}), "retry")?;
         }
         self.post("start", start, "restart")
@@ -166,26 +211,54 @@ impl Delivery {
         Ok(false)
     }
 
+    /// Reports how the command ended, with as much as the server accepts.
+    pub(super) fn end_within_limits(
+        &mut self,
+        outcome: &Outcome,
+        latest: &Latest,
+        is_unsent: bool,
+    ) -> Result<(), Failure> {
+        let mut level = Level::Full;
+        loop {
+            match self.end(outcome, level, latest, is_unsent) {
+                Err(failure) if failure.is_too_long() && level != Level::Bare => {
+                    level = level.shorter();
+                }
+                ended => return ended.map(drop),
+            }
+        }
+    }
+
     /// Returns a line of a batch.
     fn line(&self, verb: &str, mut body: Value, key: &str) -> Value {
         body["op"] = format!("jobs.{verb}").into();
-        body["job_id"] = self.job_id.as_str().into();
+        body["job_id"] = self.job.id.as_str().into();
         body["idempotency_key"] = self.key(key).into();
         body
     }
 
     fn key(&self, key: &str) -> String {
-        format!("{}-{key}", self.run.simple())
+        format!("{}-{key}", self.job.run)
     }
 
     fn report(&self) -> Value {
-        json!({"attempt": self.attempt, "worker": self.worker})
+        json!({"attempt": self.attempt, "worker": self.job.worker})
     }
 
     fn post(&self, verb: &str, body: &Value, key: &str) -> Result<Value, Failure> {
-        let path = format!("/api/jobs/{}/{verb}", self.job_id.encoded());
+        let path = self.path(&format!("/{verb}"))?;
         self.client.post_once(&path, body, &self.key(key))
     }
+
+    fn path(&self, verb: &str) -> Result<String, Failure> {
+        let id: SubjectId = self.job.id.parse()?;
+        Ok(format!("/api/jobs/{}{verb}", id.encoded()))
+    }
+}
+
+/// Returns the status of a job. A setting of the server decides about its case.
+fn status(job: &Value) -> String {
+    job["status"].as_str().unwrap_or_default().to_lowercase()
 }
 
 /// Adds the fields of `more` to an object, or to nothing.

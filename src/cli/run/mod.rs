@@ -22,6 +22,7 @@ mod reporter;
 mod running;
 mod script;
 mod signals;
+pub(super) mod spool;
 mod tail;
 pub(super) mod taskbar;
 mod tty;
@@ -35,12 +36,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::spawn;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use clap::Args;
 use rustix::process::Signal;
 use serde_json::json;
 
-use self::delivery::Delivery;
 pub(super) use self::delivery::host;
+use self::delivery::{Delivery, Job};
 use self::observer::Observer;
 pub(super) use self::observer::shorten;
 use self::outcome::Outcome;
@@ -49,6 +51,7 @@ use self::progress::Progress;
 use self::reporter::{Board, Reporter};
 use self::running::Running;
 use self::script::Descriptor;
+use self::spool::{Recipient, Spool, Unreported};
 use self::taskbar::Wanted;
 use super::client::{Client, DEFAULT_URL};
 use super::{Exit, client, credential, terminal};
@@ -60,6 +63,9 @@ use crate::kind::job::JobType;
 const DESCRIPTOR_MIN: i64 = 3;
 const DESCRIPTOR_MAX: i64 = 255;
 
+/// How long what earlier runs could not report may hold up the report of this one.
+const EARLIER_WAIT: Duration = Duration::from_secs(2);
+
 /// Run a command and report it as a job.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -68,7 +74,8 @@ const DESCRIPTOR_MAX: i64 = 255;
   tidings run --fd 3 -- sh -c 'for n in $(seq 200); do work $n; echo $n/200 >&3; done'
 
 The command runs unchanged. The exit code is the command's own; 127 if it is not found, 126 if it cannot be executed.
-If the server cannot be reached or refuses, the command runs all the same, and a message says what was not reported.")]
+If the server cannot be reached or refuses, the command runs all the same, and a message says what was not reported.
+How it ended is then kept, and sent by the next run, or by `tidings spool send`.")]
 pub(super) struct Arguments {
     /// The type of the job, by which jobs are compared and filtered [default: the name of the program].
     #[arg(long = "type", value_name = "TYPE")]
@@ -134,32 +141,43 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     let observer = Arc::new(Mutex::new(Observer::new(progress, Arc::clone(&board))));
     match Running::start(&arguments, descriptor, &observer, &board) {
         Ok(running) => {
-            let problem = report(&arguments, &board, Some(running.process.clone()));
+            let reported = report(&arguments, &board, Some(running.process.clone()));
             let ended = running.wait(&board);
             let status = ended.status;
             let observer = observer.lock().unwrap_or_else(PoisonError::into_inner);
             let outcome = Outcome::of(ended, since.elapsed(), observer.tail());
-            finish(&board, outcome, wait, problem);
+            finish(&board, outcome, wait, reported);
             leave_as(status)
         }
         Err(error) => {
             let program = arguments.command[0].to_string_lossy().into_owned();
             let message = format!("cannot run {program}: {error}");
             terminal::complain(&format!("tidings: {message}"));
-            let problem = report(&arguments, &board, None);
+            let reported = report(&arguments, &board, None);
             finish(
                 &board,
                 Outcome::not_started(message, since.elapsed()),
                 wait,
-                problem,
+                reported,
             );
             ExitCode::from(outcome::code_of(&error))
         }
     }
 }
 
+/// A job that is being reported.
+struct Reported {
+    recipient: Recipient,
+    job: Job,
+    started_at: DateTime<Utc>,
+}
+
 /// Starts the reporter. Returns why it cannot be started.
-fn report(arguments: &Arguments, board: &Arc<Board>, process: Option<Process>) -> Option<String> {
+fn report(
+    arguments: &Arguments,
+    board: &Arc<Board>,
+    process: Option<Process>,
+) -> Result<Reported, String> {
     let connect = || -> Result<_, String> {
         let url = client::url(&arguments.url)
             .map_err(|problem| format!("the URL (--url, TIDINGS_URL) {problem}"))?;
@@ -169,10 +187,8 @@ fn report(arguments: &Arguments, board: &Arc<Board>, process: Option<Process>) -
             credential::school(arguments.school.as_deref()).map_err(|failure| failure.message)?;
         Ok((url, token, school))
     };
-    let (url, token, school) = match connect() {
-        Ok(connection) => connection,
-        Err(problem) => return Some(problem),
-    };
+    let (url, token, school) = connect()?;
+    let recipient = Recipient::new(&url, token.as_ref(), school);
     let name = Path::new(&arguments.command[0])
         .file_name()
         .unwrap_or(&arguments.command[0])
@@ -190,6 +206,12 @@ fn report(arguments: &Arguments, board: &Arc<Board>, process: Option<Process>) -
     };
     let job_id = arguments.id.clone().unwrap_or_else(new_id);
     let kill_after = Duration::from_secs(arguments.kill_after.into());
+    let reported = Reported {
+        recipient: recipient.clone(),
+        job: Job::new(&job_id, job_type, metadata),
+        started_at: Utc::now(),
+    };
+    let job = reported.job.clone();
     let board = Arc::clone(board);
     spawn(move || {
         // Reading the certificates of the system takes a while.
@@ -197,10 +219,17 @@ fn report(arguments: &Arguments, board: &Arc<Board>, process: Option<Process>) -
             Ok(client) => client.of_school(school),
             Err(failure) => return board.give_up(&failure),
         };
+        // First, because it can be about the same job.
+        if let Some(spool) = Spool::of_user() {
+            let sent = spool.send(&client, &recipient, Instant::now() + EARLIER_WAIT);
+            for rejected in sent.rejected {
+                terminal::complain(&format!("tidings: earlier: {rejected}"));
+            }
+        }
         let mut stopping = None;
         let reporter = Reporter {
             board: Arc::clone(&board),
-            delivery: Delivery::new(client, job_id, job_type, metadata),
+            delivery: Delivery::new(client, job),
             on_cancel: || {
                 if let Some(process) = process.clone().filter(|_| stopping.is_none()) {
                     board.cancel("Cancelled on request");
@@ -210,7 +239,7 @@ fn report(arguments: &Arguments, board: &Arc<Board>, process: Option<Process>) -
         };
         reporter.run();
     });
-    None
+    Ok(reported)
 }
 
 /// Tells the command to stop, and kills it if it does not.
@@ -222,15 +251,43 @@ fn stop(process: &Process, kill_after: Duration) {
     process.signal(Signal::KILL);
 }
 
-/// Hands over the outcome, and says what could not be sent.
-fn finish(board: &Board, outcome: Outcome, wait: Duration, problem: Option<String>) {
-    let unsent = match problem {
-        Some(problem) => Some(format!("the command could not be reported: {problem}")),
-        None => board.finish(outcome, wait),
+/// Hands over the outcome. What could not be sent is kept, and a message says so.
+fn finish(board: &Board, outcome: Outcome, wait: Duration, reported: Result<Reported, String>) {
+    let reported = match reported {
+        Ok(reported) => reported,
+        Err(problem) => {
+            terminal::complain(&format!(
+                "tidings: the command could not be reported: {problem}"
+            ));
+            return;
+        }
     };
-    if let Some(unsent) = unsent {
-        terminal::complain(&format!("tidings: {unsent}"));
+    let outcome = Arc::new(outcome);
+    let Some(unsent) = board.finish(Arc::clone(&outcome), wait) else {
+        return;
+    };
+    let mut said = unsent.text;
+    if unsent.can_be_sent_later {
+        let unreported = Unreported {
+            recipient: reported.recipient,
+            job: reported.job,
+            attempt: unsent.attempt,
+            started_at: reported.started_at,
+            ended_at: outcome.ended_at,
+            outcome: Arc::unwrap_or_clone(outcome),
+            latest: unsent.latest,
+            is_unsent: unsent.is_unsent,
+        };
+        let kept = Spool::of_user().map(|spool| spool.keep(&unreported));
+        said += &match kept {
+            Some(Ok(())) => {
+                "; it is kept for the next `tidings run`, or for `tidings spool send`".to_owned()
+            }
+            Some(Err(error)) => format!("; and it cannot be kept: {error}"),
+            None => "; and it cannot be kept without XDG_STATE_HOME or HOME".to_owned(),
+        };
     }
+    terminal::complain(&format!("tidings: {said}"));
 }
 
 /// Returns the name of a program as a job's type.

@@ -1,10 +1,13 @@
 //! How a command ended, and what it used.
 
+use std::borrow::Cow;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use nix::sys::resource::{UsageWho, getrusage};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use signal_hook::low_level::signal_name;
 
@@ -16,11 +19,11 @@ const NOT_EXECUTABLE: u8 = 126;
 pub(super) const SIGNALLED: i32 = 128;
 
 /// How the job ends.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Ending {
     Completed,
     Failed {
-        code: &'static str,
+        code: Cow<'static, str>,
         message: String,
     },
     /// Cancelled, for this reason.
@@ -28,18 +31,20 @@ pub(super) enum Ending {
 }
 
 /// How a command ended.
-#[derive(Debug, Clone)]
-pub(super) struct Outcome {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in crate::cli) struct Outcome {
     pub(super) ending: Ending,
     exit_code: Option<i32>,
     signal: Option<i32>,
+    /// By the clock of this machine. The report can be much later.
+    pub(super) ended_at: DateTime<Utc>,
     wall: Duration,
     used: Used,
     output: String,
 }
 
 /// What a command and its children used.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Used {
     user_secs: f64,
     system_secs: f64,
@@ -68,11 +73,11 @@ impl Outcome {
             (Some(reason), _, _) => Ending::Cancelled(reason),
             (None, Some(0), _) => Ending::Completed,
             (None, Some(code), _) => Ending::Failed {
-                code: "exit",
+                code: "exit".into(),
                 message: format!("exited with code {code}"),
             },
             (None, None, signal) => Ending::Failed {
-                code: "signal",
+                code: "signal".into(),
                 message: match signal {
                     Some(signal) => format!("ended by {}", name(signal)),
                     None => "ended by a signal".into(),
@@ -83,6 +88,7 @@ impl Outcome {
             ending,
             exit_code: status.code(),
             signal: status.signal(),
+            ended_at: Utc::now(),
             wall,
             used,
             output,
@@ -93,11 +99,12 @@ impl Outcome {
     pub(super) fn not_started(message: String, wall: Duration) -> Outcome {
         Outcome {
             ending: Ending::Failed {
-                code: "not_started",
+                code: "not_started".into(),
                 message,
             },
             exit_code: None,
             signal: None,
+            ended_at: Utc::now(),
             wall,
             used: Used::default(),
             output: String::new(),
@@ -107,6 +114,7 @@ impl Outcome {
     /// Returns what the job's metadata say of the run.
     pub(super) fn metadata(&self) -> Value {
         let mut metadata = json!({
+            "ended_at": self.ended_at.to_rfc3339_opts(SecondsFormat::Millis, true),
             "wall_secs": rounded(self.wall.as_secs_f64()),
             "cpu_user_secs": rounded(self.used.user_secs),
             "cpu_system_secs": rounded(self.used.system_secs),
@@ -123,8 +131,21 @@ impl Outcome {
     pub(super) fn no_metadata() -> Value {
         json!({
             "wall_secs": null, "cpu_user_secs": null, "cpu_system_secs": null, "peak_memory_bytes": null,
-            "exit_code": null, "signal": null, "progress_source": null,
+            "ended_at": null, "exit_code": null, "signal": null, "progress_source": null,
         })
+    }
+
+    /// Returns how the command ended, for people.
+    pub(in crate::cli) fn text(&self) -> String {
+        match &self.ending {
+            Ending::Completed => "completed".into(),
+            Ending::Failed { message, .. } => format!("failed: {message}"),
+            Ending::Cancelled(reason) => format!("cancelled: {reason}"),
+        }
+    }
+
+    pub(super) fn forget_output(&mut self) {
+        self.output.clear();
     }
 
     /// Returns the details of a failure.

@@ -6,9 +6,12 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::delivery::{Delivery, Level};
 use super::outcome::Outcome;
 use super::progress::{News, Source};
+use super::spool::is_worth_another_try;
 use crate::cli::Failure;
 
 /// The least time between two reports of progress.
@@ -40,15 +43,31 @@ struct State {
     is_over: bool,
     /// Whether the start has reached the server.
     is_started: bool,
+    /// The attempt that has been started.
+    attempt: Option<u64>,
+    /// Whether the server has refused, so that another try would be of no use.
+    is_refused: bool,
     /// The newest reason why something could not be sent.
     problem: Option<String>,
 }
 
 /// The newest progress.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Latest {
     pub(super) percent: Option<(f64, Source)>,
     pub(super) message: Option<String>,
+}
+
+/// What could not be sent when the command had ended.
+pub(super) struct Unsent {
+    /// For people.
+    pub(super) text: String,
+    pub(super) can_be_sent_later: bool,
+    /// The attempt that has been started.
+    pub(super) attempt: Option<u64>,
+    pub(super) latest: Latest,
+    /// Whether the newest progress was not sent.
+    pub(super) is_unsent: bool,
 }
 
 enum Next {
@@ -98,9 +117,9 @@ impl Board {
     }
 
     /// Hands over the outcome, and waits at most this long until it is sent. Returns what could not be sent.
-    pub(super) fn finish(&self, outcome: Outcome, wait: Duration) -> Option<String> {
+    pub(super) fn finish(&self, outcome: Arc<Outcome>, wait: Duration) -> Option<Unsent> {
         let mut state = self.lock();
-        state.outcome = Some(Arc::new(outcome));
+        state.outcome = Some(outcome);
         self.change.notify_all();
         let is_waiting = |state: &mut State| !state.is_over;
         let waited = self.change.wait_timeout_while(state, wait, is_waiting);
@@ -114,7 +133,16 @@ impl Board {
         };
         let problem = state.problem.as_deref();
         let problem = problem.unwrap_or("the server does not answer");
-        Some(format!("{what} could not be reported: {problem}"))
+        Some(Unsent {
+            text: format!("{what} could not be reported: {problem}"),
+            can_be_sent_later: !state.is_refused,
+            attempt: state.attempt,
+            is_unsent: state.has_news && (state.percent.is_some() || state.message.is_some()),
+            latest: Latest {
+                percent: state.percent,
+                message: state.message.clone(),
+            },
+        })
     }
 
     /// Takes note that nothing can be sent.
@@ -125,7 +153,9 @@ impl Board {
     }
 
     fn has_problem(&self, failure: &Failure) {
-        self.lock().problem = Some(failure.message.clone());
+        let mut state = self.lock();
+        state.problem = Some(failure.message.clone());
+        state.is_refused = !is_worth_another_try(failure);
     }
 
     /// Waits until something is to be sent.
@@ -207,6 +237,7 @@ impl<C: FnMut()> Reporter<C> {
                 Ok(()) => {
                     let mut state = self.board.lock();
                     (state.is_started, state.problem) = (true, None);
+                    state.attempt = self.delivery.attempt();
                     // The server begins at 0 %. How far the command is, is not known yet.
                     state.has_news = true;
                     return true;
@@ -258,14 +289,12 @@ impl<C: FnMut()> Reporter<C> {
                     if failure.is_conflict() {
                         return;
                     }
-                    match failure.http_status {
-                        // It was too long for this server.
-                        Some(413 | 422) if is_ending && level != Level::Bare => {
-                            level = level.shorter();
-                            continue;
-                        }
-                        _ if is_ending && !failure.is_passing() => return,
-                        _ => {}
+                    if is_ending && failure.is_too_long() && level != Level::Bare {
+                        level = level.shorter();
+                        continue;
+                    }
+                    if is_ending && !failure.is_passing() {
+                        return;
                     }
                     self.board.lock().has_news |= !is_ending;
                     delay = delay.max(failure.retry_after);

@@ -29,6 +29,7 @@ pub(crate) fn command(folder: &Path) -> Command {
     }
     command
         .env("ROCKET_PORT", "0")
+        .env("XDG_STATE_HOME", folder.join("state"))
         .env("TIDINGS_DATA_DIR", folder.join("data"))
         .env("TIDINGS_JWT_SECRET", SECRET)
         .envs(store::database_url(folder).map(|url| ("TIDINGS_DATABASE_URL", url)));

@@ -22,11 +22,13 @@ mod wget;
 
 use std::ffi::OsString;
 
+use serde::{Deserialize, Serialize};
+
 pub(in crate::cli) use self::number::report;
 use super::lines::{Said, Taskbar};
 
 /// Where a reading comes from, the least reliable first. After a more reliable source has spoken, others are not heard any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Source {
     /// How far the largest input file has been read.
     Input,

@@ -1,0 +1,90 @@
+//! `tidings spool`: what `tidings run` could not report, for people and for cron.
+
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+
+use super::client::{Client, DEFAULT_URL, url};
+use super::run::spool::{FILES_MAX, Recipient, Spool};
+use super::{Exit, Failure, credential, terminal};
+use crate::config::Secret;
+
+/// How long all outcomes together may take.
+const SEND_WAIT: Duration = Duration::from_secs(60);
+
+/// List or send the outcomes of commands that could not be reported.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tidings spool list
+  tidings spool send
+  */10 * * * *  tidings spool send 2>/dev/null        (in a crontab, with TIDINGS_URL and TIDINGS_TOKEN)
+
+`tidings run` keeps how its command ended if the server could not be reached, in $XDG_STATE_HOME/tidings/spool.
+
+Exit codes: 0 nothing is left for this server and user, 2 the command line is not valid, 3 denied, 5 the server cannot be reached,
+1 another error, such as an outcome that the server rejects because its job has a newer attempt.")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List them, the oldest first: when the command ended, the server, the job, and how it ended.
+    List,
+    /// Send those that are for this server, and for the user and schools of this token.
+    Send {
+        /// The URL of the server.
+        #[arg(long, visible_alias = "server", env = "TIDINGS_URL", default_value = DEFAULT_URL, value_parser = url)]
+        url: String,
+        /// A token. Prefer the environment variable: other users can see the command line.
+        #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
+        token: Option<Secret>,
+        /// The school, if the token covers several.
+        #[arg(long, env = credential::SCHOOL_VARIABLE)]
+        school: Option<String>,
+    },
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let Some(spool) = Spool::of_user() else {
+        let problem = "there is no folder for them: set XDG_STATE_HOME or HOME";
+        return Err(Failure::new(Exit::Usage, problem));
+    };
+    match arguments.action {
+        Action::List => list(&spool),
+        Action::Send { url, token, school } => {
+            let token = credential::token(token)?;
+            let school = credential::school(school.as_deref())?;
+            let recipient = Recipient::new(&url, token.as_ref(), school);
+            let client = Client::new(&url, token)?.of_school(school);
+            send(&spool, &client, &recipient)
+        }
+    }
+}
+
+fn list(spool: &Spool) -> Result<(), Failure> {
+    for entry in spool.entries().into_iter().take(FILES_MAX) {
+        let own = entry.unreported;
+        let ended_at = own.ended_at.format("%Y-%m-%dT%H:%M:%SZ");
+        let (server, job) = (&own.recipient.server, &own.job.id);
+        let text = format!("{ended_at} {server} {job} {}", own.outcome.text());
+        terminal::print_line(&terminal::plain(&text))?;
+    }
+    Ok(())
+}
+
+fn send(spool: &Spool, client: &Client, recipient: &Recipient) -> Result<(), Failure> {
+    let sent = spool.send(client, recipient, Instant::now() + SEND_WAIT);
+    if sent.count > 0 {
+        terminal::print_line(&format!("{} reported", sent.count))?;
+    }
+    for rejected in &sent.rejected {
+        terminal::complain(&format!("tidings: {rejected}"));
+    }
+    match sent.problem {
+        Some(problem) => Err(problem),
+        None if sent.rejected.is_empty() => Ok(()),
+        None => Err(Failure::new(Exit::Failed, "")),
+    }
+}

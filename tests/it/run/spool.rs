@@ -1,0 +1,207 @@
+//! What could not be reported while the server was away is kept, and reported when it is back.
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use serde_json::json;
+use tidings::auth::Role;
+
+use super::*;
+use crate::support::forwarder::Forwarder;
+use crate::support::process::Process;
+
+/// A server that is not there yet.
+struct Away {
+    folder: tempfile::TempDir,
+    reserved: TcpListener,
+    port: String,
+    url: String,
+}
+
+impl Away {
+    fn new() -> Away {
+        let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = reserved.local_addr().unwrap().port().to_string();
+        Away {
+            folder: tempfile::tempdir().unwrap(),
+            url: format!("http://127.0.0.1:{port}"),
+            reserved,
+            port,
+        }
+    }
+
+    /// Runs a script while nobody answers. Returns what `tidings run` says about it.
+    async fn run(&self, options: &[&str], script: &str) -> String {
+        let mut arguments = vec!["run", "--wait", "0"];
+        arguments.extend(options);
+        arguments.extend(["--", "sh", "-c", script]);
+        let output = end_of(of(self.folder.path(), &self.url, &arguments), b"").await;
+        assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+        text(&output.stderr)
+    }
+
+    /// Starts the server.
+    fn back(self) -> (tempfile::TempDir, Process, String) {
+        drop(self.reserved);
+        let server = Process::on_port(self.folder.path(), &self.port);
+        (self.folder, server, self.url)
+    }
+}
+
+/// Returns the command `tidings <arguments>` of a user whose home is below this folder.
+fn of(folder: &Path, url: &str, arguments: &[&str]) -> Command {
+    let mut command = command(folder);
+    command
+        .args(arguments)
+        .env("TIDINGS_URL", url)
+        .env("TIDINGS_TOKEN", worker(1));
+    command
+}
+
+/// Runs `tidings <arguments>`. Returns its exit code, and what it says on both outputs.
+async fn said(folder: &Path, url: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = end_of(of(folder, url, arguments), b"").await;
+    let said = text(&output.stdout) + &text(&output.stderr);
+    (output.status.code(), said)
+}
+
+async fn jobs_at(url: &str) -> Vec<Value> {
+    let request = reqwest::Client::new().get(format!("{url}/api/jobs"));
+    let (status, list) = answer(request.bearer_auth(viewer(1))).await;
+    assert_eq!(status, 200, "{list}");
+    list["jobs"].as_array().unwrap().clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_is_kept_until_the_server_is_there_and_told_once() {
+    let away = Away::new();
+    let complaint = away
+        .run(&["--type", "backup"], "echo 40/200 rows; exit 3")
+        .await;
+    assert!(complaint.contains("tidings spool send"), "{complaint}");
+    let folder = away.folder.path();
+    let (code, list) = said(folder, &away.url, &["spool", "list"]).await;
+    assert_eq!((code, list.lines().count()), (Some(0), 1), "{list}");
+    assert!(
+        list.contains(&away.url) && list.contains("exited with code 3"),
+        "{list}"
+    );
+    let (code, problem) = said(folder, "http://127.0.0.1:9", &["spool", "send"]).await;
+    assert_eq!(
+        (code, problem.as_str()),
+        (Some(0), ""),
+        "it is for another server"
+    );
+    let (folder, _server, url) = away.back();
+    let (code, sent) = said(folder.path(), &url, &["spool", "send"]).await;
+    assert_eq!((code, sent.as_str()), (Some(0), "1 reported\n"));
+    let jobs = jobs_at(&url).await;
+    let [job] = &jobs[..] else {
+        panic!("{jobs:?}");
+    };
+    assert_eq!(
+        (
+            &job["job_type"],
+            &job["status"],
+            &job["progress"],
+            &job["attempt"]
+        ),
+        (&json!("backup"), &json!("failed"), &json!(20.0), &json!(1))
+    );
+    assert_eq!(job["error"]["details"]["output"], "40/200 rows");
+    assert!(job["metadata"]["ended_at"].is_string(), "{job}");
+    for arguments in [["spool", "send"], ["spool", "list"]] {
+        let nothing = said(folder.path(), &url, &arguments).await;
+        assert_eq!(nothing, (Some(0), String::new()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_run_or_report_tells_what_the_last_run_could_not() {
+    let again = ["run", "--", "true"];
+    let report = ["report", "start", "--type", "import"];
+    for arguments in [&again[..], &report] {
+        let away = Away::new();
+        away.run(&["--id", "earlier"], "exit 3").await;
+        let (folder, _server, url) = away.back();
+        let (code, told) = said(folder.path(), &url, arguments).await;
+        assert_eq!(code, Some(0), "{told}");
+        let mut jobs = jobs_at(&url).await;
+        jobs.retain(|job| job["job_id"] == "earlier");
+        assert_eq!(jobs[0]["status"], "failed");
+        let (_, list) = said(folder.path(), &url, &["spool", "list"]).await;
+        assert_eq!(list, "");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runs_of_one_job_are_told_in_order() {
+    let away = Away::new();
+    let options = ["--id", "nightly", "--type", "backup"];
+    away.run(&options, "echo first; exit 3").await;
+    away.run(&options, "echo second; exit 3").await;
+    let (folder, _server, url) = away.back();
+    let run = [
+        "run", "--id", "nightly", "--type", "backup", "--", "echo", "third",
+    ];
+    let (code, told) = said(folder.path(), &url, &run).await;
+    assert_eq!((code, told.as_str()), (Some(0), "third\n"));
+    let jobs = jobs_at(&url).await;
+    assert_eq!(
+        (&jobs[0]["status"], &jobs[0]["attempt"], &jobs[0]["message"]),
+        (&json!("completed"), &json!(3), &json!("third"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_job_that_has_been_started_is_told_of_that_attempt() {
+    let server = server().await;
+    let network = Forwarder::to(&server);
+    let mut run = run_script(&server, &["--wait", "1"], "echo 10%; read a; exit 3");
+    let mut child = started(run.env("TIDINGS_URL", &network.url));
+    job_when(&server, "progress", |job| job["progress"] == 10.0).await;
+    network.cut(true);
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let output = blocking(move || output_of(child)).await;
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(only_job(&server).await["status"], "in_progress");
+    let folder = server.folder.path();
+    let (code, problem) = said(folder, &network.url, &["spool", "send"]).await;
+    assert_eq!(code, Some(5), "{problem}");
+    network.cut(false);
+    let (code, sent) = said(folder, &network.url, &["spool", "send"]).await;
+    assert_eq!((code, sent.as_str()), (Some(0), "1 reported\n"));
+    let job = only_job(&server).await;
+    assert_eq!(
+        (&job["status"], &job["attempt"]),
+        (&json!("failed"), &json!(1))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_attempt_is_left_alone_and_so_is_the_outcome_of_another_user() {
+    let away = Away::new();
+    away.run(&["--id", "nightly"], "exit 3").await;
+    let (folder, _server, url) = away.back();
+    let mut other = of(folder.path(), &url, &["spool", "send"]);
+    other.env("TIDINGS_TOKEN", sign(&claims(Some(2), Role::Worker)));
+    let output = end_of(other, b"").await;
+    assert_eq!(
+        (output.status.code(), text(&output.stdout).as_str()),
+        (Some(0), "")
+    );
+    let request = reqwest::Client::new().post(format!("{url}/api/jobs/nightly/start"));
+    let start = request.json(&json!({"job_type": "backup"}));
+    let (status, started) = answer(start.bearer_auth(worker(1))).await;
+    assert_eq!(status, 200, "{started}");
+    let (code, told) = said(folder.path(), &url, &["spool", "send"]).await;
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("the job nightly"), "{told}");
+    let jobs = jobs_at(&url).await;
+    assert_eq!(
+        (&jobs[0]["status"], &jobs[0]["attempt"]),
+        (&json!("in_progress"), &json!(1))
+    );
+    let (_, list) = said(folder.path(), &url, &["spool", "list"]).await;
+    assert_eq!(list, "", "it is of no use any more");
+}

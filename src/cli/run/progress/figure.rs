@@ -169,10 +169,7 @@ impl Figure<'_> {
                 let is_of_number = |own: char| own.is_ascii_digit() || ".,_".contains(own);
                 let number = text[at..].find(|own| !is_of_number(own));
                 from = number.map_or(text.len(), |length| at + length);
-                let before = text[..at].chars().next_back();
-                // The rest of a word, path, clock time or signed number.
-                let is_part = |own: char| own.is_alphanumeric() || "./:+-_".contains(own);
-                if before.is_some_and(is_part) {
+                if continues(&text[..at]) {
                     continue;
                 }
                 if let Some(figure) = Figure::at(text, at) {
@@ -267,6 +264,16 @@ impl Figure<'_> {
         let is_time_left = rest.starts_with("eta") || rest.starts_with("ETA");
         let begins_word = rest.starts_with(char::is_alphabetic);
         begins_word && !is_time_left && Tail::of(self.after) != Tail::Apart
+    }
+}
+
+/// Whether what is before a number makes it the rest of a word, path, clock time or signed number.
+fn continues(before: &str) -> bool {
+    let mut before = before.chars().rev();
+    match before.next() {
+        Some(':') => before.next().is_some_and(|own| own.is_ascii_digit()),
+        Some(own) => own.is_alphanumeric() || "./+-_".contains(own),
+        None => false,
     }
 }
 

@@ -77,6 +77,8 @@ fn leading_whole(text: &str) -> Option<(f64, &str)> {
     let end = text
         .find(|own: char| !own.is_ascii_digit() && own != ',' && own != '_')
         .unwrap_or(text.len());
+    // A comma after the number is one between words.
+    let end = text[..end].trim_end_matches([',', '_']).len();
     let digits: String = text[..end].chars().filter(char::is_ascii_digit).collect();
     Some((digits.parse().ok()?, &text[end..]))
 }

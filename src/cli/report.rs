@@ -22,7 +22,7 @@ const PROGRESS_WAIT: Duration = Duration::from_secs(2);
 /// How long the start and the end may hold it up.
 const MILESTONE_WAIT: Duration = Duration::from_secs(10);
 /// How long what earlier commands could not report may hold it up.
-const EARLIER_WAIT: Duration = Duration::from_secs(1);
+const EARLIER_WAIT: Duration = Duration::from_secs(3);
 /// The first delay between two tries, which doubles each time.
 const RETRY: Duration = Duration::from_millis(250);
 /// The longest message, in bytes.

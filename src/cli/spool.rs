@@ -10,7 +10,7 @@ use super::{Exit, Failure, credential, terminal};
 use crate::config::Secret;
 
 /// How long all outcomes together may take.
-const SEND_WAIT: Duration = Duration::from_secs(60);
+const SEND_WAIT: Duration = Duration::from_secs(30);
 
 /// List or send the outcomes of commands that could not be reported.
 #[derive(Debug, Args)]

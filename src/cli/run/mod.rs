@@ -64,7 +64,7 @@ const DESCRIPTOR_MIN: i64 = 3;
 const DESCRIPTOR_MAX: i64 = 255;
 
 /// How long what earlier runs could not report may hold up the report of this one.
-const EARLIER_WAIT: Duration = Duration::from_secs(2);
+const EARLIER_WAIT: Duration = Duration::from_secs(3);
 
 /// Run a command and report it as a job.
 #[derive(Debug, Args)]

@@ -19,8 +19,8 @@ use serde_json::Value;
 use super::delivery::{Delivery, Job};
 use super::outcome::Outcome;
 use super::reporter::Latest;
-use crate::cli::Failure;
 use crate::cli::client::Client;
+use crate::cli::{Exit, Failure};
 use crate::config::Secret;
 use crate::id::SchoolId;
 
@@ -30,8 +30,8 @@ pub(in crate::cli) const FILES_MAX: usize = 100;
 const FILE_MAX_BYTES: u64 = 256 * 1024;
 /// How long an outcome is kept.
 const KEEP: TimeDelta = TimeDelta::days(7);
-/// How long an answer is awaited. The file is sent again later.
-const ANSWER_WAIT: Duration = Duration::from_secs(2);
+/// How long an answer is awaited at least. The file is sent again later.
+const ANSWER_WAIT_MIN: Duration = Duration::from_millis(100);
 
 /// The claims of a token that change when it is renewed.
 const CHANGING_CLAIMS: &[&str] = &[
@@ -197,16 +197,18 @@ impl Spool {
         recipient: &Recipient,
         until: Instant,
     ) -> Sent {
-        let client = client.clone().within(ANSWER_WAIT);
         let mut sent = Sent::default();
         for entry in self.entries() {
             if entry.unreported.recipient != *recipient {
                 continue;
             }
-            if Instant::now() >= until {
+            let rest = until.saturating_duration_since(Instant::now());
+            if rest < ANSWER_WAIT_MIN {
+                let problem = "the server is too slow; the rest is sent the next time";
+                sent.problem = Some(Failure::new(Exit::Unreachable, problem));
                 break;
             }
-            match entry.unreported.send(&client) {
+            match entry.unreported.send(&client.clone().within(rest)) {
                 Ok(()) => sent.count += 1,
                 Err(failure) if is_worth_another_try(&failure) => {
                     // A fault of the server can be about this one only.

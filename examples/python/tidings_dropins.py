@@ -73,6 +73,13 @@ def report(path, body, make, school_id=None, expected=()):
     return answer
 
 
+class Done:
+    """What methods return that some back ends await and others do not."""
+
+    def __await__(self):
+        return iter(())
+
+
 class EnrollmentProgressBroadcaster:
     def __init__(self, scans=None):
         """With `scans`, the progress covers this number of scans."""
@@ -97,11 +104,12 @@ class EnrollmentProgressBroadcaster:
     async def broadcast_error(self, school_id, session_id, error_message):
         await self._report(school_id, session_id, "error", error=error_message)
 
-    async def register(self, *_, **__):
+    def register(self, *_, **__):
         log.warning("a page connected to this process: route /ws/enrollment to Tidings")
+        return Done()
 
-    async def disconnect(self, *_, **__):
-        pass
+    def disconnect(self, *_, **__):
+        return Done()
 
     def get_connection_count(self, school_id=None):
         """Returns 1, because callers skip reports without listeners, but Tidings also keeps events for later ones."""
@@ -227,6 +235,19 @@ class AlertNotifier:
         await asyncio.to_thread(call, "PUT", path, {"limits": limits})
 
 
+ViolationCreated = namedtuple(
+    "ViolationCreated", "violation_id sample_id characteristic_id rule_id rule_name severity timestamp"
+)
+ViolationAcknowledged = namedtuple("ViolationAcknowledged", "violation_id user reason timestamp")
+# `range_value` is not sent: no message has it.
+SampleProcessedEvent = namedtuple(
+    "SampleProcessedEvent", "sample_id characteristic_id mean range_value zone in_control timestamp"
+)
+ControlLimitsUpdatedEvent = namedtuple(
+    "ControlLimitsUpdatedEvent",
+    "characteristic_id center_line ucl lcl method sample_count timestamp",
+    defaults=("moving_range", 0, None),
+)
 ProgressEvent = namedtuple("ProgressEvent", "file_id progress message", defaults=("",))
 
 

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace as Event
 from typing import Any
 
 import pytest
@@ -21,11 +20,13 @@ import tidings
 from tidings.dropins import (
     AlertNotifier,
     Both,
+    ControlLimitsUpdatedEvent,
     DeviceStatusBroadcaster,
     EnrollmentProgressBroadcaster,
     ProcessingJobLifecycle,
     ProgressEvent,
     ProgressNotifier,
+    SampleProcessedEvent,
     ViolationAcknowledged,
     ViolationCreated,
 )
@@ -89,6 +90,23 @@ def test_an_enrollment_back_end_reaches_its_pages(existing: Server, page: Page, 
     assert told(other, 2, "error")[1] == ["Another school's"]
     assert "already error" in caplog.text
     assert broadcaster.get_connection_count(7) == 1
+
+
+def test_sockets_are_registered_with_and_without_await(caplog: pytest.LogCaptureFixture) -> None:
+    """Some back ends await these methods, and others do not."""
+
+    async def connect_and_leave(broadcaster: EnrollmentProgressBroadcaster | DeviceStatusBroadcaster) -> None:
+        broadcaster.register("socket", 7)
+        broadcaster.disconnect("socket", 7)
+        await broadcaster.register("socket", school_id=7)
+        await broadcaster.disconnect("socket", school_id=7)
+
+    for broadcaster in (EnrollmentProgressBroadcaster(), DeviceStatusBroadcaster()):
+        asyncio.run(connect_and_leave(broadcaster))
+    assert [record.message.split("route ")[1] for record in caplog.records] == [
+        *["/ws/enrollment to Tidings"] * 2,
+        *["/ws/device-status to Tidings"] * 2,
+    ]
 
 
 def test_a_health_checker_reaches_its_pages(existing: Server, page: Page) -> None:
@@ -167,14 +185,12 @@ def test_a_process_control_back_end_reaches_its_charts(existing: Server, page: P
     notifier = AlertNotifier()
 
     async def measure() -> None:
-        limits = Event(characteristic_id=3, center_line=5.0, ucl=8.0, lcl=2.0, method="own", sample_count=25)
-        await notifier.control_limits_updated(limits)
-        sample = Event(characteristic_id=3, sample_id=501, mean=9.0, zone="beyond_ucl", in_control=False, timestamp=NOW)
-        await notifier.sample_processed(sample)
+        await notifier.control_limits_updated(ControlLimitsUpdatedEvent(3, 5.0, 8.0, 2.0, method="own", sample_count=25))
+        await notifier.sample_processed(SampleProcessedEvent(501, 3, 9.0, 0.4, "beyond_ucl", False, NOW))
         await notifier.notify_violation_created(ViolationCreated(9001, 501, 3, 1, "Beyond limits", "CRITICAL", NOW))
         await asyncio.to_thread(tidings.flush, 10)
         await notifier.notify_violation_acknowledged(ViolationAcknowledged(9001, "ann", "Tool changed", NOW))
-        unknown = Event(characteristic_id=4, sample_id=502, mean=1.0, zone="zone_c_upper", in_control=True, timestamp=NOW)
+        unknown = SampleProcessedEvent(sample_id=502, characteristic_id=4, mean=1.0, range_value=None, zone="zone_c_upper", in_control=True)
         await notifier.sample_processed(unknown)
 
     asyncio.run(measure())
@@ -182,10 +198,14 @@ def test_a_process_control_back_end_reaches_its_charts(existing: Server, page: P
     messages = [json.loads(chart.recv(10)) for _ in range(4)]
     assert [message["type"] for message in messages] == ["limits_update", "sample", "violation", "ack_update"]
     assert messages[0]["ucl"] == 8.0
-    assert [messages[1]["sample"][name] for name in ("id", "zone", "in_control")] == [501, "beyond_ucl", False]
+    sample = messages[1]["sample"]
+    assert [sample[name] for name in ("id", "mean", "zone", "in_control", "timestamp")] == [501, 9.0, "beyond_ucl", False, "2026-01-31T09:30:00.000Z"]
     assert [messages[2]["violation"][name] for name in ("id", "severity")] == [9001, "CRITICAL"]
     assert [messages[3][name] for name in ("violation_id", "ack_user")] == [9001, "ann"]
     assert existing.get("/api/characteristics/4")["characteristic_id"] == "4"
+    known = existing.get("/events/characteristics/3?wait=0")["messages"]
+    limits = next(message["payload"] for message in known if message["type"] == "control_limits")
+    assert [limits[name] for name in ("center_line", "ucl", "lcl", "method", "sample_count")] == [5.0, 8.0, 2.0, "own", 25]
 
 
 def test_uploads_of_one_name_are_uploads_of_their_own(existing: Server, page: Page) -> None:
@@ -278,6 +298,7 @@ def test_the_names_and_parameters_are_those_of_the_existing_objects() -> None:
         EnrollmentProgressBroadcaster.get_connection_count: "school_id",
         DeviceStatusBroadcaster.broadcast_device_status: "school_id device_id status last_seen",
         DeviceStatusBroadcaster.broadcast_device_info: "school_id device_id device_info",
+        ProcessingJobLifecycle.enqueue: "job_type payload _ job_id __",
         ProcessingJobLifecycle.mark_queued: "job_id queue_name task_id",
         ProcessingJobLifecycle.mark_started: "job_id",
         ProcessingJobLifecycle.mark_progress: "job_id progress message metadata",
@@ -288,6 +309,8 @@ def test_the_names_and_parameters_are_those_of_the_existing_objects() -> None:
         ProgressNotifier.notify: "event",
         ProgressEvent: "file_id progress message",
         ViolationCreated: "violation_id sample_id characteristic_id rule_id rule_name severity timestamp",
+        SampleProcessedEvent: "sample_id characteristic_id mean range_value zone in_control timestamp",
+        ControlLimitsUpdatedEvent: "characteristic_id center_line ucl lcl method sample_count timestamp",
         ViolationAcknowledged: "violation_id user reason timestamp",
     }
     for method, names in expected.items():

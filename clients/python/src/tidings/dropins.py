@@ -12,8 +12,8 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ._clean import cut, jsonable, number
@@ -39,6 +39,18 @@ def _without_none(**fields: Any) -> Body:
 
 def _iso(time: Any) -> Any:
     return time.isoformat() if isinstance(time, (datetime.datetime, datetime.date)) else time
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+class _Done:
+    """What methods return that some back ends await and others do not."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
 
 
 class _DropIn:
@@ -77,11 +89,12 @@ class EnrollmentProgressBroadcaster(_DropIn):
     async def broadcast_error(self, school_id: int, session_id: str, error_message: str) -> None:
         self._report(school_id, session_id, "error", error=cut(error_message, MESSAGE_MAX_BYTES))
 
-    async def register(self, *_: Any, **__: Any) -> None:
+    def register(self, *_: Any, **__: Any) -> _Done:
         log.warning("a page connected to this process: route /ws/enrollment to Tidings")
+        return _Done()
 
-    async def disconnect(self, *_: Any, **__: Any) -> None:
-        pass
+    def disconnect(self, *_: Any, **__: Any) -> _Done:
+        return _Done()
 
     def get_connection_count(self, school_id: int | None = None) -> int:
         """Returns 1, because callers skip reports without listeners, but Tidings also keeps events for later ones."""
@@ -104,11 +117,12 @@ class DeviceStatusBroadcaster(_DropIn):
     async def broadcast_device_info(self, school_id: int, device_id: int, device_info: Mapping[str, Any]) -> None:
         self._tell("devices", device_id, "put", {"info": jsonable(device_info), "lease_secs": LEASE_SECS}, school_id)
 
-    async def register(self, *_: Any, **__: Any) -> None:
+    def register(self, *_: Any, **__: Any) -> _Done:
         log.warning("a page connected to this process: route /ws/device-status to Tidings")
+        return _Done()
 
-    async def disconnect(self, *_: Any, **__: Any) -> None:
-        pass
+    def disconnect(self, *_: Any, **__: Any) -> _Done:
+        return _Done()
 
     def get_connection_count(self, school_id: int | None = None) -> int:
         """Returns 1, as `EnrollmentProgressBroadcaster` does."""
@@ -198,7 +212,9 @@ class ProcessingJobLifecycle:
 
 
 class AlertNotifier(_DropIn):
-    """Process control. Pass `SampleProcessedEvent` to `sample_processed` and `ControlLimitsUpdatedEvent` to `control_limits_updated` as well."""
+    """Process control. Pass `SampleProcessedEvent` to `sample_processed` and `ControlLimitsUpdatedEvent` to `control_limits_updated` as well.
+
+    The methods read attributes, so they take the back end's own events and those of this module."""
 
     def __init__(self, reporter: Reporter | None = None) -> None:
         super().__init__(reporter)
@@ -260,6 +276,30 @@ class ViolationAcknowledged:
     user: str
     reason: str
     timestamp: datetime.datetime
+
+
+@dataclass(frozen=True)
+class SampleProcessedEvent:
+    """`zone` and `in_control` are the back end's own verdict. `range_value` is not sent: no message has it."""
+
+    sample_id: int
+    characteristic_id: int
+    mean: float
+    range_value: float | None
+    zone: str
+    in_control: bool
+    timestamp: datetime.datetime = field(default_factory=_now)
+
+
+@dataclass(frozen=True)
+class ControlLimitsUpdatedEvent:
+    characteristic_id: int
+    center_line: float
+    ucl: float
+    lcl: float
+    method: str = "moving_range"
+    sample_count: int = 0
+    timestamp: datetime.datetime = field(default_factory=_now)
 
 
 @dataclass(frozen=True)
@@ -330,11 +370,13 @@ class Both:
 __all__ = [
     "AlertNotifier",
     "Both",
+    "ControlLimitsUpdatedEvent",
     "DeviceStatusBroadcaster",
     "EnrollmentProgressBroadcaster",
     "ProcessingJobLifecycle",
     "ProgressEvent",
     "ProgressNotifier",
+    "SampleProcessedEvent",
     "ViolationAcknowledged",
     "ViolationCreated",
     "progress_notifier",

@@ -11,6 +11,7 @@
 RQ, Django, Airflow, tqdm, logging and training loops; `tidings.dropins` replaces broadcasters of existing back ends.
 """
 
+from . import messages
 from ._job import Cancelled, Job, Tracked, current_job, job
 from ._reporter import Reporter, configure, flush, reporter
 from ._state import State
@@ -35,6 +36,7 @@ __all__ = [
     "current_job",
     "flush",
     "job",
+    "messages",
     "reporter",
     "watch",
 ]

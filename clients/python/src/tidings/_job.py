@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar, Union, cast
 from . import _reporter
 from ._clean import cut, jsonable, number, text
 from ._outbox import MESSAGE_MAX_BYTES, Body, JobState, Report, Subject
+from .messages import ProblemCode
 
 _T = TypeVar("_T")
 ID_MAX_BYTES = 128
@@ -204,7 +205,7 @@ class Job:
         self._is_ended = True
         self._send(verb, body)
 
-    def _send(self, verb: str, body: Body, is_tick: bool = False, expected: frozenset[str] = frozenset(), restarts: bool = False) -> None:
+    def _send(self, verb: str, body: Body, is_tick: bool = False, expected: frozenset[ProblemCode] = frozenset(), restarts: bool = False) -> None:
         creates: tuple[Report, ...] = ()
         if verb in ("complete", "fail", "cancel"):
             made = {"job_type": self.type, **self._texts(self._message, self._metadata)}

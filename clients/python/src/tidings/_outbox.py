@@ -15,8 +15,10 @@ import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Union, cast
 from urllib.parse import quote
+
+from .messages import ProblemCode
 
 CAPACITY = 10_000
 CAPACITY_BYTES = 16 * 1024 * 1024
@@ -83,7 +85,7 @@ class Report:
     job: JobState | None = None
     creates: "tuple[Report, ...]" = ()
     # Codes of problems that are expected, and so not worth a warning.
-    expected: frozenset[str] = frozenset()
+    expected: frozenset[ProblemCode] = frozenset()
     # Whether a job that has failed is retried when it is started again.
     restarts: bool = False
     answered: Callable[[Body | None], None] | None = None
@@ -270,7 +272,7 @@ DONE = Verdict()
 
 def judge(report: Report, status: int, event: Body | None, problem: Body) -> Verdict:
     """Decides about the answer to a report."""
-    code = str(problem.get("code") or status)
+    code = cast(ProblemCode, str(problem.get("code") or status))
     if status < 300:
         if report.job is not None and event is not None:
             report.job.adopt(event)
@@ -313,6 +315,6 @@ def after_look(report: Report, job: Body, problem: Body) -> Verdict:
             return Verdict(is_done=False, first=(retry,))
     if state.attempt is None or state.attempt == job.get("attempt"):
         state.adopt(job)
-    if str(problem.get("code")) in report.expected:
+    if cast(ProblemCode, str(problem.get("code"))) in report.expected:
         return DONE
     return Verdict(warning=str(problem.get("detail") or status))

@@ -18,6 +18,7 @@ import httpx
 from ._config import Token, default_token, server_url
 from ._sse import SseParser
 from ._stream import POLL_GAP_SECS, POLL_WAIT_SECS, Backoff, Message, Stream, Transport, Unreadable, path_of
+from .messages import ProblemCode
 
 log = logging.getLogger("tidings")
 CONNECT_SECS = 10.0
@@ -251,7 +252,8 @@ class Watch:
             if not refusal.problem and answer.status_code in (400, 403, 404, 405):
                 # Tidings answers with a problem. Something else does not let an upgrade pass.
                 raise _NotThisTransport(f"status {answer.status_code} from something else") from error
-            if refusal.problem.get("code") == "bad-handshake":
+            code: ProblemCode | None = refusal.problem.get("code")
+            if code == "bad-handshake":
                 raise _NotThisTransport("a proxy has broken the handshake") from error
             raise refusal from error
         except InvalidMessage as error:

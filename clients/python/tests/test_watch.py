@@ -295,3 +295,14 @@ def test_a_captive_portal_is_not_a_stream() -> None:
             return len(server.requests)
 
     assert asyncio.run(page()) >= 2
+
+
+def test_the_school_of_the_environment_is_watched(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a token for several schools, as reports are. A scope that names its school is watched as it is."""
+    monkeypatch.setenv("TIDINGS_URL", server.url)
+    monkeypatch.setenv("TIDINGS_TOKEN", token(school_id=None, schools=[31, 32]))
+    monkeypatch.setenv("TIDINGS_SCHOOL_ID", "31")
+    for school_id in (31, 32):
+        server.post("/api/jobs", {"job_id": "seen", "job_type": "import"}, school_id)
+    for scope, expected in (("jobs", 31), ("jobs?school_id=32", 32), ("schools/32", 32), (["schools/32"], 32)):
+        assert next(iter(tidings.watch(scope)))["school_id"] == expected, scope

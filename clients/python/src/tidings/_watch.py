@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from ._config import Token, default_token, server_url
+from ._config import Token, default_school, default_token, server_url
 from ._sse import SseParser
 from ._stream import POLL_GAP_SECS, POLL_WAIT_SECS, Backoff, Message, Stream, Transport, Unreadable, path_of
 from .messages import ProblemCode
@@ -90,8 +90,11 @@ class Watch:
         for name, value in (params or {}).items():
             many = value if isinstance(value, (list, tuple)) else [value]
             pairs += [(name, str(item)) for item in many if item is not None]
-        if school_id is not None:
-            pairs.append(("school_id", str(school_id)))
+        # A scope that names its school needs no default.
+        is_named = path.startswith("/events/schools/") or any(name == "school_id" or str(value).startswith("schools/") for name, value in pairs)
+        school = school_id if is_named else default_school(school_id)
+        if school is not None:
+            pairs.append(("school_id", str(school)))
         self._url, self._path, self._query = server_url(url), path, pairs
         self._token = default_token(token)
         self._new_client, self._sleep, self._poll_gap = client or httpx.AsyncClient, sleep, poll_gap
@@ -389,7 +392,7 @@ def watch(
     """Returns the messages of a scope, for `for` or `async for`.
 
     - `scope`: a channel (`"jobs"`, `"jobs/42"`, `"devices"`, `"schools/1"`), a channel with a query (`"jobs?status=failed"`), or a list of channels.
-    - `url`, `token`: the server and a token; `TIDINGS_URL` and `TIDINGS_TOKEN` if absent. A function as `token` is called for each connection
+    - `url`, `token`, `school_id`: the server, a token and the school; `TIDINGS_URL`, `TIDINGS_TOKEN` and `TIDINGS_SCHOOL_ID` if absent. A function as `token` is called for each connection
       (and before a WebSocket's token expires), so that the stream outlives its first token.
     - `cursor`: continue after this place instead of starting with the present state.
     - `transports`: those to try, in this order. The default is SSE, WebSocket (if the package `websockets` is installed) and long poll.

@@ -371,10 +371,8 @@ pub const WRITE_STALL: Duration = Duration::from_secs(120);
 pub const DEAD_PEER_CHECK_MIN: Duration = Duration::from_millis(250);
 /// Maximum interval between two checks for connections with dead peers.
 pub const DEAD_PEER_CHECK_MAX: Duration = Duration::from_secs(5);
-/// Maximum time between two checks for connections whose first request does not arrive.
-pub const FIRST_REQUEST_CHECK_MAX: Duration = Duration::from_secs(15);
-/// Maximum number of clients whose requests are noted between two such checks. Beyond it, a check closes nothing.
-pub const FIRST_REQUESTS_MAX: usize = 1_000_000;
+/// Maximum time between two checks for connections without a request.
+pub const IDLE_CHECK_MAX: Duration = Duration::from_secs(15);
 /// Unanswered retransmissions of the same bytes after which a peer counts as dead.
 pub const DEAD_PEER_RETRANSMISSIONS: u8 = 3;
 /// Unanswered probes, of an idle connection or of a closed window, after which a peer counts as dead.

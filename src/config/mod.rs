@@ -217,6 +217,8 @@ pub struct Settings {
     pub dead_peer_timeout_secs: Option<u64>,
     /// How long the first request of a connection may take to arrive, in seconds; 0 means for ever.
     pub request_timeout_secs: u64,
+    /// How long a connection that was used may be without a request before it is closed, in seconds; 0 means for ever.
+    pub keep_alive_timeout_secs: u64,
     /// How long a client may be silent before the server sends a `heartbeat` message, in seconds, on endpoints that
     /// have this message.
     pub idle_heartbeat_secs: u64,
@@ -362,6 +364,7 @@ impl Default for Settings {
             heartbeat_secs: 15,
             dead_peer_timeout_secs: None,
             request_timeout_secs: 60,
+            keep_alive_timeout_secs: 180,
             idle_heartbeat_secs: 30,
             tick_ms: 100,
             status_case: StatusCase::Lower,
@@ -565,6 +568,12 @@ impl Settings {
     /// Returns how long the first request of a connection may take to arrive. `None` means for ever.
     pub fn request_timeout(&self) -> Option<Duration> {
         let secs = self.request_timeout_secs;
+        (secs > 0).then(|| Duration::from_secs(secs))
+    }
+
+    /// Returns how long a connection that was used may be without a request. `None` means for ever.
+    pub fn keep_alive_timeout(&self) -> Option<Duration> {
+        let secs = self.keep_alive_timeout_secs;
         (secs > 0).then(|| Duration::from_secs(secs))
     }
 

@@ -14,10 +14,10 @@ mod cors;
 mod credential;
 mod dead_peers;
 mod devices;
-mod first_request;
 mod forwarded;
 pub(crate) mod framework;
 mod health;
+mod idle_connections;
 mod lines;
 mod links;
 mod listing;
@@ -181,7 +181,7 @@ fn mount_at(
         .attach(cors::fairing(base))
         .attach(stream::fairing())
         .attach(dead_peers::DeadPeers)
-        .attach(first_request::FirstRequests::default())
+        .attach(idle_connections::IdleConnections::default())
         .attach(joining())
         .attach(shutdown::CloseStreams)
 }

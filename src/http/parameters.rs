@@ -299,7 +299,10 @@ pub(super) const LINK: &[Parameter] = &[
         ..parameter(
             "signature",
             "The signature, which covers the path and the other two.",
-            Values::Pattern("^[A-Za-z0-9_-]{43}$", ""),
+            Values::Pattern(
+                "^[A-Za-z0-9_-]{43}$",
+                "YW4gZXhhbXBsZSBvZiB0aGlydHktdHdvIGJ5dGVzLi4",
+            ),
         )
     },
 ];

@@ -408,6 +408,85 @@ async fn connections_whose_first_request_does_not_arrive_are_closed() {
     assert_eq!(answers.matches("HTTP/1.1 200").count(), 2, "{answers}");
 }
 
+/// A connection that was used cannot be held for ever, neither without a request nor with one that never becomes whole. Streams
+/// without events, long polls and readers that are slow are left alone.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
+async fn connections_that_were_used_are_closed_when_they_are_without_a_request() {
+    let settings = json!({"keep_alive_timeout_secs": 2, "heartbeat_secs": 60});
+    let server = server_with(settings).await;
+    let address = server.url.trim_start_matches("http://").to_owned();
+    let token = viewer(1);
+    let connect = async |line: &str, more: &str| {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        let head = format!(
+            "{line} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n{more}\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    };
+    let reads_until = async |stream: &mut TcpStream, end: &[u8]| {
+        let mut answer = Vec::new();
+        let reads = async {
+            while !answer.ends_with(end) {
+                let read = stream.read_u8().await;
+                answer.push(read.unwrap_or_else(|error| {
+                    panic!("{error} after {}", String::from_utf8_lossy(&answer))
+                }));
+            }
+        };
+        tokio::time::timeout(PATIENCE, reads).await.unwrap();
+        answer
+    };
+    let cursor = first_cursor(&server).await;
+    let polls = format!("GET /events/jobs?wait=8&cursor={cursor}");
+    let mut polling = connect(&polls, "Accept: application/json\r\n").await;
+    let mut streaming = connect("GET /events/jobs", "").await;
+    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let mut socket = connect("GET /ws", upgrade).await;
+    reads_until(&mut socket, b"\r\n\r\n").await;
+    let subscribes = br#"{"type":"subscribe","channels":["jobs"]}"#;
+    // A text frame with a mask of zeros.
+    let length = u8::try_from(subscribes.len()).unwrap();
+    let head = [0x81, 0x80 | length, 0, 0, 0, 0];
+    socket
+        .write_all(&[&head[..], subscribes].concat())
+        .await
+        .unwrap();
+    let mut slow = connect("GET /openapi.json", "Connection: close\r\n").await;
+    let mut idle = connect("GET /healthz", "").await;
+    let mut trickling = connect("GET /healthz", "").await;
+    for stream in [&mut idle, &mut trickling] {
+        reads_until(stream, b"\r\n\r\n").await;
+    }
+    trickling.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    let trickles = async {
+        while trickling.write_all(b"a: b\r\n").await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, trickles).await.unwrap();
+    let mut answer = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, idle.read_to_end(&mut answer)).await;
+    ended.expect("it is closed").unwrap();
+
+    answer.clear();
+    slow.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(status(&answer), Some(200));
+    assert!(answer.trim_ascii_end().ends_with(b"}") || answer.ends_with(b"0\r\n\r\n"));
+    assert_eq!(
+        status(&reads_until(&mut polling, b"0\r\n\r\n").await),
+        Some(200)
+    );
+    server
+        .report("/api/jobs", json!({"job_id": "seen", "job_type": "t"}))
+        .await;
+    for stream in [&mut streaming, &mut socket] {
+        reads_until(stream, b"\"seen\"").await;
+    }
+}
+
 /// Requests that are sound, to be spoiled.
 fn corpus() -> Vec<(String, Vec<u8>)> {
     let text = include_str!("corpus/requests.txt");

@@ -68,7 +68,7 @@ impl Document {
                 operation
                     .named(format!("monitor.{name}"), tag, format!("Page: {name}"))
                     .answers("2XX", "The page, or a file for it.", "*/*", html())
-                    .answers("3XX", "Another page.", "*/*", html())
+                    .answers_empty("3XX", "Another page.")
                     .answers("4XX", "A page that says what is wrong.", "*/*", html())
                     .answers(
                         "5XX",

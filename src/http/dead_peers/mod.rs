@@ -26,6 +26,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::{Orbit, Rocket};
@@ -62,17 +63,19 @@ impl Fairing for DeadPeers {
     }
 }
 
-/// A connection on which this process has not sent anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Unanswered {
+/// A connection whose peer has received, at least in its kernel, everything that was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Quiet {
     pub(super) peer: SocketAddr,
     /// The number of its socket, which is not used twice at a time.
     pub(super) inode: u64,
+    /// How long ago data was last sent. `None` if this process has not sent anything.
+    pub(super) sent_ago: Option<Duration>,
 }
 
-/// Returns the accepted connections to a local port on which nothing was sent.
-pub(super) fn unanswered(port: u16) -> io::Result<Vec<Unanswered>> {
-    platform::unanswered(port)
+/// Returns the accepted connections to a local port for which no data waits to be sent or acknowledged.
+pub(super) fn quiet(port: u16) -> io::Result<Vec<Quiet>> {
+    platform::quiet(port)
 }
 
 /// Shuts down the sockets with these inodes.
@@ -110,7 +113,7 @@ mod platform {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(super) fn unanswered(_: u16) -> io::Result<Vec<super::Unanswered>> {
+    pub(super) fn quiet(_: u16) -> io::Result<Vec<super::Quiet>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -238,15 +241,18 @@ mod platform {
 
     pub(super) use super::descriptors::shut_down;
 
-    pub(super) fn unanswered(port: u16) -> io::Result<Vec<super::Unanswered>> {
+    pub(super) fn quiet(port: u16) -> io::Result<Vec<super::Quiet>> {
         let connections = sock_diag::connections(port)?.into_iter();
         // Without an inode, it waits to be accepted.
-        let unanswered = connections.filter(|own| own.has_sent == Some(false) && own.inode != 0);
-        let unanswered = unanswered.map(|own| super::Unanswered {
-            peer: own.peer,
-            inode: own.inode,
+        let quiet = connections.filter(|own| own.unacknowledged == 0 && own.inode != 0);
+        let quiet = quiet.filter_map(|own| {
+            Some(super::Quiet {
+                peer: own.peer,
+                inode: own.inode,
+                sent_ago: own.has_sent?.then_some(own.sent_ago),
+            })
         });
-        Ok(unanswered.collect())
+        Ok(quiet.collect())
     }
 
     pub(super) fn open_to(port: u16) -> io::Result<HashSet<SocketAddr>> {
@@ -321,6 +327,7 @@ mod platform {
                 retransmissions: DEAD_PEER_RETRANSMISSIONS,
                 probes: 0,
                 has_sent: Some(true),
+                unacknowledged: 0,
             };
             assert!(is_asked(&dead));
             let alive = |change: fn(&mut sock_diag::Connection)| {
@@ -362,8 +369,9 @@ mod platform {
                 assert_eq!((own.retransmissions, own.probes), (0, 0));
                 assert_eq!(own.has_sent, Some(false));
                 io::Write::write_all(&mut &other, b"x").unwrap();
-                let found = super::unanswered(address.port()).unwrap();
-                let peers: Vec<SocketAddr> = found.iter().map(|own| own.peer).collect();
+                let found = super::quiet(address.port()).unwrap();
+                let unanswered = found.iter().filter(|own| own.sent_ago.is_none());
+                let peers: Vec<SocketAddr> = unanswered.map(|own| own.peer).collect();
                 assert_eq!(peers, [peer]);
 
                 descriptors::shut_down(&[own.inode].into()).unwrap();

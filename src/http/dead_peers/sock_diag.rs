@@ -51,6 +51,8 @@ pub(super) struct Connection {
     pub(super) probes: u8,
     /// Whether this end has sent data. `None` if the kernel is older than 4.6.
     pub(super) has_sent: Option<bool>,
+    /// The number of bytes that this end has written and the peer has not acknowledged.
+    pub(super) unacknowledged: u32,
 }
 
 /// Returns the connections to a local port.
@@ -148,6 +150,7 @@ fn connection(message: &[u8], port: u16) -> Option<Connection> {
         probes: *info.get(3)?,
         // tcp_info: tcpi_data_segs_out.
         has_sent: u32_at(info, 156).map(|segments| segments > 0),
+        unacknowledged: u32_at(message, 60)?,
     })
 }
 

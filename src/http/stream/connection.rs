@@ -21,6 +21,7 @@ use super::socket::{End, Incoming, Socket};
 use crate::alarm::Alarm;
 use crate::app::SubscribeService;
 use crate::config::{CLOSE_WAIT, WAITING_MESSAGES, WRITE_STALL};
+use crate::http::idle_connections::InProgress;
 use crate::session::{Dialect, Outbox, Outgoing, Session};
 use crate::throttle::RateLimit;
 use crate::wire::{self, Close, Control, Encoding, Framing};
@@ -77,9 +78,16 @@ pub(super) struct Connection {
     attention: Attention,
     /// The end of the server.
     end: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Rocket drops the request when the connection is upgraded.
+    in_progress: Option<Arc<InProgress>>,
 }
 
 impl Connection {
+    /// Keeps the request in progress until the connection ends.
+    pub(super) fn keeps(&mut self, in_progress: Option<Arc<InProgress>>) {
+        self.in_progress = in_progress;
+    }
+
     pub(super) fn new(
         socket: Socket,
         service: Arc<SubscribeService>,
@@ -99,6 +107,7 @@ impl Connection {
             attention: Attention::new(),
             end: Box::pin(end.cancelled_owned()),
             service,
+            in_progress: None,
         };
         match opening {
             Opening::Accepted(beginning, publishing) => {

@@ -23,6 +23,7 @@ use super::socket::Socket;
 use crate::config::{HANDSHAKE_KEY_MAX_BYTES, OLD_HANDSHAKES};
 use crate::http::contract::{Operation, Part};
 use crate::http::credential::{bounded, chosen_subprotocol};
+use crate::http::idle_connections::{self, InProgress};
 use crate::http::problem::{Kind, Problem};
 use crate::service::Tidings;
 use crate::session::Dialect;
@@ -42,9 +43,15 @@ pub(super) enum MaybeHandshake {
 pub(super) struct Handshake {
     accept_key: String,
     subprotocol: Option<String>,
+    in_progress: Option<Arc<InProgress>>,
 }
 
 impl Handshake {
+    /// Returns what keeps the request in progress, for the task that drives the connection.
+    pub(super) fn in_progress(&self) -> Option<Arc<InProgress>> {
+        self.in_progress.clone()
+    }
+
     /// Accepts the handshake and passes the connection to the handler.
     pub(super) fn accept<H>(self, handler: H) -> Box<Upgrade<H>> {
         Box::new(Upgrade {
@@ -227,6 +234,7 @@ impl MaybeHandshake {
         Ok(MaybeHandshake::Sound(Handshake {
             accept_key: socket.accept_key().to_owned(),
             subprotocol: chosen_subprotocol(request).map(str::to_owned),
+            in_progress: idle_connections::in_progress(request),
         }))
     }
 
@@ -307,6 +315,7 @@ pub(super) struct Handler {
     pub(super) dialect: Dialect,
     pub(super) encoding: Encoding,
     pub(super) opening: Opening,
+    pub(super) in_progress: Option<Arc<InProgress>>,
 }
 
 #[rocket::async_trait]
@@ -317,12 +326,14 @@ impl IoHandler for Handler {
             dialect,
             encoding,
             opening,
+            in_progress,
         } = *Pin::into_inner(self);
         let socket = Socket::new(io, tidings.settings().client_message_limit_bytes);
         // The task ends when the peer closes or is silent, when the credential expires, or when the server stops.
         let service = Arc::clone(tidings.subscriptions());
         let end = tidings.tasks().token().clone();
-        let connection = Connection::new(socket, service, dialect, encoding, opening, end);
+        let mut connection = Connection::new(socket, service, dialect, encoding, opening, end);
+        connection.keeps(in_progress);
         tidings.tasks().spawn_observer("websocket", connection);
         Ok(())
     }

@@ -447,7 +447,9 @@ fn upgrade(
         // Only the reason for the rejection is sent.
         Err(()) => (dialect, Encoding::new(Framing::WebSocket)),
     };
+    let in_progress = handshake.in_progress();
     Stream::Socket(handshake.accept(Handler {
+        in_progress,
         tidings: Arc::clone(tidings),
         dialect,
         encoding,

@@ -6,6 +6,11 @@ use std::time::{Duration, Instant};
 use super::part::{self, Part, Program};
 use super::{PATIENCE, needs};
 
+/// Stands for a port on which nothing listens, in an option of a server.
+const FREE_PORT: &str = "a free port";
+/// How many servers are started before one has the ports that were free for it.
+const STARTS: usize = 5;
+
 /// A server without data on disk. It is killed when it is dropped, or when the test process ends.
 pub(crate) struct RedisServer {
     part: Option<Part>,
@@ -49,8 +54,7 @@ impl RedisServer {
     /// Starts a cluster of one server.
     pub(crate) fn cluster() -> Option<RedisServer> {
         // By default it would be 10,000 above the other one, which may be no port at all.
-        let port = part::free_port().to_string();
-        let options = ["--cluster-enabled", "yes", "--cluster-port", &port];
+        let options = ["--cluster-enabled", "yes", "--cluster-port", FREE_PORT];
         RedisServer::start_as(Form::Cluster, &options)
     }
 
@@ -58,20 +62,34 @@ impl RedisServer {
         if !needs(&program()) {
             return None;
         }
-        let port = part::free_port();
         let scheme = match form {
             Form::Single => "redis",
             Form::Cluster | Form::Member => "redis-cluster",
         };
-        let mut server = RedisServer {
-            part: None,
-            port,
-            options: options.iter().map(|option| (*option).to_owned()).collect(),
-            url: format!("{scheme}://127.0.0.1:{port}"),
-            form,
-        };
-        server.restart();
-        Some(server)
+        for _ in 0..STARTS {
+            let port = part::free_port();
+            let options = options.iter().map(|option| match *option {
+                FREE_PORT => part::free_port().to_string(),
+                option => option.to_owned(),
+            });
+            let mut server = RedisServer {
+                part: None,
+                port,
+                options: options.collect(),
+                url: format!("{scheme}://127.0.0.1:{port}"),
+                form,
+            };
+            if server.try_restart() {
+                return Some(server);
+            }
+        }
+        panic!("the ports of {STARTS} servers were in use")
+    }
+
+    /// Returns the value of a command-line option.
+    fn option(&self, name: &str) -> &str {
+        let at = self.options.iter().position(|own| own == name).unwrap();
+        &self.options[at + 1]
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -97,27 +115,51 @@ impl RedisServer {
 
     /// Starts the server again on its port, and waits until it serves.
     pub(crate) fn restart(&mut self) {
+        assert!(self.try_restart(), "another program has the port");
+    }
+
+    /// Returns false if the server does not start, because another program has taken one of its ports meanwhile.
+    fn try_restart(&mut self) -> bool {
         self.kill();
         let port = self.port.to_string();
-        let folder = part::folder("redis");
+        let folder = part::folder("redis").canonicalize().unwrap();
         let program = program();
         let fixed = [&*program, "--port", &port, "--bind", "127.0.0.1"];
         let in_memory = ["--save", "", "--appendonly", "no"];
         let options = self.options.iter().map(String::as_str);
         let arguments = fixed.into_iter().chain(in_memory).chain(options);
-        self.part = Some(run(arguments, folder));
+        let mut part = run(arguments, folder.clone());
         if self.options.iter().any(|own| own == "--requirepass") {
-            return wait("it listens", || {
+            wait("it listens", || {
                 std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
             });
+            self.part = Some(part);
+            return true;
         }
-        wait("it answers", || self.try_ask(&[b"PING"]).is_ok());
+        let mut runs = true;
+        // Another test's server may answer on the port.
+        wait("it answers", || {
+            runs = part.runs();
+            !runs || self.folder().is_some_and(|own| own == folder)
+        });
+        if !runs {
+            return false;
+        }
+        self.part = Some(part);
         if self.form == Form::Cluster {
             self.ask(&[b"CLUSTER", b"ADDSLOTSRANGE", b"0", b"16383"]);
             wait("it serves every slot", || {
                 self.says("CLUSTER INFO", "cluster_state:ok")
             });
         }
+        true
+    }
+
+    /// Returns the folder of the server that answers on the port.
+    fn folder(&self) -> Option<std::path::PathBuf> {
+        let answer = self.try_ask(&[b"CONFIG", b"GET", b"dir"]).ok()?;
+        let settings: Vec<(String, String)> = redis::from_redis_value(answer).ok()?;
+        settings.into_iter().map(|(_, folder)| folder.into()).next()
     }
 
     /// Returns whether the text that answers a command has this part.
@@ -236,29 +278,27 @@ const RANGES: [(&[u8], &[u8]); 3] = [(b"0", b"5460"), (b"5461", b"10922"), (b"10
 impl Cluster {
     pub(crate) fn start() -> Option<Cluster> {
         let member = || {
-            let port = part::free_port();
-            let text = port.to_string();
             let options = [
                 "--cluster-enabled",
                 "yes",
                 "--cluster-port",
-                &text,
+                FREE_PORT,
                 "--cluster-node-timeout",
                 "1000",
             ];
-            Some((RedisServer::start_as(Form::Member, &options)?, port))
+            RedisServer::start_as(Form::Member, &options)
         };
         let members: Vec<_> = (0..6).map(|_| member()).collect::<Option<_>>()?;
-        for (number, (server, _)) in members.iter().enumerate() {
+        for (number, server) in members.iter().enumerate() {
             let epoch = (number + 1).to_string();
             server.ask(&[b"CLUSTER", b"SET-CONFIG-EPOCH", epoch.as_bytes()]);
         }
-        for ((server, _), (first, last)) in members.iter().zip(RANGES) {
+        for (server, (first, last)) in members.iter().zip(RANGES) {
             server.ask(&[b"CLUSTER", b"ADDSLOTSRANGE", first, last]);
         }
-        let (first, _) = &members[0];
-        for (server, bus) in &members[1..] {
-            let (port, bus) = (server.port().to_string(), bus.to_string());
+        let first = &members[0];
+        for server in &members[1..] {
+            let (port, bus) = (server.port().to_string(), server.option("--cluster-port"));
             let (port, bus) = (port.as_bytes(), bus.as_bytes());
             first.ask(&[b"CLUSTER", b"MEET", b"127.0.0.1", port, bus]);
         }
@@ -268,10 +308,8 @@ impl Cluster {
                 .iter()
                 .all(|part| info.contains(part))
         };
-        wait("all know one another", || {
-            members.iter().all(|(server, _)| knows_all(server))
-        });
-        let mut masters: Vec<_> = members.into_iter().map(|(server, _)| server).collect();
+        wait("all know one another", || members.iter().all(knows_all));
+        let mut masters = members;
         let replicas = masters.split_off(3);
         for (master, replica) in masters.iter().zip(&replicas) {
             replica.ask(&[b"CLUSTER", b"REPLICATE", master.id().as_bytes()]);

@@ -73,7 +73,7 @@ pub(super) struct Quiet {
     pub(super) sent_ago: Option<Duration>,
 }
 
-/// Returns the accepted connections to a local port for which no data waits to be sent or acknowledged.
+/// Returns the accepted connections to a local port for which no data waits to be read, sent or acknowledged.
 pub(super) fn quiet(port: u16) -> io::Result<Vec<Quiet>> {
     platform::quiet(port)
 }
@@ -244,7 +244,9 @@ mod platform {
     pub(super) fn quiet(port: u16) -> io::Result<Vec<super::Quiet>> {
         let connections = sock_diag::connections(port)?.into_iter();
         // Without an inode, it waits to be accepted.
-        let quiet = connections.filter(|own| own.unacknowledged == 0 && own.inode != 0);
+        // What is unread has arrived while this process was suspended.
+        let waits = |own: &sock_diag::Connection| own.unacknowledged > 0 || own.unread > 0;
+        let quiet = connections.filter(|own| !waits(own) && own.inode != 0);
         let quiet = quiet.filter_map(|own| {
             Some(super::Quiet {
                 peer: own.peer,
@@ -328,6 +330,7 @@ mod platform {
                 probes: 0,
                 has_sent: Some(true),
                 unacknowledged: 0,
+                unread: 0,
             };
             assert!(is_asked(&dead));
             let alive = |change: fn(&mut sock_diag::Connection)| {

@@ -53,6 +53,8 @@ pub(super) struct Connection {
     pub(super) has_sent: Option<bool>,
     /// The number of bytes that this end has written and the peer has not acknowledged.
     pub(super) unacknowledged: u32,
+    /// The number of bytes that have arrived and this process has not read.
+    pub(super) unread: u32,
 }
 
 /// Returns the connections to a local port.
@@ -151,6 +153,7 @@ fn connection(message: &[u8], port: u16) -> Option<Connection> {
         // tcp_info: tcpi_data_segs_out.
         has_sent: u32_at(info, 156).map(|segments| segments > 0),
         unacknowledged: u32_at(message, 60)?,
+        unread: u32_at(message, 56)?,
     })
 }
 

@@ -305,7 +305,8 @@ impl Label {
         let (Some(first), Some(last)) = (words().next(), words().next_back()) else {
             return Label::None;
         };
-        if words().count() > LABEL_WORDS_MAX {
+        // Looks no further, because a line can have thousands of figures.
+        if words().nth(LABEL_WORDS_MAX).is_some() {
             return Label::Other;
         }
         if is_one_of(last, UNITS) || words().any(|word| is_one_of(word, &["progress"])) {

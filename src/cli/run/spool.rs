@@ -1,6 +1,6 @@
 //! Outcomes that could not be reported, in files until a later `tidings run`, `tidings report` or `tidings spool send` reports them.
 //!
-//! A file has what one run has still to tell: its job and its outcome, not its progress. It is sent with the idempotency keys of
+//! A file has what one run has still to tell: its job, its last progress and its outcome. It is sent with the idempotency keys of
 //! the run, so what the server has carried out already is not carried out again. It never contains a token; whoever sends it uses a token of their
 //! own, which must be for the same user and schools. Files are bounded in number, size and age.
 

@@ -78,14 +78,15 @@ impl Fairing for IdleConnections {
         };
         let pause = (shortest / CHECKS).min(IDLE_CHECK_MAX);
         self.0.is_checked.store(true, Ordering::Relaxed);
-        let (port, requests) = (rocket.config().port, Arc::clone(&self.0));
+        let address = SocketAddr::new(rocket.config().address, rocket.config().port);
+        let requests = Arc::clone(&self.0);
         let weak = Arc::downgrade(tidings);
         let task = Task::new("idle connections");
         tidings.tasks().supervise(task, move || {
             check(
                 Weak::clone(&weak),
                 Arc::clone(&requests),
-                port,
+                address,
                 timeouts,
                 pause,
             )
@@ -109,6 +110,8 @@ pub(super) fn in_progress(request: &Request<'_>) -> Option<Arc<InProgress>> {
 
 impl Requests {
     fn begin(requests: &Arc<Requests>, peer: SocketAddr) -> InProgress {
+        // Without the scope of a link-local address, which the kernel's answer does not have.
+        let peer = SocketAddr::new(peer.ip(), peer.port());
         *requests.peers().entry(peer).or_default() += 1;
         InProgress {
             peer,
@@ -145,7 +148,7 @@ impl Drop for InProgress {
 async fn check(
     tidings: Weak<Tidings>,
     requests: Arc<Requests>,
-    port: u16,
+    address: SocketAddr,
     timeouts: Timeouts,
     pause: Duration,
 ) {
@@ -157,9 +160,13 @@ async fn check(
             return;
         }
         let asked = Instant::now();
-        let quiet = spawn_blocking(move || dead_peers::quiet(port)).await;
+        let quiet = spawn_blocking(move || dead_peers::quiet(address)).await;
         let quiet = match quiet.map_err(io::Error::other).flatten() {
-            Ok(quiet) => requests.without(quiet),
+            Ok(mut quiet) => {
+                // Most, before every request is made to wait.
+                quiet.retain(|own| timeouts.can_be_exceeded(own));
+                requests.without(quiet)
+            }
             Err(error) => {
                 if std::mem::take(&mut may_warn) {
                     tracing::warn!(%error, "the state of connections is unknown, so those without a request stay open");
@@ -185,6 +192,15 @@ async fn check(
 }
 
 impl Timeouts {
+    /// Whether a connection has been quiet for long enough to be closed, unless nothing was sent on it: then the kernel does
+    /// not know.
+    fn can_be_exceeded(self, own: &Quiet) -> bool {
+        match own.sent_ago {
+            Some(sent_ago) => self.keep_alive.is_some_and(|timeout| sent_ago >= timeout),
+            None => self.first_request.is_some(),
+        }
+    }
+
     /// Returns the inodes of connections to close. `unanswered` keeps in mind since when those on which nothing was sent are
     /// seen.
     fn exceeded(
@@ -195,7 +211,7 @@ impl Timeouts {
     ) -> HashSet<u64> {
         let seen = std::mem::take(unanswered);
         let is_idle = |own: &&Quiet| match own.sent_ago {
-            Some(sent_ago) => self.keep_alive.is_some_and(|timeout| sent_ago >= timeout),
+            Some(_) => self.can_be_exceeded(own),
             None => {
                 let own = (own.peer, own.inode);
                 let since = *seen.get(&own).unwrap_or(&now);

@@ -73,9 +73,9 @@ pub(super) struct Quiet {
     pub(super) sent_ago: Option<Duration>,
 }
 
-/// Returns the accepted connections to a local port for which no data waits to be read, sent or acknowledged.
-pub(super) fn quiet(port: u16) -> io::Result<Vec<Quiet>> {
-    platform::quiet(port)
+/// Returns the accepted connections to a local address for which no data waits to be read, sent or acknowledged.
+pub(super) fn quiet(address: SocketAddr) -> io::Result<Vec<Quiet>> {
+    platform::quiet(address)
 }
 
 /// Shuts down the sockets with these inodes.
@@ -113,7 +113,7 @@ mod platform {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(super) fn quiet(_: u16) -> io::Result<Vec<super::Quiet>> {
+    pub(super) fn quiet(_: SocketAddr) -> io::Result<Vec<super::Quiet>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -126,7 +126,7 @@ mod platform {
 mod platform {
     use std::collections::HashSet;
     use std::io;
-    use std::net::SocketAddr;
+    use std::net::{IpAddr, SocketAddr};
     use std::os::fd::OwnedFd;
     use std::sync::{Arc, Weak};
     use std::time::Duration;
@@ -241,12 +241,16 @@ mod platform {
 
     pub(super) use super::descriptors::shut_down;
 
-    pub(super) fn quiet(port: u16) -> io::Result<Vec<super::Quiet>> {
-        let connections = sock_diag::connections(port)?.into_iter();
+    pub(super) fn quiet(address: SocketAddr) -> io::Result<Vec<super::Quiet>> {
+        let connections = sock_diag::connections(address.port())?.into_iter();
+        // Another server can have the same port of another address.
+        let is_own = |local: IpAddr| {
+            address.ip().is_unspecified() || local.to_canonical() == address.ip().to_canonical()
+        };
         // Without an inode, it waits to be accepted.
         // What is unread has arrived while this process was suspended.
         let waits = |own: &sock_diag::Connection| own.unacknowledged > 0 || own.unread > 0;
-        let quiet = connections.filter(|own| !waits(own) && own.inode != 0);
+        let quiet = connections.filter(|own| is_own(own.local) && !waits(own) && own.inode != 0);
         let quiet = quiet.filter_map(|own| {
             Some(super::Quiet {
                 peer: own.peer,
@@ -321,6 +325,7 @@ mod platform {
             let secs = Duration::from_secs;
             let dead = sock_diag::Connection {
                 peer: "192.0.2.1:80".parse().unwrap(),
+                local: "192.0.2.2".parse().unwrap(),
                 inode: 1,
                 is_half_closed: false,
                 silent_for: secs(30),
@@ -372,7 +377,10 @@ mod platform {
                 assert_eq!((own.retransmissions, own.probes), (0, 0));
                 assert_eq!(own.has_sent, Some(false));
                 io::Write::write_all(&mut &other, b"x").unwrap();
-                let found = super::quiet(address.port()).unwrap();
+                let mut elsewhere = address;
+                elsewhere.set_ip("192.0.2.1".parse().unwrap());
+                assert_eq!(super::quiet(elsewhere).unwrap(), []);
+                let found = super::quiet(address).unwrap();
                 let unanswered = found.iter().filter(|own| own.sent_ago.is_none());
                 let peers: Vec<SocketAddr> = unanswered.map(|own| own.peer).collect();
                 assert_eq!(peers, [peer]);

@@ -36,6 +36,8 @@ const DIAG: usize = 72;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Connection {
     pub(super) peer: SocketAddr,
+    /// The address of this end.
+    pub(super) local: IpAddr,
     pub(super) inode: u64,
     /// Whether the peer has closed its end.
     pub(super) is_half_closed: bool,
@@ -130,11 +132,13 @@ fn connection(message: &[u8], port: u16) -> Option<Connection> {
     if port_at(4)? != port {
         return None;
     }
-    let address = message.get(24..40)?;
-    let address: IpAddr = if family == AddressFamily::INET {
-        Ipv4Addr::from(<[u8; 4]>::try_from(&address[..4]).ok()?).into()
-    } else {
-        Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).into()
+    let address_at = |at: usize| -> Option<IpAddr> {
+        let address = message.get(at..at + 16)?;
+        Some(if family == AddressFamily::INET {
+            Ipv4Addr::from(<[u8; 4]>::try_from(&address[..4]).ok()?).into()
+        } else {
+            Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).into()
+        })
     };
     let inode = u32_at(message, 68)?;
     let info = attribute(message.get(DIAG..)?, INET_DIAG_INFO)?;
@@ -142,7 +146,8 @@ fn connection(message: &[u8], port: u16) -> Option<Connection> {
     let heard = u32_at(info, 52)?.min(u32_at(info, 56)?);
     let millis = |value: u32| Duration::from_millis(value.into());
     Some(Connection {
-        peer: SocketAddr::new(address, port_at(6)?),
+        peer: SocketAddr::new(address_at(24)?, port_at(6)?),
+        local: address_at(8)?,
         inode: inode.into(),
         is_half_closed: *message.get(1)? != ESTABLISHED,
         silent_for: millis(heard),

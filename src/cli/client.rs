@@ -6,11 +6,12 @@
 use std::borrow::Cow;
 use std::future::{Future, ready};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::Uri;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout_at;
 
 use super::{Exit, Failure};
 use crate::client::{self, ClientError, Credential};
@@ -33,6 +34,8 @@ pub(super) struct Client {
     base: String,
     /// The school that each request names.
     school: Option<SchoolId>,
+    /// When each request ends at the latest.
+    deadline: Option<Instant>,
     driver: Arc<Driver>,
 }
 
@@ -82,6 +85,7 @@ impl Client {
             client,
             base: base.trim_end_matches('/').to_owned(),
             school: None,
+            deadline: None,
             driver: Arc::new(Driver::start()?),
         })
     }
@@ -90,6 +94,14 @@ impl Client {
     pub(super) fn within(self, answer_timeout: Duration) -> Client {
         Client {
             client: self.client.answer_timeout(answer_timeout),
+            ..self
+        }
+    }
+
+    /// Ends each request at this time at the latest.
+    pub(super) fn until(self, deadline: Instant) -> Client {
+        Client {
+            deadline: Some(deadline),
             ..self
         }
     }
@@ -156,7 +168,16 @@ impl Client {
     fn wait<T>(&self, answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Failure> {
         let runtime = self.driver.0.as_ref();
         let runtime = runtime.expect("it is taken only when the last client is dropped");
-        let answer = runtime.block_on(answer);
+        let answer = runtime.block_on(async {
+            match self.deadline {
+                None => Ok(answer.await),
+                Some(deadline) => timeout_at(deadline.into(), answer).await,
+            }
+        });
+        let Ok(answer) = answer else {
+            let problem = format!("cannot reach {}: it does not answer in time", self.base);
+            return Err(Failure::new(Exit::Unreachable, problem));
+        };
         answer.map_err(|error| match error {
             ClientError::Rejected {
                 code: Some(code), ..
@@ -189,13 +210,13 @@ pub(super) fn connect(base: &str, token: Option<Secret>) -> Result<client::Clien
 /// Converts an error of the client of the server at this URL.
 pub(super) fn failure(base: &str, error: ClientError) -> Failure {
     let unreachable = |why: &dyn std::fmt::Display| format!("cannot reach {base}: {why}");
-    let (status, detail, retry_after) = match error {
+    let (status, code, detail, retry_after) = match error {
         ClientError::Rejected {
             status,
+            code,
             detail,
             retry_after,
-            ..
-        } => (status, detail, retry_after),
+        } => (status, code, detail, retry_after),
         ClientError::Unreachable(cause) => {
             return Failure::new(Exit::Unreachable, unreachable(&cause));
         }
@@ -219,6 +240,7 @@ pub(super) fn failure(base: &str, error: ClientError) -> Failure {
     };
     Failure {
         http_status: Some(status),
+        code,
         retry_after,
         ..Failure::new(exit, message)
     }

@@ -121,6 +121,8 @@ struct Failure {
     message: String,
     /// The status of the HTTP answer that caused it.
     http_status: Option<u16>,
+    /// The problem code of that answer. None if it was not Tidings that answered, but a proxy in front of it.
+    code: Option<String>,
     /// How long the server asks to wait before the next request.
     retry_after: Duration,
 }
@@ -131,6 +133,7 @@ impl Failure {
             exit,
             message: message.to_string(),
             http_status: None,
+            code: None,
             retry_after: Duration::ZERO,
         }
     }

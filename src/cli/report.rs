@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::client::{Client, DEFAULT_URL, url};
 use super::run::progress;
-use super::run::spool::{Recipient, Spool};
+use super::run::spool::{Recipient, send_earlier};
 use super::run::taskbar::{self, Wanted};
 use super::run::{host, shorten};
 use super::{Exit, Failure, credential, terminal};
@@ -21,8 +21,6 @@ use crate::kind::job::JobType;
 const PROGRESS_WAIT: Duration = Duration::from_secs(2);
 /// How long the start and the end may hold it up.
 const MILESTONE_WAIT: Duration = Duration::from_secs(10);
-/// How long what earlier commands could not report may hold it up.
-const EARLIER_WAIT: Duration = Duration::from_secs(3);
 /// The first delay between two tries, which doubles each time.
 const RETRY: Duration = Duration::from_millis(250);
 /// The longest message, in bytes.
@@ -133,17 +131,6 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             terminal::complain(&format!("tidings: not reported: {}", failure.message));
             Ok(())
         }
-    }
-}
-
-/// Sends what commands under `tidings run` could not report, now that the server answers.
-fn send_earlier(client: &Client, recipient: &Recipient) {
-    let Some(spool) = Spool::of_user() else {
-        return;
-    };
-    let sent = spool.send(client, recipient, Instant::now() + EARLIER_WAIT);
-    for rejected in sent.rejected {
-        terminal::complain(&format!("tidings: earlier: {rejected}"));
     }
 }
 

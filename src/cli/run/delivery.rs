@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::outcome::{Ending, Outcome};
 use super::reporter::Latest;
-use crate::cli::Failure;
 use crate::cli::client::Client;
+use crate::cli::{Exit, Failure};
 use crate::id::SubjectId;
 
 /// How much a report of the outcome contains. A server can have lower limits than this command.
@@ -92,23 +92,24 @@ impl Delivery {
         &mut self,
         since: DateTime<Utc>,
     ) -> Result<(), Failure> {
-        self.start_if(|job| {
-            let is_final = ["completed", "failed", "cancelled"].contains(&&*status(job));
-            // An earlier run can have been told late.
-            let told = job["metadata"]["ended_at"].as_str().filter(|_| is_final);
-            let changed = told.or(job["timestamp"].as_str());
-            let changed = changed.and_then(|text| DateTime::parse_from_rfc3339(text).ok());
-            changed.is_some_and(|changed| changed <= since)
-        })
+        let is_old = |job: &Value| is_unchanged_since(job, since);
+        match self.client.get(&self.path("")?) {
+            // A start would begin what somebody has queued for another worker.
+            Ok(job) if is_waiting(&job) && !is_old(&job) => {
+                // Succeeds only if this run has queued it, in an earlier try: nothing else can be retried before it has ended.
+                self.post("retry", &json!({}), "retry")?;
+                let started = self.post("start", &self.starting(), "restart")?;
+                self.attempt = started["attempt"].as_u64();
+                Ok(())
+            }
+            Err(failure) if failure.exit != Exit::NotFound => Err(failure),
+            _ => self.start_if(is_old),
+        }
     }
 
     /// Starts the job. If that is a conflict, a new attempt is begun if the present state of the job allows it.
     fn start_if(&mut self, allows: impl FnOnce(&Value) -> bool) -> Result<(), Failure> {
-        let mut metadata = self.job.metadata.clone();
-        merge(&mut metadata, Outcome::no_metadata());
-        let start = json!({
-            "job_type": self.job.job_type, "worker": self.job.worker, "metadata": metadata, "message": "Started",
-        });
+        let start = self.starting();
         let started = match self.post("start", &start, "start") {
             Err(failure) if failure.is_conflict() => {
                 let job = self.client.get(&self.path("")?)?;
@@ -123,9 +124,19 @@ impl Delivery {
         Ok(())
     }
 
+    fn starting(&self) -> Value {
+        let mut metadata = self.job.metadata.clone();
+        merge(&mut metadata, Outcome::no_metadata());
+        json!({
+            "job_type": self.job.job_type, "worker": self.job.worker, "metadata": metadata, "message": "Started",
+        })
+    }
+
     fn begin_again(&self, job: &Value, start: &Value) -> Result<Value, Failure> {
         if status(job) == "in_progress" {
-            let superseded = json!({"force": true, "message": "A newer run has taken its place"});
+            let superseded = json!({
+                "attempt": job["attempt"], "force": true, "message": "A newer run has taken its place",
+            });
             self.post("cancel", &superseded, "supersede")?;
         }
         if status(job) != "queued" {
@@ -254,6 +265,19 @@ impl Delivery {
         let id: SubjectId = self.job.id.parse()?;
         Ok(format!("/api/jobs/{}{verb}", id.encoded()))
     }
+}
+
+fn is_waiting(job: &Value) -> bool {
+    ["pending", "queued"].contains(&&*status(job))
+}
+
+fn is_unchanged_since(job: &Value, since: DateTime<Utc>) -> bool {
+    let is_final = ["completed", "failed", "cancelled"].contains(&&*status(job));
+    // An earlier run can have been reported late.
+    let ended = job["metadata"]["ended_at"].as_str().filter(|_| is_final);
+    let changed = ended.or(job["timestamp"].as_str());
+    let changed = changed.and_then(|text| DateTime::parse_from_rfc3339(text).ok());
+    changed.is_some_and(|changed| changed <= since)
 }
 
 /// Returns the status of a job. A setting of the server decides about its case.

@@ -51,7 +51,7 @@ use self::progress::Progress;
 use self::reporter::{Board, Reporter};
 use self::running::Running;
 use self::script::Descriptor;
-use self::spool::{Recipient, Spool, Unreported};
+use self::spool::{Recipient, Spool, Unreported, send_earlier};
 use self::taskbar::Wanted;
 use super::client::{Client, DEFAULT_URL};
 use super::{Exit, client, credential, terminal};
@@ -62,9 +62,6 @@ use crate::kind::job::JobType;
 /// The first file descriptor that is not standard input, output or errors.
 const DESCRIPTOR_MIN: i64 = 3;
 const DESCRIPTOR_MAX: i64 = 255;
-
-/// How long what earlier runs could not report may hold up the report of this one.
-const EARLIER_WAIT: Duration = Duration::from_secs(3);
 
 /// Run a command and report it as a job.
 #[derive(Debug, Args)]
@@ -220,12 +217,7 @@ fn report(
             Err(failure) => return board.give_up(&failure),
         };
         // First, because it can be about the same job.
-        if let Some(spool) = Spool::of_user() {
-            let sent = spool.send(&client, &recipient, Instant::now() + EARLIER_WAIT);
-            for rejected in sent.rejected {
-                terminal::complain(&format!("tidings: earlier: {rejected}"));
-            }
-        }
+        send_earlier(&client, &recipient);
         let mut stopping = None;
         let reporter = Reporter {
             board: Arc::clone(&board),

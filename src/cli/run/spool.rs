@@ -4,7 +4,7 @@
 //! the run, so what the server has carried out already is not carried out again. It never contains a token; whoever sends it uses a token of their
 //! own, which must be for the same user and schools. Files are bounded in number, size and age.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use super::delivery::{Delivery, Job};
 use super::outcome::Outcome;
 use super::reporter::Latest;
 use crate::cli::client::Client;
-use crate::cli::{Exit, Failure};
+use crate::cli::{Exit, Failure, terminal};
 use crate::config::Secret;
 use crate::id::SchoolId;
 
@@ -30,8 +30,10 @@ pub(in crate::cli) const FILES_MAX: usize = 100;
 const FILE_MAX_BYTES: u64 = 256 * 1024;
 /// How long an outcome is kept.
 const KEEP: TimeDelta = TimeDelta::days(7);
-/// How long an answer is awaited at least. The file is sent again later.
-const ANSWER_WAIT_MIN: Duration = Duration::from_millis(100);
+/// How much time must be left to send an outcome. Later, it is sent again.
+const SEND_TIME_MIN: Duration = Duration::from_millis(100);
+/// How long earlier outcomes may hold up the report of a command.
+const EARLIER_WAIT: Duration = Duration::from_secs(3);
 
 /// The claims of a token that change when it is renewed.
 const CHANGING_CLAIMS: &[&str] = &[
@@ -180,6 +182,15 @@ impl Spool {
         entries
     }
 
+    /// Locks the folder, if there is one, until the answer is dropped. Fails if another process has locked it.
+    fn lock(&self) -> Result<Option<File>, TryLockError> {
+        match File::open(&self.folder) {
+            Ok(folder) => folder.try_lock().map(|()| Some(folder)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(TryLockError::Error(error)),
+        }
+    }
+
     fn names(&self) -> Vec<PathBuf> {
         let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let paths = files.map(|file| file.path());
@@ -198,17 +209,24 @@ impl Spool {
         until: Instant,
     ) -> Sent {
         let mut sent = Sent::default();
+        // Of two at a time, one would find the work of the other, and take it for something newer.
+        let Ok(_lock) = self.lock() else {
+            let problem = "another process is sending them";
+            sent.problem = Some(Failure::new(Exit::Failed, problem));
+            return sent;
+        };
+        let client = client.clone().until(until);
         for entry in self.entries() {
             if entry.unreported.recipient != *recipient {
                 continue;
             }
             let rest = until.saturating_duration_since(Instant::now());
-            if rest < ANSWER_WAIT_MIN {
+            if rest < SEND_TIME_MIN {
                 let problem = "the server is too slow; the rest is sent the next time";
                 sent.problem = Some(Failure::new(Exit::Unreachable, problem));
                 break;
             }
-            match entry.unreported.send(&client.clone().within(rest)) {
+            match entry.unreported.send(&client) {
                 Ok(()) => sent.count += 1,
                 Err(failure) if is_worth_another_try(&failure) => {
                     // A fault of the server can be about this one only.
@@ -230,9 +248,22 @@ impl Spool {
     }
 }
 
-/// Whether the server may take the same report later: it was away, or the token was not valid.
+/// Sends the earlier outcomes for this recipient, and says which the server rejects.
+pub(in crate::cli) fn send_earlier(client: &Client, recipient: &Recipient) {
+    let Some(spool) = Spool::of_user() else {
+        return;
+    };
+    let sent = spool.send(client, recipient, Instant::now() + EARLIER_WAIT);
+    for rejected in sent.rejected {
+        terminal::complain(&format!("tidings: earlier: {rejected}"));
+    }
+}
+
+/// Whether the server may take the same report later: it was away, something else answered in its place, or the token was not
+/// valid.
 pub(super) fn is_worth_another_try(failure: &Failure) -> bool {
-    failure.is_passing() || matches!(failure.http_status, Some(401 | 403))
+    let is_answer = failure.code.is_some();
+    !is_answer || failure.is_passing() || matches!(failure.http_status, Some(401 | 403))
 }
 
 impl Unreported {

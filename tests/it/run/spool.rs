@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use tidings::auth::Role;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::support::forwarder::Forwarder;
@@ -204,4 +205,61 @@ async fn a_newer_attempt_is_left_alone_and_so_is_the_outcome_of_another_user() {
     );
     let (_, list) = said(folder.path(), &url, &["spool", "list"]).await;
     assert_eq!(list, "", "it is of no use any more");
+}
+
+/// Posts to the job of the server at this URL, as its worker.
+async fn act(url: &str, verb: &str, body: Value) {
+    let request = reqwest::Client::new().post(format!("{url}/api/jobs/nightly/{verb}"));
+    let (status, told) = answer(request.json(&body).bearer_auth(worker(1))).await;
+    assert!(status < 300, "{verb}: {told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_is_queued_for_another_worker_is_not_begun() {
+    let away = Away::new();
+    away.run(&["--id", "nightly", "--type", "backup"], "exit 3")
+        .await;
+    let (folder, _server, url) = away.back();
+    act(&url, "start", json!({"job_type": "backup"})).await;
+    act(
+        &url,
+        "fail",
+        json!({"error": {"code": "broken", "message": "It broke."}}),
+    )
+    .await;
+    act(&url, "retry", json!({})).await;
+    let (code, told) = said(folder.path(), &url, &["spool", "send"]).await;
+    assert_eq!(code, Some(1), "{told}");
+    let jobs = jobs_at(&url).await;
+    assert_eq!(
+        (&jobs[0]["status"], &jobs[0]["attempt"]),
+        (&json!("queued"), &json!(2))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_answers_in_the_place_of_the_server_deletes_nothing() {
+    let away = Away::new();
+    away.run(&["--id", "nightly"], "exit 3").await;
+    let Away {
+        folder,
+        reserved,
+        url,
+        ..
+    } = away;
+    reserved.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(reserved).unwrap();
+    let proxy = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 16 * 1024];
+            stream.read(&mut request).await.unwrap();
+            let answer = "HTTP/1.1 404 Not Found\r\nContent-Length: 19\r\nConnection: close\r\n\r\n404 page not found\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let (code, told) = said(folder.path(), &url, &["spool", "send"]).await;
+    proxy.abort();
+    assert_ne!(code, Some(0), "{told}");
+    let (_, list) = said(folder.path(), &url, &["spool", "list"]).await;
+    assert_eq!(list.lines().count(), 1, "{list}");
 }

@@ -252,7 +252,7 @@ async fn what_a_proxy_answers_in_the_place_of_the_server_deletes_nothing() {
     let proxy = tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = [0; 16 * 1024];
-            stream.read(&mut request).await.unwrap();
+            let _length = stream.read(&mut request).await.unwrap();
             let answer = "HTTP/1.1 404 Not Found\r\nContent-Length: 19\r\nConnection: close\r\n\r\n404 page not found\n";
             stream.write_all(answer.as_bytes()).await.unwrap();
         }

@@ -227,6 +227,7 @@ mod tests {
             ("2026-11-27 10:00:01,123 INFO Step 3/10", 30.0),
             ("INFO:root:Progress: 45%", 45.0),
             ("[10:00:01] 45%", 45.0),
+            ("tests/test_memory.py::test_load FAILED [ 45%]", 45.0),
             ("=> [3/10] RUN make", 30.0),
             ("- 45%", 45.0),
             ("shred: secret: pass 1/5 (random)...", 20.0),
@@ -238,6 +239,17 @@ mod tests {
     #[test]
     fn numbers_of_a_sentence_a_date_a_measure_a_version_or_a_path_do_not_count() {
         for text in [
+            "150 of 200 remaining",
+            "160/200 left",
+            "3 of 4 failed",
+            "5 of 5 errors",
+            "Running at 45%",
+            "Throttling CPU to 45%",
+            "Charging: 45%",
+            "Building coverage: 87%",
+            "Retrying 2/20",
+            "CPU [45%]",
+            "Coverage [93%]",
             "3/4 inch",
             "3/4\"",
             "27/64 drill",

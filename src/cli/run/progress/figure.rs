@@ -83,6 +83,27 @@ const NO_ACTIVITIES: &[&str] = &[
     "warning",
 ];
 
+/// Words before a number that is a level or a number of tries.
+const LEVELS: &[&str] = &[
+    "attempt", "battery", "charging", "coverage", "cpu", "gpu", "load", "memory", "ram", "retry",
+    "retrying", "try", "usage", "waiting",
+];
+/// Words right before a number that is a rate or an aim.
+const AIMS: &[&str] = &["at", "to"];
+/// Words right after a number of what is not done, or was done in vain.
+const LEFT_OVER: &[&str] = &[
+    "available",
+    "error",
+    "errors",
+    "failed",
+    "free",
+    "left",
+    "remain",
+    "remaining",
+    "skipped",
+    "used",
+];
+
 /// A number in a line.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Figure<'a> {
@@ -205,12 +226,27 @@ impl Figure<'_> {
         })
     }
 
+    /// Whether the words around it say that it counts something else.
+    fn is_of_something_else(&self) -> bool {
+        let mut before = self.before.split_whitespace().rev().take(LABEL_WORDS_MAX);
+        let next = self
+            .after
+            .split_whitespace()
+            .find(|word| word.contains(char::is_alphanumeric));
+        before.clone().any(|word| is_one_of(word, LEVELS))
+            || before.next().is_some_and(|word| is_one_of(word, AIMS))
+            || next.is_some_and(|word| is_one_of(word, LEFT_OVER))
+    }
+
     /// Returns how sure it is that this is progress.
     ///
     /// Any text can contain any number. So a percentage counts only where nothing else is told: by itself, in the brackets at one end of
     /// the line, or after a label that names progress. A count that a person can also have written as a date, measure or
     /// score counts once it grows.
     pub(super) fn certainty(&self) -> Certainty {
+        if self.is_of_something_else() {
+            return Certainty::No;
+        }
         if self.is_bracketed('[', ']') {
             return Certainty::Sure;
         }

@@ -16,6 +16,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections import namedtuple
+from collections.abc import Coroutine
 
 log = logging.getLogger("tidings")
 Answer = namedtuple("Answer", "status json")
@@ -73,11 +74,17 @@ def report(path, body, make, school_id=None, expected=()):
     return answer
 
 
-class Done:
-    """What methods return that some back ends await and others do not."""
+class Done(Coroutine):
+    """What methods return that some back ends await or make a task of, and others do neither."""
 
     def __await__(self):
         return iter(())
+
+    def send(self, _):
+        raise StopIteration
+
+    def throw(self, error, value=None, traceback=None):
+        raise error
 
 
 class EnrollmentProgressBroadcaster:

@@ -100,6 +100,8 @@ def test_sockets_are_registered_with_and_without_await(caplog: pytest.LogCapture
         broadcaster.disconnect("socket", 7)
         await broadcaster.register("socket", school_id=7)
         await broadcaster.disconnect("socket", school_id=7)
+        await asyncio.create_task(broadcaster.disconnect("socket", 7))
+        await asyncio.gather(broadcaster.disconnect("socket", 7))
 
     for broadcaster in (EnrollmentProgressBroadcaster(), DeviceStatusBroadcaster()):
         asyncio.run(connect_and_leave(broadcaster))

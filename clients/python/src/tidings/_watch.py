@@ -91,7 +91,7 @@ class Watch:
             many = value if isinstance(value, (list, tuple)) else [value]
             pairs += [(name, str(item)) for item in many if item is not None]
         # A scope that names its school needs no default.
-        is_named = path.startswith("/events/schools/") or any(name == "school_id" or str(value).startswith("schools/") for name, value in pairs)
+        is_named = path.startswith("/events/schools/") or any(name == "school_id" or (name == "channel" and str(value).startswith("schools/")) for name, value in pairs)
         school = school_id if is_named else default_school(school_id)
         if school is not None:
             pairs.append(("school_id", str(school)))

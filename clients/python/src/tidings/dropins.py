@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Mapping
+from collections.abc import Coroutine, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -45,12 +45,21 @@ def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.timezone.utc)
 
 
-class _Done:
-    """What methods return that some back ends await and others do not."""
+class _Done(Coroutine[None, None, None]):
+    """What methods return that some back ends await or make a task of, and others do neither: unlike a function's, it needs no `await`."""
 
     def __await__(self) -> Generator[None, None, None]:
         return
         yield
+
+    def send(self, _: None) -> None:
+        raise StopIteration
+
+    def throw(self, error: Any, value: Any = None, traceback: Any = None) -> None:
+        raise error
+
+    def close(self) -> None:
+        pass
 
 
 class _DropIn:

@@ -1,8 +1,8 @@
 //! Outcomes that could not be reported, in files until a later `tidings run`, `tidings report` or `tidings spool send` reports them.
 //!
-//! A file has what one run has still to tell: its job, its last progress and its outcome. It is sent with the idempotency keys of
-//! the run, so what the server has carried out already is not carried out again. It never contains a token; whoever sends it uses a token of their
-//! own, which must be for the same user and schools. Files are bounded in number, size and age.
+//! A file holds what one run has not reported yet: its job, its last progress and its outcome. Requests repeat the idempotency keys
+//! of the run, so the server carries out nothing twice. A file never contains a token. The sender's token must be for the same user
+//! and schools. Files are bounded in number, size and age.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -56,12 +56,12 @@ pub(in crate::cli) struct Recipient {
     holder: Value,
 }
 
-/// What a run has still to tell.
+/// What a run has not reported yet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::cli) struct Unreported {
     pub(in crate::cli) recipient: Recipient,
     pub(in crate::cli) job: Job,
-    /// The attempt that has been started. Without one, the start is told first.
+    /// The attempt that has been started. Without one, the start is reported first.
     pub(super) attempt: Option<u64>,
     pub(super) started_at: DateTime<Utc>,
     pub(in crate::cli) ended_at: DateTime<Utc>,

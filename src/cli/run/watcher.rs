@@ -32,8 +32,11 @@ impl Watcher {
         let mut inputs = Inputs::default();
         for look in 0.. {
             if look % PERIODS_PER_LOOK == 0 {
-                memory_bytes = memory_bytes.max(input::peak_memory(self.process));
                 self.look_at(&mut inputs);
+            }
+            // Not at once: the program is still being loaded then.
+            if look % PERIODS_PER_LOOK == 1 {
+                memory_bytes = memory_bytes.max(input::peak_memory(self.process));
             }
             let mut ended = [PollFd::new(&*self.ended, PollFlags::IN)];
             // Interrupted: as if nothing had come.

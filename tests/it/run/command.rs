@@ -36,7 +36,10 @@ async fn the_exit_code_and_the_outputs_are_the_commands_own_and_the_job_ends_as_
         assert!(metadata["cpu_user_secs"].is_number() && metadata["cpu_system_secs"].is_number());
         // It was too quick to be looked at, or it is that of the shell, not of `run`.
         let memory = metadata["peak_memory_bytes"].as_u64();
-        assert!(memory.is_none_or(|bytes| (100_000..20_000_000).contains(&bytes)));
+        assert!(
+            memory.is_none_or(|bytes| (100_000..20_000_000).contains(&bytes)),
+            "{metadata}"
+        );
         if code == 0 {
             assert_eq!(
                 (&job["status"], &job["result"]),

@@ -198,7 +198,7 @@ def test_two_polls_begin_at_least_the_gap_apart_and_nothing_is_lost(server: Serv
 
     def publish() -> None:
         while "end" not in told:
-            told.append(str(len(told)) if len(starts) < 5 else "end")
+            told.append(str(len(told)) if len(starts) < 5 or len(told) < 20 else "end")
             server.post("/api/jobs/busy/progress", {"message": told[-1]}, school)
 
     publisher = threading.Thread(target=publish)
@@ -208,7 +208,7 @@ def test_two_polls_begin_at_least_the_gap_apart_and_nothing_is_lost(server: Serv
     messages.close()
     publisher.join()
     assert heard == told
-    assert len(heard) > 10
+    assert len(heard) >= 20, "it was busy"
     # One of them can be noted late on a slow machine, but not all.
     assert starts[-1] - starts[0] > gap * (len(starts) - 2)
 

@@ -82,6 +82,21 @@ enum Next {
     },
 }
 
+impl State {
+    /// Returns the newest progress.
+    fn latest(&self) -> Latest {
+        Latest {
+            percent: self.percent,
+            message: self.message.clone(),
+        }
+    }
+
+    /// Whether it was not sent.
+    fn is_unsent(&self) -> bool {
+        self.has_news && (self.percent.is_some() || self.message.is_some())
+    }
+}
+
 impl Board {
     /// Takes note of news.
     pub(super) fn post(&self, news: News) {
@@ -99,11 +114,7 @@ impl Board {
 
     /// Returns the newest progress.
     pub(super) fn latest(&self) -> Latest {
-        let state = self.lock();
-        Latest {
-            percent: state.percent,
-            message: state.message.clone(),
-        }
+        self.lock().latest()
     }
 
     /// Takes note that the command is told to stop.
@@ -137,11 +148,8 @@ impl Board {
             text: format!("{what} could not be reported: {problem}"),
             can_be_sent_later: !state.is_refused,
             attempt: state.attempt,
-            is_unsent: state.has_news && (state.percent.is_some() || state.message.is_some()),
-            latest: Latest {
-                percent: state.percent,
-                message: state.message.clone(),
-            },
+            is_unsent: state.is_unsent(),
+            latest: state.latest(),
         })
     }
 
@@ -163,16 +171,10 @@ impl Board {
         let mut state = self.lock();
         loop {
             if let Some(outcome) = &state.outcome {
-                let latest = Latest {
-                    percent: state.percent,
-                    message: state.message.clone(),
-                };
-                let is_unsent =
-                    state.has_news && (latest.percent.is_some() || latest.message.is_some());
                 return Next::End {
                     outcome: Arc::clone(outcome),
-                    latest,
-                    is_unsent,
+                    latest: state.latest(),
+                    is_unsent: state.is_unsent(),
                 };
             }
             let due = last + if state.has_news { PERIOD } else { BEAT };

@@ -29,7 +29,7 @@ use crate::failures::Failures;
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::schedule::{Command as ScheduleCommand, KIND, Observed, Run};
 use crate::kind::{Command, job};
-use crate::log::{Envelope, ListQuery, Order, Store, StoreError};
+use crate::log::{Checks, Envelope, ListQuery, Order, Store, StoreError};
 use crate::wall_clock::{self, Change, Moment, WallClock};
 
 /// Statuses of schedules that are watched.
@@ -152,15 +152,16 @@ impl Schedules {
             });
         }
         let hints = std::mem::take(&mut *lock(&self.hints));
+        let mut checks = Checks::new(&*self.store);
         for ((school, job_type), job) in hints {
             let Ok(schedule) = job_type.parse() else {
                 continue;
             };
-            if let Some(envelope) = self.check(school, schedule, job).await? {
-                self.append(school, vec![envelope]).await?;
+            if let Some(check) = self.check(school, schedule, job).await? {
+                checks.add(school, check).await?;
             }
         }
-        Ok(())
+        checks.append().await
     }
 
     /// Reads what was known of the clock when the server last ran, so that a step meanwhile is noticed.
@@ -193,20 +194,25 @@ impl Schedules {
 
     /// Checks every schedule.
     async fn check_all(&self) -> Result<(), StoreError> {
+        let mut checks = Checks::new(&*self.store);
         let mut after = None;
         loop {
             let schools = self.store.schools(after, WATCHDOG_BATCH).await?;
             for school in &schools {
-                self.check_school(*school).await?;
+                self.check_school(*school, &mut checks).await?;
             }
             after = schools.last().copied();
             if schools.len() < WATCHDOG_BATCH {
-                return Ok(());
+                return checks.append().await;
             }
         }
     }
 
-    async fn check_school(&self, school: SchoolId) -> Result<(), StoreError> {
+    async fn check_school(
+        &self,
+        school: SchoolId,
+        checks: &mut Checks<'_>,
+    ) -> Result<(), StoreError> {
         let mut query = ListQuery {
             statuses: WATCHED.to_vec(),
             order: Order::Oldest,
@@ -217,8 +223,8 @@ impl Schedules {
             let page = self.store.subjects(school, KIND, query.clone()).await?;
             for stored in page.subjects {
                 let schedule = stored.event.subject.clone();
-                if let Some(envelope) = self.check(school, schedule, None).await? {
-                    self.append(school, vec![envelope]).await?;
+                if let Some(check) = self.check(school, schedule, None).await? {
+                    checks.add(school, check).await?;
                 }
             }
             query.beyond = page.next;
@@ -275,14 +281,6 @@ impl Schedules {
         };
         let command = Command::Schedule(ScheduleCommand::Check(Some(observed)));
         Ok(Some(Envelope::new(schedule, command)))
-    }
-
-    async fn append(&self, school: SchoolId, envelopes: Vec<Envelope>) -> Result<(), StoreError> {
-        let receipts = self.store.append(school, envelopes).await?;
-        for refused in receipts.into_iter().filter_map(Result::err) {
-            tracing::warn!(school.id = %school, reason = %refused, "the check of a schedule was rejected");
-        }
-        Ok(())
     }
 }
 

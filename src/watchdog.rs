@@ -11,7 +11,6 @@
 //!   past retention only grows. But the nodes would wait for one another's locks, and the state of the wall clock belongs to
 //!   the machine that judges ages by it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,10 +22,9 @@ use crate::config::{
 };
 use crate::failures::Failures;
 use crate::hub::Hub;
-use crate::id::SchoolId;
 use crate::kind::Command;
 use crate::lease::Lease;
-use crate::log::{Envelope, Store, StoreError};
+use crate::log::{Checks, Envelope, Store, StoreError};
 use crate::schedules::Schedules;
 use crate::uptime::UptimeClock;
 use crate::wall_clock::{self, Change, Moment, WallClock};
@@ -76,29 +74,22 @@ async fn check_overdue(store: &dyn Store, schedules: &Schedules) -> Result<(), S
     loop {
         let now = store.uptime().now();
         let overdue = store.overdue(now, WATCHDOG_BATCH).await?;
-        let full = overdue.len() >= WATCHDOG_BATCH;
-        let mut by_school: HashMap<SchoolId, Vec<Envelope>> = HashMap::new();
+        let is_full = overdue.len() >= WATCHDOG_BATCH;
+        let mut any = false;
+        let mut checks = Checks::new(store);
         for item in overdue {
-            let envelope = match item.command {
+            let check = match item.command {
                 // Decided by what has run.
                 Command::Schedule(_) => schedules.check(item.school, item.subject, None).await?,
                 command => Some(Envelope::new(item.subject, command)),
             };
-            let own = by_school.entry(item.school).or_default();
-            own.extend(envelope);
-        }
-        let full = full && by_school.values().any(|own| !own.is_empty());
-        for (school, envelopes) in by_school {
-            for refused in store
-                .append(school, envelopes)
-                .await?
-                .into_iter()
-                .filter_map(Result::err)
-            {
-                tracing::warn!(school.id = %school, reason = %refused, "the check of a silent subject was rejected");
+            if let Some(check) = check {
+                checks.add(item.school, check).await?;
+                any = true;
             }
         }
-        if !full {
+        checks.append().await?;
+        if !(is_full && any) {
             return Ok(());
         }
     }

@@ -37,6 +37,7 @@
 mod allowance;
 pub mod beats;
 pub mod catalog;
+mod checks;
 mod command;
 mod committed;
 pub mod consumers;
@@ -56,6 +57,7 @@ pub use self::catalog::{
     Catalog, Ending, ListPage, ListQuery, Order, Overdue, PartPage, PartQuery, Searched, Stalled,
     StoredSubject, Tally, TallyQuery, Which,
 };
+pub(crate) use self::checks::Checks;
 pub use self::command::{CommandError, Envelope, Idempotency, Receipt};
 pub use self::committed::{Announcer, Batches, Committed, Meter, Reading, Told};
 pub use self::consumers::Consumers;

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
 use tokio::time::{MissedTickBehavior, interval};
 
 use self::leases::{Doubts, Leases, Told, heard_now};
@@ -364,7 +365,8 @@ impl Presence {
                 let of_school = by_school.entry(*school).or_default();
                 of_school.push(envelope(id.clone(), command.clone()));
             }
-            for (school, envelopes) in by_school {
+            // The schools share commits. If some fail, the rest is carried out nevertheless.
+            let carried_out = by_school.into_iter().map(async |(school, envelopes)| {
                 for answer in self.publisher.batch(school, envelopes).await? {
                     match answer {
                         Ok(receipt) => self.observe(std::slice::from_ref(receipt.event())),
@@ -373,7 +375,12 @@ impl Presence {
                         }
                     }
                 }
-            }
+                Ok(())
+            });
+            join_all(carried_out)
+                .await
+                .into_iter()
+                .collect::<Result<(), StoreError>>()?;
         }
         Ok(())
     }

@@ -367,3 +367,42 @@ async fn the_monitor_offers_such_a_visitor_his_schools_and_no_other() {
     let (_, rest) = get("/monitor?after=1").await;
     assert!(!rest.contains("School 1") && rest.contains("School 2"));
 }
+
+/// Returns a counter of `/metrics`.
+async fn counter(server: &Server, name: &str) -> f64 {
+    let answer = server.request("GET", "/metrics", &admin()).send().await;
+    let text = answer.unwrap().text().await.unwrap();
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schools_that_fall_silent_together_share_commits() {
+    const SCHOOLS: i64 = 60;
+    let server = server_with(json!({"tick_ms": 0})).await;
+    let all = sign(&claims(None, Role::Worker));
+    let of = |school: i64| {
+        [
+            json!({"op": "devices.status", "device_id": "d", "status": "online", "lease_secs": 3, "school_id": school}),
+            json!({"op": "jobs.create", "job_id": "j", "job_type": "t", "status": "in_progress", "timeout_secs": 3, "school_id": school}),
+        ]
+    };
+    let reports: Vec<Value> = (1..=SCHOOLS).flat_map(of).collect();
+    let answers = server.batch(&all, lines(&reports)).await;
+    assert_eq!(statuses(&answers), [200; 2 * SCHOOLS as usize]);
+    let before = counter(&server, "tidings_commits_total").await;
+    until("all are silent", async || {
+        let mut silent = true;
+        for school in 1..=SCHOOLS {
+            let token = viewer(school);
+            let (_, job) = server.get("/api/jobs/j", &token).await;
+            let (_, device) = server.get("/api/devices/d", &token).await;
+            silent &= job["status"] == "failed" && device["status"] == "offline";
+        }
+        silent
+    })
+    .await;
+    let commits = counter(&server, "tidings_commits_total").await - before;
+    // One for each school and kind, if each waited for the commits of the others.
+    assert!(commits < SCHOOLS as f64, "{commits} commits");
+}

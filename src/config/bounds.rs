@@ -371,6 +371,8 @@ pub const WRITE_STALL: Duration = Duration::from_secs(120);
 pub const DEAD_PEER_CHECK_MIN: Duration = Duration::from_millis(250);
 /// Maximum interval between two checks for connections with dead peers.
 pub const DEAD_PEER_CHECK_MAX: Duration = Duration::from_secs(5);
+/// How fast, in bytes per second, a client must receive an answer of known length, in the long run.
+pub const RESPONSE_RATE_MIN: u64 = 8 * 1024;
 /// Maximum time between two checks for connections without a request.
 pub const IDLE_CHECK_MAX: Duration = Duration::from_secs(15);
 /// Unanswered retransmissions of the same bytes after which a peer counts as dead.

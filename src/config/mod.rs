@@ -219,6 +219,8 @@ pub struct Settings {
     pub request_timeout_secs: u64,
     /// How long a connection that was used may be without a request before it is closed, in seconds; 0 means for ever.
     pub keep_alive_timeout_secs: u64,
+    /// How long a client may take to receive an answer, in seconds, in addition to a second for each 8 KiB; 0 means for ever.
+    pub response_timeout_secs: u64,
     /// How long a client may be silent before the server sends a `heartbeat` message, in seconds, on endpoints that
     /// have this message.
     pub idle_heartbeat_secs: u64,
@@ -365,6 +367,7 @@ impl Default for Settings {
             dead_peer_timeout_secs: None,
             request_timeout_secs: 60,
             keep_alive_timeout_secs: 180,
+            response_timeout_secs: 60,
             idle_heartbeat_secs: 30,
             tick_ms: 100,
             status_case: StatusCase::Lower,
@@ -574,6 +577,12 @@ impl Settings {
     /// Returns how long a connection that was used may be without a request. `None` means for ever.
     pub fn keep_alive_timeout(&self) -> Option<Duration> {
         let secs = self.keep_alive_timeout_secs;
+        (secs > 0).then(|| Duration::from_secs(secs))
+    }
+
+    /// Returns how long a client may take to receive an empty answer. `None` means for ever.
+    pub fn response_timeout(&self) -> Option<Duration> {
+        let secs = self.response_timeout_secs;
         (secs > 0).then(|| Duration::from_secs(secs))
     }
 

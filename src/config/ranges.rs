@@ -32,6 +32,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("dead_peer_timeout_secs", 0, 7_200),
     ("request_timeout_secs", 0, 3_600),
     ("keep_alive_timeout_secs", 0, 86_400),
+    ("response_timeout_secs", 0, 86_400),
     ("idle_heartbeat_secs", 1, 86_400),
     ("tick_ms", 0, TICK_MAX_MS),
     ("mailbox_capacity", 1, MAILBOX_CAPACITY_MAX),

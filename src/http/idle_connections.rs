@@ -4,23 +4,25 @@
 //!
 //! 1. A fairing counts the requests in progress of each peer. A request is in progress until its answer was handed over,
 //!    thus a stream until it ends; a WebSocket's task keeps it in progress itself.
-//! 2. A task periodically asks the kernel for the port's connections. One without a request in progress is shut down when
+//! 2. An answer of known length has a deadline, which is later the longer it is: a client that reads a large answer a byte
+//!    at a time would otherwise keep its connection, and what is buffered for it. Streams deal with slow readers
+//!    themselves.
+//! 3. A task periodically asks the kernel for the port's connections. One without a request in progress is shut down when
 //!    nothing was ever sent on it and it is older than `request_timeout_secs`, or when everything was sent, and nothing for
-//!    `keep_alive_timeout_secs`.
+//!    `keep_alive_timeout_secs`. One whose answer's deadline has passed is shut down unless all was acknowledged.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rocket::fairing::{Fairing, Info, Kind};
-use rocket::{Data, Orbit, Request, Rocket};
+use rocket::{Data, Orbit, Request, Response, Rocket};
 use tokio::task::spawn_blocking;
 
-use super::dead_peers::{self, Quiet};
-use crate::config::IDLE_CHECK_MAX;
+use super::dead_peers::{self, Connection, Shutdown};
+use crate::config::{IDLE_CHECK_MAX, RESPONSE_RATE_MIN};
 use crate::service::Tidings;
 use crate::tasks::Task;
 
@@ -31,12 +33,25 @@ const CHECKS: u32 = 4;
 #[derive(Default)]
 pub(super) struct IdleConnections(Arc<Requests>);
 
-/// The number of requests in progress of each peer that has one.
+/// What is known of the peers that have a request in progress, or an answer that they may not have taken yet.
 #[derive(Default)]
 struct Requests {
-    peers: Mutex<HashMap<SocketAddr, usize>>,
-    /// Whether anybody asks for them.
-    is_checked: AtomicBool,
+    peers: Mutex<HashMap<SocketAddr, Peer>>,
+    timeouts: OnceLock<Timeouts>,
+}
+
+#[derive(Default)]
+struct Peer {
+    /// The number of requests in progress.
+    requests: usize,
+    /// The last answer, if its length is known.
+    answer: Option<Answer>,
+}
+
+struct Answer {
+    began: Instant,
+    /// When it must have been taken. `None` if that is beyond all time.
+    deadline: Option<Instant>,
 }
 
 /// Counts as a request in progress until it is dropped.
@@ -45,11 +60,12 @@ pub(super) struct InProgress {
     requests: Arc<Requests>,
 }
 
-/// How long connections without a request stay open. `None` means for ever.
-#[derive(Clone, Copy)]
+/// How long connections without a request stay open, and how long an empty answer may take. `None` means for ever.
+#[derive(Debug, Clone, Copy)]
 struct Timeouts {
     first_request: Option<Duration>,
     keep_alive: Option<Duration>,
+    response: Option<Duration>,
 }
 
 #[rocket::async_trait]
@@ -57,7 +73,7 @@ impl Fairing for IdleConnections {
     fn info(&self) -> Info {
         Info {
             name: "Tidings: idle connections",
-            kind: Kind::Liftoff | Kind::Request,
+            kind: Kind::Liftoff | Kind::Request | Kind::Response,
         }
     }
 
@@ -65,19 +81,17 @@ impl Fairing for IdleConnections {
         let Some(tidings) = rocket.state::<Arc<Tidings>>() else {
             return;
         };
+        let settings = tidings.settings();
         let timeouts = Timeouts {
-            first_request: tidings.settings().request_timeout(),
-            keep_alive: tidings.settings().keep_alive_timeout(),
+            first_request: settings.request_timeout(),
+            keep_alive: settings.keep_alive_timeout(),
+            response: settings.response_timeout(),
         };
-        let shortest = timeouts
-            .first_request
-            .into_iter()
-            .chain(timeouts.keep_alive);
-        let Some(shortest) = shortest.min().filter(|_| cfg!(target_os = "linux")) else {
+        let Some(shortest) = timeouts.shortest().filter(|_| cfg!(target_os = "linux")) else {
             return;
         };
         let pause = (shortest / CHECKS).min(IDLE_CHECK_MAX);
-        self.0.is_checked.store(true, Ordering::Relaxed);
+        let _ = self.0.timeouts.set(timeouts);
         let address = SocketAddr::new(rocket.config().address, rocket.config().port);
         let requests = Arc::clone(&self.0);
         let weak = Arc::downgrade(tidings);
@@ -94,11 +108,21 @@ impl Fairing for IdleConnections {
     }
 
     async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
-        if self.0.is_checked.load(Ordering::Relaxed)
+        if self.0.timeouts.get().is_some()
             && let Some(peer) = request.remote()
         {
             // Rocket drops the request, and with it this, when its answer was handed over.
             request.local_cache(|| Some(Arc::new(Requests::begin(&self.0, peer))));
+        }
+    }
+
+    async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
+        if let Some(timeout) = self.0.timeouts.get().and_then(|own| own.response)
+            && let Some(in_progress) = in_progress(request)
+            && !is_upgraded(request, response)
+            && let Some(bytes) = response.body_mut().size().await
+        {
+            in_progress.answered(bytes, timeout);
         }
     }
 }
@@ -108,43 +132,85 @@ pub(super) fn in_progress(request: &Request<'_>) -> Option<Arc<InProgress>> {
     request.local_cache(|| None::<Arc<InProgress>>).clone()
 }
 
+/// Whether the connection belongs to an upgraded protocol from now on.
+fn is_upgraded(request: &Request<'_>, response: &mut Response<'_>) -> bool {
+    let protocols = request.headers().get("upgrade");
+    let mut protocols = protocols.flat_map(|value| value.split(','));
+    protocols.any(|protocol| response.upgrade(protocol.trim()).is_some())
+}
+
 impl Requests {
     fn begin(requests: &Arc<Requests>, peer: SocketAddr) -> InProgress {
         // Without the scope of a link-local address, which the kernel's answer does not have.
         let peer = SocketAddr::new(peer.ip(), peer.port());
-        *requests.peers().entry(peer).or_default() += 1;
+        let mut peers = requests.peers();
+        let own = peers.entry(peer).or_default();
+        own.requests += 1;
+        own.answer = None;
+        drop(peers);
         InProgress {
             peer,
             requests: Arc::clone(requests),
         }
     }
 
-    /// Returns the connections without a request in progress. Call it after the kernel is asked, because requests may begin
-    /// meanwhile.
-    fn without(&self, mut connections: Vec<Quiet>) -> Vec<Quiet> {
+    /// Whether a connection is still without a request in progress, or past the deadline of its answer.
+    fn is_idle(&self, connection: &Connection, now: Instant) -> bool {
         let peers = self.peers();
-        connections.retain(|own| !peers.contains_key(&own.peer));
-        connections
+        let own = peers.get(&connection.peer);
+        let is_answer_late = own
+            .and_then(|own| own.answer.as_ref()?.deadline)
+            .is_some_and(|deadline| deadline <= now);
+        match own {
+            Some(own) if own.requests > 0 => is_answer_late,
+            // What is unread may be the next request.
+            _ if connection.is_unread => false,
+            _ if connection.is_unacknowledged => is_answer_late,
+            _ => true,
+        }
     }
 
-    fn peers(&self) -> MutexGuard<'_, HashMap<SocketAddr, usize>> {
+    /// Forgets the peers that had taken their answers, or were gone, when the kernel was asked.
+    fn forget(&self, connections: &[Connection], asked: Instant) {
+        let waiting = connections.iter().filter(|own| own.is_unacknowledged);
+        let waiting: HashSet<SocketAddr> = waiting.map(|own| own.peer).collect();
+        self.peers().retain(|peer, own| {
+            let is_newer = own.answer.as_ref().is_some_and(|own| own.began >= asked);
+            own.requests > 0 || is_newer || waiting.contains(peer)
+        });
+    }
+
+    fn peers(&self) -> MutexGuard<'_, HashMap<SocketAddr, Peer>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InProgress {
+    /// Sets the deadline of an answer of this many bytes.
+    fn answered(&self, bytes: usize, timeout: Duration) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let most = timeout + Duration::from_secs(bytes / RESPONSE_RATE_MIN);
+        let began = Instant::now();
+        let deadline = began.checked_add(most);
+        if let Some(own) = self.requests.peers().get_mut(&self.peer) {
+            own.answer = Some(Answer { began, deadline });
+        }
     }
 }
 
 impl Drop for InProgress {
     fn drop(&mut self) {
         let mut peers = self.requests.peers();
-        if let Some(count) = peers.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(own) = peers.get_mut(&self.peer) {
+            own.requests -= 1;
+            if own.requests == 0 && own.answer.is_none() {
                 peers.remove(&self.peer);
             }
         }
     }
 }
 
-/// Checks for connections without a request until the application ends.
+/// Checks for idle connections until the application ends.
 async fn check(
     tidings: Weak<Tidings>,
     requests: Arc<Requests>,
@@ -160,58 +226,64 @@ async fn check(
             return;
         }
         let asked = Instant::now();
-        let quiet = spawn_blocking(move || dead_peers::quiet(address)).await;
-        let quiet = match quiet.map_err(io::Error::other).flatten() {
-            Ok(mut quiet) => {
-                // Most, before every request is made to wait.
-                quiet.retain(|own| timeouts.can_be_exceeded(own));
-                requests.without(quiet)
-            }
+        let accepted = spawn_blocking(move || dead_peers::accepted(address)).await;
+        let accepted = match accepted.map_err(io::Error::other).flatten() {
+            Ok(accepted) => accepted,
             Err(error) => {
                 if std::mem::take(&mut may_warn) {
-                    tracing::warn!(%error, "the state of connections is unknown, so those without a request stay open");
+                    tracing::warn!(%error, "the state of connections is unknown, so idle ones stay open");
                 }
                 continue;
             }
         };
-        let idle = timeouts.exceeded(&quiet, &mut unanswered, asked);
+        requests.forget(&accepted, asked);
+        let idle = accepted.into_iter();
+        let idle = idle.filter(|own| requests.is_idle(own, asked)).collect();
+        let idle = timeouts.exceeded(idle, &mut unanswered, asked);
         if idle.is_empty() {
             continue;
         }
-        tracing::info!(
-            connections = idle.len(),
-            "connections without a request are closed"
-        );
-        let closed = spawn_blocking(move || dead_peers::shut_down(&idle)).await;
-        if let Err(error) = closed.map_err(io::Error::other).flatten()
+        tracing::info!(connections = idle.len(), "idle connections are closed");
+        let requests = Arc::clone(&requests);
+        let closed = spawn_blocking(move || {
+            let inodes = idle.keys().copied().collect();
+            // A request may have begun meanwhile.
+            dead_peers::shut_down(&inodes, |inode| {
+                let own = idle.get(&inode)?;
+                let is_late = own.is_unacknowledged;
+                requests.is_idle(own, asked).then_some(match is_late {
+                    true => Shutdown::Discard,
+                    false => Shutdown::Deliver,
+                })
+            })
+        });
+        if let Err(error) = closed.await.map_err(io::Error::other).flatten()
             && std::mem::take(&mut may_warn)
         {
-            tracing::warn!(%error, "connections without a request cannot be closed");
+            tracing::warn!(%error, "idle connections cannot be closed");
         }
     }
 }
 
 impl Timeouts {
-    /// Whether a connection has been quiet for long enough to be closed, unless nothing was sent on it: then the kernel does
-    /// not know.
-    fn can_be_exceeded(self, own: &Quiet) -> bool {
-        match own.sent_ago {
-            Some(sent_ago) => self.keep_alive.is_some_and(|timeout| sent_ago >= timeout),
-            None => self.first_request.is_some(),
-        }
+    fn shortest(self) -> Option<Duration> {
+        let all = [self.first_request, self.keep_alive, self.response];
+        all.into_iter().flatten().min()
     }
 
-    /// Returns the inodes of connections to close. `unanswered` keeps in mind since when those on which nothing was sent are
-    /// seen.
+    /// Returns which of these idle connections are to be closed, by inode. `unanswered` keeps in mind since when those on
+    /// which nothing was sent are seen.
     fn exceeded(
         self,
-        quiet: &[Quiet],
+        idle: Vec<Connection>,
         unanswered: &mut HashMap<(SocketAddr, u64), Instant>,
         now: Instant,
-    ) -> HashSet<u64> {
+    ) -> HashMap<u64, Connection> {
         let seen = std::mem::take(unanswered);
-        let is_idle = |own: &&Quiet| match own.sent_ago {
-            Some(_) => self.can_be_exceeded(own),
+        let is_exceeded = |own: &Connection| match own.sent_ago {
+            // Its answer is late.
+            Some(_) if own.is_unacknowledged => true,
+            Some(sent_ago) => self.keep_alive.is_some_and(|timeout| sent_ago >= timeout),
             None => {
                 let own = (own.peer, own.inode);
                 let since = *seen.get(&own).unwrap_or(&now);
@@ -220,7 +292,8 @@ impl Timeouts {
                     .is_some_and(|timeout| now - since >= timeout)
             }
         };
-        quiet.iter().filter(is_idle).map(|own| own.inode).collect()
+        let exceeded = idle.into_iter().filter(is_exceeded);
+        exceeded.map(|own| (own.inode, own)).collect()
     }
 }
 
@@ -228,44 +301,88 @@ impl Timeouts {
 mod tests {
     use super::*;
 
-    fn connection(port: u16, sent_ago: Option<u64>) -> Quiet {
-        Quiet {
+    fn connection(port: u16, sent_ago: Option<u64>) -> Connection {
+        Connection {
             peer: SocketAddr::from(([192, 0, 2, 1], port)),
             inode: port.into(),
             sent_ago: sent_ago.map(Duration::from_secs),
+            is_unacknowledged: false,
+            is_unread: false,
         }
+    }
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
     }
 
     #[test]
     fn connections_with_a_request_in_progress_are_left_alone() {
         let requests = Arc::new(Requests::default());
-        let all = vec![connection(1, None), connection(2, Some(900))];
-        let first = Requests::begin(&requests, all[1].peer);
-        let second = Requests::begin(&requests, all[1].peer);
-        assert_eq!(requests.without(all.clone()), all[..1]);
+        let own = connection(2, Some(900));
+        let is_idle = || requests.is_idle(&own, Instant::now());
+        assert!(is_idle());
+        let first = Requests::begin(&requests, own.peer);
+        let second = Requests::begin(&requests, own.peer);
+        assert!(!is_idle());
+        assert!(requests.is_idle(&connection(1, None), Instant::now()));
         drop(first);
-        assert_eq!(requests.without(all.clone()), all[..1]);
+        assert!(!is_idle());
         drop(second);
-        assert_eq!(requests.without(all.clone()), all);
+        assert!(is_idle());
+        assert!(requests.peers().is_empty());
+        let unread = Connection {
+            is_unread: true,
+            ..own
+        };
+        assert!(!requests.is_idle(&unread, Instant::now()));
+    }
+
+    #[test]
+    fn an_answer_that_is_not_taken_in_time_is_late_and_a_longer_one_later() {
+        let requests = Arc::new(Requests::default());
+        let taken = connection(1, Some(0));
+        let own = Connection {
+            is_unacknowledged: true,
+            ..taken
+        };
+        let bytes = usize::try_from(RESPONSE_RATE_MIN * 100).unwrap();
+        let request = Requests::begin(&requests, own.peer);
+        let start = Instant::now();
+        request.answered(bytes, secs(10));
+        let is_late = |after| requests.is_idle(&own, start + secs(after));
+        assert!(!is_late(109));
+        assert!(is_late(111), "it is still being handed over");
+        drop(request);
+        assert!(!is_late(109));
+        assert!(is_late(111), "it waits in the socket");
+        requests.forget(&[own], start + secs(111));
+        assert!(is_late(111));
+        let next = Requests::begin(&requests, own.peer);
+        assert!(!is_late(1_000), "a stream, for example");
+        drop(next);
+        assert!(!is_late(1_000));
+
+        Requests::begin(&requests, own.peer).answered(0, secs(10));
+        requests.forget(&[taken], start);
+        assert_eq!(requests.peers().len(), 1, "answered since");
+        requests.forget(&[taken], Instant::now());
         assert!(requests.peers().is_empty());
     }
 
     #[test]
     fn the_first_request_and_later_ones_have_a_time_each() {
         let timeouts = Timeouts {
-            first_request: Some(Duration::from_secs(10)),
-            keep_alive: Some(Duration::from_secs(20)),
+            first_request: Some(secs(10)),
+            keep_alive: Some(secs(20)),
+            response: None,
         };
         let start = Instant::now();
         let mut unanswered = HashMap::new();
-        let mut after = |secs, quiet: &[Quiet]| {
-            let now = start + Duration::from_secs(secs);
-            let mut idle: Vec<u64> = timeouts
-                .exceeded(quiet, &mut unanswered, now)
-                .into_iter()
-                .collect();
-            idle.sort_unstable();
-            idle
+        let mut after = |after, idle: &[Connection]| {
+            let exceeded = timeouts.exceeded(idle.to_vec(), &mut unanswered, start + secs(after));
+            let mut inodes: Vec<u64> = exceeded.into_keys().collect();
+            inodes.sort_unstable();
+            inodes
         };
         let (silent, used) = (connection(1, None), |ago| connection(2, Some(ago)));
         assert!(after(0, &[silent, used(19)]).is_empty());
@@ -274,6 +391,11 @@ mod tests {
         // It was not seen in between, thus its request was in progress, or it is another one.
         assert!(after(11, &[]).is_empty());
         assert!(after(12, &[silent]).is_empty());
+        let late = Connection {
+            is_unacknowledged: true,
+            ..used(0)
+        };
+        assert_eq!(after(13, &[late]), [2]);
     }
 
     #[test]
@@ -281,12 +403,13 @@ mod tests {
         let timeouts = Timeouts {
             first_request: None,
             keep_alive: None,
+            response: None,
         };
         let start = Instant::now();
         let mut unanswered = HashMap::new();
-        for now in [start, start + Duration::from_secs(100_000)] {
-            let quiet = [connection(1, None), connection(2, Some(100_000))];
-            assert!(timeouts.exceeded(&quiet, &mut unanswered, now).is_empty());
+        for now in [start, start + secs(100_000)] {
+            let idle = vec![connection(1, None), connection(2, Some(100_000))];
+            assert!(timeouts.exceeded(idle, &mut unanswered, now).is_empty());
         }
     }
 }

@@ -487,6 +487,51 @@ async fn connections_that_were_used_are_closed_when_they_are_without_a_request()
     }
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_read_too_slowly_does_not_hold_its_connection() {
+    const BYTES: usize = 16_000;
+    let server = server_with(json!({"response_timeout_secs": 1, "heartbeat_secs": 60})).await;
+    let address = server.url.trim_start_matches("http://").parse().unwrap();
+    let token = viewer(1);
+    let metadata = json!({"filling": "x".repeat(BYTES)});
+    let job = json!({"job_id": "a", "job_type": "t", "metadata": metadata});
+    server.report("/api/jobs", job).await;
+    let ask = async |path: &str| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        // Less than the answer, whose rest waits in the server.
+        socket.set_recv_buffer_size(2_048).unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    };
+    // A stream has no length, and tells slow readers the newest state.
+    let mut streaming = ask("/events/jobs/a").await;
+    let mut slow = ask("/api/jobs/a").await;
+    let (mut read, mut part) = (0, [0; 128]);
+    let reads = async {
+        while let Ok(more @ 1..) = slow.read(&mut part).await {
+            read += more;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, reads).await.unwrap();
+    assert!(read < BYTES, "{read}");
+    // The answer to a reader that keeps up is complete.
+    let answer = server.get("/api/jobs/a", &token).await.1;
+    assert_eq!(answer["metadata"]["filling"].as_str().unwrap().len(), BYTES);
+    let mut heard = Vec::new();
+    let reads = async {
+        while !heard.ends_with(b"ready") {
+            heard.push(streaming.read_u8().await.unwrap());
+        }
+    };
+    tokio::time::timeout(PATIENCE, reads).await.unwrap();
+}
+
 /// Requests that are sound, to be spoiled.
 fn corpus() -> Vec<(String, Vec<u8>)> {
     let text = include_str!("corpus/requests.txt");

@@ -9,10 +9,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{self, Shutdown, sockopt};
+use rustix::net::{self, sockopt};
 use rustix::process::{self, PidfdFlags, PidfdGetfdFlags};
+
+use super::Shutdown;
 
 /// Returns the sockets that listen on `address`.
 pub(super) fn listening_on(address: SocketAddr) -> io::Result<Vec<OwnedFd>> {
@@ -29,14 +32,23 @@ pub(super) fn listening_on(address: SocketAddr) -> io::Result<Vec<OwnedFd>> {
     Ok(listening.into_values().collect())
 }
 
-/// Shuts down the sockets with these inodes in both directions, so that their readers and writers return.
-pub(super) fn shut_down(inodes: &HashSet<u64>) -> io::Result<()> {
+/// Shuts down the sockets with these inodes in both directions, so that their readers and writers return. Finding them takes
+/// a while, so `how` is asked directly before.
+pub(super) fn shut_down(
+    inodes: &HashSet<u64>,
+    how: impl Fn(u64) -> Option<Shutdown>,
+) -> io::Result<()> {
     for socket in duplicates(|inode| inodes.contains(&inode))? {
         let file = File::from(socket);
-        if inodes.contains(&file.metadata()?.ino()) {
-            // Fails only if the connection has ended in the meantime, which is what is wanted.
-            let _ = net::shutdown(&file, Shutdown::Both);
+        let inode = file.metadata()?.ino();
+        let Some(how) = inodes.get(&inode).and_then(|inode| how(*inode)) else {
+            continue;
+        };
+        // These fail only if the connection has ended in the meantime, which is what is wanted.
+        if how == Shutdown::Discard {
+            let _ = sockopt::set_socket_linger(&file, Some(Duration::ZERO));
         }
+        let _ = net::shutdown(&file, net::Shutdown::Both);
     }
     Ok(())
 }

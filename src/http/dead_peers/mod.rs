@@ -63,24 +63,40 @@ impl Fairing for DeadPeers {
     }
 }
 
-/// A connection whose peer has received, at least in its kernel, everything that was sent.
+/// An accepted connection, as the kernel describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Quiet {
+pub(super) struct Connection {
     pub(super) peer: SocketAddr,
     /// The number of its socket, which is not used twice at a time.
     pub(super) inode: u64,
     /// How long ago data was last sent. `None` if this process has not sent anything.
     pub(super) sent_ago: Option<Duration>,
+    /// Whether the peer's machine has not acknowledged everything that was sent.
+    pub(super) is_unacknowledged: bool,
+    /// Whether data has arrived that this process has not read, because it was suspended, for example.
+    pub(super) is_unread: bool,
 }
 
-/// Returns the accepted connections to a local address for which no data waits to be read, sent or acknowledged.
-pub(super) fn quiet(address: SocketAddr) -> io::Result<Vec<Quiet>> {
-    platform::quiet(address)
+/// Returns the accepted connections to a local address.
+pub(super) fn accepted(address: SocketAddr) -> io::Result<Vec<Connection>> {
+    platform::accepted(address)
 }
 
-/// Shuts down the sockets with these inodes.
-pub(super) fn shut_down(inodes: &HashSet<u64>) -> io::Result<()> {
-    platform::shut_down(inodes)
+/// What happens to the data that the peer of a connection has not received when the connection is shut down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shutdown {
+    /// The kernel goes on sending it for a while.
+    Deliver,
+    /// It is discarded once the socket is closed, and the connection is reset.
+    Discard,
+}
+
+/// Shuts down the sockets with these inodes as `how` says directly before, if at all.
+pub(super) fn shut_down(
+    inodes: &HashSet<u64>,
+    how: impl Fn(u64) -> Option<Shutdown>,
+) -> io::Result<()> {
+    platform::shut_down(inodes, how)
 }
 
 /// Returns the peers of the connections to a local port that neither end has closed.
@@ -113,11 +129,14 @@ mod platform {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(super) fn quiet(_: SocketAddr) -> io::Result<Vec<super::Quiet>> {
+    pub(super) fn accepted(_: SocketAddr) -> io::Result<Vec<super::Connection>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(super) fn shut_down(_: &HashSet<u64>) -> io::Result<()> {
+    pub(super) fn shut_down(
+        _: &HashSet<u64>,
+        _: impl Fn(u64) -> Option<super::Shutdown>,
+    ) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -134,7 +153,7 @@ mod platform {
     use rustix::net::sockopt;
     use tokio::task::spawn_blocking;
 
-    use super::{descriptors, sock_diag};
+    use super::{Shutdown, descriptors, sock_diag};
     use crate::config::{
         DEAD_PEER_CHECK_MAX, DEAD_PEER_CHECK_MIN, DEAD_PEER_PROBES, DEAD_PEER_RETRANSMISSIONS,
         WRITE_STALL,
@@ -226,7 +245,8 @@ mod platform {
                 "connections whose peers acknowledge nothing are closed"
             );
             let inodes = found.iter().map(|own| own.inode).collect();
-            let closed = spawn_blocking(move || descriptors::shut_down(&inodes)).await;
+            let deliver = |_| Some(Shutdown::Deliver);
+            let closed = spawn_blocking(move || shut_down(&inodes, deliver)).await;
             if let Err(error) = closed.map_err(io::Error::other).flatten()
                 && std::mem::take(&mut may_close)
             {
@@ -241,24 +261,24 @@ mod platform {
 
     pub(super) use super::descriptors::shut_down;
 
-    pub(super) fn quiet(address: SocketAddr) -> io::Result<Vec<super::Quiet>> {
+    pub(super) fn accepted(address: SocketAddr) -> io::Result<Vec<super::Connection>> {
         let connections = sock_diag::connections(address.port())?.into_iter();
         // Another server can have the same port of another address.
         let is_own = |local: IpAddr| {
             address.ip().is_unspecified() || local.to_canonical() == address.ip().to_canonical()
         };
         // Without an inode, it waits to be accepted.
-        // What is unread has arrived while this process was suspended.
-        let waits = |own: &sock_diag::Connection| own.unacknowledged > 0 || own.unread > 0;
-        let quiet = connections.filter(|own| is_own(own.local) && !waits(own) && own.inode != 0);
-        let quiet = quiet.filter_map(|own| {
-            Some(super::Quiet {
+        let accepted = connections.filter(|own| is_own(own.local) && own.inode != 0);
+        let accepted = accepted.filter_map(|own| {
+            Some(super::Connection {
                 peer: own.peer,
                 inode: own.inode,
                 sent_ago: own.has_sent?.then_some(own.sent_ago),
+                is_unacknowledged: own.unacknowledged > 0,
+                is_unread: own.unread > 0,
             })
         });
-        Ok(quiet.collect())
+        Ok(accepted.collect())
     }
 
     pub(super) fn open_to(port: u16) -> io::Result<HashSet<SocketAddr>> {
@@ -379,13 +399,16 @@ mod platform {
                 io::Write::write_all(&mut &other, b"x").unwrap();
                 let mut elsewhere = address;
                 elsewhere.set_ip("192.0.2.1".parse().unwrap());
-                assert_eq!(super::quiet(elsewhere).unwrap(), []);
-                let found = super::quiet(address).unwrap();
+                assert_eq!(super::accepted(elsewhere).unwrap(), []);
+                let found = super::accepted(address).unwrap();
                 let unanswered = found.iter().filter(|own| own.sent_ago.is_none());
                 let peers: Vec<SocketAddr> = unanswered.map(|own| own.peer).collect();
                 assert_eq!(peers, [peer]);
 
-                descriptors::shut_down(&[own.inode].into()).unwrap();
+                let inodes = [own.inode].into();
+                descriptors::shut_down(&inodes, |_| None).unwrap();
+                let how = |inode| (inode == own.inode).then_some(Shutdown::Deliver);
+                descriptors::shut_down(&inodes, how).unwrap();
                 let read = |mut stream: &TcpStream| {
                     stream.set_nonblocking(true).unwrap();
                     io::Read::read(&mut stream, &mut [0]).map_err(|error| error.kind())

@@ -1,11 +1,17 @@
 //! The asynchronous client against a real server: whatever happens in between, a worker's reports arrive once, and a reader gets
 //! the whole story.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use fastrand::Rng;
 use serde_json::{Value, json};
+use tidings::auth::Role;
 use tidings::client::{Client, ClientError, Credential, Event, Reporter, Transport, Watch};
 
+use crate::support::forwarder::Forwarder;
 use crate::support::process::{Process, blocking, command, run};
 use crate::support::*;
 
@@ -71,6 +77,142 @@ async fn reports_arrive_once_and_readers_miss_nothing_while_the_server_is_killed
         assert!(seqs.is_sorted_by(|one, next| one < next), "{story:?}");
         let ends = story.iter().filter(|(_, status)| status == "completed");
         assert_eq!(ends.count(), 4);
+    }
+    server.terminate();
+}
+
+/// How long the tokens of [`short_lived`] are valid.
+const TOKEN_SECS: f64 = 2.0;
+
+/// Returns a credential whose tokens expire soon, and how many were needed.
+fn short_lived(role: Role) -> (Credential, Arc<AtomicUsize>) {
+    let issued = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&issued);
+    let renew = move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut claims = claims(Some(1), role);
+        claims.exp = chrono::Utc::now().timestamp_millis() as f64 / 1_000.0 + TOKEN_SECS;
+        async move { Ok::<_, Infallible>(sign(&claims)) }
+    };
+    (Credential::renewed(renew), issued)
+}
+
+/// Returns every message with a `seq`, up to one about the job `end`.
+async fn until_the_end(mut messages: Watch) -> Vec<(u64, String)> {
+    let mut told = Vec::new();
+    loop {
+        let message = messages.next().await.expect("it goes on").unwrap();
+        assert_ne!(message.message_type(), "reset");
+        let Some(seq) = message.seq() else { continue };
+        let [job, status, progress] =
+            ["job_id", "status", "progress"].map(|field| message.get(field).clone());
+        told.push((seq, format!("{job} {status} {progress}")));
+        if job == "end" {
+            return told;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: connections pause before they return"]
+async fn through_restarts_cut_connections_and_expiring_tokens_everyone_has_the_whole_story_once() {
+    const JOBS: usize = 6;
+    let seed = std::env::var("TIDINGS_SEED")
+        .map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    println!("TIDINGS_SEED={seed}");
+    let mut chance = Rng::with_seed(seed);
+    let folder = tempfile::tempdir().unwrap();
+    let start = |port: &str| {
+        let mut serve = command(folder.path());
+        serve.arg("serve").env("ROCKET_PORT", port);
+        serve.env("TIDINGS_RECONNECT_SPREAD_MS", "0");
+        serve.env("TIDINGS_HEARTBEAT_SECS", "1");
+        serve.env("TIDINGS_JWT_LEEWAY_SECS", "0");
+        Process::start(&mut serve)
+    };
+    let mut server = start("0");
+    let direct = server.url.clone();
+    let port = direct.rsplit(':').next().unwrap().to_owned();
+    let network = Forwarder::to_url(&direct);
+    let steady = Client::new(&direct, Credential::token(viewer(1))).unwrap();
+    let first = steady.get("/api/jobs").await.unwrap()["cursor"].clone();
+    let first = first.as_str().unwrap();
+    let reader = |url: &str, credential: Credential, transport: Transport| {
+        let client = Client::new(url, credential).unwrap();
+        let watch = client.watch("jobs").param("tick_ms", 0).cursor(first);
+        watch.transports(&[transport]).start()
+    };
+    let mut readers = Vec::new();
+    for transport in [Transport::EventStream, Transport::LongPoll] {
+        let (credential, issued) = short_lived(Role::Viewer);
+        let watch = reader(&network.url, credential, transport);
+        readers.push((tokio::spawn(until_the_end(watch)), issued));
+    }
+    let (credential, _) = short_lived(Role::Worker);
+    let reporter = Reporter::start(Client::new(&network.url, credential).unwrap());
+    let mut jobs: Vec<_> = (0..JOBS)
+        .map(|number| {
+            let job = reporter.job("chaos").id(format!("job-{number}"));
+            (number, 0, job.start())
+        })
+        .collect();
+    // Until each reader has needed several tokens, whatever else has happened to it.
+    let (mut round, mut restarts) = (0, 0);
+    while readers
+        .iter()
+        .any(|(_, issued)| issued.load(Ordering::Relaxed) < 4)
+    {
+        for (_, progress, job) in &mut jobs {
+            *progress = (*progress + chance.i32(0..3)).min(99);
+            job.progress(f64::from(*progress), format!("round {round}"));
+        }
+        match chance.u8(0..6) {
+            0 => {
+                let before = network.cuts();
+                network.cut(true);
+                until("a connection is cut", async || network.cuts() > before).await;
+                network.cut(false);
+            }
+            1 => {
+                match chance.bool() {
+                    true => server.kill(),
+                    false => drop(server.terminate()),
+                }
+                server = start(&port);
+                restarts += 1;
+            }
+            _ => assert!(reporter.flush(LONG).await),
+        }
+        round += 1;
+    }
+    for (number, _, job) in jobs {
+        job.complete(json!({"number": number}));
+    }
+    assert!(reporter.flush(LONG).await);
+    reporter
+        .job("chaos")
+        .id("end")
+        .start()
+        .complete(Value::Null);
+    assert!(reporter.flush(LONG).await);
+    println!(
+        "{round} rounds, {} cuts, {restarts} restarts",
+        network.cuts()
+    );
+
+    let credential = Credential::token(viewer(1));
+    let told = until_the_end(reader(&direct, credential, Transport::LongPoll)).await;
+    assert!(
+        told.iter().map(|(seq, _)| *seq).eq(1..=told.len() as u64),
+        "{told:?}"
+    );
+    for number in 0..JOBS {
+        let ended = format!("\"job-{number}\" \"completed\" 100");
+        let ends = told.iter().filter(|(_, state)| state.starts_with(&ended));
+        assert_eq!(ends.count(), 1, "{told:?}");
+    }
+    for (reader, _) in readers {
+        assert_eq!(reader.await.unwrap(), told);
     }
     server.terminate();
 }

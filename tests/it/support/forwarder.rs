@@ -23,9 +23,14 @@ struct Shared {
 
 impl Forwarder {
     pub(crate) fn to(server: &Server) -> Forwarder {
+        Forwarder::to_url(&server.url)
+    }
+
+    /// A connection that arrives while nothing listens at this URL is closed.
+    pub(crate) fn to_url(url: &str) -> Forwarder {
+        let target = url.strip_prefix("http://").unwrap().to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let target = server.url.strip_prefix("http://").unwrap().to_owned();
         let shared = Arc::<Shared>::default();
         let own = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -50,7 +55,9 @@ impl Forwarder {
 
 /// Passes on both directions.
 fn forward(client: &TcpStream, target: &str, shared: &Shared) {
-    let server = TcpStream::connect(target).unwrap();
+    let Ok(server) = TcpStream::connect(target) else {
+        return;
+    };
     let pass = |mut from: &TcpStream, mut to: &TcpStream| {
         let mut part = [0; 64 * 1024];
         while let Ok(count @ 1..) = from.read(&mut part) {

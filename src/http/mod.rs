@@ -91,7 +91,7 @@ fn describe(document: &mut contract::Document) {
     #[cfg(feature = "monitor")]
     {
         monitor::embed::describe(document);
-        document.pages("Monitor", "Pages for people.", &monitor::routes());
+        monitor::describe(document);
     }
 }
 

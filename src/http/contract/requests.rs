@@ -8,6 +8,7 @@ use super::operation::Operation;
 use super::parts::Handler;
 use super::schemas::{self, Schemas};
 use crate::id::{SchoolId, SubjectId};
+use crate::kind::job::JobType;
 use crate::kind::{self, DESCRIPTIONS, Description};
 
 /// An OpenAPI document while it is made.
@@ -51,15 +52,27 @@ impl Document {
         self.at(route.method, &path, handler, &[], describe);
     }
 
-    /// Describes routes whose answers are pages for people.
+    /// Describes routes whose answers are pages for people. `forms` has the fields of the forms that they take, and `public` the
+    /// routes that need no credential, both by the name of the route.
     #[cfg(feature = "monitor")]
-    pub(in crate::http) fn pages(&mut self, tag: &'static str, about: &str, routes: &[Route]) {
+    pub(in crate::http) fn pages(
+        &mut self,
+        tag: &'static str,
+        about: &str,
+        routes: &[Route],
+        forms: &[(&str, Value)],
+        public: &[&str],
+    ) {
         self.tag(tag, about);
         for route in routes {
             let name = route.name.as_deref().unwrap_or_default().to_owned();
             let path = path_of(route).replace("{_}", "{collection}");
-            let form = route.method == Method::Post;
-            self.at(route.method, &path, &Page { form }, &[], |operation| {
+            let form = forms.iter().find(|(own, _)| *own == name);
+            let page = Page {
+                takes_form: form.is_some(),
+                is_public: public.contains(&name.as_str()),
+            };
+            self.at(route.method, &path, &page, &[], |operation| {
                 let html = || json!({ "type": "string" });
                 for field in route.uri.query().into_iter().flat_map(|own| own.split('&')) {
                     let name = field.trim_matches(['<', '>', '.']);
@@ -76,9 +89,8 @@ impl Document {
                         "*/*",
                         html(),
                     );
-                if form {
-                    let fields = json!({ "type": "object" });
-                    operation.body("application/x-www-form-urlencoded", fields);
+                if let Some((_, fields)) = form {
+                    operation.body("application/x-www-form-urlencoded", fields.clone());
                 }
             });
         }
@@ -172,6 +184,8 @@ impl Document {
         {
             let schema = match name {
                 "school" | "school_id" => schema_of::<SchoolId>(),
+                // The id of a schedule is the type of its jobs.
+                "schedule_id" => schema_of::<JobType>(),
                 _ => schema_of::<SubjectId>(),
             };
             operation.parameter("path", name, true, "", schema);
@@ -213,14 +227,18 @@ impl Document {
 /// A page's handler. Its parameters are of no concern to programs.
 #[cfg(feature = "monitor")]
 struct Page {
-    form: bool,
+    takes_form: bool,
+    is_public: bool,
 }
 
 #[cfg(feature = "monitor")]
 impl Handler<()> for Page {
     fn describe(&self, operation: &mut Operation<'_>) {
-        operation.secured(&["cookie"]);
-        if self.form {
+        if !self.is_public {
+            // No token in the query: it would be in the history of the browser.
+            operation.secured(&["bearer", "cookie"]);
+        }
+        if self.takes_form {
             operation.takes_body();
         }
     }

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use rocket::form::Form;
 use rocket::response::Redirect;
 use rocket::{FromForm, Route, State, get, post, routes};
+use schemars::JsonSchema;
 use serde_json::{Value, json};
 
 use super::chart::{Point, control_chart, short};
@@ -170,8 +171,9 @@ fn rule(number: u32) -> Option<Rule> {
 }
 
 /// The reason for acknowledging a violation.
-#[derive(FromForm)]
-struct Reason<'r> {
+#[derive(FromForm, JsonSchema)]
+pub(super) struct Reason<'r> {
+    /// The reason, for people.
     reason: &'r str,
 }
 

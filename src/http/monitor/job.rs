@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use rocket::form::Form;
 use rocket::response::Redirect;
 use rocket::{FromForm, Route, State, get, post, routes};
+use schemars::JsonSchema;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -155,11 +156,14 @@ fn progress(
 }
 
 /// The attempt that the visitor wants to cancel, and whether to ask the worker or to end it at once.
-#[derive(FromForm)]
-struct Ending {
+#[derive(FromForm, JsonSchema)]
+pub(super) struct Ending {
+    /// The attempt. The current one if absent.
     #[field(default = None)]
     attempt: Option<u32>,
+    /// Whether to end it at once.
     #[field(default = false)]
+    #[schemars(default)]
     force: bool,
 }
 

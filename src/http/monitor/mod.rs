@@ -26,13 +26,15 @@ use rocket::form::Form;
 use rocket::http::Status;
 use rocket::response::Redirect;
 use rocket::{Build, FromForm, Request, Rocket, Route, State, get, post, routes};
-use serde_json::json;
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Value, json};
 
 use self::assets::Assets;
 use self::page::{Html, Pages};
 use self::visitor::{Rejection, RejectionPage, Visitor, cleared_cookie, token_cookie};
 use super::base_path;
 use super::body::Base;
+use super::contract::Document;
 use super::methods;
 use super::problem::Problem;
 use crate::auth::{AuthError, Schools};
@@ -53,6 +55,23 @@ pub(super) fn routes() -> Vec<Route> {
     all.extend(characteristic::routes());
     all.extend(system::routes());
     all
+}
+
+/// Describes the pages.
+pub(super) fn describe(document: &mut Document) {
+    let forms = [
+        ("enter", fields::<SignIn<'_>>()),
+        ("look", fields::<Look<'_>>()),
+        ("cancel", fields::<job::Ending>()),
+        ("acknowledge", fields::<characteristic::Reason<'_>>()),
+    ];
+    let public = ["sign_in", "enter", "leave", "look", "asset"];
+    document.pages("Monitor", "Pages for people.", &routes(), &forms, &public);
+}
+
+/// Returns the schema of a form.
+fn fields<T: JsonSchema>() -> Value {
+    T::json_schema(&mut SchemaGenerator::default()).to_value()
 }
 
 /// Mounts the state and the error pages of the monitor, and the route for the root of a standalone server.
@@ -82,9 +101,11 @@ fn to_the_pages(base: Base) -> Redirect {
 }
 
 /// A token, and the page to go to after signing in.
-#[derive(FromForm)]
+#[derive(FromForm, JsonSchema)]
 struct SignIn<'r> {
+    /// A token.
     token: &'r str,
+    /// The page to go to.
     next: &'r str,
 }
 
@@ -196,9 +217,11 @@ fn leave(visitor: Visitor, base: Base, tidings: &State<Arc<Tidings>>) -> visitor
 }
 
 /// The theme: light, dark, or that of the system.
-#[derive(FromForm)]
+#[derive(FromForm, JsonSchema)]
 struct Look<'r> {
+    /// `light` or `dark`; anything else means the theme of the system.
     theme: &'r str,
+    /// The page to go to.
     next: &'r str,
 }
 

@@ -151,7 +151,7 @@ pub struct Put {
     /// The seconds from the start of a run to that of the next one.
     #[schemars(range(min = 60, max = 31_622_400))]
     pub period_secs: Option<u32>,
-    /// The seconds after which a run that has not started is missed.
+    /// The seconds after which a run that has not started is missed; 300 if absent.
     #[schemars(range(min = 1, max = GRACE_MAX_SECS))]
     pub grace_secs: Option<u32>,
     /// The seconds after its start by which a run should have ended; as `grace_secs` if absent.
@@ -174,7 +174,7 @@ pub struct Rule {
     pub time_zone: Option<Arc<str>>,
     /// The seconds from the start of a run to that of the next one, if there is no cron expression.
     pub period_secs: Option<u32>,
-    /// The seconds after which a run that has not started is missed.
+    /// The seconds after which a run that has not started is missed; 300 if absent.
     pub grace_secs: u32,
     /// The seconds after its start by which a run should have ended.
     pub max_run_secs: u32,

@@ -306,3 +306,27 @@ def test_the_school_of_the_environment_is_watched(server: Server, monkeypatch: p
         server.post("/api/jobs", {"job_id": "seen", "job_type": "import"}, school_id)
     for scope, expected in (("jobs", 31), ("jobs?school_id=32", 32), ("schools/32", 32), (["schools/32"], 32)):
         assert next(iter(tidings.watch(scope)))["school_id"] == expected, scope
+
+
+def test_what_is_configured_for_reports_is_watched(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`configure` takes the place of the environment. What `watch` is told takes the place of both."""
+    monkeypatch.setenv("TIDINGS_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("TIDINGS_TOKEN", "wrong")
+    monkeypatch.setenv("TIDINGS_SCHOOL_ID", "40")
+    tidings.configure(server.url, lambda: token(school_id=None, schools=[41, 42]), school_id=41)
+    try:
+        with tidings.job("import"), tidings.job("import", school_id=42):
+            pass
+        assert tidings.flush(10)
+    finally:
+        tidings.reporter().close()
+
+    def schools(scope: str, **options: Any) -> set[int]:
+        before, messages = until_ready(tidings.watch(scope, **options))
+        messages.close()
+        return {message["school_id"] for message in before}
+
+    assert schools("jobs") == schools("jobs", token=token("viewer", 41)) == {41}
+    assert schools("jobs", school_id=42) == schools("jobs?school_id=42") == schools("schools/42") == {42}
+    with pytest.raises(tidings.Rejected, match="unauthorized"):
+        schools("jobs", token="wrong")

@@ -354,6 +354,7 @@ def _lines(text: str) -> list[Body]:
 
 
 _default: Reporter | None = None
+_configured: Reporter | None = None
 _default_lock = threading.Lock()
 
 
@@ -365,14 +366,19 @@ def configure(
     worker: str | None = None,
     flush_secs: float = FLUSH_SECS,
 ) -> Reporter:
-    """Sets the server and the token of this process, in place of `TIDINGS_URL` and `TIDINGS_TOKEN`. Returns the reporter."""
-    global _default
+    """Sets the server and the token of this process, for reports and for `watch`, in place of `TIDINGS_URL` and `TIDINGS_TOKEN`. Returns the reporter."""
+    global _configured, _default
     fresh = Reporter(url, token, school_id=school_id, worker=worker, flush_secs=flush_secs)
     with _default_lock:
-        former, _default = _default, fresh
+        former, _default, _configured = _default, fresh, fresh
     if former is not None:
         former.close()
     return fresh
+
+
+def configured() -> Reporter | None:
+    """Returns the reporter that `configure` has made; None if it was never called."""
+    return _configured
 
 
 def reporter() -> Reporter:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import httpx
 
 from ._config import Token, default_school, default_token, server_url
+from ._reporter import configured
 from ._sse import SseParser
 from ._stream import POLL_GAP_SECS, POLL_WAIT_SECS, Backoff, Message, Stream, Transport, Unreadable, path_of
 from .messages import ProblemCode
@@ -92,11 +93,15 @@ class Watch:
             pairs += [(name, str(item)) for item in many if item is not None]
         # A scope that names its school needs no default.
         is_named = path.startswith("/events/schools/") or any(name == "school_id" or (name == "channel" and str(value).startswith("schools/")) for name, value in pairs)
-        school = school_id if is_named else default_school(school_id)
-        if school is not None:
-            pairs.append(("school_id", str(school)))
-        self._url, self._path, self._query = server_url(url), path, pairs
-        self._token = default_token(token)
+        # `configure` says where this process reports, and so where it watches.
+        own = configured()
+        if school_id is None and not is_named:
+            school_id = own.school_id if own else default_school(None)
+        if school_id is not None:
+            pairs.append(("school_id", str(school_id)))
+        self._url = own.url if own and not url else server_url(url)
+        self._path, self._query = path, pairs
+        self._token = own._token if own and own._token and token is None else default_token(token)
         self._new_client, self._sleep, self._poll_gap = client or httpx.AsyncClient, sleep, poll_gap
         chosen = default_transports() if transports is None else tuple(transports)
         unknown = set(chosen) - {"sse", "websocket", "poll"}
@@ -392,8 +397,8 @@ def watch(
     """Returns the messages of a scope, for `for` or `async for`.
 
     - `scope`: a channel (`"jobs"`, `"jobs/42"`, `"devices"`, `"schools/1"`), a channel with a query (`"jobs?status=failed"`), or a list of channels.
-    - `url`, `token`, `school_id`: the server, a token and the school; `TIDINGS_URL`, `TIDINGS_TOKEN` and `TIDINGS_SCHOOL_ID` if absent. A function as `token` is called for each connection
-      (and before a WebSocket's token expires), so that the stream outlives its first token.
+    - `url`, `token`, `school_id`: the server, a token and the school; those of `tidings.configure` if absent, or `TIDINGS_URL`, `TIDINGS_TOKEN` and `TIDINGS_SCHOOL_ID`. A function as
+      `token` is called for each connection (and before a WebSocket's token expires), so that the stream outlives its first token.
     - `cursor`: continue after this place instead of starting with the present state.
     - `transports`: those to try, in this order. The default is SSE, WebSocket (if the package `websockets` is installed) and long poll.
     - `poll_gap`: the least time from the start of one long poll to the start of the next, in seconds. What happens meanwhile comes with the next one.

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import Server, token
@@ -54,8 +55,31 @@ def test_a_dag_run_and_its_tasks_are_jobs(server: Server, tmp_path: Path) -> Non
     airflow = [sys.executable, "-m", "airflow"]
     subprocess.run([*airflow, "db", "migrate"], env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=200)
     done = subprocess.run([sys.executable, "dags/nightly.py"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
-    jobs = {job["job_id"].partition(":")[0] + job["job_id"].rpartition(":")[2]: job for job in server.get("/api/jobs?job_type=airflow.task")["jobs"]}
+    tasks = server.get("/api/jobs?job_type=airflow.task")["jobs"]
+    jobs = {job["job_id"].partition(":")[0] + job["job_id"].rpartition(":")[2]: job for job in tasks}
     assert set(jobs) == {"nightlyread", "nightlybroken"}, done.stderr[-2000:] + done.stdout[-2000:]
     assert jobs["nightlyread"]["status"] == "completed"
     assert jobs["nightlybroken"]["status"] == "failed"
     assert jobs["nightlybroken"]["error"]["message"] == "no rows"
+    [run] = server.get("/api/jobs?job_type=airflow.dag")["jobs"]
+    assert (run["status"], run["metadata"]["title"]) == ("failed", "nightly")
+    assert {job["job_id"].rpartition(":")[0] for job in tasks} == {run["job_id"]}
+
+
+def test_only_the_process_of_a_task_waits_until_its_end_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler announces the end of a task whose process died, and must go on at once."""
+    from tidings.integrations import airflow as hooks
+
+    flushed: list[str] = []
+    monkeypatch.setattr(hooks, "flush_run", lambda: flushed.append("flushed"))
+    monkeypatch.setattr(hooks, "_runs_tasks", False)
+    tidings.configure(server.url, token())
+    try:
+        task = SimpleNamespace(dag_id="weekly", run_id="one", task_id="load", map_index=-1, try_number=1)
+        hooks.on_task_instance_failed("running", task, "The heartbeat timed out")
+        assert flushed == []
+        hooks.on_task_instance_running("queued", task)
+        hooks.on_task_instance_success("running", task)
+        assert flushed == ["flushed"]
+    finally:
+        tidings.reporter().close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,15 +31,23 @@ def stories(server: Server, job_id: str) -> list[str]:
     return [event["message"] for event in server.log() if event.get("job_id") == job_id]
 
 
+@pytest.fixture
+def keras(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Keras, on one of its small or large back ends."""
+    found = next((name for name in ("jax", "torch") if importlib.util.find_spec(name)), None)
+    if found is None:
+        pytest.skip("Keras needs JAX or PyTorch")
+    monkeypatch.setenv("KERAS_BACKEND", found)
+    return pytest.importorskip("keras")
+
+
 def keras_model(keras: Any) -> Any:
     model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
     model.compile(loss="mse", optimizer="sgd")
     return model
 
 
-def test_keras_reports_batches_epochs_and_metrics(configured: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    keras = pytest.importorskip("keras")
+def test_keras_reports_batches_epochs_and_metrics(configured: Server, keras: Any) -> None:
     numpy = pytest.importorskip("numpy")
     from tidings.integrations.keras import TidingsCallback
 
@@ -47,9 +57,7 @@ def test_keras_reports_batches_epochs_and_metrics(configured: Server, monkeypatc
     assert "Epoch 3/3" in stories(configured, job["job_id"])
 
 
-def test_keras_stops_when_its_job_is_cancelled_and_fails_with_its_block(configured: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    keras = pytest.importorskip("keras")
+def test_keras_stops_when_its_job_is_cancelled_and_fails_with_its_block(configured: Server, keras: Any) -> None:
     numpy = pytest.importorskip("numpy")
     from tidings.integrations.keras import TidingsCallback
 
@@ -94,6 +102,44 @@ def test_the_trainer_of_transformers_is_followed_by_its_callback_handler(configu
     assert tidings.flush(10)
     assert handler.on_step_end(args, state, control).should_training_stop
     handler.on_train_end(args, state, control)
+    assert newest(configured)["status"] == "cancelled"
+
+
+def test_the_trainer_of_transformers_reports_its_steps_and_stops_on_request(configured: Server, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from tidings.integrations.huggingface import TidingsCallback
+
+    class Model(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1)
+
+        def forward(self, inputs: Any, labels: Any) -> Any:
+            found = self.layer(inputs)
+            return {"loss": torch.nn.functional.mse_loss(found, labels), "logits": found}
+
+    class Cancel(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 2:
+                configured.post(f"/api/jobs/{newest(configured)['job_id']}/cancel", {})
+            assert tidings.flush(10)
+
+    def train(steps: int, *callbacks: Any) -> Any:
+        options = {"save_strategy": "no", "logging_steps": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True}
+        args = transformers.TrainingArguments(output_dir=str(tmp_path), max_steps=steps, **options)
+        data = [{"inputs": torch.zeros(2), "labels": torch.zeros(1)}] * 8
+        trainer = transformers.Trainer(model=Model(), args=args, train_dataset=data, callbacks=list(callbacks))
+        trainer.train()
+        return trainer
+
+    train(3, TidingsCallback(title="Tuning"))
+    job = newest(configured)
+    assert (job["status"], job["metadata"]["title"], job["metadata"]["max_steps"]) == ("completed", "Tuning", 3)
+    assert job["metadata"]["loss"] >= 0
+    assert "Step 3/3" in stories(configured, job["job_id"])
+    assert train(500, Cancel(), TidingsCallback()).state.global_step < 20
     assert newest(configured)["status"] == "cancelled"
 
 

@@ -16,6 +16,9 @@ from airflow.plugins_manager import AirflowPlugin
 from .._job import Job
 from ._tasks import flush_run
 
+# Whether this process runs tasks. The scheduler and the API server announce ends, too, and must not wait for them to be sent.
+_runs_tasks = False
+
 
 def _task(task_instance: Any) -> Job:
     parts = [str(task_instance.dag_id), str(task_instance.run_id), str(task_instance.task_id)]
@@ -29,28 +32,35 @@ def _run(dag_run: Any) -> Job:
     return Job("airflow.dag", id=f"{dag_run.dag_id}:{dag_run.run_id}", title=str(dag_run.dag_id))
 
 
+def _end_of_task() -> None:
+    # The process of a task instance ends without `atexit`.
+    if _runs_tasks:
+        flush_run()
+
+
 @hookimpl
 def on_task_instance_running(previous_state: Any, task_instance: Any) -> None:
+    global _runs_tasks
+    _runs_tasks = True
     _task(task_instance).start()
 
 
 @hookimpl
 def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
     _task(task_instance).complete()
-    # The process of a task instance ends without `atexit`.
-    flush_run()
+    _end_of_task()
 
 
 @hookimpl
 def on_task_instance_failed(previous_state: Any, task_instance: Any, error: Any = None) -> None:
     _task(task_instance).fail(error or "The task failed")
-    flush_run()
+    _end_of_task()
 
 
 @hookimpl
 def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
     _task(task_instance).cancel("Skipped")
-    flush_run()
+    _end_of_task()
 
 
 @hookimpl

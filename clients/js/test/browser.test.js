@@ -1,23 +1,15 @@
 // In Chromium: tabs that share a connection, reloads, the elements, and the examples.
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import puppeteer from "puppeteer-core";
 import { examples } from "../examples/server.js";
-import { proxy, tidings, token, until } from "./support.js";
-
-const chromium = process.env.CHROMIUM ?? execFileSync("sh", ["-c", "command -v chromium"], { encoding: "utf8" }).trim();
+import { chromium, proxy, tidings, token, until } from "./support.js";
 
 describe("browser", () => {
   let server;
   let site;
   let url;
   let browser;
-  let profile;
   const streams = []; // requests of streams that reached the site
 
   before(async () => {
@@ -29,17 +21,13 @@ describe("browser", () => {
     await once(site, "listening");
     url = `http://127.0.0.1:${site.address().port}`;
     server = await tidings({ TIDINGS_HEARTBEAT_SECS: "1", TIDINGS_ALLOWED_ORIGINS: JSON.stringify([url]) });
-    profile = mkdtempSync(join(tmpdir(), "tidings-chromium-"));
-    const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"];
-    const quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"];
-    browser = await puppeteer.launch({ executablePath: chromium, headless: true, userDataDir: profile, args: [...flags, ...quiet] });
+    browser = await chromium();
   });
   after(async () => {
     await browser?.close();
     site?.closeAllConnections();
     site?.close();
     await server?.remove();
-    if (profile) rmSync(profile, { recursive: true, force: true });
   });
 
   const open = async (path) => {

@@ -1,16 +1,11 @@
 // The monitor's pages in Chromium, of a real server behind a network that holds back, refuses or closes their streams.
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { createServer, request as ask } from "node:http";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import puppeteer from "puppeteer-core";
-import { tidings, token, until } from "./support.js";
+import { chromium, tidings, token, until } from "./support.js";
 
-const chromium = process.env.CHROMIUM ?? execFileSync("sh", ["-c", "command -v chromium"], { encoding: "utf8" }).trim();
 const SCRIPT = readFileSync(new URL("../../../templates/monitor.bundle.js", import.meta.url));
 /** A request arrives a little later than the browser has sent it, and not always by the same time. */
 const JITTER_MS = 150;
@@ -59,23 +54,17 @@ const isPoll = ({ accept, method }) => accept === "application/json" && method =
 describe("monitor", { concurrency: true }, () => {
   let server;
   let browser;
-  let profile;
   const networks = [];
 
   before(async () => {
-    profile = mkdtempSync(join(tmpdir(), "tidings-chromium-"));
-    const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"];
-    const quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"];
     // Pages of all tests are open at once: none counts as hidden.
-    const visible = ["--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding", "--disable-background-timer-throttling"];
-    browser = await puppeteer.launch({ executablePath: chromium, headless: true, userDataDir: profile, args: [...flags, ...quiet, ...visible] });
+    browser = await chromium("--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding", "--disable-background-timer-throttling");
     server = await tidings();
   });
   after(async () => {
     await browser?.close();
     for (const between of networks) between.stop();
     await server?.remove();
-    if (profile) rmSync(profile, { recursive: true, force: true });
   });
 
   const connect = async () => {

@@ -1,5 +1,5 @@
 // What tests share: a real server, tokens, a proxy that cuts, holds back or blocks, and Chromium.
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { createHmac } from "node:crypto";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
@@ -161,4 +161,21 @@ export async function proxy(target) {
       await once(server, "close");
     },
   });
+}
+
+/** Starts Chromium with a profile of its own, which is removed when it is closed. */
+export async function chromium(...flags) {
+  // Here, because most tests need none of it.
+  const { default: puppeteer } = await import("puppeteer-core");
+  const executablePath = process.env.CHROMIUM ?? execFileSync("sh", ["-c", "command -v chromium"], { encoding: "utf8" }).trim();
+  const profile = mkdtempSync(join(tmpdir(), "tidings-chromium-"));
+  const always = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"];
+  const quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"];
+  const browser = await puppeteer.launch({ executablePath, headless: true, userDataDir: profile, args: [...always, ...quiet, ...flags] });
+  const close = browser.close.bind(browser);
+  browser.close = async () => {
+    await close();
+    rmSync(profile, { recursive: true, force: true });
+  };
+  return browser;
 }

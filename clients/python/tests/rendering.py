@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -53,6 +54,19 @@ def union(types: list[str]) -> str:
     literals = [one[8:-1] for one in distinct if one.startswith("Literal[")]
     others = [one for one in distinct if not one.startswith("Literal[")]
     return " | ".join([f"Literal[{', '.join(dict.fromkeys(literals))}]"] * bool(literals) + others)
+
+
+def words(name: str) -> list[str]:
+    """Returns the words of a name such as `DeviceStatusUpdate`."""
+    return re.findall("[A-Z][a-z]*", name)
+
+
+def after(state: str, event: str) -> str:
+    """Returns the name of a state whose last event is this one: `DeviceAfterStatusUpdate`. A word that both begin with is said once."""
+    own, rest = words(state), words(event)
+    while len(rest) > 1 and own and own[0] == rest[0]:
+        own, rest = own[1:], rest[1:]
+    return f"{state}After{''.join(rest)}"
 
 
 class Module:
@@ -107,20 +121,19 @@ class Module:
         text = ""
         if alternatives:
             assert not sometimes, f"{name} has alternatives and fields that may be absent"
-            text = f"class _{name}(TypedDict):\n{lines(always)}\n\n\n"
-            text += "".join(f"class {name}{one}({one}, _{name}):\n    pass\n\n\n" for one in alternatives)
+            text = f"class _{name}(TypedDict):\n{docstring(schema)}{lines(always)}\n\n\n"
+            text += "".join(f"class {after(name, one)}({one}, _{name}):\n    pass\n\n\n" for one in alternatives)
             del self._classes[name]
-            self._classes[name] = f"{text}# {about_of(schema)}\n{name} = Union[{', '.join(name + one for one in alternatives)}]"
+            self._classes[name] = f"{text}# A state as of its last event, which is one of these.\n{name} = Union[{', '.join(after(name, one) for one in alternatives)}]"
             return
         if always and sometimes:
             text = f"class _{name}(TypedDict):\n{lines(always)}\n\n\n" if not bases else ""
             bases = [*bases, f"_{name}"] if text else bases
             assert text, f"{name} has a base class and fields that may be absent"
         own, total = (sometimes, ", total=False") if sometimes else (always, "")
-        about = textwrap.indent(f'"""{about_of(schema)}"""', "    ") + "\n\n" if about_of(schema) else ""
         # Types that others refer to come first.
         del self._classes[name]
-        self._classes[name] = f"{text}class {name}({', '.join(bases) or 'TypedDict'}{total}):\n{about}{lines(own) or '    pass'}"
+        self._classes[name] = f"{text}class {name}({', '.join(bases) or 'TypedDict'}{total}):\n{docstring(schema)}{lines(own) or '    pass'}"
 
     def _type(self, name: str, schema: Schema) -> str:
         if "$ref" in schema:
@@ -154,12 +167,16 @@ class Module:
         if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
             return f"dict[str, {self._type(name, schema['additionalProperties'])}]"
         if kind == "array" and "items" in schema:
-            return f"list[{self._type(name, schema['items'])}]"
+            return f"list[{self._type(name.removesuffix('s'), schema['items'])}]"
         return PLAIN[kind]
 
 
 def about_of(schema: Schema) -> str:
     return str(schema.get("description", "")).replace("\\", "\\\\")
+
+
+def docstring(schema: Schema) -> str:
+    return textwrap.indent(f'"""{about_of(schema)}"""', "    ") + "\n\n" if about_of(schema) else ""
 
 
 def lines(fields: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from rendering import Module, events, fields_of, resolved
+from rendering import Module, events, fields_of, resolved, words
 from support import Server
 
 from tidings import _job, _outbox, _state, messages
@@ -35,6 +35,12 @@ def test_the_types_are_those_that_the_server_describes(documents: Documents) -> 
     if os.environ.get("TIDINGS_WRITE_TYPES"):
         FILE.write_text(rendered(documents))
     assert FILE.read_text().splitlines() == rendered(documents).splitlines(), "run TIDINGS_WRITE_TYPES=1 pytest tests/test_messages.py"
+
+
+def test_no_name_of_a_type_says_a_word_twice(documents: Documents) -> None:
+    names = re.findall(r"^(?:class )?_?([A-Z]\w+)[(: ]", rendered(documents), re.MULTILINE)
+    assert {"Device", "DeviceAfterStatusUpdate", "EnrollmentSessionAfterProgress", "CharacteristicRule"} <= set(names)
+    assert [name for name in names if len(set(words(name))) < len(words(name))] == []
 
 
 def test_both_documents_describe_the_same_events(documents: Documents) -> None:

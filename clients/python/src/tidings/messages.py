@@ -389,62 +389,68 @@ class Job(JobProgress):
 
 
 class _EnrollmentSession(TypedDict):
+    """A session's data that is not in its events."""
+
     created_at: str
     heard_at: str
     finished_at: str | None
     lease_secs: int
 
 
-class EnrollmentSessionEnrollmentProgress(EnrollmentProgress, _EnrollmentSession):
+class EnrollmentSessionAfterProgress(EnrollmentProgress, _EnrollmentSession):
     pass
 
 
-class EnrollmentSessionEnrollmentComplete(EnrollmentComplete, _EnrollmentSession):
+class EnrollmentSessionAfterComplete(EnrollmentComplete, _EnrollmentSession):
     pass
 
 
-class EnrollmentSessionEnrollmentError(EnrollmentError, _EnrollmentSession):
+class EnrollmentSessionAfterError(EnrollmentError, _EnrollmentSession):
     pass
 
 
-class EnrollmentSessionEnrollmentCancelled(EnrollmentCancelled, _EnrollmentSession):
+class EnrollmentSessionAfterCancelled(EnrollmentCancelled, _EnrollmentSession):
     pass
 
 
-# A session's data that is not in its events.
-EnrollmentSession = Union[EnrollmentSessionEnrollmentProgress, EnrollmentSessionEnrollmentComplete, EnrollmentSessionEnrollmentError, EnrollmentSessionEnrollmentCancelled]
+# A state as of its last event, which is one of these.
+EnrollmentSession = Union[EnrollmentSessionAfterProgress, EnrollmentSessionAfterComplete, EnrollmentSessionAfterError, EnrollmentSessionAfterCancelled]
 
 
 class _Device(TypedDict):
+    """A device's data that is not in the event of its status."""
+
     info: dict[str, Any]
     created_at: str
 
 
-class DeviceDeviceStatusUpdate(DeviceStatusUpdate, _Device):
+class DeviceAfterStatusUpdate(DeviceStatusUpdate, _Device):
     pass
 
 
-class DeviceDeviceInfoUpdate(DeviceInfoUpdate, _Device):
+class DeviceAfterInfoUpdate(DeviceInfoUpdate, _Device):
     pass
 
 
-# A device's data that is not in the event of its status.
-Device = Union[DeviceDeviceStatusUpdate, DeviceDeviceInfoUpdate]
+# A state as of its last event, which is one of these.
+Device = Union[DeviceAfterStatusUpdate, DeviceAfterInfoUpdate]
 
 
-class CharacteristicRules(TypedDict):
+class CharacteristicRule(TypedDict):
     rule_id: int
     rule_name: str
     severity: Literal["info", "warning", "critical"]
 
 
 class _Characteristic(TypedDict):
+    """What is not in the event of its limits."""
+
     characteristic_id: str
     name: str | None
     unit: str | None
     status: str
     subgroup_size: int
-    rules: list[CharacteristicRules]
+    rules: list[CharacteristicRule]
     limits_version: int | None
     baseline_collected: int | None
     sample_count: int
@@ -452,24 +458,24 @@ class _Characteristic(TypedDict):
     created_at: str
 
 
-class CharacteristicSample(Sample, _Characteristic):
+class CharacteristicAfterSample(Sample, _Characteristic):
     pass
 
 
-class CharacteristicViolation(Violation, _Characteristic):
+class CharacteristicAfterViolation(Violation, _Characteristic):
     pass
 
 
-class CharacteristicAckUpdate(AckUpdate, _Characteristic):
+class CharacteristicAfterAckUpdate(AckUpdate, _Characteristic):
     pass
 
 
-class CharacteristicControlLimits(ControlLimits, _Characteristic):
+class CharacteristicAfterControlLimits(ControlLimits, _Characteristic):
     pass
 
 
-# What is not in the event of its limits.
-Characteristic = Union[CharacteristicSample, CharacteristicViolation, CharacteristicAckUpdate, CharacteristicControlLimits]
+# A state as of its last event, which is one of these.
+Characteristic = Union[CharacteristicAfterSample, CharacteristicAfterViolation, CharacteristicAfterAckUpdate, CharacteristicAfterControlLimits]
 
 
 class Schedule(ScheduleUpdate):

@@ -26,7 +26,10 @@ export interface LinkOptions {
   token?: Secret | undefined;
   /** Returns a ticket for the scope, in place of a token. Called for each connection. */
   ticket?: Secret | undefined;
-  /** Further parameters of the stream, such as `job_type`, `status` or `tick_ms`: docs/streams.md. */
+  /**
+   * Further parameters of the stream, such as `job_type`, `status` or `tick_ms`: docs/streams.md. Statuses come in lower case, as `JobStatus` names them,
+   * unless `status_case` is `upper`.
+   */
   query?: Record<string, string | number | readonly (string | number)[] | undefined> | undefined;
   /** The transports to use, in order of preference. */
   transports?: readonly Transport[] | undefined;
@@ -87,13 +90,14 @@ export function baseUrl(server: string | URL = "/"): URL {
 }
 
 /** Returns the URL of a scope's stream. */
-export function scopeUrl(scope: string | readonly string[], { server, query = {} }: LinkOptions): URL {
+export function scopeUrl(scope: string | readonly string[], { server, query }: LinkOptions): URL {
   const url = new URL(`events${typeof scope === "string" ? `/${scope}` : ""}`, baseUrl(server));
   const add = (name: string, values: unknown) => {
     for (const value of [values].flat()) if (value != null) url.searchParams.append(name, String(value));
   };
   if (typeof scope !== "string") add("channel", scope);
-  for (const name in query) add(name, query[name]);
+  const all: LinkOptions["query"] = { status_case: "lower", ...query };
+  for (const name in all) add(name, all[name]);
   return url;
 }
 

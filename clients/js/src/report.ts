@@ -72,7 +72,7 @@ export function report(type: string, options: ReportOptions = {}): Report {
 
   /** Takes over the attempt of a job that somebody has started already, such as this worker before a restart. */
   const joins = async (headers: Record<string, string>): Promise<boolean> => {
-    const answer = await (options.fetch ?? fetch)(url.slice(0, -1), { headers, signal: AbortSignal.timeout(REQUEST_MS) });
+    const answer = await (options.fetch ?? fetch)(`${url.slice(0, -1)}?status_case=lower`, { headers, signal: AbortSignal.timeout(REQUEST_MS) });
     const job = answer.ok ? await answer.json().catch(() => ({})) : {};
     if (job.status === "in_progress") attempt = job.attempt;
     return attempt !== undefined;

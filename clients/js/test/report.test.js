@@ -1,7 +1,7 @@
 // Reports never block or break the work, and arrive once.
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
-import { report } from "../dist/index.js";
+import { report, watch } from "../dist/index.js";
 import { proxy, tidings, token, until } from "./support.js";
 
 describe("report", { concurrency: true }, () => {
@@ -151,5 +151,28 @@ describe("report", { concurrency: true }, () => {
     const job = begin("token", { token: () => (tokens.length > 1 ? tokens.shift() : tokens[0]) });
     assert.equal(await job.complete(), true);
     assert.equal((await get(job.id)).status, "completed");
+  });
+
+  test("a server that writes statuses in upper case changes nothing", async () => {
+    const upper = await tidings({ TIDINGS_STATUS_CASE: "upper" });
+    try {
+      await upper.post("jobs", { job_id: "joined", job_type: "import" });
+      assert.equal((await upper.post("jobs/joined/start")).status, "IN_PROGRESS");
+      const job = begin("import", { server: upper.url, id: "joined" });
+      assert.equal(await job.complete(), true, "it joins the attempt that is running");
+      assert.equal(job.signal.aborted, false);
+      const first = async (query) => {
+        const watching = watch("jobs/joined", { server: upper.url, token: () => token(), query });
+        try {
+          for await (const { status } of watching) return status;
+        } finally {
+          watching.close();
+        }
+      };
+      assert.equal(await first(), "completed");
+      assert.equal(await first({ status_case: "upper" }), "COMPLETED");
+    } finally {
+      await upper.remove();
+    }
   });
 });

@@ -150,7 +150,7 @@ class Module:
             return self._type(name, schema["allOf"][0])
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         if values is not None:
-            # The client never asks for statuses in upper case.
+            # The client asks for statuses in lower case.
             shown = [value for value in values if not isinstance(value, str) or value == value.lower()]
             return union([f"Literal[{'True' if value is True else json.dumps(value)}]" if value is not None else "None" for value in shown])
         kinds = schema.get("type", [])

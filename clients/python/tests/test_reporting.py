@@ -481,3 +481,32 @@ def test_the_line_of_a_batch_is_json_on_one_line(reporter: tidings.Reporter) -> 
     assert b"\n" not in line
     assert json.loads(line)["job_id"] == "a\nb\u2028c"
     assert report.freeze("another", 1.0) == line
+
+
+def test_a_server_that_writes_statuses_in_upper_case_changes_nothing(tmp_path: Path) -> None:
+    server = Server(tmp_path / "upper", status_case="upper")
+    try:
+        with reporting(server.url) as reporter:
+            first = job_of(reporter, id="again").start()
+            first.fail("The disk is full")
+            with job_of(reporter, id="again") as second:
+                assert reporter.flush()
+                assert (second.snapshot["status"], second.snapshot["attempt"]) == ("in_progress", 2), "a failed job is started again"
+                server.post("/api/jobs/again/cancel", {"force": True})
+                second.update(50)
+                assert reporter.flush()
+                with pytest.raises(tidings.Cancelled):
+                    second.check()
+
+        def status_of(**params: Any) -> str:
+            messages = iter(tidings.watch("jobs", url=server.url, token=token("viewer"), **params))
+            found = next(messages)["status"]
+            messages.close()
+            return found
+
+        assert status_of() == "cancelled"
+        assert status_of(status_case="upper") == "CANCELLED"
+        for transport in ("websocket", "poll"):
+            assert status_of(transports=[transport]) == "cancelled"
+    finally:
+        server.stop()

@@ -44,6 +44,8 @@ CONNECT_SECS = 5.0
 INTERVAL_SECS = 0.2
 # Warnings of one kind are logged at most this often.
 WARNING_SECS = 10.0
+# Code compares statuses in lower case, whichever the server's setting is.
+LOWER_CASE = {"status_case": "lower"}
 
 # Imports what a request would import, in the thread that imports this module. If the process forked while the thread of a reporter imports, the
 # child would wait for that import for ever.
@@ -217,7 +219,7 @@ class Reporter:
         try:
             body = b"\n".join(report.line or b"" for report in batch)
             headers = {**self._headers(), "Content-Type": "application/x-ndjson"}
-            response = client.post(f"{self.url}/api/batch", content=body, headers=headers)
+            response = client.post(f"{self.url}/api/batch", params=LOWER_CASE, content=body, headers=headers)
             status, retry_after = response.status_code, response.headers.get("retry-after")
             results = _lines(response.text) if status == 200 else []
             problem = {} if status == 200 else _problem(response)
@@ -294,7 +296,7 @@ class Reporter:
         """Reads a job. Returns None if that has to be tried again."""
         school = report.subject.school_id
         try:
-            query = {} if school is None else {"school_id": school}
+            query: dict[str, str | int] = {**LOWER_CASE} if school is None else {**LOWER_CASE, "school_id": school}
             response = client.get(self.url + report.subject.path, params=query, headers=self._headers())
             if response.status_code == 404:
                 return {}

@@ -93,6 +93,9 @@ class Watch:
             pairs += [(name, str(item)) for item in many if item is not None]
         # A scope that names its school needs no default.
         is_named = path.startswith("/events/schools/") or any(name == "school_id" or (name == "channel" and str(value).startswith("schools/")) for name, value in pairs)
+        # Types and code name statuses in lower case, whichever the server's setting is.
+        if all(name != "status_case" for name, _ in pairs):
+            pairs.append(("status_case", "lower"))
         # `configure` says where this process reports, and so where it watches.
         own = configured()
         if school_id is None and not is_named:
@@ -402,7 +405,8 @@ def watch(
     - `cursor`: continue after this place instead of starting with the present state.
     - `transports`: those to try, in this order. The default is SSE, WebSocket (if the package `websockets` is installed) and long poll.
     - `poll_gap`: the least time from the start of one long poll to the start of the next, in seconds. What happens meanwhile comes with the next one.
-    - `params`: filters and options of the URL, such as `job_type=["import", "export"]`, `status="failed"`, `tick_ms=0`.
+    - `params`: filters and options of the URL, such as `job_type=["import", "export"]`, `status="failed"`, `tick_ms=0`. Statuses come in lower case, as the types name them, unless
+      `status_case="upper"` is given.
 
     Messages are dictionaries: events (`message["seq"]` is set), `{"type": "ready"}` when the present state is complete, and `{"type": "reset"}` when
     what is known must be discarded, because a complete snapshot follows. Raises `Rejected` or `Closed` if going on is useless.

@@ -172,10 +172,10 @@ def test_a_document_worker_reaches_its_pages(existing: Server, page: Page, monke
     assert (existing.job("42") or {})["result"] == "x" * 20_000
 
 
-def test_a_school_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_school_that_is_no_number_is_named_by_configure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDINGS_SCHOOL_ID", "first")
     with pytest.raises(ValueError, match="TIDINGS_SCHOOL_ID is 'first'"):
-        tidings.Reporter("http://127.0.0.1:1")
+        tidings.configure("http://127.0.0.1:1")
 
 
 def test_a_process_control_back_end_reaches_its_charts(existing: Server, page: Page) -> None:

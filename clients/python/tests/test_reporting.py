@@ -21,7 +21,7 @@ import pytest
 from support import Proxy, Server, reporting, token, wait_for
 
 import tidings
-from tidings import _reporter
+from tidings import _outbox, _reporter
 
 
 @pytest.fixture
@@ -211,6 +211,37 @@ def test_the_queue_is_bounded_and_drops_progress_before_milestones() -> None:
         assert reporter._outbox.bytes < 16 * 1024 * 1024
 
 
+def test_metadata_that_grows_while_it_waits_is_bounded_and_arrives_in_order(server: Server) -> None:
+    proxy = Proxy(lambda: server.port)
+    proxy.is_refusing = True
+    with reporting(proxy.url) as reporter:
+        job = job_of(reporter).start()
+        for row in range(1_000):
+            job.update(row / 10, metadata={f"row {row}": "x" * 100, f"row {row - 50}": None})
+        ticks = [report for queue in reporter._outbox._queues.values() for report in queue if report.is_tick]
+        assert len(ticks) > 1
+        assert max(tick.size for tick in ticks) <= _outbox.FOLD_MAX_BYTES
+        assert reporter._outbox.bytes == sum(report.size for queue in reporter._outbox._queues.values() for report in queue)
+        job.complete()
+        proxy.is_refusing = False
+        assert reporter.flush(20)
+    proxy.close()
+    known = server.job(job.id) or {}
+    assert (known["status"], reporter.dropped) == ("completed", 0)
+    assert set(known["metadata"]) == {f"row {row}" for row in range(950, 1_000)}
+
+
+def test_large_metadata_of_the_same_keys_is_folded(server: Server) -> None:
+    proxy = Proxy(lambda: server.port)
+    proxy.is_refusing = True
+    with reporting(proxy.url, flush_secs=0) as reporter:
+        job = job_of(reporter).start()
+        for step in range(50):
+            job.update(step, metadata={"rows": f"{step}" * 20_000})
+        assert reporter.waiting == 2
+    proxy.close()
+
+
 def test_a_server_that_is_down_slow_or_refusing_costs_the_work_nothing(server: Server) -> None:
     black_hole = Proxy(lambda: server.port)
     black_hole.is_black_hole = True
@@ -268,6 +299,27 @@ def test_an_expired_token_is_replaced_by_the_callback(server: Server) -> None:
             pass
         assert reporter.flush(20)
     assert (server.job(job.id) or {})["status"] == "completed"
+
+
+def test_the_token_of_a_report_may_come_from_an_asynchronous_function(server: Server) -> None:
+    async def fresh() -> str:
+        await asyncio.sleep(0)
+        return token()
+
+    with reporting(server.url, fresh) as reporter:
+        with job_of(reporter) as job:
+            pass
+        assert reporter.flush(20)
+    assert (server.job(job.id) or {})["status"] == "completed"
+
+
+@pytest.mark.parametrize("name", ["TIDINGS_SCHOOL_ID", "SSL_CERT_FILE"])
+def test_a_wrong_environment_is_logged_and_the_work_goes_on(name: str) -> None:
+    code = "import tidings\nwith tidings.job('x') as job:\n    print('done')\n"
+    environment = {**os.environ, "TIDINGS_URL": "https://127.0.0.1:1", "TIDINGS_TOKEN": token(), name: "/none"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert name in done.stderr
 
 
 def test_a_thread_that_ends_is_replaced_by_the_next_report(server: Server) -> None:

@@ -2,8 +2,8 @@
 
 1. Reports of a subject, or of a lane, are sent in the order in which they were made. A job's later reports wait for the answer to its `start`, because that
    names the attempt to which they belong.
-2. A *tick* (progress, message or metadata within one state) that has not been sent yet is folded into the next one of its subject. Everything
-   else is a *milestone* and is kept.
+2. A *tick* (progress, message or metadata within one state) that has not been sent yet is folded into the next one of its subject, as long as it does
+   not grow beyond `FOLD_MAX_BYTES`. Everything else is a *milestone* and is kept.
 3. The number and the size of waiting reports are bounded. If there is no room, the oldest tick is dropped first; without ticks, the new report is.
 4. A report is sent as the same bytes, with the same idempotency key, until it is answered.
 """
@@ -28,6 +28,8 @@ RESERVE = 1.25
 OVERHEAD_BYTES = 512
 # The server takes 256 KiB by default, and can be configured for more. A larger report is sent without its result and metadata.
 REPORT_MAX_BYTES = 1024 * 1024
+# Folding does not make a tick larger than this. It bounds what a report costs the work, and the server accepts no more metadata by default.
+FOLD_MAX_BYTES = 16 * 1024
 BATCH_LINES, BATCH_BYTES = 500, 1024 * 1024
 # The server remembers a key for a day. Later, a repetition could be carried out twice.
 KEEP_SECS = 20 * 3600.0
@@ -106,7 +108,7 @@ class Report:
         return self.verb in _TERMINAL
 
     def measure(self) -> None:
-        self.size = OVERHEAD_BYTES + len(json.dumps(self.body))
+        self.size = size_of(self.body)
 
     def freeze(self, worker: str, now: float) -> bytes:
         """Returns the line of the batch. It stays the same from then on."""
@@ -139,6 +141,10 @@ class Report:
         self.thaw()
 
 
+def size_of(body: Body) -> int:
+    return OVERHEAD_BYTES + len(json.dumps(body))
+
+
 def fold(older: Body, newer: Body) -> Body:
     """Returns the body that has the effect of both. The server merges metadata key by key."""
     both = {**older, **newer}
@@ -164,11 +170,7 @@ class Outbox:
             report.reduce()
         queue = self._queues.get(report.queue)
         last = queue[-1] if queue else None
-        if report.is_tick and last is not None and last.is_tick and last.line is None:
-            self.bytes -= last.size
-            last.body = fold(last.body, report.body)
-            last.measure()
-            self.bytes += last.size
+        if report.is_tick and last is not None and last.is_tick and last.line is None and self._fold(last, report):
             return True
         if report.size > REPORT_MAX_BYTES:
             self.dropped += 1
@@ -180,6 +182,16 @@ class Outbox:
                 return False
         self._queues.setdefault(report.queue, deque()).append(report)
         self._count(report, 1)
+        return True
+
+    def _fold(self, last: Report, report: Report) -> bool:
+        """Folds a tick into the one that waits. Returns False if it would become too large."""
+        body = fold(last.body, report.body)
+        size = size_of(body)
+        if size > max(FOLD_MAX_BYTES, last.size, report.size):
+            return False
+        self.bytes += size - last.size
+        last.body, last.size = body, size
         return True
 
     def _count(self, report: Report, by: int) -> None:

@@ -9,16 +9,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import inspect
 import json
 import logging
 import multiprocessing.util
 import os
+import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import httpx
 
@@ -37,6 +40,7 @@ from ._outbox import (
 from ._stream import Backoff, seconds
 
 log = logging.getLogger("tidings")
+_T = TypeVar("_T")
 FLUSH_SECS = 5.0
 REQUEST_SECS = 10.0
 CONNECT_SECS = 5.0
@@ -51,7 +55,6 @@ LOWER_CASE = {"status_case": "lower"}
 # child would wait for that import for ever.
 httpx.Client(verify=False, trust_env=False).close()
 "localhost".encode("idna")
-
 
 
 class Reporter:
@@ -72,13 +75,25 @@ class Reporter:
         backoff: Callable[[], Backoff] = Backoff,
         client: Callable[[], httpx.Client] | None = None,
     ) -> None:
-        self.url, self.school_id = server_url(url), default_school(school_id)
+        self.url, self.school_id = server_url(url), school_id
+        if school_id is None:
+            try:
+                self.school_id = default_school(None)
+            except ValueError as error:  # The work goes on, whatever the environment is.
+                log.warning("reports name no school: %s", error)
         self._token = default_token(token)
         self._worker = worker
         self._capacity = (capacity, capacity_bytes)
         self._interval_secs, self._flush_secs, self._request_secs = interval_secs, flush_secs, request_secs
         # Made here, and not in the thread: reading certificates takes locks of OpenSSL, which a fork would leave to the child.
-        tls = False if self.url.lower().startswith("http:") else httpx.create_ssl_context()
+        tls: ssl.SSLContext | bool = False
+        if not self.url.lower().startswith("http:"):
+            try:
+                tls = httpx.create_ssl_context()
+            except Exception as error:
+                # The thread meets the same error, and says so for as long as reports wait.
+                tls = True
+                log.warning("the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read: %r", error)
         self._new_backoff, self._new_client = backoff, client or (lambda: httpx.Client(verify=tls))
         self._reset()
         _reporters.add(self)
@@ -234,6 +249,8 @@ class Reporter:
 
     def _headers(self) -> dict[str, str]:
         token: Any = self._token() if callable(self._token) else self._token
+        if inspect.isawaitable(token):
+            token = asyncio.run(_result(token))
         return {"Authorization": f"Bearer {token}"}
 
     def _failed(self, at_least: float, kind: str, *warning: object) -> None:
@@ -339,6 +356,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_after_fork)
 
 
+async def _result(awaited: Awaitable[_T]) -> _T:
+    return await awaited
+
+
 def _problem(response: httpx.Response) -> Body:
     try:
         found = response.json()
@@ -370,6 +391,8 @@ def configure(
 ) -> Reporter:
     """Sets the server and the token of this process, for reports and for `watch`, in place of `TIDINGS_URL` and `TIDINGS_TOKEN`. Returns the reporter."""
     global _configured, _default
+    # Here, where the work has not begun, a wrong setting is an error.
+    school_id = default_school(school_id)
     fresh = Reporter(url, token, school_id=school_id, worker=worker, flush_secs=flush_secs)
     with _default_lock:
         former, _default, _configured = _default, fresh, fresh

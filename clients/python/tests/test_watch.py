@@ -297,6 +297,46 @@ def test_a_captive_portal_is_not_a_stream() -> None:
     assert asyncio.run(page()) >= 2
 
 
+@pytest.mark.parametrize("transports", [("sse", "websocket"), ("poll",)])
+def test_a_redirect_is_an_error_that_says_where_to(transports: Any) -> None:
+    case = {"connections": [{"status": 308, "headers": {"Location": "https://tidings.example/events/jobs"}, "end": "close"}]}
+
+    async def first() -> None:
+        async with ScriptedServer(case, "sse") as server:
+            await anext(aiter(Watch("jobs", url=server.url, token="t", transports=transports, sleep=server.sleep)))
+
+    with pytest.raises(tidings.Rejected, match=r"308: it redirects to https://tidings\.example/events/jobs, which is not followed"):
+        asyncio.run(asyncio.wait_for(first(), 10))
+
+
+def test_a_watch_that_waits_for_its_server_says_so_once_per_outage(server: Server, school: int, caplog: pytest.LogCaptureFixture) -> None:
+    proxy = Proxy(lambda: server.port)
+    waits = 0
+
+    async def sleep(_: float) -> None:
+        nonlocal waits
+        waits += 1
+        proxy.is_refusing = waits % 3 != 0
+
+    async def outages() -> None:
+        messages = aiter(Watch("jobs", url=proxy.url, token=token("viewer", school), transports=["sse"], sleep=sleep))
+        for number in range(2):
+            caplog.clear()
+            proxy.is_refusing = True
+            proxy.cut()
+            if number:
+                server.post("/api/jobs", {"job_id": "after", "job_type": "x"}, school)
+            await anext(messages)
+            warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING" and record.name == "tidings"]
+            assert len(warnings) == 1, warnings
+            assert f"cannot watch {proxy.url}/events/jobs, and tries again: " in warnings[0]
+        await messages.aclose()
+
+    asyncio.run(asyncio.wait_for(outages(), 30))
+    assert waits == 6
+    proxy.close()
+
+
 def test_the_school_of_the_environment_is_watched(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a token for several schools, as reports are. A scope that names its school is watched as it is."""
     monkeypatch.setenv("TIDINGS_URL", server.url)

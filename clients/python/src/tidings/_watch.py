@@ -18,7 +18,7 @@ import httpx
 from ._config import Token, default_school, default_token, server_url
 from ._reporter import configured
 from ._sse import SseParser
-from ._stream import POLL_GAP_SECS, POLL_WAIT_SECS, Backoff, Message, Stream, Transport, Unreadable, path_of
+from ._stream import POLL_GAP_SECS, POLL_WAIT_SECS, Backoff, Message, Rejected, Stream, Transport, Unreadable, path_of
 from .messages import ProblemCode
 
 log = logging.getLogger("tidings")
@@ -54,6 +54,7 @@ class _Refusal(Exception):
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         super().__init__(status)
         self.status, self.retry_after = status, headers.get("retry-after")
+        self.location = headers.get("location") if 300 <= status < 400 else None
         problem = None
         if "json" in headers.get("content-type", ""):
             with contextlib.suppress(ValueError):
@@ -113,6 +114,7 @@ class Watch:
         if "websocket" in chosen and _websockets() is None:
             raise ValueError("the transport 'websocket' needs the package `websockets`: pip install 'tidings-client[websocket]'")
         self._stream = Stream(chosen, cursor, callable(self._token), backoff)
+        self._is_warned = False
 
     @property
     def cursor(self) -> str | None:
@@ -161,21 +163,33 @@ class Watch:
                         continue
                     pause = stream.cut() if stream.is_connected or not accepted else stream.ended_early()
                 except _Refusal as refusal:
+                    if refusal.location and not stream.is_ready:
+                        # The URL is wrong. Later, it may be a page that the server's proxy shows for a while.
+                        raise Rejected(refusal.status, None, f"it redirects to {refusal.location}, which is not followed; use that URL") from refusal
                     pause = stream.rejected(refusal.status, refusal.problem, refusal.retry_after)
-                    log.debug("%s was rejected: %s", self._path, refusal.status)
+                    self._lost(refusal.problem.get("detail") or f"status {refusal.status}", pause)
                 except _NotThisTransport as why:
                     log.debug("%s does not work here: %s", stream.transport, why)
                     pause = stream.unusable()
+                    self._lost(why, pause)
                 except (asyncio.TimeoutError, TimeoutError):
-                    log.debug("%s is silent", self._path)
                     pause = stream.cut() if stream.is_connected or not accepted else stream.unusable()
+                    self._lost("it is silent", pause)
                 except httpx.UnsupportedProtocol:
                     raise
                 except (httpx.HTTPError, OSError, EOFError, Unreadable) as error:
-                    log.debug("%s was cut: %s", self._path, error)
                     pause = stream.cut() if stream.is_connected or not accepted else stream.ended_early()
+                    self._lost(str(error) or repr(error), pause)
                 if not stream.is_done:
                     await self._sleep(pause)
+
+    def _lost(self, why: object, pause: float) -> None:
+        """Logs why there is no connection: one warning for each outage, because a reader that only waits does not learn it otherwise."""
+        if self._stream.is_connected:
+            self._is_warned = False
+        level = logging.DEBUG if self._stream.is_connected or self._is_warned or not pause else logging.WARNING
+        self._is_warned = self._is_warned or level == logging.WARNING
+        log.log(level, "cannot watch %s%s, and tries again: %s", self._url, self._path, why)
 
     async def _fresh_token(self) -> str:
         if isinstance(self._token, str):
@@ -236,7 +250,7 @@ class Watch:
             yield message
 
     async def _open_websocket(self, token: str) -> _Incoming:
-        from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+        from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
         query: _Query = [*self._query, ("heartbeat", "message")]
         if self._stream.cursor:
@@ -269,7 +283,7 @@ class Watch:
             raise refusal from error
         except InvalidMessage as error:
             raise OSError("the connection ended within the handshake") from error
-        except InvalidHandshake as error:
+        except (InvalidHandshake, InvalidURI) as error:
             raise _NotThisTransport(str(error)) from error
         try:
             yield _ACCEPTED
@@ -352,7 +366,7 @@ async def _check(response: httpx.Response, media_type: str) -> None:
         body = await asyncio.wait_for(response.aread(), CONNECT_SECS)
     except (httpx.HTTPError, asyncio.TimeoutError, TimeoutError):
         body = b""
-    if 200 < response.status_code < 400:
+    if 200 < response.status_code < 300:
         raise _NotThisTransport(f"status {response.status_code}")
     raise _Refusal(response.status_code, response.headers, body)
 

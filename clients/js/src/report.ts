@@ -5,6 +5,7 @@
  * 2. Each report has an idempotency key, so that a retry of a report that did arrive changes nothing.
  * 3. Reports carry their attempt: after a retry of the job, a worker that was given up changes nothing.
  * 4. What cannot be sent in `giveUpMs` is dropped, and `onError` says so.
+ * 5. A report is not lost because of its content. Long texts are cut; if JSON or the server does not accept the rest, it is sent without result and metadata.
  */
 import { rejection, sleep, TidingsError } from "./error.js";
 import { baseUrl, type LinkOptions } from "./link.js";
@@ -20,7 +21,7 @@ export interface ReportOptions extends Pick<LinkOptions, "server" | "token" | "f
   worker?: string;
   /** How long the server may be away, in milliseconds, before a report is dropped. Ten minutes if absent. */
   giveUpMs?: number;
-  /** Learns what could not be sent. Nothing is thrown in any case. */
+  /** Learns what could not be sent, or only without its result and metadata. Nothing is thrown in any case. */
   onError?: (error: Error) => void;
 }
 
@@ -44,6 +45,7 @@ export interface Report {
 interface Command {
   verb: string;
   body: Record<string, unknown>;
+  metadata: Map<string, unknown>;
   key: string;
   settle?: (sent: boolean) => void;
 }
@@ -55,6 +57,13 @@ const REQUEST_MS = 15_000;
 /** The least time between two progress reports. */
 const PROGRESS_MS = 100;
 const REJECTIONS_MAX = 3;
+/** Statuses of a report whose content is not accepted. */
+const CONTENT = [400, 413, 422];
+/** So many keys of metadata wait while the server is away; the oldest are dropped. */
+const METADATA_MAX = 1000;
+/** The server accepts so much. */
+const MESSAGE_MAX_BYTES = 4000;
+const CODE_MAX_BYTES = 64;
 /** A browser sends up to 64 KiB for a page that is gone, and nothing at all beyond it. */
 const KEEPALIVE_MAX_BYTES = 60_000;
 
@@ -78,8 +87,30 @@ export function report(type: string, options: ReportOptions = {}): Report {
     return attempt !== undefined;
   };
 
+  const tell = (error: Error) => {
+    try {
+      options.onError?.(error);
+    } catch {} // not even this breaks the work
+  };
+
+  /** Returns the request that the key stands for, which is the same at each try. */
+  const written = (command: Command): string => {
+    const { body, metadata } = command;
+    if (metadata.size) body.metadata = Object.fromEntries(metadata);
+    if (attempt !== undefined) body.attempt = attempt;
+    const text = () => JSON.stringify(body, (_, value) => (typeof value === "bigint" ? String(value) : value));
+    try {
+      return text();
+    } catch (error) {
+      tell(error as Error);
+      reduce(command);
+      return text();
+    }
+  };
+
   const post = async (command: Command): Promise<boolean> => {
     const deadline = Date.now() + (options.giveUpMs ?? GIVE_UP_MS);
+    let body = written(command);
     let pause = PAUSE_MS;
     let rejections = 0;
     for (;;) {
@@ -89,8 +120,6 @@ export function report(type: string, options: ReportOptions = {}): Report {
         const token = await options.token?.();
         const headers: Record<string, string> = { "Content-Type": "application/json", "Idempotency-Key": command.key };
         if (token) headers.Authorization = `Bearer ${token}`;
-        // The attempt belongs to the request that the key stands for.
-        const body = JSON.stringify(command.body);
         const answer = await (options.fetch ?? fetch)(url + command.verb, {
           method: "POST",
           headers,
@@ -115,14 +144,16 @@ export function report(type: string, options: ReportOptions = {}): Report {
             lost = true;
             stop.abort(refused);
           }
-          options.onError?.(refused);
-          return false;
+          tell(refused);
+          if (!CONTENT.includes(status) || !reduce(command)) return false;
+          body = written(command);
+          continue;
         }
       } catch (error) {
         failure = error as Error;
       }
       if (Date.now() + wait > deadline) {
-        options.onError?.(failure);
+        tell(failure);
         return false;
       }
       await sleep(wait, never);
@@ -133,13 +164,13 @@ export function report(type: string, options: ReportOptions = {}): Report {
   const drain = async () => {
     await undefined; // what the application reports in one go is folded
     for (let command = queue.shift(); command; command = queue.shift()) {
-      if (attempt !== undefined) command.body.attempt = attempt;
       let sent = false;
       if (!lost) {
         const began = Date.now();
-        try {
-          sent = await post(command);
-        } catch {} // `onError` threw
+        sent = await post(command).catch((error) => {
+          tell(error); // such as a type that is no text
+          return false;
+        });
         if (sent && command.verb === "progress" && queue.length === 0) await sleep(Math.min(PROGRESS_MS, began + PROGRESS_MS - Date.now()), hurry.signal);
       }
       command.settle?.(sent);
@@ -147,13 +178,21 @@ export function report(type: string, options: ReportOptions = {}): Report {
     running = undefined;
   };
   let hurry = new AbortController();
-  const send = (verb: string, body: Record<string, unknown>, settle?: (sent: boolean) => void) => {
+  const send = (verb: string, { metadata: added, message, ...fields }: Record<string, unknown>, settle?: (sent: boolean) => void) => {
+    const body: Record<string, unknown> = { ...fields, message: message == null ? undefined : cut(message, MESSAGE_MAX_BYTES) };
     for (const name in body) if (body[name] === undefined) delete body[name];
-    const last = queue.at(-1);
-    if (verb === "progress" && last?.verb === "progress") {
-      const metadata = { ...(last.body.metadata as object), ...(body.metadata as object) };
-      Object.assign(last.body, body, Object.keys(metadata).length ? { metadata } : {});
-    } else queue.push({ verb, body: { ...body, worker: options.worker }, key: unique(), ...(settle && { settle }) });
+    let last = queue.at(-1);
+    if (verb === "progress" && last?.verb === "progress") Object.assign(last.body, body);
+    else {
+      last = { verb, body: { ...body, worker: options.worker }, metadata: new Map(), key: unique(), ...(settle && { settle }) };
+      queue.push(last);
+    }
+    const { metadata } = last;
+    for (const [name, value] of Object.entries(added ?? {})) {
+      metadata.delete(name);
+      metadata.set(name, value);
+      if (metadata.size > METADATA_MAX) metadata.delete(metadata.keys().next().value as string);
+    }
     if (settle) {
       hurry.abort();
       hurry = new AbortController();
@@ -172,10 +211,13 @@ export function report(type: string, options: ReportOptions = {}): Report {
     id,
     signal: stop.signal,
     progress(progress, message, metadata) {
-      if (!ended) send("progress", { job_type: type, progress: progress === null ? null : Math.min(100, Math.max(0, progress)) || 0, message, metadata });
+      if (!ended) send("progress", { job_type: type, progress: progress === null ? null : Math.min(100, Math.max(0, Number(progress))) || 0, message, metadata });
     },
     complete: (result, message) => end("complete", { result, message }),
-    fail: (error, code = "error") => end("fail", { error: { code, message: String((error as Error)?.message ?? error) } }),
+    fail: (error, code = "error") => {
+      const { message, name } = (error ?? {}) as Error;
+      return end("fail", { error: { code: cut(code, CODE_MAX_BYTES), message: cut(message ?? error, MESSAGE_MAX_BYTES) || cut(name ?? code, MESSAGE_MAX_BYTES) } });
+    },
     cancel: (message) => end("cancel", { force: true, message }),
     async flush() {
       await running;
@@ -189,6 +231,31 @@ export function report(type: string, options: ReportOptions = {}): Report {
     },
   };
   return own;
+}
+
+/** Removes what may be the reason why a report is not accepted. Returns whether there was anything. */
+function reduce(command: Command): boolean {
+  const { body, metadata } = command;
+  const had = metadata.size > 0 || "result" in body;
+  delete body.result;
+  delete body.metadata;
+  metadata.clear();
+  command.key = unique(); // it is another request
+  return had;
+}
+
+/** Returns the text of a value, in at most so many bytes. */
+function cut(value: unknown, most: number): string {
+  let text: string;
+  try {
+    text = String(value);
+  } catch {
+    text = typeof value; // an object without a text
+  }
+  const bytes = new TextEncoder().encode(text);
+  const ellipsis = "…";
+  // A character that is cut in two is left out.
+  return bytes.length <= most ? text : new TextDecoder().decode(bytes.slice(0, most - 3), { stream: true }) + ellipsis;
 }
 
 /** Returns an id that nobody else makes up. */

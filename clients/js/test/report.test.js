@@ -70,6 +70,62 @@ describe("report", { concurrency: true }, () => {
     await between.stop();
   });
 
+  test("whatever a report contains, the end of the job arrives", async () => {
+    const problems = [];
+    const onError = (error) => problems.push(error);
+    const circular = { own: 1 };
+    circular.self = circular;
+    const odd = begin("odd", { title: "x".repeat(100_000), onError });
+    odd.progress(1n, "m".repeat(10_000), { big: 10n ** 20n });
+    assert.equal(await odd.complete(circular), true);
+    const stored = await get(odd.id);
+    assert.deepEqual([stored.status, stored.result, stored.metadata.big], ["completed", null, String(10n ** 20n)]);
+    const large = begin("large", { onError });
+    large.progress(50, "Half", { much: "x".repeat(100_000) });
+    await large.flush();
+    assert.equal((await get(large.id)).progress, 50);
+    assert.equal(await large.complete("x".repeat(1_000_000)), true);
+    assert.equal(problems.length, 4, problems.join("\n"));
+    for (const [error, code, message] of [
+      [new Error("ü".repeat(10_000)), "c".repeat(1_000), /^ü{1998}…$/],
+      [new RangeError(""), undefined, /^RangeError$/],
+      [Object.create(null), undefined, /^object$/],
+      [undefined, undefined, /^undefined$/],
+    ]) {
+      const failed = begin("failed", { onError });
+      assert.equal(await failed.fail(error, code), true);
+      assert.match((await get(failed.id)).error.message, message);
+    }
+    assert.equal(problems.length, 4, "no text is too long");
+  });
+
+  test("a report stays the same at each try, whatever the application does with its objects meanwhile", async () => {
+    const bodies = [];
+    const metadata = { list: [1] };
+    const job = begin("same", {
+      metadata,
+      fetch: async (url, init) => {
+        bodies.push([init.headers["Idempotency-Key"], init.body]);
+        metadata.list.push(2);
+        if (bodies.length === 1) throw new TypeError("fetch failed");
+        return fetch(url, init);
+      },
+    });
+    await job.flush();
+    assert.equal(bodies.length, 2);
+    assert.deepEqual(bodies[0], bodies[1]);
+    assert.deepEqual((await get(job.id)).metadata, { list: [1] });
+    await job.complete();
+  });
+
+  test("of metadata that grows while a report waits, the newest is kept", async () => {
+    const job = begin("growing");
+    for (let index = 0; index < 5000; index++) job.progress(0, undefined, { [`k${index}`]: index, first: index });
+    await job.complete();
+    const { metadata } = await get(job.id);
+    assert.deepEqual([Object.keys(metadata).length, metadata.first, metadata.k4001, metadata.k4000], [1000, 4999, 4001, undefined]);
+  });
+
   test("a server that is away delays reports, and loses none", async () => {
     const own = await tidings();
     const job = report("away", { server: own.url, token: () => token("worker") });

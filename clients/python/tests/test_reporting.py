@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import logging
 import multiprocessing
 import os
 import ssl
@@ -505,8 +506,6 @@ def test_certificates_are_verified(scheme: str, tmp_path: Path, caplog: pytest.L
 
 
 def test_a_report_from_a_logging_handler_of_the_sender_itself_does_not_recur(server: Server, reporter: tidings.Reporter) -> None:
-    import logging
-
     from tidings.integrations.logging import JobHandler
 
     with job_of(reporter) as job:
@@ -523,6 +522,30 @@ def test_a_report_from_a_logging_handler_of_the_sender_itself_does_not_recur(ser
     assert reporter.flush()
     events = [event["message"] for event in server.log() if event.get("job_id") == job.id]
     assert "Reading rows" in events
+
+
+def test_the_requests_of_reports_and_watches_are_not_in_the_log_of_the_work(
+    server: Server, reporter: tidings.Reporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    def requests() -> int:
+        return len([record for record in caplog.records if record.name == "httpx"])
+
+    def work() -> None:
+        with job_of(reporter) as job:
+            assert reporter.flush()
+        for transport in ("sse", "poll"):
+            messages = iter(tidings.watch(tidings.channel("jobs", job.id), url=server.url, token=token("viewer"), transports=[transport]))  # type: ignore[list-item]
+            next(messages)
+            messages.close()
+
+    caplog.set_level(logging.INFO)
+    work()
+    assert requests() == 0
+    server.get("/api/jobs")
+    assert requests() == 1, "the work's own request"
+    caplog.set_level(logging.DEBUG, "tidings")
+    work()
+    assert requests() >= 4
 
 
 def test_the_line_of_a_batch_is_json_on_one_line(reporter: tidings.Reporter) -> None:

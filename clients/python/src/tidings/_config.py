@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Union
 
 URL_DEFAULT = "http://127.0.0.1:8000"
@@ -38,3 +41,24 @@ def worker_name() -> str:
     """Returns the name by which the server tells this process from other workers that share a token."""
     host = "".join(letter for letter in socket.gethostname() if letter.isprintable())
     return f"{host[:64]}:{os.getpid()}"
+
+
+_requests: contextvars.ContextVar[bool] = contextvars.ContextVar("tidings_requests", default=False)
+
+
+@contextlib.contextmanager
+def own_requests() -> Iterator[None]:
+    """Keeps the requests of this block out of the log. httpx logs each as information: with reports, five lines a second between those of the work.
+    At the level `DEBUG` of the logger `tidings` they are shown."""
+    before = _requests.set(True)
+    try:
+        yield
+    finally:
+        _requests.reset(before)
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    return not _requests.get() or record.levelno >= logging.WARNING or logging.getLogger("tidings").isEnabledFor(logging.DEBUG)
+
+
+logging.getLogger("httpx").addFilter(_is_shown)

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from ._config import Token, default_school, default_token, server_url, worker_name
+from ._config import Token, default_school, default_token, own_requests, server_url, worker_name
 from ._outbox import (
     BATCH_LINES,
     CAPACITY,
@@ -234,7 +234,8 @@ class Reporter:
         try:
             body = b"\n".join(report.line or b"" for report in batch)
             headers = {**self._headers(), "Content-Type": "application/x-ndjson"}
-            response = client.post(f"{self.url}/api/batch", params=LOWER_CASE, content=body, headers=headers)
+            with own_requests():
+                response = client.post(f"{self.url}/api/batch", params=LOWER_CASE, content=body, headers=headers)
             status, retry_after = response.status_code, response.headers.get("retry-after")
             results = _lines(response.text) if status == 200 else []
             problem = {} if status == 200 else _problem(response)
@@ -314,7 +315,9 @@ class Reporter:
         school = report.subject.school_id
         try:
             query: dict[str, str | int] = {**LOWER_CASE} if school is None else {**LOWER_CASE, "school_id": school}
-            response = client.get(self.url + report.subject.path, params=query, headers=self._headers())
+            headers = self._headers()
+            with own_requests():
+                response = client.get(self.url + report.subject.path, params=query, headers=headers)
             if response.status_code == 404:
                 return {}
             found = response.json() if response.status_code == 200 else None

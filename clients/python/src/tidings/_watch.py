@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from ._config import Token, default_school, default_token, server_url
+from ._config import Token, default_school, default_token, own_requests, server_url
 from ._reporter import configured
 from ._sse import SseParser
 from ._stream import POLL_GAP_SECS, POLL_WAIT_SECS, Backoff, Message, Rejected, Stream, Transport, Unreadable, path_of
@@ -325,9 +325,10 @@ async def _connection(incoming: _Incoming) -> AsyncIterator[asyncio.Queue[object
     async def read() -> None:
         error: Exception | None = None
         try:
-            async with contextlib.aclosing(incoming):
-                async for item in incoming:
-                    await queue.put(item)
+            with own_requests():
+                async with contextlib.aclosing(incoming):
+                    async for item in incoming:
+                        await queue.put(item)
         except Exception as failure:
             error = failure
         await queue.put(_End(error))

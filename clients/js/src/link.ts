@@ -85,19 +85,18 @@ const RENEWED = [4401, 1001];
 /** Returns the server's URL, with a slash at the end. */
 export function baseUrl(server: string | URL = "/"): URL {
   const url = new URL(server, globalThis.location?.href);
+  // The scheme of `localhost:8000` is `localhost`.
+  if (!url.host) throw new TypeError(`not a server: ${url}`);
   if (!url.pathname.endsWith("/")) url.pathname += "/";
   return url;
 }
 
 /** Returns the URL of a scope's stream. */
 export function scopeUrl(scope: string | readonly string[], { server, query }: LinkOptions): URL {
-  const url = new URL(`events${typeof scope === "string" ? `/${scope}` : ""}`, baseUrl(server));
-  const add = (name: string, values: unknown) => {
-    for (const value of [values].flat()) if (value != null) url.searchParams.append(name, String(value));
-  };
-  if (typeof scope !== "string") add("channel", scope);
-  const all: LinkOptions["query"] = { status_case: "lower", ...query };
-  for (const name in all) add(name, all[name]);
+  const isOne = typeof scope === "string";
+  const url = new URL(`events${isOne ? `/${scope}` : ""}`, baseUrl(server));
+  const all: LinkOptions["query"] = { channel: isOne ? [] : scope, status_case: "lower", ...query };
+  for (const name in all) for (const value of [all[name]].flat()) if (value != null) url.searchParams.append(name, String(value));
   return url;
 }
 

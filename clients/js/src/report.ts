@@ -21,7 +21,7 @@ export interface ReportOptions extends Pick<LinkOptions, "server" | "token" | "f
   worker?: string;
   /** How long the server may be away, in milliseconds, before a report is dropped. Ten minutes if absent. */
   giveUpMs?: number;
-  /** Learns what could not be sent, or only without its result and metadata. Nothing is thrown in any case. */
+  /** Learns what could not be sent, or only without its result and metadata. Absent: the console is told. Nothing is thrown in any case. */
   onError?: (error: Error) => void;
 }
 
@@ -57,6 +57,8 @@ const REQUEST_MS = 15_000;
 /** The least time between two progress reports. */
 const PROGRESS_MS = 100;
 const REJECTIONS_MAX = 3;
+/** The least time between two warnings. */
+const WARNING_MS = 10_000;
 /** Statuses of a report whose content is not accepted. */
 const CONTENT = [400, 413, 422];
 /** So many keys of metadata wait while the server is away; the oldest are dropped. */
@@ -70,7 +72,7 @@ const KEEPALIVE_MAX_BYTES = 60_000;
 /** Starts a job of this type, and returns what reports on it. */
 export function report(type: string, options: ReportOptions = {}): Report {
   const id = options.id ?? unique();
-  const url = `${baseUrl(options.server)}api/jobs/${encodeURIComponent(id)}/`;
+  let url = "";
   const stop = new AbortController();
   const never = new AbortController().signal;
   const queue: Command[] = [];
@@ -87,11 +89,23 @@ export function report(type: string, options: ReportOptions = {}): Report {
     return attempt !== undefined;
   };
 
+  let warned = Number.NEGATIVE_INFINITY;
+  const warn = (error: Error) => {
+    if (Date.now() - warned < WARNING_MS) return;
+    warned = Date.now();
+    console.warn(`tidings: a report of ${type} ${id} could not be sent as it is: ${error.message}`);
+  };
   const tell = (error: Error) => {
     try {
-      options.onError?.(error);
+      (options.onError ?? warn)(error);
     } catch {} // not even this breaks the work
   };
+  try {
+    url = `${baseUrl(options.server)}api/jobs/${encodeURIComponent(id)}/`;
+  } catch (error) {
+    lost = true;
+    tell(error as Error);
+  }
 
   /** Returns the request that the key stands for, which is the same at each try. */
   const written = (command: Command): string => {

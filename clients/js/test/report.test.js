@@ -156,6 +156,28 @@ describe("report", { concurrency: true }, () => {
     assert.equal(problems.length, 3);
   });
 
+  test("a server that is no URL, and a token that is rejected, break nothing, and the console says so", async () => {
+    const all = [];
+    const told = (id) => all.filter((text) => text.includes(id)); // tests run at the same time
+    const { warn } = console;
+    console.warn = (text) => all.push(text);
+    try {
+      for (const address of [undefined, "", "127.0.0.1:8000", "localhost:8000"]) {
+        const job = report("misled", { id: "misled", server: address });
+        job.progress(1);
+        assert.equal(await job.complete(), false);
+      }
+      assert.deepEqual(told("misled").map((text) => text.split(": ")[1]), Array(4).fill("a report of misled misled could not be sent as it is"));
+      assert.match(told("misled")[3], /not a server: localhost:8000/);
+      const job = begin("secret", { token: () => "wrong" });
+      await job.flush();
+      assert.equal(told(job.id).length, 1);
+      assert.match(told(job.id)[0], /the token is not valid/);
+    } finally {
+      console.warn = warn;
+    }
+  });
+
   test("a request to cancel aborts the signal, and the worker confirms", async () => {
     const job = begin("cancel");
     await job.flush();

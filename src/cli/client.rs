@@ -178,15 +178,7 @@ impl Client {
             let problem = format!("cannot reach {}: it does not answer in time", self.base);
             return Err(Failure::new(Exit::Unreachable, problem));
         };
-        answer.map_err(|error| match error {
-            ClientError::Rejected {
-                code: Some(code), ..
-            } if code == SCHOOL_REQUIRED => Failure {
-                http_status: Some(400),
-                ..Failure::new(Exit::Usage, SCHOOL_IS_REQUIRED)
-            },
-            error => failure(&self.base, error),
-        })
+        answer.map_err(|error| failure(&self.base, error))
     }
 
     fn path<'a>(&self, path: &'a str) -> Cow<'a, str> {
@@ -211,6 +203,15 @@ pub(super) fn connect(base: &str, token: Option<Secret>) -> Result<client::Clien
 pub(super) fn failure(base: &str, error: ClientError) -> Failure {
     let unreachable = |why: &dyn std::fmt::Display| format!("cannot reach {base}: {why}");
     let (status, code, detail, retry_after) = match error {
+        ClientError::Rejected {
+            code: Some(code), ..
+        } if code == SCHOOL_REQUIRED => {
+            return Failure {
+                http_status: Some(400),
+                code: Some(code),
+                ..Failure::new(Exit::Usage, SCHOOL_IS_REQUIRED)
+            };
+        }
         ClientError::Rejected {
             status,
             code,

@@ -1,5 +1,9 @@
-//! The token with which a command talks to a server: `TIDINGS_TOKEN`, or `--token`; and the school that it names, if the token covers several.
+//! The server that a command talks to, and its credential: the options `--url`, `--token` and `--school`, which are the same for all such
+//! commands.
 
+use clap::Args;
+
+use super::client::{self, Client, DEFAULT_URL};
 use super::{Exit, Failure};
 use crate::config::Secret;
 use crate::id::SchoolId;
@@ -7,7 +11,54 @@ use crate::id::SchoolId;
 /// The variable with the school.
 pub(super) const SCHOOL_VARIABLE: &str = "TIDINGS_SCHOOL_ID";
 
-/// Checks a token. An empty variable counts as unset. Not checked by clap, whose error would show the token.
+/// The options of a command that talks to a server. Not checked by clap, whose error would show the token, and so that
+/// `tidings run` can run its command all the same.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The URL of the server.
+    #[arg(long, visible_alias = "server", global = true, env = "TIDINGS_URL", default_value = DEFAULT_URL)]
+    url: String,
+    /// A token. Prefer the environment variable: other users can see the command line.
+    #[arg(long, global = true, env = "TIDINGS_TOKEN", hide_env_values = true)]
+    token: Option<Secret>,
+    /// The school, if the token covers several.
+    #[arg(long, global = true, env = SCHOOL_VARIABLE)]
+    school: Option<String>,
+}
+
+/// A server, and as whom to talk to it.
+#[derive(Debug, Clone)]
+pub(super) struct Account {
+    pub(super) url: String,
+    pub(super) token: Option<Secret>,
+    /// The school that each request names, for a token that covers several.
+    pub(super) school: Option<SchoolId>,
+}
+
+impl Options {
+    /// Checks the options. Empty variables count as unset.
+    pub(super) fn account(&self) -> Result<Account, Failure> {
+        let url = client::url(&self.url).map_err(|problem| {
+            let problem = format!("the URL (--url, TIDINGS_URL) {problem}");
+            Failure::new(Exit::Usage, problem)
+        })?;
+        Ok(Account {
+            url,
+            token: token(self.token.clone())?,
+            school: school(self.school.as_deref())?,
+        })
+    }
+}
+
+impl Account {
+    /// Creates a client for the server.
+    pub(super) fn client(&self) -> Result<Client, Failure> {
+        let client = Client::new(&self.url, self.token.clone())?;
+        Ok(client.of_school(self.school))
+    }
+}
+
+/// Checks a token. An empty variable counts as unset.
 pub(super) fn token(token: Option<Secret>) -> Result<Option<Secret>, Failure> {
     let token = token.filter(|token| !token.reveal().is_empty());
     if token
@@ -20,7 +71,7 @@ pub(super) fn token(token: Option<Secret>) -> Result<Option<Secret>, Failure> {
     Ok(token)
 }
 
-/// Parses a school. An empty variable counts as unset. Not parsed by clap, so that `tidings run` can run its command all the same.
+/// Parses a school. An empty variable counts as unset.
 pub(super) fn school(text: Option<&str>) -> Result<Option<SchoolId>, Failure> {
     let text = text.filter(|text| !text.is_empty());
     text.map(str::parse).transpose().map_err(|error| {

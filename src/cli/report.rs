@@ -7,13 +7,12 @@ use clap::Args;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::client::{Client, DEFAULT_URL, url};
+use super::client::Client;
 use super::run::progress;
 use super::run::spool::{Recipient, send_earlier};
 use super::run::taskbar::{self, Wanted};
 use super::run::{host, shorten};
 use super::{Exit, Failure, credential, terminal};
-use crate::config::Secret;
 use crate::id::SubjectId;
 use crate::kind::job::JobType;
 
@@ -62,15 +61,8 @@ pub(super) struct Arguments {
     /// For `ok`: the result, as JSON.
     #[arg(long, value_name = "JSON", value_parser = json_value)]
     result: Option<Value>,
-    /// The URL of the server.
-    #[arg(long, visible_alias = "server", env = "TIDINGS_URL", default_value = DEFAULT_URL, value_parser = url)]
-    url: String,
-    /// A token. Prefer the environment variable: other users can see the command line.
-    #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
-    token: Option<Secret>,
-    /// The school, if the token covers several.
-    #[arg(long, env = credential::SCHOOL_VARIABLE)]
-    school: Option<String>,
+    #[command(flatten)]
+    options: credential::Options,
     /// Fail if the report cannot be sent.
     #[arg(long)]
     strict: bool,
@@ -102,12 +94,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         // Fails if the terminal is gone.
         let _ = write!(out, "{sequence}").and_then(|()| out.flush());
     }
-    let token = credential::token(arguments.token.clone())?;
-    let school = credential::school(arguments.school.as_deref())?;
-    let recipient = Recipient::new(&arguments.url, token.as_ref(), school);
-    let client = Client::new(&arguments.url, token)?
-        .of_school(school)
-        .within(report.wait);
+    let account = arguments.options.account()?;
+    let recipient = Recipient::of(&account);
+    let client = account.client()?.within(report.wait);
     let sent = job.send(&client, &report);
     if is_start {
         // Also if it could not be sent: the next report starts the job then.

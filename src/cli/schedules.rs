@@ -7,11 +7,11 @@ use clap::{Args, Subcommand};
 use console::{Alignment, measure_text_width, pad_str};
 use serde_json::{Value, json};
 
-use super::client::{Client, DEFAULT_URL, url};
+use super::client::Client;
 use super::terminal::{complain, json_line, plain, print_line};
 use super::token::{duration, job_type};
 use super::{Exit, Failure, credential};
-use crate::config::{PAGE_MAX, Secret};
+use crate::config::PAGE_MAX;
 use crate::id::{NameError, SubjectId};
 use crate::kind::job::JobType;
 use crate::kind::schedule::{DESCRIPTION, REMOVED};
@@ -30,15 +30,8 @@ schedule, 5 the server cannot be reached, 1 another error.")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     action: Action,
-    /// The URL of the server.
-    #[arg(long, global = true, env = "TIDINGS_URL", default_value = DEFAULT_URL, value_parser = url)]
-    url: String,
-    /// A token. Prefer the environment variable: other users can see the command line.
-    #[arg(long, global = true, env = "TIDINGS_TOKEN", hide_env_values = true)]
-    token: Option<Secret>,
-    /// The school, if the token covers several.
-    #[arg(long, global = true, env = credential::SCHOOL_VARIABLE)]
-    school: Option<String>,
+    #[command(flatten)]
+    options: credential::Options,
     /// Print every schedule as a line of JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -87,14 +80,11 @@ struct Rule {
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments {
         action,
-        url,
-        token,
-        school,
+        options,
         json,
     } = arguments;
     let server = Server {
-        client: Client::new(&url, credential::token(token)?)?
-            .of_school(credential::school(school.as_deref())?),
+        client: options.account()?.client()?,
     };
     match action {
         Action::List { status } => list(&server, &status, json),

@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 
-use super::client::{Client, DEFAULT_URL, url};
+use super::client::Client;
 use super::run::spool::{FILES_MAX, Recipient, Spool};
 use super::{Exit, Failure, credential, terminal};
-use crate::config::Secret;
 
 /// How long all outcomes together may take.
 const SEND_WAIT: Duration = Duration::from_secs(30);
@@ -33,17 +32,7 @@ enum Action {
     /// List them, the oldest first: when the command ended, the server, the job, and how it ended.
     List,
     /// Send those that are for this server, and for the user and schools of this token.
-    Send {
-        /// The URL of the server.
-        #[arg(long, visible_alias = "server", env = "TIDINGS_URL", default_value = DEFAULT_URL, value_parser = url)]
-        url: String,
-        /// A token. Prefer the environment variable: other users can see the command line.
-        #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
-        token: Option<Secret>,
-        /// The school, if the token covers several.
-        #[arg(long, env = credential::SCHOOL_VARIABLE)]
-        school: Option<String>,
-    },
+    Send(credential::Options),
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -53,12 +42,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     match arguments.action {
         Action::List => list(&spool),
-        Action::Send { url, token, school } => {
-            let token = credential::token(token)?;
-            let school = credential::school(school.as_deref())?;
-            let recipient = Recipient::new(&url, token.as_ref(), school);
-            let client = Client::new(&url, token)?.of_school(school);
-            send(&spool, &client, &recipient)
+        Action::Send(options) => {
+            let account = options.account()?;
+            send(&spool, &account.client()?, &Recipient::of(&account))
         }
     }
 }

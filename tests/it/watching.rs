@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
+use tidings::auth::Role;
 
 use crate::support::process::{Guarded, Patient, blocking, run, status_of, watch};
 use crate::support::*;
@@ -349,4 +350,48 @@ async fn where_streams_do_not_pass_the_watch_goes_on_by_long_poll() {
     let lost = format!("connection to {url} lost; trying again in ");
     assert!(said.starts_with(&lost), "{said}");
     assert!(said.ends_with(&format!("reconnected to {url}\n")), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_several_schools_watches_the_one_that_is_named() {
+    let server = server().await;
+    let job = json!({"job_id": "a", "job_type": "t", "status": "in_progress"});
+    for school in [1, 2] {
+        let (status, made) = server.post("/api/jobs", &worker(school), job.clone()).await;
+        assert_eq!(status, 201, "{made}");
+    }
+    let (status, ended) = server
+        .post("/api/jobs/a/complete", &worker(2), json!({}))
+        .await;
+    assert_eq!(status, 200, "{ended}");
+    let token = for_schools(&[1, 2], Role::Viewer);
+    let watch = |arguments: &[&str], variable: &str| {
+        let mut watching = watch(&server, arguments);
+        watching
+            .env("TIDINGS_TOKEN", &token)
+            .env("TIDINGS_SCHOOL_ID", variable);
+        watching
+    };
+    let output = self::ended(watch(&["jobs/a", "--json"], "")).await;
+    assert_eq!(output.status.code(), Some(2));
+    let said = said(&output);
+    assert!(said.contains("--school or TIDINGS_SCHOOL_ID"), "{said}");
+    for (arguments, variable) in [
+        (&["jobs/a", "--json", "--school", "2"][..], ""),
+        (&["jobs/a", "--json"], "2"),
+        // What the scope names is more specific.
+        (&["jobs/a?school_id=2", "--json"], "1"),
+    ] {
+        let output = self::ended(watch(arguments, variable)).await;
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let messages = lines
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let schools: Vec<_> = messages
+            .filter(|message| message["job_id"] == "a")
+            .map(|message| message["school_id"].clone())
+            .collect();
+        assert_eq!(schools, [2], "the other school was not shown");
+    }
 }

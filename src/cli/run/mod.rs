@@ -53,9 +53,7 @@ use self::running::Running;
 use self::script::Descriptor;
 use self::spool::{Recipient, Spool, Unreported, send_earlier};
 use self::taskbar::Wanted;
-use super::client::{Client, DEFAULT_URL};
-use super::{Exit, client, credential, terminal};
-use crate::config::Secret;
+use super::{Exit, credential, terminal};
 use crate::id::SubjectId;
 use crate::kind::job::JobType;
 
@@ -83,15 +81,8 @@ pub(super) struct Arguments {
     /// The id of the job [default: a new one]. A job that has failed, or that was left running, gets a new attempt.
     #[arg(long)]
     id: Option<SubjectId>,
-    /// The URL of the server.
-    #[arg(long, visible_alias = "server", env = "TIDINGS_URL", default_value = DEFAULT_URL)]
-    url: String,
-    /// A token. Prefer the environment variable: other users can see the command line.
-    #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
-    token: Option<Secret>,
-    /// The school, if the token covers several.
-    #[arg(long, env = credential::SCHOOL_VARIABLE)]
-    school: Option<String>,
+    #[command(flatten)]
+    options: credential::Options,
     /// Read progress from this file descriptor of the command: lines such as `40/200 Reading rows` or `20%`.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(DESCRIPTOR_MIN..=DESCRIPTOR_MAX))]
     fd: Option<i32>,
@@ -175,17 +166,9 @@ fn report(
     board: &Arc<Board>,
     process: Option<Process>,
 ) -> Result<Reported, String> {
-    let connect = || -> Result<_, String> {
-        let url = client::url(&arguments.url)
-            .map_err(|problem| format!("the URL (--url, TIDINGS_URL) {problem}"))?;
-        let token =
-            credential::token(arguments.token.clone()).map_err(|failure| failure.message)?;
-        let school =
-            credential::school(arguments.school.as_deref()).map_err(|failure| failure.message)?;
-        Ok((url, token, school))
-    };
-    let (url, token, school) = connect()?;
-    let recipient = Recipient::new(&url, token.as_ref(), school);
+    let account = arguments.options.account();
+    let account = account.map_err(|failure| failure.message)?;
+    let recipient = Recipient::of(&account);
     let name = Path::new(&arguments.command[0])
         .file_name()
         .unwrap_or(&arguments.command[0])
@@ -212,8 +195,8 @@ fn report(
     let board = Arc::clone(board);
     spawn(move || {
         // Reading the certificates of the system takes a while.
-        let client = match Client::new(&url, token) {
-            Ok(client) => client.of_school(school),
+        let client = match account.client() {
+            Ok(client) => client,
             Err(failure) => return board.give_up(&failure),
         };
         // First, because it can be about the same job.

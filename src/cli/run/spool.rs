@@ -20,9 +20,8 @@ use super::delivery::{Delivery, Job};
 use super::outcome::Outcome;
 use super::reporter::Latest;
 use crate::cli::client::Client;
+use crate::cli::credential::Account;
 use crate::cli::{Exit, Failure, terminal};
-use crate::config::Secret;
-use crate::id::SchoolId;
 
 /// Maximum number of files. A new one takes the place of the oldest.
 pub(in crate::cli) const FILES_MAX: usize = 100;
@@ -92,14 +91,12 @@ pub(in crate::cli) struct Sent {
 }
 
 impl Recipient {
-    pub(in crate::cli) fn new(
-        server: &str,
-        token: Option<&Secret>,
-        school: Option<SchoolId>,
-    ) -> Recipient {
+    /// Returns the recipient of what this account reports.
+    pub(in crate::cli) fn of(account: &Account) -> Recipient {
+        let token = account.token.as_ref();
         Recipient {
-            server: server.trim_end_matches('/').to_owned(),
-            school: school.map(i64::from),
+            server: account.url.trim_end_matches('/').to_owned(),
+            school: account.school.map(i64::from),
             holder: token
                 .map(|token| holder(token.reveal()))
                 .unwrap_or_default(),
@@ -279,14 +276,23 @@ impl Unreported {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Secret;
     use crate::id::SubjectId;
+
+    fn recipient(url: &str, token: Option<Secret>) -> Recipient {
+        Recipient::of(&Account {
+            url: url.to_owned(),
+            token,
+            school: None,
+        })
+    }
 
     fn unreported(run: usize, ended_at: DateTime<Utc>) -> Unreported {
         let id: SubjectId = format!("j{run}").parse().unwrap();
         let mut job = Job::new(&id, "backup".into(), serde_json::json!({}));
         job.run = format!("{run:05}");
         Unreported {
-            recipient: Recipient::new("http://127.0.0.1:1/", None, None),
+            recipient: recipient("http://127.0.0.1:1/", None),
             job,
             attempt: None,
             started_at: ended_at,
@@ -334,10 +340,10 @@ mod tests {
             let payload = URL_SAFE_NO_PAD.encode(claims);
             Secret::from(format!("e30.{payload}.signature"))
         };
-        let recipient = |claims| Recipient::new("http://a", Some(&token(claims)), None);
-        let first = recipient(r#"{"sub":"a","school_id":1,"exp":1}"#);
-        assert_eq!(first, recipient(r#"{"sub":"a","school_id":1,"exp":2}"#));
-        assert_ne!(first, recipient(r#"{"sub":"a","school_id":2,"exp":1}"#));
-        assert_ne!(first, Recipient::new("http://a", None, None));
+        let of = |claims| recipient("http://a", Some(token(claims)));
+        let first = of(r#"{"sub":"a","school_id":1,"exp":1}"#);
+        assert_eq!(first, of(r#"{"sub":"a","school_id":1,"exp":2}"#));
+        assert_ne!(first, of(r#"{"sub":"a","school_id":2,"exp":1}"#));
+        assert_ne!(first, recipient("http://a", None));
     }
 }

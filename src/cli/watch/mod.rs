@@ -23,10 +23,7 @@ use self::hook::Hook;
 use self::reader::{READ_AHEAD, Reader, Told};
 use self::scope::Scope;
 use self::screen::Screen;
-use super::client::{self, DEFAULT_URL, url};
-use super::credential;
-use super::{Exit, Failure};
-use crate::config::Secret;
+use super::{Exit, Failure, client, credential};
 use crate::id::{Cursor, NameError};
 
 /// The maximum number of scopes. Each has a connection of its own.
@@ -55,12 +52,8 @@ pub(super) struct Arguments {
     /// The part of the URL after /events/: jobs, jobs/42, devices, schools/1, optionally with a query.
     #[arg(required = true, value_name = "SCOPE", value_parser = Scope::parse)]
     scopes: Vec<Scope>,
-    /// The URL of the server.
-    #[arg(long, env = "TIDINGS_URL", default_value = DEFAULT_URL, value_parser = url)]
-    url: String,
-    /// A token. Prefer the environment variable: other users can see the command line.
-    #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
-    token: Option<Secret>,
+    #[command(flatten)]
+    options: credential::Options,
     /// Exit when every scope has reached one of these, separated by commas: a status, `ended` (any final status), `stalled`,
     /// `flapping`, `cancel_requested`, or a message type such as `violation`.
     #[arg(long, value_name = "STATUS", value_delimiter = ',')]
@@ -77,7 +70,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
-    let scopes = arguments.scopes;
+    let mut scopes = arguments.scopes;
     if scopes.len() > SCOPES_MAX {
         let problem =
             format!("at most {SCOPES_MAX} scopes can be watched; `?channel=` names several in one");
@@ -85,8 +78,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let words = arguments.until.iter().map(|word| word.to_ascii_lowercase());
     let goal = Goal::new(words.collect(), &scopes)?;
-    let token = credential::token(arguments.token)?;
-    let client = client::connect(&arguments.url, token)?;
+    let account = arguments.options.account()?;
+    if let Some(school) = account.school {
+        scopes.iter_mut().for_each(|scope| scope.of_school(school));
+    }
+    let client = client::connect(&account.url, account.token)?;
     let mut screen = Screen::new(arguments.json);
     let mut hook = match arguments.exec {
         Some(command) => Some(Hook::start(command, screen.notices())?),
@@ -103,7 +99,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             scope: scope.clone(),
             goal: goal.clone(),
             client: client.clone(),
-            url: arguments.url.clone(),
+            url: account.url.clone(),
             cursor: arguments.cursor.clone(),
             told: told.clone(),
         };

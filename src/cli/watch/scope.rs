@@ -21,6 +21,8 @@ pub(super) struct Scope {
     pub(super) single: Option<Single>,
     /// The kinds whose events it has.
     pub(super) kinds: Vec<Kind>,
+    /// Whether it names its school.
+    has_school: bool,
 }
 
 /// The only subject of a scope.
@@ -81,7 +83,23 @@ impl Scope {
                 _ => None,
             },
             kinds: kinds(&channels),
+            has_school: school.is_some()
+                || channels
+                    .iter()
+                    .any(|channel| matches!(channel, Channel::School(_))),
         })
+    }
+
+    /// Names a school, for a token that covers several. The school that the scope names itself is more specific.
+    pub(super) fn of_school(&mut self, school: SchoolId) {
+        if std::mem::replace(&mut self.has_school, true) {
+            return;
+        }
+        let separator = if self.address.contains('?') { '&' } else { '?' };
+        self.address += &format!("{separator}school_id={school}");
+        if let Some(single) = &mut self.single {
+            single.school = Some(school);
+        }
     }
 }
 
@@ -136,6 +154,29 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn the_school_of_the_command_line_is_that_of_scopes_which_name_none() {
+        for (text, address) in [
+            ("jobs", "/jobs?school_id=2"),
+            ("jobs?status=failed", "/jobs?status=failed&school_id=2"),
+            ("?channel=jobs", "?channel=jobs&school_id=2"),
+            ("jobs/42?school_id=7", "/jobs/42?school_id=7"),
+            ("schools/7", "/schools/7"),
+            (
+                "?channel=devices&channel=schools%2F7",
+                "?channel=devices&channel=schools%2F7",
+            ),
+        ] {
+            let mut scope = Scope::parse(text).unwrap();
+            scope.of_school("2".parse().unwrap());
+            assert_eq!(scope.address, address);
+        }
+        let mut job = Scope::parse("jobs/42").unwrap();
+        job.of_school("2".parse().unwrap());
+        let path = job.single.unwrap().path();
+        assert_eq!(path, "/api/jobs/42?school_id=2");
+    }
 
     #[test]
     fn only_a_scope_of_one_channel_can_be_one_subject() {

@@ -31,6 +31,7 @@ const MESSAGE_MAX_BYTES: usize = 512;
   eval \"$(tidings report start --type import --title 'Customers')\"
   tidings report 40/200 Reading the rows
   tidings report 55%
+  tidings report 'Step 3/10: Reading the rows'
   tidings report 'Writing the index'
   tidings report ok                         (or: fail 'No space left', cancel)
   trap 'tidings report exit $?' EXIT        (ok for 0, fail for any other code)
@@ -220,6 +221,7 @@ fn report(arguments: &Arguments) -> Result<Report, Failure> {
             {
                 (percent, rest) = (Some(own), message.as_deref().unwrap_or_default());
             }
+            let percent = percent.or_else(|| progress::stated(&words));
             let mut rest = rest.trim().to_owned();
             shorten(&mut rest, MESSAGE_MAX_BYTES);
             let message = Some(rest).filter(|rest| !rest.is_empty());

@@ -107,6 +107,12 @@ async fn progress_is_a_fraction_a_percentage_or_a_message() {
         ("Writing the index", 25.0, "Writing the index"),
         ("50/100 Half", 50.0, "Half"),
         ("60 of 100", 60.0, "Reading"),
+        ("Progress: 70%", 70.0, "Progress: 70%"),
+        ("Backup of 11/28", 70.0, "Backup of 11/28"),
+        ("about 3/4 of all rows", 70.0, "about 3/4 of all rows"),
+        ("Disk usage: 93%", 70.0, "Disk usage: 93%"),
+        ("Step 8/10: build", 80.0, "Step 8/10: build"),
+        ("Files: 90%", 90.0, "Files: 90%"),
     ] {
         server
             .report("/api/jobs/j/progress", json!({"message": "Reading"}))
@@ -254,7 +260,8 @@ async fn several_words_are_one_message() {
         (&["31", "Reading rows"], 31.0, "Reading rows"),
         (&["32%", "at", "-5", "degrees"], 32.0, "at -5 degrees"),
         (&["Writing", "the", "index"], 32.0, "Writing the index"),
-        (&["--", "- a list"], 32.0, "- a list"),
+        (&["Step", "4/10"], 40.0, "Step 4/10"),
+        (&["--", "- a list"], 40.0, "- a list"),
     ] {
         let mut arguments = vec!["report", "--id", "j", "--strict"];
         arguments.extend(words);

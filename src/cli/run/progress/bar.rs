@@ -199,6 +199,12 @@ mod tests {
             ("45% complete.", 45.0),
             ("45% (450/1000)", 45.0),
             ("45%, 10 s left", 45.0),
+            ("Files: 45%", 45.0),
+            ("Rows: 40/200", 20.0),
+            ("rows=40/200", 20.0),
+            ("Batches: 3 of 10", 30.0),
+            ("Processed files: 3/10", 30.0),
+            ("Tests: 40/200", 20.0),
             ("Step 3/10", 30.0),
             ("Step 3/10 : RUN make", 30.0),
             ("STEP 3/10: RUN make", 30.0),
@@ -239,6 +245,14 @@ mod tests {
     #[test]
     fn numbers_of_a_sentence_a_date_a_measure_a_version_or_a_path_do_not_count() {
         for text in [
+            "Failed files: 3/10",
+            "Remaining rows: 40/200",
+            "Files: 45% used",
+            "Files 45%",
+            "Rows: 3/4 are valid",
+            "Tests: 12/340 passed",
+            "Tests: 93%",
+            "Lines        : 87.5% ( 350/400 )",
             "150 of 200 remaining",
             "160/200 left",
             "3 of 4 failed",

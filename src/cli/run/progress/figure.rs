@@ -47,6 +47,8 @@ const UNITS: &[&str] = &[
     "task",
     "test",
 ];
+/// Units whose percentages are scores: the lines that tests cover, the tests that pass.
+const SCORED: &[&str] = &["line", "test"];
 /// Participles of what is done.
 const DONE: &[&str] = &[
     "complete",
@@ -152,6 +154,10 @@ enum Label {
     None,
     /// Something that is counted: `Step`.
     Unit,
+    /// Several of what is counted, as the name of a value: `Files:`.
+    Units,
+    /// The same of [`SCORED`] units.
+    ScoredUnits,
     /// Something that is done: `Copying`.
     Activity,
     Other,
@@ -264,14 +270,17 @@ impl Figure<'_> {
         } = self.value
         else {
             return match (label, tail) {
-                (Label::Other, _) | (_, Tail::Word | Tail::Phrase) => Certainty::No,
+                (Label::Other | Label::ScoredUnits, _) | (_, Tail::Word | Tail::Phrase) => {
+                    Certainty::No
+                }
                 _ => Certainty::Sure,
             };
         };
         let is_date = self.value.is_date();
         let is_sure = match (label, tail) {
             (Label::Other, _) => false,
-            (Label::Unit, Tail::Apart) => true,
+            (Label::Unit | Label::Units | Label::ScoredUnits, Tail::Apart) => true,
+            (Label::Units | Label::ScoredUnits, _) => false,
             (Label::None, _) if is_in_parentheses => true,
             (Label::None | Label::Activity, Tail::Apart) => !is_date,
             (_, Tail::Word) => is_in_words || whole >= LARGE_TOTAL,
@@ -335,6 +344,7 @@ impl Tail {
 
 impl Label {
     fn of(text: &str) -> Label {
+        let is_name = text.trim_end().ends_with([':', '=']);
         let text = text.trim_end_matches(|own: char| !own.is_alphanumeric());
         let text = text.trim_start_matches(|own: char| !own.is_alphanumeric());
         let words = || text.split_whitespace();
@@ -349,6 +359,14 @@ impl Label {
             return Label::Unit;
         }
         let first = first.trim_end_matches(|own: char| !own.is_alphanumeric());
+        // `Failed files: 3/10` counts something else.
+        let is_of_all = words().nth(1).is_none() || is_one_of(first, DONE);
+        if is_name && is_of_all && UNITS.iter().any(|unit| is_plural_of(last, unit)) {
+            return match SCORED.iter().any(|unit| is_plural_of(last, unit)) {
+                true => Label::ScoredUnits,
+                false => Label::Units,
+            };
+        }
         let is_activity = first.len() > "ing".len() + 1
             && first.chars().all(char::is_alphabetic)
             && first.ends_with("ing")
@@ -363,6 +381,16 @@ impl Label {
 fn is_one_of(word: &str, words: &[&str]) -> bool {
     let word = word.trim_matches(|own: char| !own.is_alphanumeric());
     words.iter().any(|own| own.eq_ignore_ascii_case(word))
+}
+
+fn is_plural_of(word: &str, unit: &str) -> bool {
+    let word = word.trim_matches(|own: char| !own.is_alphanumeric());
+    let ending = word.get(unit.len()..).unwrap_or_default();
+    let begins = word.get(..unit.len());
+    begins.is_some_and(|own| own.eq_ignore_ascii_case(unit))
+        && ["s", "es"]
+            .iter()
+            .any(|own| own.eq_ignore_ascii_case(ending))
 }
 
 fn is_separator(own: char) -> bool {

@@ -154,7 +154,7 @@ impl Progress {
         }
     }
 
-    /// Reads a line by which a script reports: `40/200 Reading rows`, `20%`, `20`, or only a message. Or a program reports in its
+    /// Reads a line by which a script reports: `40/200 Reading rows`, `20%`, `20`, `Step 3/10`, or only a message. Or a program reports in its
     /// own way: `ffmpeg -progress pipe:3`, `apt-get -o APT::Status-Fd=3`.
     pub(super) fn told(&mut self, text: &str) -> News {
         let line = Line {
@@ -167,7 +167,7 @@ impl Progress {
         }
         let (percent, message) = report(text);
         let reading = Reading {
-            percent,
+            percent: percent.or_else(|| stated(text)),
             message: None,
         };
         self.heard(Source::Script, reading, message.to_owned())
@@ -203,6 +203,15 @@ impl Progress {
             message: Some(message).filter(|message| !message.is_empty()),
         }
     }
+}
+
+/// Reads a text that states progress as a line of output does: `Step 3/10: build`, `Progress: 45%`. All of the text is the message.
+pub(in crate::cli) fn stated(text: &str) -> Option<f64> {
+    let line = Line {
+        text: text.trim(),
+        is_redrawn: false,
+    };
+    bar::Bar::default().read(line)?.percent
 }
 
 /// Whether a command runs a program of this name, by itself or in a shell.
@@ -259,8 +268,12 @@ mod tests {
             ]
         );
         assert_eq!(
-            told(&["40/200 Reading rows", "frame=10"]),
-            [news(Some(20.0), "Reading rows"), news(None, "frame=10")]
+            told(&["40/200 Reading rows", "Step 3/10: build", "frame=10"]),
+            [
+                news(Some(20.0), "Reading rows"),
+                news(Some(30.0), "Step 3/10: build"),
+                news(None, "frame=10"),
+            ]
         );
     }
 }

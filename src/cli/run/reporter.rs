@@ -36,6 +36,8 @@ struct State {
     percent: Option<(f64, Source)>,
     message: Option<String>,
     has_news: bool,
+    /// Whether news are being sent. It is not known then whether they arrive.
+    is_sending_news: bool,
     outcome: Option<Arc<Outcome>>,
     /// Why the command was told to stop, if the server has asked for it.
     cancelled: Option<String>,
@@ -91,9 +93,10 @@ impl State {
         }
     }
 
-    /// Whether it was not sent.
+    /// Whether it was not sent, as far as is known.
     fn is_unsent(&self) -> bool {
-        self.has_news && (self.percent.is_some() || self.message.is_some())
+        (self.has_news || self.is_sending_news)
+            && (self.percent.is_some() || self.message.is_some())
     }
 }
 
@@ -181,6 +184,7 @@ impl Board {
             let rest = due.saturating_duration_since(Instant::now());
             if rest.is_zero() {
                 let has_news = std::mem::take(&mut state.has_news);
+                state.is_sending_news = has_news;
                 return Next::Progress(Latest {
                     percent: state.percent,
                     message: state.message.clone().filter(|_| has_news),
@@ -189,6 +193,13 @@ impl Board {
             let waited = self.change.wait_timeout(state, rest);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Takes note of whether the progress that was sent has arrived.
+    fn is_answered(&self, has_arrived: bool) {
+        let mut state = self.lock();
+        state.has_news |= !has_arrived;
+        state.is_sending_news = false;
     }
 
     /// Waits for a delay. A new outcome ends it. Returns the next delay.
@@ -281,6 +292,7 @@ impl<C: FnMut()> Reporter<C> {
                 }
                 Ok(is_cancelled) => {
                     self.board.lock().problem = None;
+                    self.board.is_answered(true);
                     delay = RETRY;
                     if is_cancelled {
                         (self.on_cancel)();
@@ -298,11 +310,37 @@ impl<C: FnMut()> Reporter<C> {
                     if is_ending && !failure.is_passing() {
                         return;
                     }
-                    self.board.lock().has_news |= !is_ending;
+                    if !is_ending {
+                        self.board.is_answered(false);
+                    }
                     delay = delay.max(failure.retry_after);
                     delay = self.board.rest(delay, is_ending);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_that_is_being_sent_when_the_wait_ends_is_not_taken_for_sent() {
+        for answer in [None, Some(false), Some(true)] {
+            let board = Board::default();
+            board.post(News {
+                percent: Some((40.0, Source::Bar)),
+                message: None,
+            });
+            let next = board.next(Instant::now() - PERIOD);
+            assert!(matches!(next, Next::Progress(_)));
+            if let Some(has_arrived) = answer {
+                board.is_answered(has_arrived);
+            }
+            let outcome = Outcome::not_started(String::new(), Duration::ZERO);
+            let unsent = board.finish(Arc::new(outcome), Duration::ZERO).unwrap();
+            assert_eq!(unsent.is_unsent, answer != Some(true));
         }
     }
 }

@@ -1,5 +1,6 @@
-//! `tidings spool`: what `tidings run` could not report, for people and for cron.
+//! `tidings spool`: what `tidings run` and `tidings report` could not report, for people and for cron.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -7,6 +8,9 @@ use clap::{Args, Subcommand};
 use super::client::Client;
 use super::run::spool::{FILES_MAX, Recipient, Spool};
 use super::{Exit, Failure, credential, terminal};
+
+/// Why an outcome for this server is not sent. What differs follows.
+const NOT_FOR_TOKEN: &str = "not for this token, which differs in";
 
 /// How long all outcomes together may take.
 const SEND_WAIT: Duration = Duration::from_secs(30);
@@ -18,7 +22,8 @@ const SEND_WAIT: Duration = Duration::from_secs(30);
   tidings spool send
   */10 * * * *  tidings spool send 2>/dev/null        (in a crontab, with TIDINGS_URL and TIDINGS_TOKEN)
 
-`tidings run` keeps how its command ended if the server could not be reached, in $XDG_STATE_HOME/tidings/spool.
+`tidings run` keeps how its command ended, and `tidings report` how its script ended, in $XDG_STATE_HOME/tidings/spool if the server
+could not be reached.
 
 Exit codes: 0 nothing is left for this server and user, 2 the command line is not valid, 3 denied, 5 the server cannot be reached,
 1 another error, such as an outcome that the server rejects because its job has a newer attempt.")]
@@ -29,8 +34,9 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List them, the oldest first: when the command ended, the server, the job, and how it ended.
-    List,
+    /// List them, the oldest first: when the command ended, the server, the job, and how it ended. Those for this server that
+    /// the token must not send are marked.
+    List(credential::Options),
     /// Send those that are for this server, and for the user and schools of this token.
     Send(credential::Options),
 }
@@ -41,7 +47,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Usage, problem));
     };
     match arguments.action {
-        Action::List => list(&spool),
+        Action::List(options) => list(&spool, &Recipient::of(&options.account()?)),
         Action::Send(options) => {
             let account = options.account()?;
             send(&spool, &account.client()?, &Recipient::of(&account))
@@ -49,21 +55,35 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-fn list(spool: &Spool) -> Result<(), Failure> {
-    for entry in spool.entries().into_iter().take(FILES_MAX) {
+fn list(spool: &Spool, recipient: &Recipient) -> Result<(), Failure> {
+    for entry in spool.entries()?.take(FILES_MAX) {
         let own = entry.unreported;
         let ended_at = own.ended_at.format("%Y-%m-%dT%H:%M:%SZ");
-        let (server, job) = (&own.recipient.server, &own.job.id);
-        let text = format!("{ended_at} {server} {job} {}", own.outcome.text());
+        let (server, job) = (&own.recipient.server, own.job_id());
+        let mut text = format!("{ended_at} {server} {job} {}", own.text());
+        let differences = own.recipient.differences(recipient);
+        if *server == recipient.server && !differences.is_empty() {
+            text += &format!(" ({}: {})", NOT_FOR_TOKEN, listed(&differences));
+        }
         terminal::print_line(&terminal::plain(&text))?;
     }
     Ok(())
+}
+
+fn listed(differences: &BTreeSet<String>) -> String {
+    let names: Vec<_> = differences.iter().map(String::as_str).collect();
+    names.join(", ")
 }
 
 fn send(spool: &Spool, client: &Client, recipient: &Recipient) -> Result<(), Failure> {
     let sent = spool.send(client, recipient, Instant::now() + SEND_WAIT);
     if sent.count > 0 {
         terminal::print_line(&format!("{} reported", sent.count))?;
+    }
+    if sent.foreign > 0 {
+        let differences = listed(&sent.differences);
+        let (count, why) = (sent.foreign, NOT_FOR_TOKEN);
+        terminal::complain(&format!("tidings: {count} stay kept: {why}: {differences}"));
     }
     for rejected in &sent.rejected {
         terminal::complain(&format!("tidings: {rejected}"));

@@ -2,6 +2,7 @@
 
 mod away;
 mod command;
+mod keeping;
 mod progress;
 mod report;
 mod spool;

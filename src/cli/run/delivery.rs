@@ -177,7 +177,7 @@ impl Delivery {
         let unsent = Some(latest).filter(|_| is_unsent);
         let metadata = match level {
             Level::Bare => None,
-            Level::Full | Level::Short => Some(outcome.metadata()),
+            Level::Full | Level::Short => Some(self.metadata_of(outcome, latest)),
         };
         let key = |verb: &str| format!("{verb}-{level:?}");
         let verb = match &outcome.ending {
@@ -220,6 +220,16 @@ impl Delivery {
         };
         self.post(verb, &report, &key(verb))?;
         Ok(false)
+    }
+
+    fn metadata_of(&self, outcome: &Outcome, latest: &Latest) -> Value {
+        let mut metadata = outcome.metadata();
+        metadata["ended_attempt"] = self.attempt.into();
+        // A command can end before its progress was reported.
+        if let Some((_, source)) = latest.percent {
+            metadata["progress_source"] = source.as_str().into();
+        }
+        metadata
     }
 
     /// Reports how the command ended, with as much as the server accepts.
@@ -271,10 +281,15 @@ fn is_waiting(job: &Value) -> bool {
     ["pending", "queued"].contains(&&*status(job))
 }
 
-fn is_unchanged_since(job: &Value, since: DateTime<Utc>) -> bool {
+/// Whether nothing has happened to a job since this time.
+pub(in crate::cli) fn is_unchanged_since(job: &Value, since: DateTime<Utc>) -> bool {
     let is_final = ["completed", "failed", "cancelled"].contains(&&*status(job));
+    let metadata = &job["metadata"];
+    // Metadata stay when somebody else begins a new attempt.
+    let is_of_attempt = metadata["ended_attempt"] == job["attempt"];
     // An earlier run can have been reported late.
-    let ended = job["metadata"]["ended_at"].as_str().filter(|_| is_final);
+    let ended = metadata["ended_at"].as_str();
+    let ended = ended.filter(|_| is_final && is_of_attempt);
     let changed = ended.or(job["timestamp"].as_str());
     let changed = changed.and_then(|text| DateTime::parse_from_rfc3339(text).ok());
     changed.is_some_and(|changed| changed <= since)

@@ -41,8 +41,8 @@ use clap::Args;
 use rustix::process::Signal;
 use serde_json::json;
 
-pub(super) use self::delivery::host;
 use self::delivery::{Delivery, Job};
+pub(super) use self::delivery::{host, is_unchanged_since};
 use self::observer::Observer;
 pub(super) use self::observer::shorten;
 use self::outcome::Outcome;
@@ -51,7 +51,7 @@ use self::progress::Progress;
 use self::reporter::{Board, Reporter};
 use self::running::Running;
 use self::script::Descriptor;
-use self::spool::{Recipient, Spool, Unreported, send_earlier};
+use self::spool::{Recipient, Run, Unreported, What, send_earlier};
 use self::taskbar::Wanted;
 use super::{Exit, credential, terminal};
 use crate::id::SubjectId;
@@ -245,22 +245,17 @@ fn finish(board: &Board, outcome: Outcome, wait: Duration, reported: Result<Repo
     if unsent.can_be_sent_later {
         let unreported = Unreported {
             recipient: reported.recipient,
-            job: reported.job,
-            attempt: unsent.attempt,
-            started_at: reported.started_at,
             ended_at: outcome.ended_at,
-            outcome: Arc::unwrap_or_clone(outcome),
-            latest: unsent.latest,
-            is_unsent: unsent.is_unsent,
+            what: What::Run(Box::new(Run {
+                job: reported.job,
+                attempt: unsent.attempt,
+                started_at: reported.started_at,
+                outcome: Arc::unwrap_or_clone(outcome),
+                latest: unsent.latest,
+                is_unsent: unsent.is_unsent,
+            })),
         };
-        let kept = Spool::of_user().map(|spool| spool.keep(&unreported));
-        said += &match kept {
-            Some(Ok(())) => {
-                "; it is kept for the next `tidings run`, or for `tidings spool send`".to_owned()
-            }
-            Some(Err(error)) => format!("; and it cannot be kept: {error}"),
-            None => "; and it cannot be kept without XDG_STATE_HOME or HOME".to_owned(),
-        };
+        said += &unreported.keep();
     }
     terminal::complain(&format!("tidings: {said}"));
 }

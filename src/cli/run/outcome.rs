@@ -131,7 +131,7 @@ impl Outcome {
     pub(super) fn no_metadata() -> Value {
         json!({
             "wall_secs": null, "cpu_user_secs": null, "cpu_system_secs": null, "peak_memory_bytes": null,
-            "ended_at": null, "exit_code": null, "signal": null, "progress_source": null,
+            "ended_at": null, "ended_attempt": null, "exit_code": null, "signal": null, "progress_source": null,
         })
     }
 

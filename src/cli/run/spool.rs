@@ -1,27 +1,28 @@
 //! Outcomes that could not be reported, in files until a later `tidings run`, `tidings report` or `tidings spool send` reports them.
 //!
-//! A file holds what one run has not reported yet: its job, its last progress and its outcome. Requests repeat the idempotency keys
-//! of the run, so the server carries out nothing twice. A file never contains a token. The sender's token must be for the same user
-//! and schools. Files are bounded in number, size and age.
+//! A file holds what one run has not reported yet (its job, its last progress and its outcome), or the report with which a script has
+//! ended its job. Requests repeat their idempotency keys, so the server carries out nothing twice. A file never contains a token. The
+//! sender's token must be for the same user and schools. Files are bounded in number, size and age, and only one is read at a time.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::delivery::{Delivery, Job};
+use super::delivery::{self, Job};
 use super::outcome::Outcome;
 use super::reporter::Latest;
 use crate::cli::client::Client;
 use crate::cli::credential::Account;
-use crate::cli::{Exit, Failure, terminal};
+use crate::cli::{Exit, Failure, report, terminal};
 
 /// Maximum number of files. A new one takes the place of the oldest.
 pub(in crate::cli) const FILES_MAX: usize = 100;
@@ -34,20 +35,27 @@ const SEND_TIME_MIN: Duration = Duration::from_millis(100);
 /// How long earlier outcomes may hold up the report of a command.
 const EARLIER_WAIT: Duration = Duration::from_secs(3);
 
-/// The claims of a token that change when it is renewed.
-const CHANGING_CLAIMS: &[&str] = &[
-    "exp",
-    "iat",
-    "nbf",
-    "jti",
-    "auth_time",
-    "sid",
-    "nonce",
-    "at_hash",
+/// The claims of a token that say who holds it and what it allows, here and in widespread logins. Others change at each renewal, such
+/// as `exp`, `jti`, `session_state` (Keycloak) and `uti` (Entra ID).
+const HOLDER_CLAIMS: &[&str] = &[
+    "iss",
+    "sub",
+    "oid",
+    "tid",
+    "role",
+    "roles",
+    "channels",
+    "groups",
+    "permissions",
+    "realm_access",
+    "resource_access",
+    "app_metadata",
 ];
+/// What the names of claims contain that say for which schools a token is, however a login names them.
+const SCHOOL_WORDS: &[&str] = &["school", "tenant"];
 
 /// Whom a run reports to, and as whom.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::cli) struct Recipient {
     pub(in crate::cli) server: String,
     school: Option<i64>,
@@ -55,16 +63,33 @@ pub(in crate::cli) struct Recipient {
     holder: Value,
 }
 
-/// What a run has not reported yet.
+/// What has not been reported yet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::cli) struct Unreported {
     pub(in crate::cli) recipient: Recipient,
-    pub(in crate::cli) job: Job,
+    pub(in crate::cli) ended_at: DateTime<Utc>,
+    #[serde(flatten)]
+    pub(super) what: What,
+}
+
+/// What has ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum What {
+    /// The command of a `tidings run`.
+    Run(Box<Run>),
+    /// A script, by a `tidings report`.
+    Report(Box<report::Delivery>),
+}
+
+/// A command that has ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Run {
+    pub(super) job: Job,
     /// The attempt that has been started. Without one, the start is reported first.
     pub(super) attempt: Option<u64>,
     pub(super) started_at: DateTime<Utc>,
-    pub(in crate::cli) ended_at: DateTime<Utc>,
-    pub(in crate::cli) outcome: Outcome,
+    pub(super) outcome: Outcome,
     pub(super) latest: Latest,
     pub(super) is_unsent: bool,
 }
@@ -86,6 +111,10 @@ pub(in crate::cli) struct Sent {
     pub(in crate::cli) count: usize,
     /// Why some are no longer of use: the job has ended, or has a newer attempt.
     pub(in crate::cli) rejected: Vec<String>,
+    /// How many this token must not send.
+    pub(in crate::cli) foreign: usize,
+    /// In what it differs from theirs.
+    pub(in crate::cli) differences: BTreeSet<String>,
     /// Why the rest could not be sent.
     pub(in crate::cli) problem: Option<Failure>,
 }
@@ -102,17 +131,41 @@ impl Recipient {
                 .unwrap_or_default(),
         }
     }
+
+    /// Returns in what two accounts of a server differ: the school, or the names of claims. Empty if they are for the same user,
+    /// schools and role.
+    pub(in crate::cli) fn differences(&self, other: &Recipient) -> BTreeSet<String> {
+        let claims = |own: &Recipient| own.holder.as_object().cloned().unwrap_or_default();
+        let (own, others) = (claims(self), claims(other));
+        let names = own.keys().chain(others.keys());
+        let mut differing: BTreeSet<String> = names
+            .filter(|name| is_of_holder(name) && own.get(*name) != others.get(*name))
+            .cloned()
+            .collect();
+        if self.school() != other.school() {
+            differing.insert("school".into());
+        }
+        differing
+    }
+
+    /// Returns the school that is named, or else the only one of the token.
+    fn school(&self) -> Option<i64> {
+        self.school.or(self.holder["school_id"].as_i64())
+    }
 }
 
 /// Returns the claims of a token that stay the same when it is renewed. The server verifies them, not this.
 fn holder(token: &str) -> Value {
     let payload = token.split('.').nth(1).unwrap_or_default();
     let payload = URL_SAFE_NO_PAD.decode(payload).unwrap_or_default();
-    let mut claims: Value = serde_json::from_slice(&payload).unwrap_or_default();
-    if let Some(claims) = claims.as_object_mut() {
-        claims.retain(|name, _| !CHANGING_CLAIMS.contains(&name.as_str()));
-    }
-    claims
+    let claims: Map<String, Value> = serde_json::from_slice(&payload).unwrap_or_default();
+    let claims = claims.into_iter().filter(|(name, _)| is_of_holder(name));
+    Value::Object(claims.collect())
+}
+
+fn is_of_holder(claim: &str) -> bool {
+    let name = claim.to_ascii_lowercase();
+    HOLDER_CLAIMS.contains(&&*name) || SCHOOL_WORDS.iter().any(|word| name.contains(word))
 }
 
 impl Spool {
@@ -130,24 +183,44 @@ impl Spool {
     }
 
     /// Keeps an outcome. Only this user can read it.
-    pub(super) fn keep(&self, unreported: &Unreported) -> io::Result<()> {
+    fn keep(&self, unreported: &Unreported) -> io::Result<()> {
         let mut text = serde_json::to_vec(unreported)?;
         if text.len() as u64 > FILE_MAX_BYTES {
             let mut short = unreported.clone();
-            short.outcome.forget_output();
+            if let What::Run(run) = &mut short.what {
+                run.outcome.forget_output();
+            }
             text = serde_json::to_vec(&short)?;
+        }
+        if text.len() as u64 > FILE_MAX_BYTES {
+            let problem = format!("it is larger than {FILE_MAX_BYTES} bytes");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
         }
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.folder)?;
-        let names = self.names();
+        let names = self.names()?;
+        if let What::Report(report) = &unreported.what {
+            // A script can say `ok`, and its trap `exit 0`. Only the first one takes effect.
+            let is_same = |kept: &Entry| {
+                let What::Report(kept_report) = &kept.unreported.what else {
+                    return false;
+                };
+                let recipient = &kept.unreported.recipient;
+                kept_report.is_of_same_attempt(report)
+                    && recipient.server == unreported.recipient.server
+                    && recipient.differences(&unreported.recipient).is_empty()
+            };
+            if entries(names.clone()).any(|kept| is_same(&kept)) {
+                return Ok(());
+            }
+        }
         let excess = (names.len() + 1).saturating_sub(FILES_MAX);
         for oldest in &names[..excess] {
             let _ = fs::remove_file(oldest);
         }
-        // The names of runs are in the order of time.
-        let path = self.folder.join(format!("{}.json", unreported.job.run));
+        let path = self.folder.join(format!("{}.json", unreported.what.key()));
         let partial = path.with_extension("partial");
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).truncate(true).mode(0o600);
@@ -158,44 +231,52 @@ impl Spool {
     }
 
     /// Returns the outcomes, the oldest first. Removes those that are too old.
-    pub(in crate::cli) fn entries(&self) -> Vec<Entry> {
-        let now = Utc::now();
-        let mut entries = Vec::new();
-        for path in self.names() {
-            let is_small = fs::metadata(&path).is_ok_and(|own| own.len() <= FILE_MAX_BYTES);
-            let text = if is_small { fs::read(&path).ok() } else { None };
-            // What is not readable is of another version, and goes when there are too many.
-            let Some(unreported) =
-                text.and_then(|text| serde_json::from_slice::<Unreported>(&text).ok())
-            else {
-                continue;
-            };
-            if now - unreported.ended_at > KEEP {
-                let _ = fs::remove_file(&path);
-            } else {
-                entries.push(Entry { path, unreported });
-            }
-        }
-        entries
+    pub(in crate::cli) fn entries(&self) -> Result<impl Iterator<Item = Entry>, Failure> {
+        let names = self.names().map_err(|error| self.unreadable(&error))?;
+        Ok(entries(names))
+    }
+
+    fn unreadable(&self, error: &io::Error) -> Failure {
+        let problem = format!("cannot read {}: {error}", self.folder.display());
+        Failure::new(Exit::Failed, problem)
     }
 
     /// Locks the folder, if there is one, until the answer is dropped. Fails if another process has locked it.
-    fn lock(&self) -> Result<Option<File>, TryLockError> {
-        match File::open(&self.folder) {
-            Ok(folder) => folder.try_lock().map(|()| Some(folder)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(TryLockError::Error(error)),
+    fn lock(&self) -> Result<Option<File>, Failure> {
+        let folder = match File::open(&self.folder) {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.unreadable(&error)),
+        };
+        match folder.try_lock() {
+            Ok(()) => Ok(Some(folder)),
+            Err(TryLockError::WouldBlock) => {
+                let problem = "another process is sending them";
+                Err(Failure::new(Exit::Failed, problem))
+            }
+            Err(TryLockError::Error(error)) => Err(self.unreadable(&error)),
         }
     }
 
-    fn names(&self) -> Vec<PathBuf> {
-        let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let paths = files.map(|file| file.path());
-        let mut names: Vec<PathBuf> = paths
-            .filter(|path| path.extension().is_some_and(|own| own == "json"))
-            .collect();
+    /// Returns the files, the oldest first. Removes what a process has left that was killed while it wrote.
+    fn names(&self) -> io::Result<Vec<PathBuf>> {
+        let files = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            files => files?,
+        };
+        let mut names = Vec::new();
+        for file in files {
+            let path = file?.path();
+            let extension = path.extension().unwrap_or_default();
+            if extension == "json" {
+                names.push(path);
+            } else if extension == "partial" && is_left_behind(&path) {
+                let _ = fs::remove_file(&path);
+            }
+        }
+        // Keys are in the order of time.
         names.sort();
-        names
+        Ok(names)
     }
 
     /// Sends the outcomes for this recipient, the oldest first, until this time. Ends when the server does not answer or denies access.
@@ -207,14 +288,20 @@ impl Spool {
     ) -> Sent {
         let mut sent = Sent::default();
         // Of two at a time, one would find the work of the other, and take it for something newer.
-        let Ok(_lock) = self.lock() else {
-            let problem = "another process is sending them";
-            sent.problem = Some(Failure::new(Exit::Failed, problem));
-            return sent;
+        let (_lock, entries) = match self.lock().and_then(|lock| Ok((lock, self.entries()?))) {
+            Ok(locked) => locked,
+            Err(problem) => {
+                sent.problem = Some(problem);
+                return sent;
+            }
         };
         let client = client.clone().until(until);
-        for entry in self.entries() {
-            if entry.unreported.recipient != *recipient {
+        let own = entries.filter(|entry| entry.unreported.recipient.server == recipient.server);
+        for entry in own {
+            let differences = entry.unreported.recipient.differences(recipient);
+            if !differences.is_empty() {
+                sent.foreign += 1;
+                sent.differences.extend(differences);
                 continue;
             }
             let rest = until.saturating_duration_since(Instant::now());
@@ -236,13 +323,42 @@ impl Spool {
                 }
                 Err(failure) => sent.rejected.push(format!(
                     "how the job {} ended could not be reported: {}",
-                    entry.unreported.job.id, failure.message
+                    entry.unreported.job_id(),
+                    failure.message
                 )),
             }
             let _ = fs::remove_file(&entry.path);
         }
         sent
     }
+}
+
+/// Reads the outcomes in these files, one after the other. Removes those that are too old.
+fn entries(names: Vec<PathBuf>) -> impl Iterator<Item = Entry> {
+    let now = Utc::now();
+    names.into_iter().filter_map(move |path| {
+        // What is not readable is of another version, and goes when there are too many.
+        let unreported = read(&path)?;
+        if now - unreported.ended_at > KEEP {
+            let _ = fs::remove_file(&path);
+            return None;
+        }
+        Some(Entry { path, unreported })
+    })
+}
+
+fn read(path: &Path) -> Option<Unreported> {
+    let mut text = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take(FILE_MAX_BYTES + 1).read_to_end(&mut text).ok()?;
+    let is_small = text.len() as u64 <= FILE_MAX_BYTES;
+    is_small.then(|| serde_json::from_slice(&text).ok())?
+}
+
+fn is_left_behind(partial: &Path) -> bool {
+    let changed = fs::metadata(partial).and_then(|own| own.modified());
+    // Long enough that no process still writes it, even if the clock of the file system differs.
+    changed.is_ok_and(|changed| Utc::now() - DateTime::<Utc>::from(changed) > KEEP)
 }
 
 /// Sends the earlier outcomes for this recipient, and says which the server rejects.
@@ -258,14 +374,70 @@ pub(in crate::cli) fn send_earlier(client: &Client, recipient: &Recipient) {
 
 /// Whether the server may take the same report later: it was away, something else answered in its place, or the token was not
 /// valid.
-pub(super) fn is_worth_another_try(failure: &Failure) -> bool {
+pub(in crate::cli) fn is_worth_another_try(failure: &Failure) -> bool {
     let is_answer = failure.code.is_some();
     !is_answer || failure.is_passing() || matches!(failure.http_status, Some(401 | 403))
 }
 
 impl Unreported {
+    /// Returns the report by which a script has just ended its job.
+    pub(in crate::cli) fn report(recipient: Recipient, report: report::Delivery) -> Unreported {
+        Unreported {
+            recipient,
+            ended_at: Utc::now(),
+            what: What::Report(Box::new(report)),
+        }
+    }
+
+    /// Keeps it in the folder of the user. Returns the rest of a sentence that says so.
+    pub(in crate::cli) fn keep(&self) -> String {
+        match Spool::of_user().map(|spool| spool.keep(self)) {
+            Some(Ok(())) => {
+                "; it is kept for the next `tidings run` or `report`, or for `tidings spool send`"
+                    .to_owned()
+            }
+            Some(Err(error)) => format!("; and it cannot be kept: {error}"),
+            None => "; and it cannot be kept without XDG_STATE_HOME or HOME".to_owned(),
+        }
+    }
+
+    pub(in crate::cli) fn job_id(&self) -> &str {
+        match &self.what {
+            What::Run(run) => &run.job.id,
+            What::Report(report) => &report.job_id,
+        }
+    }
+
+    /// Returns how it ended, for people.
+    pub(in crate::cli) fn text(&self) -> String {
+        match &self.what {
+            What::Run(run) => run.outcome.text(),
+            What::Report(report) => report.text(),
+        }
+    }
+
     fn send(&self, client: &Client) -> Result<(), Failure> {
-        let mut delivery = Delivery::again(client.clone(), self.job.clone(), self.attempt);
+        match &self.what {
+            What::Run(run) => run.send(client),
+            What::Report(report) => report.send_later(client, self.ended_at),
+        }
+    }
+}
+
+impl What {
+    /// Returns what distinguishes it from all others. In the order of time.
+    fn key(&self) -> &str {
+        match self {
+            What::Run(run) => &run.job.run,
+            What::Report(report) => &report.key,
+        }
+    }
+}
+
+impl Run {
+    fn send(&self, client: &Client) -> Result<(), Failure> {
+        let job = self.job.clone();
+        let mut delivery = delivery::Delivery::again(client.clone(), job, self.attempt);
         if self.attempt.is_none() {
             delivery.start_unless_changed_since(self.started_at)?;
         }
@@ -293,13 +465,15 @@ mod tests {
         job.run = format!("{run:05}");
         Unreported {
             recipient: recipient("http://127.0.0.1:1/", None),
-            job,
-            attempt: None,
-            started_at: ended_at,
             ended_at,
-            outcome: Outcome::not_started("x".repeat(1000), Duration::ZERO),
-            latest: Latest::default(),
-            is_unsent: false,
+            what: What::Run(Box::new(Run {
+                job,
+                attempt: None,
+                started_at: ended_at,
+                outcome: Outcome::not_started("x".repeat(1000), Duration::ZERO),
+                latest: Latest::default(),
+                is_unsent: false,
+            })),
         }
     }
 
@@ -314,9 +488,9 @@ mod tests {
         for run in 0..FILES_MAX + 3 {
             spool.keep(&unreported(run, now)).unwrap();
         }
-        let entries = spool.entries();
+        let entries: Vec<_> = spool.entries().unwrap().collect();
         assert_eq!(entries.len(), FILES_MAX);
-        assert_eq!(entries[0].unreported.job.run, "00003", "the newest stay");
+        assert_eq!(entries[0].unreported.what.key(), "00003", "the newest stay");
         let mode =
             |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(
@@ -325,13 +499,15 @@ mod tests {
         );
         let old = now - KEEP - TimeDelta::seconds(1);
         spool.keep(&unreported(999, old)).unwrap();
-        assert_eq!(spool.names().len(), FILES_MAX);
-        assert_eq!(spool.entries().len(), FILES_MAX - 1);
-        assert_eq!(
-            spool.names().len(),
-            FILES_MAX - 1,
-            "what is too old is gone"
-        );
+        let count = || spool.names().unwrap().len();
+        assert_eq!(count(), FILES_MAX);
+        assert_eq!(spool.entries().unwrap().count(), FILES_MAX - 1);
+        assert_eq!(count(), FILES_MAX - 1, "what is too old is gone");
+        let mut large = unreported(1000, now);
+        large.recipient.server = "x".repeat(300_000);
+        let problem = spool.keep(&large).unwrap_err();
+        assert_eq!(problem.kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(count(), FILES_MAX - 1);
     }
 
     #[test]
@@ -341,9 +517,93 @@ mod tests {
             Secret::from(format!("e30.{payload}.signature"))
         };
         let of = |claims| recipient("http://a", Some(token(claims)));
-        let first = of(r#"{"sub":"a","school_id":1,"exp":1}"#);
-        assert_eq!(first, of(r#"{"sub":"a","school_id":1,"exp":2}"#));
-        assert_ne!(first, of(r#"{"sub":"a","school_id":2,"exp":1}"#));
-        assert_ne!(first, recipient("http://a", None));
+        let first = of(r#"{"iss":"i","sub":"a","school_id":1,"role":"worker","exp":1}"#);
+        for (claims, differing) in [
+            (
+                r#"{"iss":"i","sub":"a","school_id":1,"role":"worker","exp":2}"#,
+                &[][..],
+            ),
+            (
+                r#"{"iss":"i","sub":"a","school_id":1,"role":"worker","iat":1,"nbf":1,"jti":"x","auth_time":1,
+                "session_state":"x","sid":"x","uti":"x","aio":"x","rh":"x"}"#,
+                &[],
+            ),
+            (
+                r#"{"iss":"i","sub":"a","school_id":2,"role":"worker","exp":1}"#,
+                &["school", "school_id"],
+            ),
+            (
+                r#"{"iss":"i","sub":"b","school_id":1,"role":"viewer"}"#,
+                &["role", "sub"],
+            ),
+            (
+                r#"{"iss":"i","sub":"a","school_id":1,"role":"worker","https://a/Tenant":7}"#,
+                &["https://a/Tenant"],
+            ),
+        ] {
+            let differences = Vec::from_iter(first.differences(&of(claims)));
+            assert_eq!(differences, differing, "{claims}");
+        }
+        assert!(!first.differences(&recipient("http://a", None)).is_empty());
+        let named = Recipient {
+            school: Some(1),
+            ..first.clone()
+        };
+        assert!(
+            first.differences(&named).is_empty(),
+            "it is its only school"
+        );
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_is_removed_once_it_is_old() {
+        let home = tempfile::tempdir().unwrap();
+        let spool = Spool {
+            folder: home.path().to_owned(),
+        };
+        for (name, age) in [("old", KEEP * 2), ("new", TimeDelta::zero())] {
+            let file = File::create(home.path().join(name).with_extension("partial")).unwrap();
+            file.set_modified((Utc::now() - age).into()).unwrap();
+        }
+        assert_eq!(spool.entries().unwrap().count(), 0);
+        let left: Vec<_> = fs::read_dir(home.path())
+            .unwrap()
+            .map(|file| file.unwrap().file_name())
+            .collect();
+        assert_eq!(left, ["new.partial"]);
+    }
+
+    #[test]
+    fn what_is_kept_is_read_again() {
+        let home = tempfile::tempdir().unwrap();
+        let spool = Spool {
+            folder: home.path().to_owned(),
+        };
+        let own = recipient("http://127.0.0.1:1", None);
+        let id: SubjectId = "j".parse().unwrap();
+        let fail = serde_json::json!({"error": {"code": "exit", "message": "No space"}});
+        let report = |verb, body| {
+            let report = report::Delivery::new(&id, Some("t"), None, verb, body);
+            Unreported::report(own.clone(), report)
+        };
+        spool.keep(&unreported(1, Utc::now())).unwrap();
+        spool.keep(&report("fail", fail)).unwrap();
+        // The first end counts.
+        spool
+            .keep(&report("complete", serde_json::json!({})))
+            .unwrap();
+        let entries = spool.entries().unwrap();
+        let mut kept: Vec<_> = entries
+            .map(|entry| {
+                (
+                    entry.unreported.job_id().to_owned(),
+                    entry.unreported.text(),
+                )
+            })
+            .collect();
+        kept.sort();
+        assert_eq!(kept[0], ("j".into(), "failed: No space".into()));
+        assert!(kept[1].1.starts_with("failed: xxx"));
+        assert_eq!(kept.len(), 2);
     }
 }

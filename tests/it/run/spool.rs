@@ -12,15 +12,15 @@ use crate::support::forwarder::Forwarder;
 use crate::support::process::Process;
 
 /// A server that is not there yet.
-struct Away {
-    folder: tempfile::TempDir,
+pub(super) struct Away {
+    pub(super) folder: tempfile::TempDir,
     reserved: TcpListener,
     port: String,
-    url: String,
+    pub(super) url: String,
 }
 
 impl Away {
-    fn new() -> Away {
+    pub(super) fn new() -> Away {
         let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = reserved.local_addr().unwrap().port().to_string();
         Away {
@@ -32,7 +32,7 @@ impl Away {
     }
 
     /// Runs a script while nobody answers. Returns what `tidings run` says about it.
-    async fn run(&self, options: &[&str], script: &str) -> String {
+    pub(super) async fn run(&self, options: &[&str], script: &str) -> String {
         let mut arguments = vec!["run", "--wait", "0"];
         arguments.extend(options);
         arguments.extend(["--", "sh", "-c", script]);
@@ -42,7 +42,7 @@ impl Away {
     }
 
     /// Starts the server.
-    fn back(self) -> (tempfile::TempDir, Process, String) {
+    pub(super) fn back(self) -> (tempfile::TempDir, Process, String) {
         drop(self.reserved);
         let server = Process::on_port(self.folder.path(), &self.port);
         (self.folder, server, self.url)
@@ -50,7 +50,7 @@ impl Away {
 }
 
 /// Returns the command `tidings <arguments>` of a user whose home is below this folder.
-fn of(folder: &Path, url: &str, arguments: &[&str]) -> Command {
+pub(super) fn of(folder: &Path, url: &str, arguments: &[&str]) -> Command {
     let mut command = command(folder);
     command
         .args(arguments)
@@ -60,13 +60,13 @@ fn of(folder: &Path, url: &str, arguments: &[&str]) -> Command {
 }
 
 /// Runs `tidings <arguments>`. Returns its exit code, and what it says on both outputs.
-async fn said(folder: &Path, url: &str, arguments: &[&str]) -> (Option<i32>, String) {
+pub(super) async fn said(folder: &Path, url: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let output = end_of(of(folder, url, arguments), b"").await;
     let said = text(&output.stdout) + &text(&output.stderr);
     (output.status.code(), said)
 }
 
-async fn jobs_at(url: &str) -> Vec<Value> {
+pub(super) async fn jobs_at(url: &str) -> Vec<Value> {
     let request = reqwest::Client::new().get(format!("{url}/api/jobs"));
     let (status, list) = answer(request.bearer_auth(viewer(1))).await;
     assert_eq!(status, 200, "{list}");

@@ -1,5 +1,7 @@
 //! `tidings report`: reports from a script, one line each.
 
+mod delivery;
+
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -7,9 +9,10 @@ use clap::Args;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+pub(super) use self::delivery::Delivery;
 use super::client::Client;
 use super::run::progress;
-use super::run::spool::{Recipient, send_earlier};
+use super::run::spool::{Recipient, Unreported, is_worth_another_try, send_earlier};
 use super::run::taskbar::{self, Wanted};
 use super::run::{host, shorten};
 use super::{Exit, Failure, credential, terminal};
@@ -36,7 +39,8 @@ const MESSAGE_MAX_BYTES: usize = 512;
   tidings report ok                         (or: fail 'No space left', cancel)
   trap 'tidings report exit $?' EXIT        (ok for 0, fail for any other code)
 
-A report that cannot be sent is a message on standard error and does not fail the script, unless --strict is given.
+A report that cannot be sent is a message on standard error and does not fail the script, unless --strict is given. The end of a
+job (ok, fail, cancel, exit) is then kept, and sent by the next start or end of a job, by `tidings run`, or by `tidings spool send`.
 
 Exit codes: 0 reported or not, 11 the job is to be cancelled, 2 the command line is not valid; with --strict also 3 denied, 4 not
 found, 5 the server cannot be reached, 1 another error.")]
@@ -98,7 +102,12 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let account = arguments.options.account()?;
     let recipient = Recipient::of(&account);
     let client = account.client()?.within(report.wait);
-    let sent = job.send(&client, &report);
+    // First, because they can be about the same job.
+    if report.verb != "progress" {
+        send_earlier(&client, &recipient);
+    }
+    let delivery = job.delivery(&report);
+    let sent = send(&delivery, &client, report.wait);
     if is_start {
         // Also if it could not be sent: the next report starts the job then.
         let attempt = sent
@@ -107,19 +116,36 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             .and_then(|answer| answer["attempt"].as_u64());
         job.export(attempt)?;
     }
-    if sent.is_ok() && report.verb != "progress" {
-        send_earlier(&client, &recipient);
-    }
     match sent {
         Ok(answer) if answer["cancel_requested"] == true && answer["status"] == "in_progress" => {
             let problem = "the job is to be cancelled";
             Err(Failure::new(Exit::WatchedCancelled, problem))
         }
         Ok(_) => Ok(()),
-        Err(failure) if strict => Err(failure),
-        Err(failure) => {
+        Err(mut failure) => {
+            if delivery.is_end() && is_worth_another_try(&failure) {
+                failure.message += &Unreported::report(recipient, delivery).keep();
+            }
+            if strict {
+                return Err(failure);
+            }
             terminal::complain(&format!("tidings: not reported: {}", failure.message));
             Ok(())
+        }
+    }
+}
+
+/// Sends a report. Repeats it while the server is unreachable or busy, but not for longer than the script may wait.
+fn send(delivery: &Delivery, client: &Client, wait: Duration) -> Result<Value, Failure> {
+    let until = Instant::now() + wait;
+    let mut delay = RETRY;
+    loop {
+        match delivery.send(client) {
+            Err(failure) if failure.is_passing() && Instant::now() + delay < until => {
+                std::thread::sleep(delay);
+                delay *= 2;
+            }
+            answer => return answer,
         }
     }
 }
@@ -264,39 +290,10 @@ fn with_message(mut body: Value, message: Option<String>) -> Value {
 }
 
 impl Job {
-    /// Sends a report. Repeats it while the server is unreachable or busy, but not for longer than the script may wait.
-    fn send(&self, client: &Client, report: &Report) -> Result<Value, Failure> {
-        let until = Instant::now() + report.wait;
-        let key = Uuid::now_v7().simple().to_string();
-        let mut delay = RETRY;
-        loop {
-            match self.post(client, report, &key) {
-                Err(failure) if failure.is_passing() && Instant::now() + delay < until => {
-                    std::thread::sleep(delay);
-                    delay *= 2;
-                }
-                answer => return answer,
-            }
-        }
-    }
-
-    fn post(&self, client: &Client, report: &Report, key: &str) -> Result<Value, Failure> {
-        let path = |verb| format!("/api/jobs/{}/{verb}", self.id.encoded());
-        let mut body = report.body.clone();
-        body["attempt"] = self.attempt.into();
-        if matches!(report.verb, "start" | "progress") {
-            body["job_type"] = self.job_type.as_ref().map(JobType::as_str).into();
-        }
-        let answer = client.post_once(&path(report.verb), &body, key);
-        match (&answer, &self.job_type) {
-            // The start could not be reported.
-            (Err(failure), Some(job_type)) if failure.exit == Exit::NotFound => {
-                let start = json!({"job_type": job_type.as_str()});
-                client.post_once(&path("start"), &start, &format!("{key}-start"))?;
-                client.post_once(&path(report.verb), &body, &format!("{key}-again"))
-            }
-            _ => answer,
-        }
+    fn delivery(&self, report: &Report) -> Delivery {
+        let job_type = self.job_type.as_ref().map(JobType::as_str);
+        let body = report.body.clone();
+        Delivery::new(&self.id, job_type, self.attempt, report.verb, body)
     }
 
     /// Prints the job for the shell's `eval`.

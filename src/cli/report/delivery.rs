@@ -1,0 +1,113 @@
+//! The request of a report, as it is sent, and as it is kept while the server is away.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::cli::client::Client;
+use crate::cli::run::is_unchanged_since;
+use crate::cli::{Exit, Failure};
+use crate::id::SubjectId;
+
+/// What a job is told, under one idempotency key: however often it is sent, it takes effect once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in crate::cli) struct Delivery {
+    pub(in crate::cli) job_id: String,
+    job_type: Option<String>,
+    attempt: Option<u32>,
+    verb: String,
+    body: Value,
+    pub(in crate::cli) key: String,
+}
+
+impl Delivery {
+    /// Returns the request of a verb of a job. It is for this attempt, or for the one that the job has.
+    pub(in crate::cli) fn new(
+        job_id: &SubjectId,
+        job_type: Option<&str>,
+        attempt: Option<u32>,
+        verb: &str,
+        mut body: Value,
+    ) -> Delivery {
+        body["attempt"] = attempt.into();
+        if matches!(verb, "start" | "progress") {
+            body["job_type"] = job_type.into();
+        }
+        Delivery {
+            job_id: job_id.as_str().to_owned(),
+            job_type: job_type.map(str::to_owned),
+            attempt,
+            verb: verb.to_owned(),
+            body,
+            // Keys are in the order of time.
+            key: Uuid::now_v7().simple().to_string(),
+        }
+    }
+
+    /// Whether it ends the job.
+    pub(super) fn is_end(&self) -> bool {
+        matches!(&*self.verb, "complete" | "fail" | "cancel")
+    }
+
+    /// Sends it.
+    pub(super) fn send(&self, client: &Client) -> Result<Value, Failure> {
+        let answer = client.post_once(&self.path(&self.verb)?, &self.body, &self.key);
+        match (&answer, &self.job_type) {
+            // The start could not be reported.
+            (Err(failure), Some(job_type)) if failure.exit == Exit::NotFound => {
+                let start = json!({"job_type": job_type});
+                let key = |name| format!("{}-{name}", self.key);
+                client.post_once(&self.path("start")?, &start, &key("start"))?;
+                client.post_once(&self.path(&self.verb)?, &self.body, &key("again"))
+            }
+            _ => answer,
+        }
+    }
+
+    /// Sends what was kept at this time, unless something newer has happened to the job.
+    pub(in crate::cli) fn send_later(
+        &self,
+        client: &Client,
+        kept_at: DateTime<Utc>,
+    ) -> Result<(), Failure> {
+        // Otherwise the server compares the attempts.
+        if self.attempt.is_none() {
+            match client.get(&self.path("")?) {
+                Ok(job) if !is_unchanged_since(&job, kept_at) => {
+                    return Err(Failure {
+                        http_status: Some(409),
+                        code: Some("newer".into()),
+                        ..Failure::new(Exit::Failed, "something newer has happened to the job")
+                    });
+                }
+                Err(failure) if failure.exit != Exit::NotFound => return Err(failure),
+                _ => {}
+            }
+        }
+        self.send(client).map(drop)
+    }
+
+    /// Whether another one is about the end of the same attempt.
+    pub(in crate::cli) fn is_of_same_attempt(&self, other: &Delivery) -> bool {
+        (&self.job_id, self.attempt) == (&other.job_id, other.attempt)
+    }
+
+    /// Returns what it says, for people.
+    pub(in crate::cli) fn text(&self) -> String {
+        let said = |text: &Value| text.as_str().map(|text| format!(": {text}"));
+        match &*self.verb {
+            "complete" => "completed".into(),
+            "fail" => {
+                "failed".to_owned() + &said(&self.body["error"]["message"]).unwrap_or_default()
+            }
+            _ => "cancelled".to_owned() + &said(&self.body["message"]).unwrap_or_default(),
+        }
+    }
+
+    fn path(&self, verb: &str) -> Result<String, Failure> {
+        let id: SubjectId = self.job_id.parse()?;
+        let separator = if verb.is_empty() { "" } else { "/" };
+        Ok(format!("/api/jobs/{}{separator}{verb}", id.encoded()))
+    }
+}

@@ -8,6 +8,8 @@ use std::future::{Future, ready};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
+use chrono::{TimeDelta, Utc};
 use hyper::Uri;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
@@ -21,6 +23,10 @@ use crate::id::SchoolId;
 
 /// The default server.
 pub(super) const DEFAULT_URL: &str = "http://127.0.0.1:8000";
+
+/// The least difference between two clocks that counts. `Date` has whole seconds, and an answer takes time.
+#[cfg(unix)]
+const CLOCKS_DIFFER_MIN: TimeDelta = TimeDelta::seconds(3);
 
 /// The code of the problem that a request names no school, and its text on the command line.
 const SCHOOL_REQUIRED: &str = "school-required";
@@ -163,6 +169,15 @@ impl Client {
     /// Gets JSON.
     pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
         self.wait(self.client.get(&self.path(path)))
+    }
+
+    /// Gets JSON, and by how much the clock of the server is ahead of the one here: zero if it is not known, or too little to tell.
+    #[cfg(unix)]
+    pub(super) fn get_with_clock(&self, path: &str) -> Result<(Value, TimeDelta), Failure> {
+        let (answer, date) = self.wait(self.client.get_with_date(&self.path(path)))?;
+        let ahead = date.map_or(TimeDelta::zero(), |date| date - Utc::now());
+        let is_known = ahead.abs() >= CLOCKS_DIFFER_MIN;
+        Ok((answer, ahead * i32::from(is_known)))
     }
 
     fn wait<T>(&self, answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Failure> {

@@ -47,7 +47,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::header::{CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER};
+use chrono::{DateTime, Utc};
+use hyper::header::{CONTENT_TYPE, DATE, HeaderName, LOCATION, RETRY_AFTER};
 use hyper::{Method, Uri};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
@@ -310,29 +311,55 @@ impl Client {
         self.http.send(request).await
     }
 
+    /// Gets JSON, and the time on the server's clock in whole seconds, if the answer has it.
+    #[cfg(all(feature = "cli", unix))]
+    pub(crate) async fn get_with_date(
+        &self,
+        path: &str,
+    ) -> Result<(Value, Option<DateTime<Utc>>), ClientError> {
+        let (body, date) = self.dated(self.request(Method::GET, path)).await?;
+        Ok((parsed(&body)?, date))
+    }
+
     async fn answer(&self, request: Request) -> Result<Value, ClientError> {
-        let body = self.body(request).await?;
-        match body.is_empty() {
-            true => Ok(Value::Null),
-            false => serde_json::from_slice(&body)
-                .map_err(|error| ClientError::Unreadable(error.to_string())),
-        }
+        parsed(&self.body(request).await?)
     }
 
     async fn body(&self, request: Request) -> Result<Vec<u8>, ClientError> {
+        self.dated(request).await.map(|(body, _)| body)
+    }
+
+    /// Returns the body of the answer, and its date.
+    async fn dated(
+        &self,
+        request: Request,
+    ) -> Result<(Vec<u8>, Option<DateTime<Utc>>), ClientError> {
         let answered = async {
             let answer = self.send(request).await?;
             if answer.status >= 300 {
                 let refusal = refusal(answer, self.answer_timeout, self.base());
                 return Err(refusal.await.into_error());
             }
-            answer.bytes(MESSAGE_MAX_BYTES).await
+            let date = answer.header(DATE);
+            let date = date.and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+            let date = date.map(|date| date.with_timezone(&Utc));
+            let body = answer.bytes(MESSAGE_MAX_BYTES).await?;
+            Ok((body, date))
         };
         let answered = timeout(self.answer_timeout, answered).await;
         answered.unwrap_or_else(|_| {
             let problem = format!("no answer arrived within {:?}", self.answer_timeout);
             Err(ClientError::Unreachable(problem))
         })
+    }
+}
+
+fn parsed(body: &[u8]) -> Result<Value, ClientError> {
+    match body.is_empty() {
+        true => Ok(Value::Null),
+        false => {
+            serde_json::from_slice(body).map_err(|error| ClientError::Unreadable(error.to_string()))
+        }
     }
 }
 

@@ -73,8 +73,8 @@ impl Delivery {
     ) -> Result<(), Failure> {
         // Otherwise the server compares the attempts.
         if self.attempt.is_none() {
-            match client.get(&self.path("")?) {
-                Ok(job) if !is_unchanged_since(&job, kept_at) => {
+            match client.get_with_clock(&self.path("")?) {
+                Ok((job, ahead)) if !is_unchanged_since(&job, kept_at, ahead) => {
                     return Err(Failure {
                         http_status: Some(409),
                         code: Some("newer".into()),

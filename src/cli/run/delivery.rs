@@ -1,6 +1,6 @@
 //! The requests by which a command's job is reported, each with its idempotency key.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -92,10 +92,14 @@ impl Delivery {
         &mut self,
         since: DateTime<Utc>,
     ) -> Result<(), Failure> {
-        let is_old = |job: &Value| is_unchanged_since(job, since);
-        match self.client.get(&self.path("")?) {
+        let state = self.client.get_with_clock(&self.path("")?);
+        let ahead = state
+            .as_ref()
+            .map_or(TimeDelta::zero(), |(_, ahead)| *ahead);
+        let is_old = |job: &Value| is_unchanged_since(job, since, ahead);
+        match state {
             // A start would begin what somebody has queued for another worker.
-            Ok(job) if is_waiting(&job) && !is_old(&job) => {
+            Ok((job, _)) if is_waiting(&job) && !is_old(&job) => {
                 // Succeeds only if this run has queued it, in an earlier try: nothing else can be retried before it has ended.
                 self.post("retry", &json!({}), "retry")?;
                 let started = self.post("start", &self.starting(), "restart")?;
@@ -281,18 +285,22 @@ fn is_waiting(job: &Value) -> bool {
     ["pending", "queued"].contains(&&*status(job))
 }
 
-/// Whether nothing has happened to a job since this time.
-pub(in crate::cli) fn is_unchanged_since(job: &Value, since: DateTime<Utc>) -> bool {
+/// Whether nothing has happened to a job since this time on the clock here. That of the server is `ahead` of it.
+pub(in crate::cli) fn is_unchanged_since(
+    job: &Value,
+    since: DateTime<Utc>,
+    ahead: TimeDelta,
+) -> bool {
+    let time = |field: &Value| DateTime::parse_from_rfc3339(field.as_str()?).ok();
     let is_final = ["completed", "failed", "cancelled"].contains(&&*status(job));
     let metadata = &job["metadata"];
     // Metadata stay when somebody else begins a new attempt.
     let is_of_attempt = metadata["ended_attempt"] == job["attempt"];
-    // An earlier run can have been reported late.
-    let ended = metadata["ended_at"].as_str();
-    let ended = ended.filter(|_| is_final && is_of_attempt);
-    let changed = ended.or(job["timestamp"].as_str());
-    let changed = changed.and_then(|text| DateTime::parse_from_rfc3339(text).ok());
-    changed.is_some_and(|changed| changed <= since)
+    // An earlier run can have been reported late. That is a time of its machine.
+    match time(&metadata["ended_at"]).filter(|_| is_final && is_of_attempt) {
+        Some(ended) => ended <= since,
+        None => time(&job["timestamp"]).is_some_and(|changed| changed <= since + ahead),
+    }
 }
 
 /// Returns the status of a job. A setting of the server decides about its case.

@@ -1,12 +1,13 @@
 //! What is kept while the server is away: the ends of scripts, and what becomes of them and of those that cannot be sent.
 
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use tidings::auth::Role;
 
 use super::spool::{Away, jobs_at, of, said};
 use super::*;
 use crate::support::forwarder::Forwarder;
-use crate::support::process::Process;
+use crate::support::process::{Process, set_clock, with_clock};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_a_script_is_kept_and_told_when_the_server_is_back() {
@@ -234,4 +235,60 @@ async fn a_command_that_ends_before_its_progress_is_reported_says_how_it_was_rea
         (&job["status"], &job["metadata"]["progress_source"]),
         (&json!("completed"), &json!("bar"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_newer_does_not_depend_on_the_clock_of_the_machine() {
+    if !needs("cc") {
+        return;
+    }
+    for offset_secs in [-86_400, 86_400] {
+        let server = Stoppable::start();
+        let clock = server.folder.path().join("clock");
+        set_clock(&clock, offset_secs);
+        let end = async |server: &Stoppable, arguments: &[&str]| {
+            let mut command = of(server.folder.path(), &server.url, arguments);
+            with_clock(&mut command, &clock);
+            let output = end_of(command, b"").await;
+            let said = text(&output.stdout) + &text(&output.stderr);
+            (output.status.code(), said)
+        };
+        let fail = async |server: &Stoppable, id: &str| {
+            server.act(id, "start", json!({"job_type": "t"})).await;
+            let error = json!({"error": {"code": "x", "message": "Of others"}});
+            let failed = server.act(id, "fail", error).await;
+            DateTime::parse_from_rfc3339(failed["timestamp"].as_str().unwrap()).unwrap()
+        };
+        let failed_at = fail(&server, "before").await;
+        // The server tells its time in whole seconds.
+        until("the run is later", async || {
+            Utc::now() - failed_at.to_utc() > TimeDelta::seconds(2)
+        })
+        .await;
+        let server = server.stop().await;
+        for id in ["before", "since"] {
+            let run = [
+                "run", "--wait", "0", "--id", id, "--type", "t", "--", "false",
+            ];
+            let (code, told) = end(&server, &run).await;
+            assert_eq!(code, Some(1), "{told}");
+            assert!(told.contains("kept for the next"), "{told}");
+        }
+        let server = server.start_again().await;
+        fail(&server, "since").await;
+        let (code, told) = end(&server, &["spool", "send"]).await;
+        assert_eq!(code, Some(1), "{told}");
+        assert!(told.contains("the job since ended could not"), "{told}");
+        for (id, attempt, message) in [
+            ("before", 2, "exited with code 1"),
+            ("since", 1, "Of others"),
+        ] {
+            let job = server.job(id).await;
+            assert_eq!(
+                (&job["attempt"], &job["error"]["message"]),
+                (&json!(attempt), &json!(message)),
+                "{id}, {offset_secs}: {told}"
+            );
+        }
+    }
 }

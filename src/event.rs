@@ -131,9 +131,9 @@ pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {
 /// The kind's own fields of an event: one compact JSON object with at least one field, and the payload it represents.
 /// Clones share both.
 #[derive(Clone)]
-pub struct Fields(Arc<Told>);
+pub struct Fields(Arc<Content>);
 
-struct Told {
+struct Content {
     json: String,
     /// `None` if the JSON does not represent the expected payload.
     payload: OnceLock<Option<AnyPayload>>,
@@ -146,7 +146,7 @@ impl Fields {
     pub fn of<P: Payload>(payload: P) -> Fields {
         let json = serde_json::to_string(&payload).expect("a payload is JSON");
         let payload: AnyPayload = Box::new(payload);
-        Fields(Arc::new(Told {
+        Fields(Arc::new(Content {
             json,
             payload: OnceLock::from(Some(payload)),
         }))
@@ -171,7 +171,7 @@ impl Fields {
 impl From<String> for Fields {
     /// Creates fields from stored JSON.
     fn from(json: String) -> Fields {
-        Fields(Arc::new(Told {
+        Fields(Arc::new(Content {
             json,
             payload: OnceLock::new(),
         }))

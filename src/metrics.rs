@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{METRICS_MEAN_SECS, METRICS_SECS};
 use crate::hub::Hub;
-use crate::log::{Committed, Reading, Store};
+use crate::log::{CommitCounts, Committed, Store};
 
 /// Metrics of one second.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
@@ -101,10 +101,10 @@ impl Metrics {
         let mut rounds = interval(Duration::from_secs(1));
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         rounds.tick().await;
-        let mut before = store.meter().read();
+        let mut before = store.commit_metrics().read();
         loop {
             rounds.tick().await;
-            let now = store.meter().read();
+            let now = store.commit_metrics().read();
             let mut second = between(before, now);
             second.streams = hub.attached();
             second.waiting = committed.waiting();
@@ -118,7 +118,7 @@ impl Metrics {
     }
 }
 
-fn between(before: Reading, now: Reading) -> Second {
+fn between(before: CommitCounts, now: CommitCounts) -> Second {
     let commits = now.commits.saturating_sub(before.commits);
     let micros = now.commit_micros.saturating_sub(before.commit_micros);
     Second {
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_second_is_what_came_between_two_readings() {
-        let reading = |events, commits, commit_micros| Reading {
+        let reading = |events, commits, commit_micros| CommitCounts {
             events,
             commits,
             commit_micros,

@@ -133,7 +133,7 @@ pub struct Inbox {
     queue: mpsc::Sender<Vec<u8>>,
     bytes: Arc<AtomicUsize>,
     hints: Hints,
-    meter: Arc<BusMeter>,
+    metrics: Arc<BusMetrics>,
 }
 
 /// The receiving end of an [`Inbox`].
@@ -144,14 +144,14 @@ pub struct Arrivals {
 
 impl Inbox {
     /// Creates an inbox. If it is full, the messages are dropped, and `hints` is asked for a look at the logs.
-    pub fn new(hints: Hints, meter: Arc<BusMeter>) -> (Inbox, Arrivals) {
+    pub fn new(hints: Hints, metrics: Arc<BusMetrics>) -> (Inbox, Arrivals) {
         let (sender, receiver) = mpsc::channel(BUS_INBOX);
         let bytes = Arc::<AtomicUsize>::default();
         let inbox = Inbox {
             queue: sender,
             bytes: Arc::clone(&bytes),
             hints,
-            meter,
+            metrics,
         };
         let arrivals = Arrivals {
             queue: receiver,
@@ -167,12 +167,12 @@ impl Inbox {
         if waiting + size <= BUS_INBOX_BYTES
             && let Ok(place) = self.queue.try_reserve()
         {
-            self.meter.received.fetch_add(1, Ordering::Relaxed);
+            self.metrics.received.fetch_add(1, Ordering::Relaxed);
             place.send(payload);
             return;
         }
         self.bytes.fetch_sub(size, Ordering::Relaxed);
-        self.meter.dropped.fetch_add(1, Ordering::Relaxed);
+        self.metrics.dropped.fetch_add(1, Ordering::Relaxed);
         self.hints.look_at_all();
     }
 
@@ -183,9 +183,9 @@ impl Inbox {
 
     /// Records whether the bus works.
     pub fn is_connected(&self, now: bool) {
-        let before = self.meter.connected.swap(now, Ordering::Relaxed);
+        let before = self.metrics.connected.swap(now, Ordering::Relaxed);
         if before && !now {
-            self.meter.disconnections.fetch_add(1, Ordering::Relaxed);
+            self.metrics.disconnections.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -201,7 +201,7 @@ impl Arrivals {
 
 /// Counts what passes over the bus.
 #[derive(Debug, Default)]
-pub struct BusMeter {
+pub struct BusMetrics {
     connected: AtomicBool,
     disconnections: AtomicU64,
     sent: AtomicU64,
@@ -211,9 +211,9 @@ pub struct BusMeter {
     unreadable: AtomicU64,
 }
 
-/// The values of a [`BusMeter`].
+/// The values of a [`BusMetrics`].
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct BusReading {
+pub struct BusCounts {
     /// Whether the bus works.
     pub connected: bool,
     /// How often the connection was lost.
@@ -230,7 +230,7 @@ pub struct BusReading {
     pub unreadable: u64,
 }
 
-impl BusMeter {
+impl BusMetrics {
     /// Records the outcome of sending this many messages.
     pub fn published(&self, messages: usize, is_sent: bool) {
         let count = match is_sent {
@@ -246,9 +246,9 @@ impl BusMeter {
     }
 
     /// Returns the current values.
-    pub fn read(&self) -> BusReading {
+    pub fn read(&self) -> BusCounts {
         let value = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        BusReading {
+        BusCounts {
             connected: self.connected.load(Ordering::Relaxed),
             disconnections: value(&self.disconnections),
             sent: value(&self.sent),

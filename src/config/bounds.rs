@@ -103,7 +103,7 @@ pub const SCHOOLS_SHARE_FOR: Duration = Duration::from_secs(1);
 /// More than a turn.
 pub const HEAVY_BYTES: usize = GROUP_MAX_BYTES / 2;
 /// Least pace of batches, unless there is none: a full commit per second.
-pub const BACKLOG_BYTES_MIN: u32 = 512 * 1024;
+pub const BATCH_BYTES_MIN: u32 = 512 * 1024;
 /// Minimum interval between two log lines about consecutive failed commits.
 pub const FAILURES_LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Size of SQLite's pages, in bytes.

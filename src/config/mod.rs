@@ -290,7 +290,7 @@ pub struct Settings {
     pub event_bytes_per_sec: u32,
     /// Rate limit, in bytes of events per second, at which the batches of all schools together are carried out while several
     /// schools publish. 0 means no limit.
-    pub backlog_bytes_per_sec: u32,
+    pub batch_bytes_per_sec: u32,
     /// Memory for the bodies, commands, events and answers of concurrent writes, in bytes. A school can hold as much as
     /// remains free.
     pub write_memory_bytes: u64,
@@ -396,7 +396,7 @@ impl Default for Settings {
             batch_limit_commands: 10_000,
             batch_event_bytes: 16 * 1024 * 1024,
             event_bytes_per_sec: 16 * 1024 * 1024,
-            backlog_bytes_per_sec: 32 * 1024 * 1024,
+            batch_bytes_per_sec: 32 * 1024 * 1024,
             write_memory_bytes: 256 * 1024 * 1024,
             metadata_limit_bytes: 16 * 1024,
             message_limit_bytes: 4 * 1024,
@@ -600,9 +600,9 @@ impl Settings {
         {
             return invalid("jwt_secret", "must have at least 32 bytes");
         }
-        if (1..BACKLOG_BYTES_MIN).contains(&self.backlog_bytes_per_sec) {
-            let problem = format!("must be 0, for no limit, or at least {BACKLOG_BYTES_MIN}");
-            return invalid("backlog_bytes_per_sec", &problem);
+        if (1..BATCH_BYTES_MIN).contains(&self.batch_bytes_per_sec) {
+            let problem = format!("must be 0, for no limit, or at least {BATCH_BYTES_MIN}");
+            return invalid("batch_bytes_per_sec", &problem);
         }
         for (key, place) in [
             ("jwt_subject_claim", &self.jwt_subject_claim),

@@ -15,7 +15,7 @@ use crate::config::{
 use crate::event::{Event, is_dense};
 use crate::hub::{Hub, Position, WakeList};
 use crate::id::{Place, SchoolId};
-use crate::log::{Batches, Hint, Log, StoreError, Stretch, Told};
+use crate::log::{Batches, Hint, Incoming, Log, StoreError, Stretch};
 
 /// A school of which events are missing.
 struct Hole {
@@ -107,7 +107,7 @@ pub async fn follow(
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => tail.read_what_is_due(),
             told = batches.next() => match told {
                 None => return,
-                Some(Told::Committed(batch)) => {
+                Some(Incoming::Committed(batch)) => {
                     for of_school in batch.chunk_by(|one, next| one.school == next.school) {
                         let dense = tail.take(of_school);
                         slice.deliver(&dense, &mut deliver).await;
@@ -120,7 +120,7 @@ pub async fn follow(
                     }
                     batches.done();
                 }
-                Some(Told::Hint(hint)) => {
+                Some(Incoming::Hint(hint)) => {
                     if tail.is_late(&hint) {
                         batches.was_late();
                         continue;

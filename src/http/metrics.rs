@@ -88,8 +88,8 @@ impl Metrics {
 
     /// What the log and its writer have done.
     fn of_writing(&mut self, tidings: &Tidings) {
-        let meter = tidings.store().meter();
-        let reading = meter.peek();
+        let metrics = tidings.store().commit_metrics();
+        let reading = metrics.peek();
         self.counter("events_committed", "Events committed", reading.events);
         self.counter("commits", "Commits of at least one event", reading.commits);
         let secs = std::time::Duration::from_micros(reading.commit_micros).as_secs_f64();
@@ -101,7 +101,7 @@ impl Metrics {
         self.add(
             "commit_duration_seconds",
             "Time from taking a group up to its commit",
-            meter.commit_duration().clone(),
+            metrics.commit_duration().clone(),
         );
         let durations = tidings.publications().durations().by_outcome();
         let labelled = durations

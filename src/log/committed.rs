@@ -40,7 +40,7 @@ pub struct Batches {
 
 /// What [`Batches`] receives.
 #[derive(Debug)]
-pub enum Told {
+pub enum Incoming {
     /// Events that this node has committed.
     Committed(Vec<Arc<Event>>),
     /// Something that another node may have committed.
@@ -181,7 +181,7 @@ impl Batches {
     }
 
     /// Waits for the next batch or hint. Returns `None` when no batch can follow. Marks the previous batch as done.
-    pub async fn next(&mut self) -> Option<Told> {
+    pub async fn next(&mut self) -> Option<Incoming> {
         self.done();
         self.hint_is_next = !self.hint_is_next;
         let Batches { batches, hints, .. } = self;
@@ -189,16 +189,16 @@ impl Batches {
         let told = match self.hint_is_next {
             true => tokio::select! {
                 biased;
-                Some(hint) = hints.recv() => Some(Told::Hint(hint)),
-                batch = batches.recv() => batch.map(Told::Committed),
+                Some(hint) = hints.recv() => Some(Incoming::Hint(hint)),
+                batch = batches.recv() => batch.map(Incoming::Committed),
             },
             false => tokio::select! {
                 biased;
-                batch = batches.recv() => batch.map(Told::Committed),
-                Some(hint) = hints.recv() => Some(Told::Hint(hint)),
+                batch = batches.recv() => batch.map(Incoming::Committed),
+                Some(hint) = hints.recv() => Some(Incoming::Hint(hint)),
             },
         };
-        self.has_taken = matches!(told, Some(Told::Committed(_)));
+        self.has_taken = matches!(told, Some(Incoming::Committed(_)));
         told
     }
 
@@ -296,7 +296,7 @@ impl Way {
 
 /// Counts what a store has written since it was opened. The writer updates it; the server's metrics read it.
 #[derive(Debug)]
-pub struct Meter {
+pub struct CommitMetrics {
     events: AtomicU64,
     commits: AtomicU64,
     commit_micros: AtomicU64,
@@ -304,9 +304,9 @@ pub struct Meter {
     commit_duration: Histogram,
 }
 
-impl Default for Meter {
-    fn default() -> Meter {
-        Meter {
+impl Default for CommitMetrics {
+    fn default() -> CommitMetrics {
+        CommitMetrics {
             events: AtomicU64::default(),
             commits: AtomicU64::default(),
             commit_micros: AtomicU64::default(),
@@ -316,20 +316,20 @@ impl Default for Meter {
     }
 }
 
-/// The values of a [`Meter`].
+/// The values of [`CommitMetrics`].
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Reading {
+pub struct CommitCounts {
     /// Events committed.
     pub events: u64,
     /// Commits of at least one event.
     pub commits: u64,
     /// The total time from taking a group up to its commit, over all commits, in microseconds.
     pub commit_micros: u64,
-    /// The longest of these times since the last call of [`Meter::read`].
+    /// The longest of these times since the last call of [`CommitMetrics::read`].
     pub slowest_micros: u64,
 }
 
-impl Meter {
+impl CommitMetrics {
     /// Records a commit.
     pub fn committed(&self, events: usize, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
@@ -346,16 +346,16 @@ impl Meter {
     }
 
     /// Returns the current values, and resets the slowest commit.
-    pub fn read(&self) -> Reading {
-        Reading {
+    pub fn read(&self) -> CommitCounts {
+        CommitCounts {
             slowest_micros: self.slowest_micros.swap(0, Ordering::Relaxed),
             ..self.peek()
         }
     }
 
     /// Returns the current values without resetting anything.
-    pub fn peek(&self) -> Reading {
-        Reading {
+    pub fn peek(&self) -> CommitCounts {
+        CommitCounts {
             events: self.events.load(Ordering::Relaxed),
             commits: self.commits.load(Ordering::Relaxed),
             commit_micros: self.commit_micros.load(Ordering::Relaxed),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::{Allowance, CommandError, Envelope, Meter, Receipt, StoreError};
+use super::{Allowance, CommandError, CommitMetrics, Envelope, Receipt, StoreError};
 use crate::event::Event;
 use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::scope::Scope;
@@ -155,7 +155,7 @@ pub trait Journal: Log {
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError>;
 
     /// Returns the counters of what the store has written since it was opened.
-    fn meter(&self) -> &Meter;
+    fn commit_metrics(&self) -> &CommitMetrics;
 
     /// Returns the size of the database in bytes.
     async fn size(&self) -> Result<u64, StoreError>;

@@ -59,7 +59,7 @@ pub use self::catalog::{
 };
 pub(crate) use self::checks::Checks;
 pub use self::command::{CommandError, Envelope, Idempotency, Receipt};
-pub use self::committed::{Announcer, Batches, Committed, Meter, Reading, Told};
+pub use self::committed::{Announcer, Batches, CommitCounts, CommitMetrics, Committed, Incoming};
 pub use self::consumers::Consumers;
 pub use self::error::{StoreError, Waiting};
 pub use self::hints::{Hint, HintCounts, Hints, Look};

@@ -17,22 +17,22 @@ use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
 
 /// What was delivered last of each subject.
-pub(super) struct Pace(Mutex<LruCache<(SchoolId, Kind, SubjectId), Told>>);
+pub(super) struct Pace(Mutex<LruCache<(SchoolId, Kind, SubjectId), LastDelivery>>);
 
 #[derive(Clone, Copy)]
-struct Told {
+struct LastDelivery {
     at: DateTime<Utc>,
     progress: Option<f64>,
 }
 
-impl Told {
-    fn of(event: &Event) -> Told {
+impl LastDelivery {
+    fn of(event: &Event) -> LastDelivery {
         #[derive(Deserialize)]
         struct Fields {
             progress: Option<f64>,
         }
         let fields = serde_json::from_str::<Fields>(&event.draft.fields);
-        Told {
+        LastDelivery {
             at: event.at,
             progress: fields.ok().and_then(|own| own.progress),
         }
@@ -60,12 +60,13 @@ impl Pace {
         let Some(last) = last else {
             return true;
         };
-        let now = Told::of(event);
+        let now = LastDelivery::of(event);
         let mut rules = rules.iter().filter(|rule| rule.matches(event));
         rules.any(|rule| match rule.every {
             Every::Milestone => true,
             Every::Percent(step) => {
-                let place = |told: Told| told.progress.map(|own| (own / f64::from(step)).floor());
+                let place =
+                    |told: LastDelivery| told.progress.map(|own| (own / f64::from(step)).floor());
                 place(now) != place(last)
             }
             Every::Seconds(secs) => (now.at - last.at).num_seconds() >= i64::from(secs),
@@ -77,7 +78,7 @@ impl Pace {
         if rules.iter().any(|rule| rule.every != Every::Milestone) {
             let name = (event.school, event.kind, event.subject.clone());
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.put(name, Told::of(event));
+            all.put(name, LastDelivery::of(event));
         }
     }
 }

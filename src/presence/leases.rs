@@ -88,21 +88,21 @@ impl Renewed {
 }
 
 /// The relevant fields of a device's event, in addition to the status.
-pub(super) struct Told {
+pub(super) struct LeaseUpdate {
     lease_secs: u32,
     last_seen: Option<DateTime<Utc>>,
 }
 
-impl Told {
-    pub(super) fn by(draft: &Draft) -> Option<Told> {
+impl LeaseUpdate {
+    pub(super) fn by(draft: &Draft) -> Option<LeaseUpdate> {
         if let Some(update) = draft.payload::<InfoUpdate>() {
-            return Some(Told {
+            return Some(LeaseUpdate {
                 lease_secs: update.lease_secs,
                 last_seen: None,
             });
         }
         let update = draft.payload::<StatusUpdate>()?;
-        Some(Told {
+        Some(LeaseUpdate {
             lease_secs: update.lease_secs,
             last_seen: update.last_seen,
         })
@@ -232,7 +232,7 @@ impl Leases {
         address: Address,
         seq: u64,
         status: Status,
-        told: &Told,
+        told: &LeaseUpdate,
         now: Uptime,
     ) {
         let standing = (status, told.lease_secs);

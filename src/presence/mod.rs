@@ -27,7 +27,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use tokio::time::{MissedTickBehavior, interval};
 
-use self::leases::{Doubts, Leases, Told, heard_now};
+use self::leases::{Doubts, LeaseUpdate, Leases, heard_now};
 pub use self::together::Together;
 use crate::config::{
     PRESENCE_BATCH, PRESENCE_FLUSH_PERIOD, PRESENCE_PERIOD, PRESENCE_SHARE_PERIOD,
@@ -209,7 +209,7 @@ impl Presence {
     pub fn observe(&self, events: &[Arc<Event>]) {
         for event in events.iter().filter(|event| event.kind == device::KIND) {
             let status = Status::parse(event.draft.status);
-            if let Some((status, told)) = status.zip(Told::by(&event.draft)) {
+            if let Some((status, told)) = status.zip(LeaseUpdate::by(&event.draft)) {
                 let address = (event.school, event.subject.clone());
                 let now = self.clock.now();
                 self.lock().observe(address, event.seq, status, &told, now);

@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 pub use self::choice::{Choice, check};
 use crate::bus::Party;
-use crate::bus::{Arrivals, Bus, BusError, BusMeter, BusReading, Inbox, Message, NodeId, Outbox};
+use crate::bus::{Arrivals, Bus, BusCounts, BusError, BusMetrics, Inbox, Message, NodeId, Outbox};
 use crate::config::{BUS_PAUSE_MIN, BUS_TIMEOUT, BUS_UNREADABLE_PER_LINE};
 use crate::feed;
 use crate::hub::Hub;
@@ -42,7 +42,7 @@ pub struct Relay {
     arrivals: Mutex<Arrivals>,
     /// Schools that are subscribed to.
     subscribed: Mutex<HashSet<SchoolId>>,
-    meter: Arc<BusMeter>,
+    metrics: Arc<BusMetrics>,
 }
 
 impl Relay {
@@ -54,9 +54,9 @@ impl Relay {
         hub: Arc<Hub>,
         committed: &Committed,
     ) -> Arc<Relay> {
-        let meter = Arc::<BusMeter>::default();
+        let metrics = Arc::<BusMetrics>::default();
         let hints = committed.hints().clone();
-        let (inbox, arrivals) = Inbox::new(hints.clone(), Arc::clone(&meter));
+        let (inbox, arrivals) = Inbox::new(hints.clone(), Arc::clone(&metrics));
         let relay = Arc::new(Relay {
             bus,
             party: Party {
@@ -70,7 +70,7 @@ impl Relay {
             inbox,
             arrivals: Mutex::new(arrivals),
             subscribed: Mutex::default(),
-            meter,
+            metrics,
         });
         let outbox = Arc::downgrade(&relay);
         committed.announce_to(Box::new(move |events| {
@@ -116,7 +116,7 @@ impl Relay {
 
     /// Returns the name of the bus, and whether it works.
     pub fn status(&self) -> String {
-        let state = match self.meter.read().connected {
+        let state = match self.metrics.read().connected {
             true => "connected",
             false => "not connected",
         };
@@ -134,8 +134,8 @@ impl Relay {
     }
 
     /// Returns what has passed over the bus, and what became of the hints.
-    pub fn read(&self) -> (BusReading, HintCounts) {
-        let mut reading = self.meter.read();
+    pub fn read(&self) -> (BusCounts, HintCounts) {
+        let mut reading = self.metrics.read();
         reading.unsent += self.outbox.dropped();
         (reading, self.hints.counts())
     }
@@ -150,7 +150,7 @@ impl Relay {
                 .await;
             let published = timeout(BUS_TIMEOUT, self.bus.publish(&messages)).await;
             let published = published.unwrap_or(Err(BusError::Late));
-            self.meter.published(messages.len(), published.is_ok());
+            self.metrics.published(messages.len(), published.is_ok());
             let Err(error) = published else {
                 is_failing = false;
                 continue;
@@ -173,7 +173,7 @@ impl Relay {
                 Ok(Some(hint)) => self.hints.give(hint),
                 Ok(None) => {}
                 Err(problem) => {
-                    let count = self.meter.could_not_read();
+                    let count = self.metrics.could_not_read();
                     if count % BUS_UNREADABLE_PER_LINE == 1 {
                         let bus = self.bus.name();
                         tracing::warn!(%problem, bus, count, "a message on the bus was ignored");

@@ -193,7 +193,7 @@ fn acks(told: &[Value]) -> Vec<u64> {
 async fn acknowledgements_in_a_batch_share_their_commits() {
     let server = server().await;
     let mut acknowledging = Acknowledging::of(&server).await;
-    let commits = || server.tidings.store().meter().peek().commits;
+    let commits = || server.tidings.store().commit_metrics().peek().commits;
     let before = commits();
     assert_eq!(acknowledging.happen(50).await.len(), 50);
     let count = commits() - before;

@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use chrono::DateTime;
 use tidings::bus::postgres::PostgresBus;
 use tidings::bus::redis::RedisBus;
-use tidings::bus::{Arrivals, Bus, BusMeter, Inbox, Message, NodeId, Outgoing, Party, Unreadable};
+use tidings::bus::{
+    Arrivals, Bus, BusMetrics, Inbox, Message, NodeId, Outgoing, Party, Unreadable,
+};
 use tidings::config::bus::BusUrl;
 use tidings::config::{BUS_INBOX, BUS_INBOX_BYTES};
 use tidings::event::{Class, Draft, Event};
@@ -156,7 +158,7 @@ pub(crate) struct Node {
     party: Party,
     arrivals: Arrivals,
     pub(crate) hints: Hints,
-    pub(crate) meter: Arc<BusMeter>,
+    pub(crate) metrics: Arc<BusMetrics>,
     running: JoinHandle<()>,
     _batches: Batches,
 }
@@ -201,8 +203,8 @@ async fn node_of(medium: &dyn Medium, epoch: &str) -> Node {
     let bus = medium.join(epoch);
     let (committed, batches) = Committed::channel(1);
     let hints = committed.hints().clone();
-    let meter = Arc::<BusMeter>::default();
-    let (inbox, arrivals) = Inbox::new(hints.clone(), Arc::clone(&meter));
+    let metrics = Arc::<BusMetrics>::default();
+    let (inbox, arrivals) = Inbox::new(hints.clone(), Arc::clone(&metrics));
     let own = Arc::clone(&bus);
     let running = tokio::spawn(async move { own.run(inbox).await });
     let node = Node {
@@ -213,13 +215,13 @@ async fn node_of(medium: &dyn Medium, epoch: &str) -> Node {
         },
         arrivals,
         hints,
-        meter,
+        metrics,
         running,
         _batches: batches,
     };
     let look = patiently("it is connected", node.hints.asked()).await;
     assert!(look.all, "what happened before the connection is unknown");
-    assert!(node.meter.read().connected);
+    assert!(node.metrics.read().connected);
     node
 }
 
@@ -328,7 +330,7 @@ async fn only_schools_that_are_subscribed_to_arrive(medium: &mut dyn Medium) {
         sender.publish(&[event(number, 2, "second")]).await;
     }
     assert_eq!(receiver.next_seqs().await, (3, vec![2]));
-    assert_eq!(receiver.meter.read().received, 3, "and nothing else");
+    assert_eq!(receiver.metrics.read().received, 3, "and nothing else");
 }
 
 async fn a_restarted_server_is_found_again_and_what_was_missed_is_looked_at(
@@ -340,7 +342,7 @@ async fn a_restarted_server_is_found_again_and_what_was_missed_is_looked_at(
     assert_eq!(receiver.next_seqs().await, (1, vec![1]));
     medium.stop().await;
     patiently("the loss is noticed", async {
-        while receiver.meter.read().connected || sender.meter.read().connected {
+        while receiver.metrics.read().connected || sender.metrics.read().connected {
             tokio::task::yield_now().await;
         }
     })
@@ -354,7 +356,7 @@ async fn a_restarted_server_is_found_again_and_what_was_missed_is_looked_at(
     for node in [&sender, &receiver] {
         let look = patiently("it works again", node.hints.asked()).await;
         assert!(look.all, "everything may have been missed");
-        assert_eq!(node.meter.read().disconnections, 1);
+        assert_eq!(node.metrics.read().disconnections, 1);
     }
     // What was subscribed to before and meanwhile is in force.
     for number in [1, 2] {
@@ -374,7 +376,7 @@ async fn a_receiver_that_takes_nothing_does_not_grow(medium: &mut dyn Medium) {
     assert!(look.all, "the log has what was dropped");
     patiently("everything has arrived", async {
         loop {
-            let reading = receiver.meter.read();
+            let reading = receiver.metrics.read();
             if reading.received + reading.dropped == many {
                 assert_eq!(reading.received, BUS_INBOX as u64);
                 break;
@@ -449,7 +451,7 @@ async fn two_installations_do_not_hear_one_another(medium: &mut dyn Medium) {
     sender.publish(&[event(1, 1, "of the first")]).await;
     other.publish(&[event(1, 2, "of the second")]).await;
     assert_eq!(receiver.next_seqs().await, (1, vec![2]));
-    assert_eq!(receiver.meter.read().received, 1);
+    assert_eq!(receiver.metrics.read().received, 1);
 }
 
 async fn nodes_that_hear_one_another_have_one_fingerprint(medium: &mut dyn Medium) {
@@ -511,7 +513,7 @@ async fn a_redis_that_answers_no_more_is_given_up_and_connected_again() {
     let lost = sender.encode(&[event(1, 1, "lost")]);
     assert!(sender.bus.publish(&lost).await.is_err(), "it does not wait");
     patiently("both give it up", async {
-        while receiver.meter.read().connected || sender.meter.read().connected {
+        while receiver.metrics.read().connected || sender.metrics.read().connected {
             tokio::task::yield_now().await;
         }
     })

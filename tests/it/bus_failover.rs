@@ -116,7 +116,7 @@ async fn a_channel_that_moves_within_a_cluster_is_subscribed_to_again() {
     receiver.unsubscribe(&[2]).await;
     sender.publish(&[event(1, 1, "before")]).await;
     assert_eq!(receiver.next_seqs().await, (1, vec![1]));
-    assert_eq!(receiver.meter.read().disconnections, 0);
+    assert_eq!(receiver.metrics.read().disconnections, 0);
     let (from, slot) = home(&cluster, 1);
     cluster.move_slot(slot, from, (from + 1) % 3);
     let look = patiently("the receiver subscribes again", receiver.hints.asked()).await;

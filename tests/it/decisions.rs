@@ -11,7 +11,8 @@ use tidings::log::decide::{Decisions, Rules};
 use tidings::log::facts::Moment;
 use tidings::log::writer::{Pace, Writer};
 use tidings::log::{
-    Allowance, CommandError, Committed, Envelope, Idempotency, Meter, Receipt, Room, StoreError,
+    Allowance, CommandError, CommitMetrics, Committed, Envelope, Idempotency, Receipt, Room,
+    StoreError,
 };
 use tidings::uptime::Uptime;
 
@@ -173,12 +174,12 @@ async fn a_commit_that_fails_has_no_effect_and_the_next_one_begins_where_it_did(
         ..Memory::default()
     };
     let (committed, mut batches) = Committed::channel(8);
-    let meter = Arc::<Meter>::default();
+    let metrics = Arc::<CommitMetrics>::default();
     let (writer, handle) = Writer::new(
         memory,
         rules(10),
         committed,
-        Arc::clone(&meter),
+        Arc::clone(&metrics),
         Arc::new(Pace::new(0)),
     );
     let thread = std::thread::spawn(|| writer.run());
@@ -189,7 +190,7 @@ async fn a_commit_that_fails_has_no_effect_and_the_next_one_begins_where_it_did(
     assert!(matches!(&receipts[0], Ok(Receipt::Committed(event)) if event.seq == 1));
     let batch = batches.recv().await.unwrap();
     assert_eq!(batch.len(), 1, "what failed is told to nobody");
-    assert_eq!(meter.peek().commits, 1);
+    assert_eq!(metrics.peek().commits, 1);
     let closing = tokio::spawn(async move { handle.close().await });
     let answer = thread.join().unwrap().expect("somebody waits");
     answer.send(Ok(())).unwrap();

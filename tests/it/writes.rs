@@ -195,7 +195,7 @@ async fn a_school_that_produces_too_much_waits_and_others_do_not() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: takes seconds"]
 async fn while_several_schools_publish_batches_have_a_rate_and_reports_of_others_do_not_wait() {
-    let server = server_with(json!({"backlog_bytes_per_sec": 1_000_000})).await;
+    let server = server_with(json!({"batch_bytes_per_sec": 1_000_000})).await;
     for (school, metadata) in [(1, 10_000), (2, 100)] {
         job(&server, school, "a", metadata).await;
     }

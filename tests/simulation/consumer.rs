@@ -22,8 +22,8 @@ use tidings::log::nodes::{Node, NodeId, NodeReport, Nodes};
 use tidings::log::pings::{KeyDigest, PingKey, PingKeyId, PingKeys};
 use tidings::log::writer::Receipts;
 use tidings::log::{
-    Allowance, Catalog, Ending, Envelope, Journal, ListPage, ListQuery, Meter, Overdue, PartPage,
-    PartQuery, StoreError, StoredSubject, Which,
+    Allowance, Catalog, CommitMetrics, Ending, Envelope, Journal, ListPage, ListQuery, Overdue,
+    PartPage, PartQuery, StoreError, StoredSubject, Which,
 };
 use tidings::notify::Notifier;
 use tidings::notify::notification::{DeliveryError, Notification};
@@ -399,7 +399,7 @@ impl Journal for Ledger {
         unreachable!("a runner reads the log")
     }
 
-    fn meter(&self) -> &Meter {
+    fn commit_metrics(&self) -> &CommitMetrics {
         unreachable!("a runner reads the log")
     }
 

@@ -15,7 +15,7 @@ use tidings::log::decide::{Decisions, Rules};
 use tidings::log::facts::{Address, Facts, KeyUse, Moment, Stored, Tail};
 use tidings::log::leases::Fence;
 use tidings::log::writer::{Backend, Handle, Pace, Receipts, Writer};
-use tidings::log::{Allowance, Batches, Committed, Envelope, Log, Meter, StoreError};
+use tidings::log::{Allowance, Batches, CommitMetrics, Committed, Envelope, Log, StoreError};
 use tidings::uptime::Uptime;
 use tokio::task::unconstrained;
 
@@ -302,7 +302,7 @@ impl Publisher {
             database,
             rules,
             committed,
-            Arc::<Meter>::default(),
+            Arc::<CommitMetrics>::default(),
             Arc::new(Pace::new(0)),
         );
         Publisher {

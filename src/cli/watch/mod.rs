@@ -20,7 +20,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 
 use self::goal::{End, Goal};
 use self::hook::Hook;
-use self::reader::{READ_AHEAD, Reader, Told};
+use self::reader::{READ_AHEAD, Reader, Update};
 use self::scope::Scope;
 use self::screen::Screen;
 use super::{Exit, Failure, client, credential};
@@ -92,7 +92,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut runtime = Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).thread_name("tidings-watch");
     let runtime = runtime.enable_io().enable_time().build()?;
-    let (told, mut messages) = channel(READ_AHEAD);
+    let (updates, mut messages) = channel(READ_AHEAD);
     for (index, scope) in scopes.iter().enumerate() {
         let reader = Reader {
             index,
@@ -101,11 +101,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             client: client.clone(),
             url: account.url.clone(),
             cursor: arguments.cursor.clone(),
-            told: told.clone(),
+            updates: updates.clone(),
         };
         runtime.spawn(reader.run());
     }
-    drop(told);
+    drop(updates);
     let ended = show(&scopes, &mut messages, &mut screen, hook.as_mut());
     // Otherwise the end would wait for names that are being resolved.
     runtime.shutdown_background();
@@ -119,7 +119,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 /// Shows what the readers tell, until each scope has ended or one has failed.
 fn show(
     scopes: &[Scope],
-    messages: &mut Receiver<(usize, Told)>,
+    messages: &mut Receiver<(usize, Update)>,
     screen: &mut Screen,
     mut hook: Option<&mut Hook>,
 ) -> Result<(), Failure> {
@@ -129,17 +129,17 @@ fn show(
         _ => format!("{}: {text}", scopes[index].text),
     };
     let mut ends: Vec<End> = Vec::new();
-    while let Some((index, told)) = messages.blocking_recv() {
-        match told {
-            Told::Message { message, is_change } => {
+    while let Some((index, update)) = messages.blocking_recv() {
+        match update {
+            Update::Message { message, is_change } => {
                 screen.show(&message)?;
                 if let Some(hook) = hook.as_mut().filter(|_| is_change) {
                     hook.run(&scopes[index], &message);
                 }
             }
-            Told::Notice(text) => notices.say(&named(index, &text)),
-            Told::End(Ok(end)) => ends.push(end),
-            Told::End(Err(failure)) => {
+            Update::Notice(text) => notices.say(&named(index, &text)),
+            Update::End(Ok(end)) => ends.push(end),
+            Update::End(Err(failure)) => {
                 return Err(Failure {
                     message: named(index, &failure.message),
                     ..failure

@@ -21,8 +21,8 @@ pub(super) const READ_AHEAD: usize = 256;
 /// The code with which the server closes a stream whose token has expired.
 const TOKEN_EXPIRED: u64 = 4401;
 
-/// What a reader tells.
-pub(super) enum Told {
+/// What a reader sends.
+pub(super) enum Update {
     /// A message.
     Message {
         message: Value,
@@ -45,7 +45,7 @@ pub(super) struct Reader {
     /// The URL of the server.
     pub(super) url: String,
     pub(super) cursor: Option<String>,
-    pub(super) told: Sender<(usize, Told)>,
+    pub(super) updates: Sender<(usize, Update)>,
 }
 
 /// Why reading stops.
@@ -72,11 +72,11 @@ impl Reader {
             Err(Stop::Unheard) => return,
         };
         // Fails if nobody listens any more.
-        let _ = self.tell(Told::End(end)).await;
+        let _ = self.send(Update::End(end)).await;
     }
 
-    async fn tell(&self, what: Told) -> Result<(), Stop> {
-        let sent = self.told.send((self.index, what)).await;
+    async fn send(&self, what: Update) -> Result<(), Stop> {
+        let sent = self.updates.send((self.index, what)).await;
         sent.map_err(|_| Stop::Unheard)
     }
 
@@ -102,7 +102,7 @@ impl Reader {
                     was_reached = true;
                     if std::mem::take(&mut is_lost) {
                         let notice = format!("reconnected to {}", self.url);
-                        self.tell(Told::Notice(notice)).await?;
+                        self.send(Update::Notice(notice)).await?;
                     }
                 }
                 Event::Lost {
@@ -126,7 +126,7 @@ impl Reader {
                         _ => format!("connection to {} lost", self.url),
                     };
                     is_lost = true;
-                    self.tell(Told::Notice(trying_again(&problem, pause)))
+                    self.send(Update::Notice(trying_again(&problem, pause)))
                         .await?;
                 }
             }
@@ -153,7 +153,7 @@ impl Reader {
         let closing = closing(&message);
         // What ends the watch is always a change for the user.
         let is_change = is_change || end.is_some();
-        self.tell(Told::Message { message, is_change }).await?;
+        self.send(Update::Message { message, is_change }).await?;
         match (end, closing) {
             (Some(end), _) => Err(Stop::Ended(end)),
             (None, Some(failure)) => Err(failure.into()),
@@ -174,7 +174,7 @@ impl Reader {
                 Ok(subject) => break subject,
                 Err(failure) if failure.is_passing() => {
                     let notice = trying_again(&failure.message, delay);
-                    self.tell(Told::Notice(notice)).await?;
+                    self.send(Update::Notice(notice)).await?;
                 }
                 Err(failure) => return Err(failure.into()),
             }
@@ -184,7 +184,7 @@ impl Reader {
         let Some(end) = self.goal.judge(&self.scope, &subject, true) else {
             return Ok(());
         };
-        self.tell(Told::Message {
+        self.send(Update::Message {
             message: subject,
             is_change: true,
         })

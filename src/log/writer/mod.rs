@@ -27,7 +27,7 @@ pub use self::pace::Pace;
 use self::turns::{Due, Queue, Round, Turns};
 use super::decide::{Decisions, Rules};
 use super::facts::{Facts, Moment};
-use super::{Allowance, CommandError, Committed, Envelope, Meter, Receipt, StoreError};
+use super::{Allowance, CommandError, CommitMetrics, Committed, Envelope, Receipt, StoreError};
 use crate::config::WRITER_QUEUE;
 use crate::event::is_dense;
 use crate::failures::Failures;
@@ -109,7 +109,7 @@ pub struct Writer<B> {
     backend: B,
     rules: Rules,
     committed: Committed,
-    meter: Arc<Meter>,
+    metrics: Arc<CommitMetrics>,
     /// Determines whose commands come next.
     turns: Turns,
     /// Consecutive commits that failed.
@@ -176,12 +176,12 @@ impl<B: Backend> Handle<B> {
 
 impl<B: Backend> Writer<B> {
     /// Creates a writer, which the caller must [run](Writer::run), and its handle. The writer sends what it commits to
-    /// `committed` and counts it in `meter`. It carries out batches at a `pace`.
+    /// `committed` and counts it in `metrics`. It carries out batches at a `pace`.
     pub fn new(
         backend: B,
         rules: Rules,
         committed: Committed,
-        meter: Arc<Meter>,
+        metrics: Arc<CommitMetrics>,
         pace: Arc<Pace>,
     ) -> (Writer<B>, Handle<B>) {
         let (work, queue) = mpsc::channel(WRITER_QUEUE);
@@ -189,7 +189,7 @@ impl<B: Backend> Writer<B> {
             backend,
             rules,
             committed,
-            meter,
+            metrics,
             turns: Turns::new(pace),
             failures: Failures::default(),
             queue,
@@ -302,7 +302,7 @@ impl<B: Backend> Writer<B> {
         }
         let written = self.note(written.map(|at| at.is_some()));
         if written.is_ok() && !decisions.events.is_empty() {
-            self.meter
+            self.metrics
                 .committed(decisions.events.len(), began.elapsed());
             debug_assert!(is_dense(&decisions.events), "a commit has no hole");
             // Fails only if the dispatcher has stopped, and then nothing receives events.

@@ -13,7 +13,9 @@ use super::schema::schools;
 use super::{ENDED, Fact, PostgresStore, read, rows, set_fact};
 use crate::id::{Epoch, Place, SchoolId};
 use crate::log::writer::Receipts;
-use crate::log::{Allowance, Bounds, Envelope, Journal, Log, Meter, Page, StoreError, Stretch};
+use crate::log::{
+    Allowance, Bounds, CommitMetrics, Envelope, Journal, Log, Page, StoreError, Stretch,
+};
 use crate::scope::Scope;
 use crate::store::columns::{place, uptime_millis};
 use crate::store::numbers::unsigned;
@@ -160,8 +162,8 @@ impl Journal for PostgresStore {
         self.sweep_next(now).await
     }
 
-    fn meter(&self) -> &Meter {
-        &self.meter
+    fn commit_metrics(&self) -> &CommitMetrics {
+        &self.metrics
     }
 
     async fn size(&self) -> Result<u64, StoreError> {

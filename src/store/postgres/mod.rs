@@ -52,7 +52,7 @@ use crate::config::{self, POSTGRES_WRITERS, STATE_CACHE_BYTES, Settings};
 use crate::id::{Epoch, SchoolId};
 use crate::log::decide::Rules;
 use crate::log::writer::{Handle, Pace, Writer};
-use crate::log::{Committed, Meter, StoreError};
+use crate::log::{CommitMetrics, Committed, StoreError};
 use crate::store::columns;
 use crate::store::retention::Retention;
 use crate::store::shared::Backend;
@@ -93,7 +93,7 @@ const ENDED: &str = "ended";
 pub struct PostgresStore {
     epoch: Epoch,
     uptime: UptimeClock,
-    meter: Arc<Meter>,
+    metrics: Arc<CommitMetrics>,
     /// Each school always has the same one.
     writers: Vec<Handle<Backend<Database>>>,
     readers: Readers,
@@ -136,9 +136,9 @@ impl PostgresStore {
             runtime.block_on(prepare(&place, &names))
         });
         let found = opening.join().map_err(|_| StoreError::Stopped)??;
-        let meter = Arc::<Meter>::default();
+        let metrics = Arc::<CommitMetrics>::default();
         let mut writers = Vec::with_capacity(POSTGRES_WRITERS);
-        let pace = Arc::new(Pace::new(settings.backlog_bytes_per_sec));
+        let pace = Arc::new(Pace::new(settings.batch_bytes_per_sec));
         for number in 1..=POSTGRES_WRITERS {
             let rules = Rules {
                 epoch: found.epoch,
@@ -147,7 +147,7 @@ impl PostgresStore {
             };
             let (address, uptime) = (address.clone(), found.uptime.clone());
             let (epoch, synchronous) = (found.epoch, settings.synchronous);
-            let (committed, meter) = (committed.clone(), Arc::clone(&meter));
+            let (committed, metrics) = (committed.clone(), Arc::clone(&metrics));
             let hints = committed.hints().clone();
             let pace = Arc::clone(&pace);
             let (started, starts) = mpsc::channel();
@@ -164,7 +164,7 @@ impl PostgresStore {
                     let database =
                         Database::new(runtime, address, epoch, uptime, synchronous, hints);
                     let backend = Backend::new(database, STATE_CACHE_BYTES / POSTGRES_WRITERS);
-                    let (writer, handle) = Writer::new(backend, rules, committed, meter, pace);
+                    let (writer, handle) = Writer::new(backend, rules, committed, metrics, pace);
                     let _ = started.send(Ok(handle));
                     let closed = writer.run();
                     // No caller waits if the store was dropped without being closed.
@@ -176,7 +176,7 @@ impl PostgresStore {
         let store = PostgresStore {
             epoch: found.epoch,
             uptime: found.uptime,
-            meter,
+            metrics,
             writers,
             readers: Readers::new(settings, address.clone()),
             writes: Writes::new(address),

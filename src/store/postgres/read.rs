@@ -204,7 +204,7 @@ pub(super) async fn replay(
 }
 
 /// The first events of a source.
-struct Told {
+struct Selected {
     events: Vec<Arc<Event>>,
     /// Whether these are all events of the source.
     is_whole: bool,
@@ -218,8 +218,8 @@ impl Source<'_> {
         epoch: Epoch,
         school: SchoolId,
         (mut after, through): (u64, u64),
-    ) -> QueryResult<Told> {
-        let mut told = Told {
+    ) -> QueryResult<Selected> {
+        let mut told = Selected {
             events: Vec::new(),
             is_whole: false,
         };

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::limit::Limit;
 use super::parts::Parts;
 use super::schema::characteristics;
-use super::table::{Selection, Table, Told, any_table, from_millis, millis, unreadable};
+use super::table::{Selected, Selection, Table, any_table, from_millis, millis, unreadable};
 use super::table::{place, tag_bits};
 use super::upsert::upsert;
 use super::violations::{self, ViolationsTable};
@@ -244,7 +244,7 @@ impl Table for CharacteristicsTable {
         conn: &mut SqliteConnection,
         epoch: Epoch,
         selection: &Selection<'_>,
-    ) -> QueryResult<Told> {
+    ) -> QueryResult<Selected> {
         let mut told = Vec::new();
         let school = selection.school;
         let mut tell = |id: &SubjectId, draft: Draft, (seq, at)| {

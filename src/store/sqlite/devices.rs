@@ -11,8 +11,8 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use super::limit::Limit;
 use super::schema::devices;
 use super::table::{
-    Selection, Table, Told, any_table, from_millis, millis, overdue_rows, raw, unreadable, uptime,
-    uptime_millis,
+    Selected, Selection, Table, any_table, from_millis, millis, overdue_rows, raw, unreadable,
+    uptime, uptime_millis,
 };
 use super::table::{place, tag_bits};
 use super::upsert::upsert;
@@ -151,7 +151,7 @@ impl Table for DevicesTable {
         conn: &mut SqliteConnection,
         epoch: Epoch,
         selection: &Selection<'_>,
-    ) -> QueryResult<Told> {
+    ) -> QueryResult<Selected> {
         let mut told = Vec::new();
         let tell_status = |id: &SubjectId, device: &Device| {
             let (draft, place) = (device::status_draft(id, device), device.reported_status);

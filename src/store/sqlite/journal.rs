@@ -9,7 +9,9 @@ use super::backend::Backend;
 use super::{SqliteStore, life, read};
 use crate::id::{Epoch, Place, SchoolId};
 use crate::log::writer::Receipts;
-use crate::log::{Allowance, Bounds, Envelope, Journal, Log, Meter, Page, StoreError, Stretch};
+use crate::log::{
+    Allowance, Bounds, CommitMetrics, Envelope, Journal, Log, Page, StoreError, Stretch,
+};
 use crate::scope::Scope;
 use crate::uptime::UptimeClock;
 use crate::wall_clock;
@@ -95,8 +97,8 @@ impl Journal for SqliteStore {
             .await
     }
 
-    fn meter(&self) -> &Meter {
-        &self.meter
+    fn commit_metrics(&self) -> &CommitMetrics {
+        &self.metrics
     }
 
     async fn size(&self) -> Result<u64, StoreError> {

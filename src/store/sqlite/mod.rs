@@ -60,7 +60,7 @@ use crate::id::{Epoch, Kind, SchoolId};
 use crate::kind;
 use crate::log::decide::Rules;
 use crate::log::writer::{Handle, Pace, Writer};
-use crate::log::{Committed, Meter, StoreError};
+use crate::log::{CommitMetrics, Committed, StoreError};
 use crate::scope::Scope;
 use crate::store::turns::{Asker, Length};
 use crate::uptime::UptimeClock;
@@ -85,7 +85,7 @@ pub struct SqliteStore {
     epoch: Epoch,
     is_cut: bool,
     uptime: UptimeClock,
-    meter: Arc<Meter>,
+    metrics: Arc<CommitMetrics>,
     writer: Handle<Backend>,
     readers: Readers,
     retention: Retention,
@@ -116,7 +116,7 @@ impl SqliteStore {
             Readers::open(settings, &url, Arc::clone(&lock)).map_err(|error| failed(&error))?;
         let checkpoints = Checkpoints::start(&url).map_err(|error| failed(&error))?;
 
-        let meter = Arc::<Meter>::default();
+        let metrics = Arc::<CommitMetrics>::default();
         let rules = Rules {
             epoch: life.epoch,
             limits: settings.limits(),
@@ -125,8 +125,8 @@ impl SqliteStore {
         let uptime = life.uptime.clone();
         let (epoch, is_cut) = (life.epoch, life.is_cut);
         let backend = Backend::new(conn, checkpoints, lock, life, settings);
-        let pace = Arc::new(Pace::new(settings.backlog_bytes_per_sec));
-        let (writer, handle) = Writer::new(backend, rules, committed, Arc::clone(&meter), pace);
+        let pace = Arc::new(Pace::new(settings.batch_bytes_per_sec));
+        let (writer, handle) = Writer::new(backend, rules, committed, Arc::clone(&metrics), pace);
         // The thread ends when the store is closed or its last handle is dropped, and holds the lock until then.
         std::thread::Builder::new()
             .name("tidings-writer".into())
@@ -141,7 +141,7 @@ impl SqliteStore {
             epoch,
             is_cut,
             uptime,
-            meter,
+            metrics,
             writer: handle,
             readers,
             retention: Retention::of(settings),

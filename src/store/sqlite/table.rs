@@ -47,7 +47,7 @@ pub(super) struct Selection<'a> {
 impl Selection<'_> {
     /// Returns the first selected ones of these events, in the order of the log. `events` must be complete up to
     /// `through`.
-    pub(super) fn first_of(&self, mut events: Vec<Event>, through: u64) -> Told {
+    pub(super) fn first_of(&self, mut events: Vec<Event>, through: u64) -> Selected {
         events.retain(|event| {
             event.seq > self.after
                 && event.seq <= through
@@ -62,7 +62,7 @@ impl Selection<'_> {
             Some(last) if is_full => last.seq,
             _ => through,
         };
-        Told { events, through }
+        Selected { events, through }
     }
 }
 
@@ -92,7 +92,7 @@ pub(super) trait Table: Sync {
         conn: &mut SqliteConnection,
         epoch: Epoch,
         selection: &Selection<'_>,
-    ) -> QueryResult<Told>;
+    ) -> QueryResult<Selected>;
 
     /// Returns the sources from which a list is read.
     fn sources<'a>(&self, query: &'a ListQuery) -> Vec<Source<'a>>;
@@ -216,7 +216,7 @@ pub(super) trait Table: Sync {
 }
 
 /// The current states that a table contributes to a snapshot.
-pub(super) struct Told {
+pub(super) struct Selected {
     /// In the order of the log.
     pub(super) events: Vec<Event>,
     /// Every selected state up to this `seq` is included.
@@ -459,7 +459,7 @@ macro_rules! table_of_what_ends {
             conn: &mut SqliteConnection,
             epoch: Epoch,
             selection: &Selection<'_>,
-        ) -> QueryResult<$crate::store::sqlite::table::Told> {
+        ) -> QueryResult<$crate::store::sqlite::table::Selected> {
             use $crate::store::sqlite::limit::Limit as _;
             let mut told = Vec::new();
             let mut tell = |id: SubjectId, stored: Stored| {

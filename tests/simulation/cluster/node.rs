@@ -12,7 +12,7 @@ use tidings::feed::{self, Feed};
 use tidings::hub::Hub;
 use tidings::log::decide::Rules;
 use tidings::log::writer::{Handle, Pace, Writer};
-use tidings::log::{Committed, Log, Meter, Store};
+use tidings::log::{CommitMetrics, Committed, Log, Store};
 use tidings::notify::{Notifier, Notifiers};
 use tidings::relay::Relay;
 use tidings::store::shared::Backend;
@@ -102,7 +102,7 @@ impl Node {
             backend,
             rules,
             committed,
-            Arc::<Meter>::default(),
+            Arc::<CommitMetrics>::default(),
             Arc::new(Pace::new(0)),
         );
         drop(_entered);

@@ -19,17 +19,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::future::join_all;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{
-    SCHEDULE_DRIFT_SECS, SCHEDULE_HINTS_MAX, SCHEDULE_PERIOD, SCHEDULE_RUNS, WATCHDOG_BATCH,
+    SCHEDULE_DRIFT_SECS, SCHEDULE_HINTS_MAX, SCHEDULE_PERIOD, SCHEDULE_RUNS, SCHEDULES_AT_ONCE,
+    WATCHDOG_BATCH,
 };
 use crate::event::{Class, Event};
 use crate::failures::Failures;
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::schedule::{Command as ScheduleCommand, KIND, Observed, Run};
 use crate::kind::{Command, job};
-use crate::log::{Checks, Envelope, ListQuery, Order, Store, StoreError};
+use crate::log::{Envelope, ListQuery, Order, Store, StoreError};
 use crate::wall_clock::{self, Change, Moment, WallClock};
 
 /// Statuses of schedules that are watched.
@@ -37,6 +39,17 @@ const WATCHED: [&str; 3] = ["on_time", "late", "missed"];
 
 /// A schedule: its school, and the type of its jobs.
 type Address = (SchoolId, Arc<str>);
+
+/// A schedule to check.
+#[derive(Debug, Clone)]
+pub struct Due {
+    /// Its school.
+    pub school: SchoolId,
+    /// Its id.
+    pub schedule: SubjectId,
+    /// A job that may be the run that started last.
+    pub hint: Option<SubjectId>,
+}
 
 /// Issues the checks of schedules. See the module documentation.
 pub struct Schedules {
@@ -152,16 +165,15 @@ impl Schedules {
             });
         }
         let hints = std::mem::take(&mut *lock(&self.hints));
-        let mut checks = Checks::new(&*self.store);
-        for ((school, job_type), job) in hints {
-            let Ok(schedule) = job_type.parse() else {
-                continue;
-            };
-            if let Some(check) = self.check(school, schedule, job).await? {
-                checks.add(school, check).await?;
-            }
-        }
-        checks.append().await
+        let due = hints.into_iter().filter_map(|((school, job_type), hint)| {
+            Some(Due {
+                school,
+                schedule: job_type.parse().ok()?,
+                hint,
+            })
+        });
+        self.check_each(&due.collect::<Vec<_>>()).await?;
+        Ok(())
     }
 
     /// Reads what was known of the clock when the server last ran, so that a step meanwhile is noticed.
@@ -194,25 +206,23 @@ impl Schedules {
 
     /// Checks every schedule.
     async fn check_all(&self) -> Result<(), StoreError> {
-        let mut checks = Checks::new(&*self.store);
+        let mut due = Vec::new();
         let mut after = None;
         loop {
             let schools = self.store.schools(after, WATCHDOG_BATCH).await?;
             for school in &schools {
-                self.check_school(*school, &mut checks).await?;
+                self.find(*school, &mut due).await?;
             }
             after = schools.last().copied();
             if schools.len() < WATCHDOG_BATCH {
-                return checks.append().await;
+                self.check_each(&due).await?;
+                return Ok(());
             }
         }
     }
 
-    async fn check_school(
-        &self,
-        school: SchoolId,
-        checks: &mut Checks<'_>,
-    ) -> Result<(), StoreError> {
+    /// Adds the watched schedules of a school to those that are due. Checks what is due once that is much.
+    async fn find(&self, school: SchoolId, due: &mut Vec<Due>) -> Result<(), StoreError> {
         let mut query = ListQuery {
             statuses: WATCHED.to_vec(),
             order: Order::Oldest,
@@ -221,11 +231,13 @@ impl Schedules {
         };
         loop {
             let page = self.store.subjects(school, KIND, query.clone()).await?;
-            for stored in page.subjects {
-                let schedule = stored.event.subject.clone();
-                if let Some(check) = self.check(school, schedule, None).await? {
-                    checks.add(school, check).await?;
-                }
+            due.extend(page.subjects.into_iter().map(|stored| Due {
+                school,
+                schedule: stored.event.subject.clone(),
+                hint: None,
+            }));
+            if due.len() >= WATCHDOG_BATCH {
+                self.check_each(&std::mem::take(due)).await?;
             }
             query.beyond = page.next;
             if page.next.is_none() {
@@ -234,9 +246,39 @@ impl Schedules {
         }
     }
 
+    /// Checks schedules, several at the same time, so that they share commits. Each check is appended right after its runs
+    /// were read: it says nothing of a run that starts meanwhile. If one fails, the others of its time are appended
+    /// nevertheless. Returns whether there was anything to check.
+    pub async fn check_each(&self, due: &[Due]) -> Result<bool, StoreError> {
+        let mut any = false;
+        for part in due.chunks(SCHEDULES_AT_ONCE) {
+            let checked = join_all(part.iter().map(|own| self.check_one(own))).await;
+            for is_checked in checked {
+                any |= is_checked?;
+            }
+        }
+        Ok(any)
+    }
+
+    async fn check_one(&self, due: &Due) -> Result<bool, StoreError> {
+        let Due {
+            school,
+            schedule,
+            hint,
+        } = due.clone();
+        let Some(check) = self.check(school, schedule, hint).await? else {
+            return Ok(false);
+        };
+        let receipts = self.store.append(school, vec![check]).await?;
+        for refused in receipts.into_iter().filter_map(Result::err) {
+            tracing::warn!(school.id = %school, reason = %refused, "the check of a schedule was rejected");
+        }
+        Ok(true)
+    }
+
     /// Returns the check of a schedule, with the run that started last. `None` if the schedule does not exist or is not
     /// watched any more, or before the first look at the clock. `hint` is a job that may be that run.
-    pub async fn check(
+    async fn check(
         &self,
         school: SchoolId,
         schedule: SubjectId,

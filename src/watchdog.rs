@@ -11,10 +11,12 @@
 //!   past retention only grows. But the nodes would wait for one another's locks, and the state of the wall clock belongs to
 //!   the machine that judges ages by it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{
@@ -22,10 +24,11 @@ use crate::config::{
 };
 use crate::failures::Failures;
 use crate::hub::Hub;
+use crate::id::SchoolId;
 use crate::kind::Command;
 use crate::lease::Lease;
-use crate::log::{Checks, Envelope, Store, StoreError};
-use crate::schedules::Schedules;
+use crate::log::{Envelope, Store, StoreError};
+use crate::schedules::{Due, Schedules};
 use crate::uptime::UptimeClock;
 use crate::wall_clock::{self, Change, Moment, WallClock};
 
@@ -75,24 +78,46 @@ async fn check_overdue(store: &dyn Store, schedules: &Schedules) -> Result<(), S
         let now = store.uptime().now();
         let overdue = store.overdue(now, WATCHDOG_BATCH).await?;
         let is_full = overdue.len() >= WATCHDOG_BATCH;
-        let mut any = false;
-        let mut checks = Checks::new(store);
+        let mut by_school: HashMap<SchoolId, Vec<Envelope>> = HashMap::new();
+        let mut due = Vec::new();
         for item in overdue {
-            let check = match item.command {
+            match item.command {
                 // Decided by what has run.
-                Command::Schedule(_) => schedules.check(item.school, item.subject, None).await?,
-                command => Some(Envelope::new(item.subject, command)),
-            };
-            if let Some(check) = check {
-                checks.add(item.school, check).await?;
-                any = true;
+                Command::Schedule(_) => due.push(Due {
+                    school: item.school,
+                    schedule: item.subject,
+                    hint: None,
+                }),
+                command => {
+                    let own = by_school.entry(item.school).or_default();
+                    own.push(Envelope::new(item.subject, command));
+                }
             }
         }
-        checks.append().await?;
+        let mut any = !by_school.is_empty();
+        append_all(store, by_school).await?;
+        any |= schedules.check_each(&due).await?;
         if !(is_full && any) {
             return Ok(());
         }
     }
+}
+
+/// Appends the checks of several schools at the same time, so that they share commits: if the devices or the workers of a
+/// thousand schools fall silent together, no school waits for the commits of the others. If the checks of a school cannot be
+/// appended, those of the others are nevertheless.
+async fn append_all(
+    store: &dyn Store,
+    by_school: HashMap<SchoolId, Vec<Envelope>>,
+) -> Result<(), StoreError> {
+    let appended = by_school.into_iter().map(async |(school, checks)| {
+        let receipts = store.append(school, checks).await?;
+        for refused in receipts.into_iter().filter_map(Result::err) {
+            tracing::warn!(school.id = %school, reason = %refused, "the check of a silent subject was rejected");
+        }
+        Ok(())
+    });
+    join_all(appended).await.into_iter().collect()
 }
 
 /// Saves the uptime until it is dropped.

@@ -508,6 +508,8 @@ pub const SCHEDULE_PERIOD: Duration = Duration::from_secs(1);
 /// Schedules of which is known between two looks that their jobs have started or ended. Others are found at their next check.
 pub const SCHEDULE_HINTS_MAX: usize = 10_000;
 /// Newest jobs of a type among which the run is that started last. Others were created earlier, and wait for a worker or
+/// Schedules that are checked at the same time.
+pub const SCHEDULES_AT_ONCE: usize = 8;
 /// started before.
 pub const SCHEDULE_RUNS: usize = 20;
 /// If the wall clock gets this many seconds ahead of the uptime between two looks, the server was suspended.

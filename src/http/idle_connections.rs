@@ -5,11 +5,15 @@
 //! 1. A fairing counts the requests in progress of each peer. A request is in progress until its answer was handed over,
 //!    thus a stream until it ends; a WebSocket's task keeps it in progress itself.
 //! 2. An answer of known length has a deadline, which is later the longer it is: a client that reads a large answer a byte
-//!    at a time would otherwise keep its connection, and what is buffered for it. Streams deal with slow readers
-//!    themselves.
+//!    at a time would otherwise keep its connection, and what is buffered for it. The bytes of answers
+//!    that follow one another without a pause count together. Streams deal with slow readers themselves, so nothing has a deadline on a connection on
+//!    which another request is in progress: a stream over HTTP/2, in an application that embeds Tidings.
 //! 3. A task periodically asks the kernel for the port's connections. One without a request in progress is shut down when
 //!    nothing was ever sent on it and it is older than `request_timeout_secs`, or when everything was sent, and nothing for
 //!    `keep_alive_timeout_secs`. One whose answer's deadline has passed is shut down unless all was acknowledged.
+//!
+//! A connection is known by the address of its peer. A client that connects to two addresses of this machine from one port
+//! has one entry for both.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -46,6 +50,8 @@ struct Peer {
     requests: usize,
     /// The last answer, if its length is known.
     answer: Option<Answer>,
+    /// The deadline of the answer before the request in progress. Some of that answer may still be on its way.
+    earlier: Option<Instant>,
 }
 
 struct Answer {
@@ -146,7 +152,7 @@ impl Requests {
         let mut peers = requests.peers();
         let own = peers.entry(peer).or_default();
         own.requests += 1;
-        own.answer = None;
+        own.earlier = own.answer.take().and_then(|own| own.deadline);
         drop(peers);
         InProgress {
             peer,
@@ -161,13 +167,11 @@ impl Requests {
         let is_answer_late = own
             .and_then(|own| own.answer.as_ref()?.deadline)
             .is_some_and(|deadline| deadline <= now);
-        match own {
-            Some(own) if own.requests > 0 => is_answer_late,
-            // What is unread may be the next request.
-            _ if connection.is_unread => false,
-            _ if connection.is_unacknowledged => is_answer_late,
-            _ => true,
+        if connection.is_unacknowledged {
+            return is_answer_late;
         }
+        // What is unread may be the next request.
+        own.is_none_or(|own| own.requests == 0) && !connection.is_unread
     }
 
     /// Forgets the peers that had taken their answers, or were gone, when the kernel was asked.
@@ -189,10 +193,14 @@ impl InProgress {
     /// Sets the deadline of an answer of this many bytes.
     fn answered(&self, bytes: usize, timeout: Duration) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        let most = timeout + Duration::from_secs(bytes / RESPONSE_RATE_MIN);
+        let transfer = Duration::from_secs(bytes / RESPONSE_RATE_MIN);
         let began = Instant::now();
-        let deadline = began.checked_add(most);
-        if let Some(own) = self.requests.peers().get_mut(&self.peer) {
+        if let Some(own) = self.requests.peers().get_mut(&self.peer)
+            && own.requests == 1
+        {
+            let least = began + timeout;
+            let from = own.earlier.take().map_or(least, |own| own.max(least));
+            let deadline = from.checked_add(transfer);
             own.answer = Some(Answer { began, deadline });
         }
     }
@@ -233,6 +241,7 @@ async fn check(
                 if std::mem::take(&mut may_warn) {
                     tracing::warn!(%error, "the state of connections is unknown, so idle ones stay open");
                 }
+                requests.forget(&[], asked);
                 continue;
             }
         };
@@ -243,7 +252,6 @@ async fn check(
         if idle.is_empty() {
             continue;
         }
-        tracing::info!(connections = idle.len(), "idle connections are closed");
         let requests = Arc::clone(&requests);
         let closed = spawn_blocking(move || {
             let inodes = idle.keys().copied().collect();
@@ -257,10 +265,17 @@ async fn check(
                 })
             })
         });
-        if let Err(error) = closed.await.map_err(io::Error::other).flatten()
-            && std::mem::take(&mut may_warn)
-        {
-            tracing::warn!(%error, "idle connections cannot be closed");
+        match closed.await.map_err(io::Error::other).flatten() {
+            Ok(0) => {}
+            Ok(connections) => tracing::info!(
+                connections,
+                "connections were closed that were idle, or whose clients did not receive their answers in time"
+            ),
+            Err(error) => {
+                if std::mem::take(&mut may_warn) {
+                    tracing::warn!(%error, "idle connections cannot be closed");
+                }
+            }
         }
     }
 }
@@ -357,9 +372,13 @@ mod tests {
         assert!(is_late(111), "it waits in the socket");
         requests.forget(&[own], start + secs(111));
         assert!(is_late(111));
-        let next = Requests::begin(&requests, own.peer);
-        assert!(!is_late(1_000), "a stream, for example");
-        drop(next);
+        let stream = Requests::begin(&requests, own.peer);
+        assert!(!is_late(1_000));
+        let beside = Requests::begin(&requests, own.peer);
+        beside.answered(0, secs(10));
+        drop(beside);
+        assert!(!is_late(1_000), "the stream goes on beside it");
+        drop(stream);
         assert!(!is_late(1_000));
 
         Requests::begin(&requests, own.peer).answered(0, secs(10));
@@ -367,6 +386,22 @@ mod tests {
         assert_eq!(requests.peers().len(), 1, "answered since");
         requests.forget(&[taken], Instant::now());
         assert!(requests.peers().is_empty());
+    }
+
+    #[test]
+    fn the_bytes_of_answers_that_follow_one_another_count_together() {
+        let requests = Arc::new(Requests::default());
+        let own = Connection {
+            is_unacknowledged: true,
+            ..connection(1, Some(0))
+        };
+        let bytes = usize::try_from(RESPONSE_RATE_MIN * 100).unwrap();
+        let start = Instant::now();
+        for _ in 0..3 {
+            Requests::begin(&requests, own.peer).answered(bytes, secs(10));
+        }
+        assert!(!requests.is_idle(&own, start + secs(309)));
+        assert!(requests.is_idle(&own, start + secs(311)));
     }
 
     #[test]

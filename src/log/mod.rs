@@ -37,7 +37,6 @@
 mod allowance;
 pub mod beats;
 pub mod catalog;
-mod checks;
 mod command;
 mod committed;
 pub mod consumers;
@@ -57,7 +56,6 @@ pub use self::catalog::{
     Catalog, Ending, ListPage, ListQuery, Order, Overdue, PartPage, PartQuery, Searched, Stalled,
     StoredSubject, Tally, TallyQuery, Which,
 };
-pub(crate) use self::checks::Checks;
 pub use self::command::{CommandError, Envelope, Idempotency, Receipt};
 pub use self::committed::{Announcer, Batches, CommitCounts, CommitMetrics, Committed, Incoming};
 pub use self::consumers::Consumers;

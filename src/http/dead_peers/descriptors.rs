@@ -33,11 +33,12 @@ pub(super) fn listening_on(address: SocketAddr) -> io::Result<Vec<OwnedFd>> {
 }
 
 /// Shuts down the sockets with these inodes in both directions, so that their readers and writers return. Finding them takes
-/// a while, so `how` is asked directly before.
+/// a while, so `how` is asked directly before. Returns how many there were.
 pub(super) fn shut_down(
     inodes: &HashSet<u64>,
     how: impl Fn(u64) -> Option<Shutdown>,
-) -> io::Result<()> {
+) -> io::Result<usize> {
+    let mut count = 0;
     for socket in duplicates(|inode| inodes.contains(&inode))? {
         let file = File::from(socket);
         let inode = file.metadata()?.ino();
@@ -49,8 +50,9 @@ pub(super) fn shut_down(
             let _ = sockopt::set_socket_linger(&file, Some(Duration::ZERO));
         }
         let _ = net::shutdown(&file, net::Shutdown::Both);
+        count += 1;
     }
-    Ok(())
+    Ok(count)
 }
 
 /// Returns duplicates of the sockets whose inodes are wanted. An inode may have changed since it was checked.

@@ -14,8 +14,8 @@
 //!
 //! The kernel of a slow reader answers each probe of its closed window, so a slow reader is never taken for dead.
 //!
-//! Deliberately absent: `SO_LINGER`. The data that is queued on a closed connection is still retransmitted for a while. A
-//! peer that returns thus learns that the stream is closed, and reconnects with its cursor.
+//! Deliberately absent for them: `SO_LINGER`. The data that is queued on a closed connection is still retransmitted for a
+//! while. A peer that returns thus learns that the stream is closed, and reconnects with its cursor.
 
 #[cfg(target_os = "linux")]
 mod descriptors;
@@ -91,11 +91,11 @@ pub(super) enum Shutdown {
     Discard,
 }
 
-/// Shuts down the sockets with these inodes as `how` says directly before, if at all.
+/// Shuts down the sockets with these inodes as `how` says directly before, if at all. Returns how many.
 pub(super) fn shut_down(
     inodes: &HashSet<u64>,
     how: impl Fn(u64) -> Option<Shutdown>,
-) -> io::Result<()> {
+) -> io::Result<usize> {
     platform::shut_down(inodes, how)
 }
 
@@ -136,7 +136,7 @@ mod platform {
     pub(super) fn shut_down(
         _: &HashSet<u64>,
         _: impl Fn(u64) -> Option<super::Shutdown>,
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }

@@ -174,7 +174,7 @@ pub struct Rule {
     pub time_zone: Option<Arc<str>>,
     /// The seconds from the start of a run to that of the next one, if there is no cron expression.
     pub period_secs: Option<u32>,
-    /// The seconds after which a run that has not started is missed; 300 if absent.
+    /// The seconds after which a run that has not started is missed.
     pub grace_secs: u32,
     /// The seconds after its start by which a run should have ended.
     pub max_run_secs: u32,

@@ -109,7 +109,7 @@ fn the_guarantees_name_tests_that_exist() {
         ("switches", include_str!("switches.rs")),
         ("attacks", include_str!("attacks.rs")),
         ("access", include_str!("access.rs")),
-        ("characteristics", include_str!("characteristics.rs")),
+        ("listeners", include_str!("characteristics/listeners.rs")),
         ("sources", include_str!("store_contract/sources.rs")),
         ("echo", include_str!("../../src/http/stream/echo.rs")),
         ("runner", include_str!("notify/runner.rs")),

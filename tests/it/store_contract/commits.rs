@@ -1,0 +1,244 @@
+//! What a store promises of commands that are carried out, their order and their turns.
+
+use tidings::config::{GROUP_MAX_COMMANDS, TURNS_PER_GROUP};
+use tidings::event::Event;
+
+use super::*;
+
+pub(super) async fn commands_are_answered_in_order_and_a_refused_one_fails_alone(open: Open) {
+    let bench = bench(open, Settings::default());
+    let receipts = bench
+        .append(
+            1,
+            vec![
+                create("a"),
+                create("a"),
+                tick("nobody"),
+                tick("a"),
+                envelope("a", "start", json!({})),
+                envelope("a", "check", json!({})),
+                create("b"),
+            ],
+        )
+        .await;
+    let told: Vec<_> = receipts
+        .iter()
+        .map(|receipt| match receipt {
+            Ok(Receipt::Committed(event)) => format!("{}:{}", event.subject, event.seq),
+            Ok(Receipt::Unchanged(event)) => format!("{}={}", event.subject, event.seq),
+            Ok(Receipt::Repeated(_)) => "repeated".into(),
+            Err(CommandError::Rule(RuleError::AlreadyExists { .. })) => "exists".into(),
+            Err(CommandError::Rule(RuleError::NotFound { .. })) => "nobody".into(),
+            Err(CommandError::Rule(RuleError::IllegalTransition { .. })) => "illegal".into(),
+            Err(other) => panic!("{other}"),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        ["a:1", "exists", "nobody", "a:2", "illegal", "a=2", "b:3"]
+    );
+}
+
+pub(super) async fn committed_events_are_handed_over_in_order_and_counted_before_the_answer(
+    open: Open,
+) {
+    let mut bench = bench(open, Settings::default());
+    for id in ["a", "b"] {
+        bench.done(vec![create(id), tick(id)]).await;
+        let batch = bench
+            .committed
+            .try_recv()
+            .expect("handed over before the answer");
+        assert_eq!(
+            batch
+                .iter()
+                .map(|event| event.subject.as_str())
+                .collect::<Vec<_>>(),
+            [id, id]
+        );
+    }
+    bench.append(1, vec![create("a")]).await;
+    assert!(
+        bench.committed.try_recv().is_none(),
+        "what was refused did not happen"
+    );
+}
+
+pub(super) async fn schools_know_nothing_of_one_another(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench.done(vec![create("a"), tick("a")]).await;
+    let theirs = bench.append(2, vec![create("a")]).await.remove(0).unwrap();
+    assert_eq!(theirs.event().seq, 1);
+    assert_eq!(bench.replayed(&all(2), 0, false).await, [1]);
+    assert_eq!(bench.snapshot(&all(3)).await, []);
+    assert!(
+        !bench
+            .store
+            .exists(school(3), KIND, "a".parse().unwrap())
+            .await
+            .unwrap()
+    );
+    assert!(
+        bench
+            .store
+            .subject(school(3), KIND, "a".parse().unwrap())
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let page = bench
+        .store
+        .subjects(
+            school(2),
+            KIND,
+            ListQuery {
+                limit: 10,
+                ..ListQuery::default()
+            },
+        )
+        .await
+        .unwrap();
+    assert_eq!((page.subjects.len(), page.head.seq), (1, 1));
+}
+
+/// The writer stands still while nobody takes what it has committed, so that it is known what waits for it.
+pub(super) async fn schools_take_turns_and_a_report_waits_for_no_other_schools_batch(open: Open) {
+    const EACH: usize = 3_000;
+    const EVENT: usize = 4_000;
+    const SHARE: usize = GROUP_MAX_COMMANDS / TURNS_PER_GROUP;
+    // A store may have several writers, and these schools always have the same one.
+    const SCHOOLS: [i64; 3] = [1, 65, 129];
+    let place = tempfile::tempdir().unwrap();
+    let (committed, mut receiver) = Committed::channel(1);
+    let store = open(&place, &Settings::default(), committed);
+    let large = |id: &str| envelope(id, "progress", json!({"message": "x".repeat(EVENT)}));
+    let batch = |id: &str, command: &dyn Fn(&str) -> Envelope| {
+        let ticks = (0..EACH).map(|_| command(id));
+        std::iter::once(create(id)).chain(ticks).collect::<Vec<_>>()
+    };
+    let mut first = store.append(school(SCHOOLS[0]), batch("a", &tick));
+    assert!(futures_util::poll!(first.as_mut()).is_pending());
+    // Alone it has the whole of a commit, and no more.
+    let mut order: Vec<Arc<Event>> = Vec::new();
+    let events = receiver.recv().await.unwrap();
+    assert_eq!(events.len(), GROUP_MAX_COMMANDS);
+    order.extend(events);
+    // Now one commit waits to be taken and one is under way, at most.
+    let mut second = store.append(school(SCHOOLS[1]), batch("b", &large));
+    assert!(futures_util::poll!(second.as_mut()).is_pending());
+    let mut report = store.append(school(SCHOOLS[2]), vec![create("c")]);
+    assert!(futures_util::poll!(report.as_mut()).is_pending());
+    let of = |events: &[Arc<Event>], number| {
+        events
+            .iter()
+            .filter(|event| event.school == school(number))
+            .count()
+    };
+    let mut before = 0;
+    loop {
+        let events = receiver.recv().await.unwrap();
+        let has_report = of(&events, SCHOOLS[2]) == 1;
+        order.extend(events.iter().map(Arc::clone));
+        if has_report {
+            assert!(of(&events, SCHOOLS[0]) <= SHARE);
+            assert!(of(&events, SCHOOLS[1]) <= GROUP_MAX_BYTES / TURNS_PER_GROUP / EVENT + 1);
+            break;
+        }
+        before += events.len();
+    }
+    assert!(before <= 2 * GROUP_MAX_COMMANDS, "{before}");
+    assert!(report.await.unwrap()[0].is_ok(), "while the others go on");
+    // Batches have a pace: a commit may have a turn of one of them.
+    let mut had_second = true;
+    while order.len() < 2 * (EACH + 1) + 1 {
+        let events = receiver.recv().await.unwrap();
+        let (first, second) = (of(&events, SCHOOLS[0]), of(&events, SCHOOLS[1]));
+        assert!(second <= GROUP_MAX_BYTES / EVENT + 1);
+        if of(&order, SCHOOLS[0]) + first < EACH + 1 {
+            assert!(first <= SHARE, "{first}");
+            assert!(second > 0 || had_second, "they take turns");
+        }
+        had_second = second > 0;
+        order.extend(events);
+    }
+    for answer in [first.await.unwrap(), second.await.unwrap()] {
+        assert_eq!(
+            answer.iter().filter(|receipt| receipt.is_ok()).count(),
+            EACH + 1
+        );
+    }
+    for number in [SCHOOLS[0], SCHOOLS[1]] {
+        let seqs = order.iter().filter(|event| event.school == school(number));
+        let seqs: Vec<_> = seqs.map(|event| event.seq).collect();
+        assert_eq!(seqs, (1..=EACH as u64 + 1).collect::<Vec<_>>(), "in order");
+    }
+}
+
+pub(super) async fn many_writers_leave_no_hole(open: Open) {
+    let bench = Arc::new(bench(open, Settings::default()));
+    let writers: Vec<_> = (0..16)
+        .map(|writer| {
+            let bench = Arc::clone(&bench);
+            tokio::spawn(async move {
+                let (number, id) = (writer % 2 + 1, format!("j{writer}"));
+                bench
+                    .append(number, vec![create(&id)])
+                    .await
+                    .remove(0)
+                    .unwrap();
+                for _ in 0..50 {
+                    bench
+                        .append(number, vec![tick(&id), envelope(&id, "start", json!({}))])
+                        .await
+                        .remove(0)
+                        .unwrap();
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    for number in [1, 2] {
+        assert_eq!(
+            bench.replayed(&all(number), 0, false).await,
+            (1..=8 * 51).collect::<Vec<_>>()
+        );
+    }
+    let query = ListQuery {
+        statuses: vec!["in_progress"],
+        limit: 100,
+        ..ListQuery::default()
+    };
+    let page = bench.store.subjects(school(1), KIND, query).await.unwrap();
+    assert_eq!(page.subjects.len(), 8);
+}
+
+pub(super) async fn a_lease_is_held_by_one_and_its_fence_only_rises(open: Open) {
+    let bench = bench(open, Settings::default());
+    let term = Duration::from_secs(3_600);
+    let first = bench.store.acquire("sweep", term).await.unwrap().unwrap();
+    assert_eq!(bench.store.acquire("sweep", term).await.unwrap(), None);
+    let other = bench.store.acquire("other", term).await.unwrap().unwrap();
+    assert!(bench.store.renew("sweep", first, term).await.unwrap());
+    assert!(
+        !bench.store.renew("sweep", other, term).await.unwrap(),
+        "a fence is of one lease"
+    );
+    bench.store.release("sweep", other).await.unwrap();
+    assert_eq!(bench.store.acquire("sweep", term).await.unwrap(), None);
+    bench.store.release("sweep", first).await.unwrap();
+    let second = bench.store.acquire("sweep", Duration::ZERO).await.unwrap();
+    let second = second.unwrap();
+    assert!(second > first);
+    assert!(
+        !bench.store.renew("sweep", second, term).await.unwrap(),
+        "it has ended"
+    );
+    let third = bench.store.acquire("sweep", term).await.unwrap().unwrap();
+    assert!(third > second);
+    bench.store.release("sweep", third).await.unwrap();
+    let again = bench.reopened(open).await;
+    let fourth = again.store.acquire("sweep", term).await.unwrap().unwrap();
+    assert!(fourth > third, "over a restart, too");
+}

@@ -1,5 +1,5 @@
 //! What strangers try, by the attack's name. Forged tokens, escaped limits, enumeration and cross-site requests with a
-//! cookie are in `access.rs`; what is merely wrong in `bad_input.rs`.
+//! cookie are in `access`; what is merely wrong in `bad_input.rs`.
 
 use fastrand::Rng;
 use serde_json::{Value, json};

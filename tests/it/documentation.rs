@@ -108,7 +108,7 @@ fn the_guarantees_name_tests_that_exist() {
         ("dependencies", include_str!("dependencies.rs")),
         ("switches", include_str!("switches.rs")),
         ("attacks", include_str!("attacks.rs")),
-        ("access", include_str!("access.rs")),
+        ("access_log", include_str!("access/access_log.rs")),
         ("listeners", include_str!("characteristics/listeners.rs")),
         ("sources", include_str!("store_contract/sources.rs")),
         ("echo", include_str!("../../src/http/stream/echo.rs")),

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support import Server, token
@@ -64,22 +63,3 @@ def test_a_dag_run_and_its_tasks_are_jobs(server: Server, tmp_path: Path) -> Non
     [run] = server.get("/api/jobs?job_type=airflow.dag")["jobs"]
     assert (run["status"], run["metadata"]["title"]) == ("failed", "nightly")
     assert {job["job_id"].rpartition(":")[0] for job in tasks} == {run["job_id"]}
-
-
-def test_only_the_process_of_a_task_waits_until_its_end_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scheduler announces the end of a task whose process died, and must go on at once."""
-    from tidings.integrations import airflow as hooks
-
-    flushed: list[str] = []
-    monkeypatch.setattr(hooks, "flush_run", lambda: flushed.append("flushed"))
-    monkeypatch.setattr(hooks, "_runs_tasks", False)
-    tidings.configure(server.url, token())
-    try:
-        task = SimpleNamespace(dag_id="weekly", run_id="one", task_id="load", map_index=-1, try_number=1)
-        hooks.on_task_instance_failed("running", task, "The heartbeat timed out")
-        assert flushed == []
-        hooks.on_task_instance_running("queued", task)
-        hooks.on_task_instance_success("running", task)
-        assert flushed == ["flushed"]
-    finally:
-        tidings.reporter().close()

@@ -16,7 +16,7 @@ from airflow.plugins_manager import AirflowPlugin
 from .._job import Job
 from ._tasks import flush_run
 
-# Whether this process runs tasks. The scheduler and the API server announce ends, too, and must not wait for them to be sent.
+# Whether this process has run a task. The scheduler and the API server announce ends, too, and must not wait for them to be sent.
 _runs_tasks = False
 
 
@@ -32,9 +32,10 @@ def _run(dag_run: Any) -> Job:
     return Job("airflow.dag", id=f"{dag_run.dag_id}:{dag_run.run_id}", title=str(dag_run.dag_id))
 
 
-def _end_of_task() -> None:
-    # The process of a task instance ends without `atexit`.
-    if _runs_tasks:
+def _end_of_task(task_instance: Any) -> None:
+    # The process of a task instance ends without `atexit`. In Airflow 3, only that process has task instances of the SDK; a task whose templates cannot
+    # be rendered fails there without `on_task_instance_running`.
+    if _runs_tasks or type(task_instance).__module__.startswith("airflow.sdk."):
         flush_run()
 
 
@@ -48,19 +49,19 @@ def on_task_instance_running(previous_state: Any, task_instance: Any) -> None:
 @hookimpl
 def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
     _task(task_instance).complete()
-    _end_of_task()
+    _end_of_task(task_instance)
 
 
 @hookimpl
 def on_task_instance_failed(previous_state: Any, task_instance: Any, error: Any = None) -> None:
     _task(task_instance).fail(error or "The task failed")
-    _end_of_task()
+    _end_of_task(task_instance)
 
 
 @hookimpl
 def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
     _task(task_instance).cancel("Skipped")
-    _end_of_task()
+    _end_of_task(task_instance)
 
 
 @hookimpl

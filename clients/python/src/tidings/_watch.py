@@ -154,6 +154,7 @@ class Watch:
                             if item is _ALIVE:
                                 continue
                             message = stream.receive(item)
+                            self._is_warned = False  # This outage, if it was one, is over.
                             if message is not None:
                                 yield message
                             if stream.closing is not None:
@@ -161,7 +162,11 @@ class Watch:
                     if stream.transport == "poll" and stream.is_connected and stream.closing is None:
                         await self._sleep(stream.polled(time.monotonic(), self._poll_gap))
                         continue
-                    pause = stream.cut() if stream.is_connected or not accepted else stream.ended_early()
+                    if stream.is_connected or not accepted:
+                        pause = stream.cut()
+                    else:
+                        pause = stream.ended_early()
+                        self._lost("the connection ended before its first message", pause)
                 except _Refusal as refusal:
                     if refusal.location and not stream.is_ready:
                         # The URL is wrong. Later, it may be a page that the server's proxy shows for a while.
@@ -185,8 +190,6 @@ class Watch:
 
     def _lost(self, why: object, pause: float) -> None:
         """Logs why there is no connection: one warning for each outage, because a reader that only waits does not learn it otherwise."""
-        if self._stream.is_connected:
-            self._is_warned = False
         level = logging.DEBUG if self._stream.is_connected or self._is_warned or not pause else logging.WARNING
         self._is_warned = self._is_warned or level == logging.WARNING
         log.log(level, "cannot watch %s%s, and tries again: %s", self._url, self._path, why)

@@ -97,13 +97,15 @@ class Watch:
         # Types and code name statuses in lower case, whichever the server's setting is.
         if all(name != "status_case" for name, _ in pairs):
             pairs.append(("status_case", "lower"))
-        # `configure` says where this process reports, and so where it watches.
+        # `configure` says where this process reports, and so where it watches. Its token and school are for that server alone.
         own = configured()
+        if own and url and server_url(url) != own.url:
+            own = None
         if school_id is None and not is_named:
             school_id = own.school_id if own else default_school(None)
         if school_id is not None:
             pairs.append(("school_id", str(school_id)))
-        self._url = own.url if own and not url else server_url(url)
+        self._url = own.url if own else server_url(url)
         self._path, self._query = path, pairs
         self._token = own._token if own and own._token and token is None else default_token(token)
         self._new_client, self._sleep, self._poll_gap = client or httpx.AsyncClient, sleep, poll_gap
@@ -418,8 +420,8 @@ def watch(
     """Returns the messages of a scope, for `for` or `async for`.
 
     - `scope`: a channel (`"jobs"`, `"jobs/42"`, `"devices"`, `"schools/1"`), a channel with a query (`"jobs?status=failed"`), or a list of channels.
-    - `url`, `token`, `school_id`: the server, a token and the school; those of `tidings.configure` if absent, or `TIDINGS_URL`, `TIDINGS_TOKEN` and `TIDINGS_SCHOOL_ID`. A function as
-      `token` is called for each connection (and before a WebSocket's token expires), so that the stream outlives its first token.
+    - `url`, `token`, `school_id`: the server, a token and the school; those of `tidings.configure` if absent, or `TIDINGS_URL`, `TIDINGS_TOKEN` and `TIDINGS_SCHOOL_ID`. With the `url` of
+      another server than that of `tidings.configure`, token and school are those of the environment. A function as `token` is called for each connection (and before a WebSocket's token expires), so that the stream outlives its first token.
     - `cursor`: continue after this place instead of starting with the present state.
     - `transports`: those to try, in this order. The default is SSE, WebSocket (if the package `websockets` is installed) and long poll.
     - `poll_gap`: the least time from the start of one long poll to the start of the next, in seconds. What happens meanwhile comes with the next one.

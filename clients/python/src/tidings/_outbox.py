@@ -2,8 +2,8 @@
 
 1. Reports of a subject, or of a lane, are sent in the order in which they were made. A job's later reports wait for the answer to its `start`, because that
    names the attempt to which they belong.
-2. A *tick* (progress, message or metadata within one state) that has not been sent yet is folded into the next one of its subject, as long as it does
-   not grow beyond `FOLD_MAX_BYTES`. Everything else is a *milestone* and is kept.
+2. A *tick* (progress, message or metadata within one state) that has not been sent yet is folded into the next one of its subject, if the next one
+   replaces it or both together have at most `FOLD_MAX_BYTES`. Everything else is a *milestone* and is kept.
 3. The number and the size of waiting reports are bounded. If there is no room, the oldest tick is dropped first; without ticks, the new report is.
 4. A report is sent as the same bytes, with the same idempotency key, until it is answered.
 """
@@ -153,6 +153,11 @@ def fold(older: Body, newer: Body) -> Body:
     return both
 
 
+def replaces(newer: Body, older: Body) -> bool:
+    """Returns whether nothing of `older` has an effect after `newer`."""
+    return newer.keys() >= older.keys() and newer.get("metadata", {}).keys() >= older.get("metadata", {}).keys()
+
+
 class Outbox:
     def __init__(self, capacity: int = CAPACITY, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self._capacity, self._capacity_bytes = capacity, capacity_bytes
@@ -186,10 +191,15 @@ class Outbox:
 
     def _fold(self, last: Report, report: Report) -> bool:
         """Folds a tick into the one that waits. Returns False if it would become too large."""
-        body = fold(last.body, report.body)
-        size = size_of(body)
-        if size > max(FOLD_MAX_BYTES, last.size, report.size):
-            return False
+        if replaces(report.body, last.body):
+            body, size = report.body, report.size
+        elif max(last.size, report.size) > FOLD_MAX_BYTES:
+            return False  # Known without measuring both together, which would take time for each tick that follows a large one.
+        else:
+            body = fold(last.body, report.body)
+            size = size_of(body)
+            if size > FOLD_MAX_BYTES:
+                return False
         self.bytes += size - last.size
         last.body, last.size = body, size
         return True

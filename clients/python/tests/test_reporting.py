@@ -323,23 +323,6 @@ def test_a_wrong_environment_is_logged_and_the_work_goes_on(name: str) -> None:
     assert name in done.stderr
 
 
-def test_a_thread_that_ends_is_replaced_by_the_next_report(server: Server) -> None:
-    clients = iter([None, httpx.Client()])
-
-    def client() -> httpx.Client:
-        found = next(clients)
-        if found is None:
-            raise ValueError("an odd setting of a proxy")
-        return found
-
-    with reporting(server.url, client=client) as reporter:
-        job = job_of(reporter).start()
-        wait_for(lambda: reporter._thread is not None and not reporter._thread.is_alive())
-        job.complete()
-        assert reporter.flush(10)
-    assert server.story(job.id) == [("in_progress", 0.0), ("completed", 100.0)]
-
-
 def test_a_batch_that_is_too_large_for_the_server_is_split(tmp_path: Path) -> None:
     server = Server(tmp_path / "s", batch_limit_commands=3, batch_limit_bytes=262_144)
     try:

@@ -196,11 +196,15 @@ class Reporter:
             self._thread.start()
 
     def _run(self) -> None:
-        try:
-            self._send_all()
-        except Exception as error:
-            # The next report starts another thread.
-            self._failed(0.0, "thread", "reports wait, because the thread that sends them ended: %r", error)
+        # Not left to another thread, which the next report would start at once, or which cannot start because the process ends.
+        while True:
+            try:
+                return self._send_all()
+            except Exception as error:
+                self._failed(0.0, "unreachable", "cannot report to %s, and tries again: %r", self.url, error)
+            with self._changed:
+                if not self._is_due():
+                    return
 
     def _send_all(self) -> None:
         worker = self._worker or worker_name()
@@ -208,11 +212,7 @@ class Reporter:
             client.timeout = httpx.Timeout(self._request_secs, connect=min(CONNECT_SECS, self._request_secs))
             while True:
                 with self._changed:
-                    while (pause := self._due()) != 0:
-                        if self._is_closed:
-                            return
-                        self._changed.wait(pause)
-                    if self._is_closed:
+                    if not self._is_due():
                         return
                     if self._outbox.expire(time.monotonic()):
                         self._warn("old", "reports were given up, because they could not be delivered for hours")
@@ -220,6 +220,12 @@ class Reporter:
                     self._sent_at = time.monotonic()
                 if batch:
                     self._send(client, batch)
+
+    def _is_due(self) -> bool:
+        """Waits until the next batch is due. Returns False if the reporter is closed."""
+        while (pause := self._due()) != 0 and not self._is_closed:
+            self._changed.wait(pause)
+        return not self._is_closed
 
     def _due(self) -> float | None:
         """Returns in how many seconds the next batch is due; None if nothing waits."""

@@ -9,9 +9,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import inspect
 import json
 import logging
 import multiprocessing.util
@@ -20,8 +18,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import httpx
 
@@ -38,9 +35,9 @@ from ._outbox import (
     judge,
 )
 from ._stream import Backoff, seconds
+from ._tokens import TokenSource
 
 log = logging.getLogger("tidings")
-_T = TypeVar("_T")
 FLUSH_SECS = 5.0
 REQUEST_SECS = 10.0
 CONNECT_SECS = 5.0
@@ -82,6 +79,7 @@ class Reporter:
             except ValueError as error:  # The work goes on, whatever the environment is.
                 log.warning("reports name no school: %s", error)
         self._token = default_token(token)
+        self._source = TokenSource(self._token)
         self._worker = worker
         self._capacity = (capacity, capacity_bytes)
         self._interval_secs, self._flush_secs, self._request_secs = interval_secs, flush_secs, request_secs
@@ -250,15 +248,14 @@ class Reporter:
         if status == 200:
             return self._settle(client, batch, results)
         detail = problem.get("detail") or status
+        if status == 401 and self._source.error is not None:
+            detail = f"{detail}; the function that returns the token fails: {self._source.error!r}"
         if status in (400, 413, 422) and problem:
             return self._split(batch, str(detail))
         self._failed(seconds(retry_after), f"refused {status}", "%s refuses reports, which are sent again later: %s", self.url, detail)
 
     def _headers(self) -> dict[str, str]:
-        token: Any = self._token() if callable(self._token) else self._token
-        if inspect.isawaitable(token):
-            token = asyncio.run(_result(token))
-        return {"Authorization": f"Bearer {token}"}
+        return {"Authorization": f"Bearer {self._source.token()}"}
 
     def _failed(self, at_least: float, kind: str, *warning: object) -> None:
         with self._changed:
@@ -365,10 +362,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-async def _result(awaited: Awaitable[_T]) -> _T:
-    return await awaited
-
-
 def _problem(response: httpx.Response) -> Body:
     try:
         found = response.json()
@@ -398,7 +391,10 @@ def configure(
     worker: str | None = None,
     flush_secs: float = FLUSH_SECS,
 ) -> Reporter:
-    """Sets the server and the token of this process, for reports and for `watch`, in place of `TIDINGS_URL` and `TIDINGS_TOKEN`. Returns the reporter."""
+    """Sets the server and the token of this process, for reports and for `watch`, in place of `TIDINGS_URL` and `TIDINGS_TOKEN`. Returns the reporter.
+
+    A function as `token` is called for each request, for reports in the thread of the reporter. An asynchronous one then runs in an event loop of its own,
+    another one for each call: it must not use what belongs to another loop. If it fails, the token that it returned last is used."""
     global _configured, _default
     # Here, where the work has not begun, a wrong setting is an error.
     school_id = default_school(school_id)

@@ -27,7 +27,7 @@ export interface LinkOptions {
   /** Returns a ticket for the scope, in place of a token. Called for each connection. */
   ticket?: Secret | undefined;
   /**
-   * Further parameters of the stream, such as `job_type`, `status` or `tick_ms`: docs/streams.md. Statuses come in lower case, as `JobStatus` names them,
+   * Parameters of the stream in addition to those of the scope, such as `job_type`, `status` or `tick_ms`: docs/streams.md. Statuses come in lower case, as `JobStatus` names them,
    * unless `status_case` is `upper`.
    */
   query?: Record<string, string | number | readonly (string | number)[] | undefined> | undefined;
@@ -95,8 +95,12 @@ export function baseUrl(server: string | URL = "/"): URL {
 export function scopeUrl(scope: string | readonly string[], { server, query }: LinkOptions): URL {
   const isOne = typeof scope === "string";
   const url = new URL(`events${isOne ? `/${scope}` : ""}`, baseUrl(server));
-  const all: LinkOptions["query"] = { channel: isOne ? [] : scope, status_case: "lower", ...query };
-  for (const name in all) for (const value of [all[name]].flat()) if (value != null) url.searchParams.append(name, String(value));
+  const append = (name: string, values: unknown) => {
+    for (const value of [values].flat()) if (value != null) url.searchParams.append(name, String(value));
+  };
+  if (!isOne) append("channel", scope);
+  for (const name in query) append(name, query[name]);
+  if (!url.searchParams.has("status_case")) append("status_case", "lower");
   return url;
 }
 

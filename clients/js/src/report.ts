@@ -100,6 +100,14 @@ export function report(type: string, options: ReportOptions = {}): Report {
       (options.onError ?? warn)(error);
     } catch {} // not even this breaks the work
   };
+  /** Returns what the application's values give; undefined if they throw, as a getter may. */
+  const tried = <T>(read: () => T): T | undefined => {
+    try {
+      return read();
+    } catch (error) {
+      tell(error as Error);
+    }
+  };
   try {
     url = `${baseUrl(options.server)}api/jobs/${encodeURIComponent(id)}/`;
   } catch (error) {
@@ -202,7 +210,7 @@ export function report(type: string, options: ReportOptions = {}): Report {
       queue.push(last);
     }
     const { metadata } = last;
-    for (const [name, value] of Object.entries(added ?? {})) {
+    for (const [name, value] of tried(() => Object.entries(added ?? {})) ?? []) {
       metadata.delete(name);
       metadata.set(name, value);
       if (metadata.size > METADATA_MAX) metadata.delete(metadata.keys().next().value as string);
@@ -220,16 +228,18 @@ export function report(type: string, options: ReportOptions = {}): Report {
   };
 
   const { title, metadata, message } = options;
-  send("start", { job_type: type, message, metadata: title === undefined ? metadata : { title, ...metadata } });
+  const titled = title === undefined ? {} : { title };
+  send("start", { job_type: type, message, metadata: tried(() => ({ ...titled, ...metadata })) ?? titled });
   const own: Report = {
     id,
     signal: stop.signal,
     progress(progress, message, metadata) {
-      if (!ended) send("progress", { job_type: type, progress: progress === null ? null : Math.min(100, Math.max(0, Number(progress))) || 0, message, metadata });
+      const percent = tried(() => (progress === null ? null : Math.min(100, Math.max(0, Number(progress))) || 0));
+      if (!ended) send("progress", { job_type: type, progress: percent, message, metadata });
     },
     complete: (result, message) => end("complete", { result, message }),
     fail: (error, code = "error") => {
-      const { message, name } = (error ?? {}) as Error;
+      const { message, name } = tried(() => ({ message: (error as Error)?.message, name: (error as Error)?.name })) ?? {};
       return end("fail", { error: { code: cut(code, CODE_MAX_BYTES), message: cut(message ?? error, MESSAGE_MAX_BYTES) || cut(name ?? code, MESSAGE_MAX_BYTES) } });
     },
     cancel: (message) => end("cancel", { force: true, message }),

@@ -96,14 +96,6 @@ impl Client {
         })
     }
 
-    /// Waits for an answer at most this long.
-    pub(super) fn within(self, answer_timeout: Duration) -> Client {
-        Client {
-            client: self.client.answer_timeout(answer_timeout),
-            ..self
-        }
-    }
-
     /// Ends each request at this time at the latest.
     pub(super) fn until(self, deadline: Instant) -> Client {
         Client {
@@ -146,10 +138,11 @@ impl Client {
         if (200..300).contains(&status) {
             return Ok(());
         }
+        let problem = &last["problem"];
         let rejected = ClientError::Rejected {
             status: u16::try_from(status).unwrap_or(500),
-            code: last["code"].as_str().map(str::to_owned),
-            detail: last["detail"].as_str().unwrap_or_default().to_owned(),
+            code: problem["code"].as_str().map(str::to_owned),
+            detail: problem["detail"].as_str().unwrap_or_default().to_owned(),
             // Lines do not say how long to wait.
             retry_after: Duration::ZERO,
         };

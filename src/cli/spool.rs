@@ -34,7 +34,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List them, the oldest first: when the command ended, the server, the job, and how it ended. Those for this server that
+    /// List them, the oldest start first: when the command ended, the server, the job, and how it ended. Those for this server that
     /// the token must not send are marked.
     List(credential::Options),
     /// Send those that are for this server, and for the user and schools of this token.
@@ -82,8 +82,11 @@ fn send(spool: &Spool, client: &Client, recipient: &Recipient) -> Result<(), Fai
     }
     if sent.foreign > 0 {
         let differences = listed(&sent.differences);
-        let (count, why) = (sent.foreign, NOT_FOR_TOKEN);
-        terminal::complain(&format!("tidings: {count} stay kept: {why}: {differences}"));
+        let kept = match sent.foreign {
+            1 => "1 is still kept".to_owned(),
+            count => format!("{count} are still kept"),
+        };
+        terminal::complain(&format!("tidings: {kept}: {NOT_FOR_TOKEN}: {differences}"));
     }
     for rejected in &sent.rejected {
         terminal::complain(&format!("tidings: {rejected}"));

@@ -4,6 +4,7 @@ mod away;
 mod command;
 mod keeping;
 mod progress;
+mod refused;
 mod report;
 mod spool;
 mod stopping;

@@ -58,8 +58,11 @@ impl Delivery {
             (Err(failure), Some(job_type)) if failure.exit == Exit::NotFound => {
                 let start = json!({"job_type": job_type});
                 let key = |name| format!("{}-{name}", self.key);
-                client.post_once(&self.path("start")?, &start, &key("start"))?;
-                client.post_once(&self.path(&self.verb)?, &self.body, &key("again"))
+                let started = client.post_once(&self.path("start")?, &start, &key("start"))?;
+                // The job is a new one if the server has lost that of this attempt.
+                let mut body = self.body.clone();
+                body["attempt"] = started["attempt"].clone();
+                client.post_once(&self.path(&self.verb)?, &body, &key("again"))
             }
             _ => answer,
         }
@@ -88,9 +91,10 @@ impl Delivery {
         self.send(client).map(drop)
     }
 
-    /// Whether another one is about the end of the same attempt.
+    /// Whether another one is about the end of the same attempt, as far as the attempt is known.
     pub(in crate::cli) fn is_of_same_attempt(&self, other: &Delivery) -> bool {
-        (&self.job_id, self.attempt) == (&other.job_id, other.attempt)
+        let attempt = |own: &Delivery| own.attempt.map(|attempt| (own.job_id.clone(), attempt));
+        attempt(self).is_some_and(|own| Some(own) == attempt(other))
     }
 
     /// Returns what it says, for people.

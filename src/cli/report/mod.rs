@@ -101,13 +101,14 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let account = arguments.options.account()?;
     let recipient = Recipient::of(&account);
-    let client = account.client()?.within(report.wait);
+    let until = Instant::now() + report.wait;
+    let client = account.client()?.until(until);
     // First, because they can be about the same job.
     if report.verb != "progress" {
         send_earlier(&client, &recipient);
     }
     let delivery = job.delivery(&report);
-    let sent = send(&delivery, &client, report.wait);
+    let sent = send(&delivery, &client, until);
     if is_start {
         // Also if it could not be sent: the next report starts the job then.
         let attempt = sent
@@ -136,8 +137,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// Sends a report. Repeats it while the server is unreachable or busy, but not for longer than the script may wait.
-fn send(delivery: &Delivery, client: &Client, wait: Duration) -> Result<Value, Failure> {
-    let until = Instant::now() + wait;
+fn send(delivery: &Delivery, client: &Client, until: Instant) -> Result<Value, Failure> {
     let mut delay = RETRY;
     loop {
         match delivery.send(client) {
@@ -302,9 +302,11 @@ impl Job {
         if let Some(job_type) = &self.job_type {
             line += &format!(" TIDINGS_JOB_TYPE={}", quoted(job_type.as_str()));
         }
-        if let Some(attempt) = attempt {
-            line += &format!(" TIDINGS_ATTEMPT={attempt}");
-        }
+        line += &match attempt {
+            Some(attempt) => format!(" TIDINGS_ATTEMPT={attempt}"),
+            // The shell may have that of an earlier job.
+            None => "; unset TIDINGS_ATTEMPT".to_owned(),
+        };
         terminal::print_line(&line)
     }
 }

@@ -4,7 +4,7 @@
 //! ended its job. Requests repeat their idempotency keys, so the server carries out nothing twice. A file never contains a token. The
 //! sender's token must be for the same user and schools. Files are bounded in number, size and age, and only one is read at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -35,24 +35,26 @@ const SEND_TIME_MIN: Duration = Duration::from_millis(100);
 /// How long earlier outcomes may hold up the report of a command.
 const EARLIER_WAIT: Duration = Duration::from_secs(3);
 
-/// The claims of a token that say who holds it and what it allows, here and in widespread logins. Others change at each renewal, such
-/// as `exp`, `jti`, `session_state` (Keycloak) and `uti` (Entra ID).
-const HOLDER_CLAIMS: &[&str] = &[
-    "iss",
-    "sub",
-    "oid",
-    "tid",
-    "role",
-    "roles",
-    "channels",
-    "groups",
-    "permissions",
-    "realm_access",
-    "resource_access",
-    "app_metadata",
+/// The claims of a token that change at each renewal, here and in widespread logins. All others say who holds it and what it allows: the
+/// names of the claims with the school and the role are settings of the server.
+const RENEWED_CLAIMS: &[&str] = &[
+    "exp",
+    "iat",
+    "nbf",
+    "jti",
+    "auth_time",
+    "nonce",
+    "at_hash",
+    "c_hash",
+    "updated_at",
+    // Keycloak, and OpenID Connect sessions.
+    "sid",
+    "session_state",
+    // Entra ID.
+    "aio",
+    "rh",
+    "uti",
 ];
-/// What the names of claims contain that say for which schools a token is, however a login names them.
-const SCHOOL_WORDS: &[&str] = &["school", "tenant"];
 
 /// Whom a run reports to, and as whom.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -138,8 +140,11 @@ impl Recipient {
         let claims = |own: &Recipient| own.holder.as_object().cloned().unwrap_or_default();
         let (own, others) = (claims(self), claims(other));
         let names = own.keys().chain(others.keys());
+        let sorted = |claims: &Map<String, Value>, name: &str| claims.get(name).map(without_order);
+        let differs = |name: &&String| sorted(&own, name) != sorted(&others, name);
         let mut differing: BTreeSet<String> = names
-            .filter(|name| is_of_holder(name) && own.get(*name) != others.get(*name))
+            .filter(|name| is_of_holder(name))
+            .filter(differs)
             .cloned()
             .collect();
         if self.school() != other.school() {
@@ -164,8 +169,18 @@ fn holder(token: &str) -> Value {
 }
 
 fn is_of_holder(claim: &str) -> bool {
-    let name = claim.to_ascii_lowercase();
-    HOLDER_CLAIMS.contains(&&*name) || SCHOOL_WORDS.iter().any(|word| name.contains(word))
+    !RENEWED_CLAIMS.contains(&claim)
+}
+
+/// Returns a claim for comparisons: a list of roles or groups means the same in any order.
+fn without_order(claim: &Value) -> Value {
+    match claim.clone() {
+        Value::Array(mut items) => {
+            items.sort_by_key(Value::to_string);
+            Value::Array(items)
+        }
+        other => other,
+    }
 }
 
 impl Spool {
@@ -216,18 +231,21 @@ impl Spool {
                 return Ok(());
             }
         }
-        let excess = (names.len() + 1).saturating_sub(FILES_MAX);
-        for oldest in &names[..excess] {
-            let _ = fs::remove_file(oldest);
-        }
         let path = self.folder.join(format!("{}.json", unreported.what.key()));
         let partial = path.with_extension("partial");
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = options.open(&partial)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(partial, path)
+        let written = file.write_all(&text).and_then(|()| file.sync_all());
+        if let Err(error) = written.and_then(|()| fs::rename(&partial, path)) {
+            let _ = fs::remove_file(partial);
+            return Err(error);
+        }
+        let excess = (names.len() + 1).saturating_sub(FILES_MAX);
+        for oldest in &names[..excess] {
+            let _ = fs::remove_file(oldest);
+        }
+        Ok(())
     }
 
     /// Returns the outcomes, the oldest first. Removes those that are too old.
@@ -279,7 +297,8 @@ impl Spool {
         Ok(names)
     }
 
-    /// Sends the outcomes for this recipient, the oldest first, until this time. Ends when the server does not answer or denies access.
+    /// Sends the outcomes for this recipient, the oldest first, until this time. Ends when the server does not answer or does not accept
+    /// the token. What is refused otherwise, by a proxy for example, only holds up what is about the same job.
     pub(in crate::cli) fn send(
         &self,
         client: &Client,
@@ -296,12 +315,16 @@ impl Spool {
             }
         };
         let client = client.clone().until(until);
+        let mut held_up = HashSet::new();
         let own = entries.filter(|entry| entry.unreported.recipient.server == recipient.server);
         for entry in own {
             let differences = entry.unreported.recipient.differences(recipient);
             if !differences.is_empty() {
                 sent.foreign += 1;
                 sent.differences.extend(differences);
+                continue;
+            }
+            if held_up.contains(entry.unreported.job_id()) {
                 continue;
             }
             let rest = until.saturating_duration_since(Instant::now());
@@ -313,12 +336,12 @@ impl Spool {
             match entry.unreported.send(&client) {
                 Ok(()) => sent.count += 1,
                 Err(failure) if is_worth_another_try(&failure) => {
-                    // A fault of the server can be about this one only.
-                    let is_about_all = failure.http_status != Some(500);
+                    let is_about_all = matches!(failure.http_status, None | Some(401 | 429 | 503));
                     sent.problem = Some(failure);
                     if is_about_all {
                         break;
                     }
+                    held_up.insert(entry.unreported.job_id().to_owned());
                     continue;
                 }
                 Err(failure) => sent.rejected.push(format!(
@@ -537,13 +560,16 @@ mod tests {
                 &["role", "sub"],
             ),
             (
-                r#"{"iss":"i","sub":"a","school_id":1,"role":"worker","https://a/Tenant":7}"#,
-                &["https://a/Tenant"],
+                r#"{"iss":"i","sub":"a","school_id":1,"role":"worker","org_id":7}"#,
+                &["org_id"],
             ),
         ] {
             let differences = Vec::from_iter(first.differences(&of(claims)));
             assert_eq!(differences, differing, "{claims}");
         }
+        let groups = of(r#"{"sub":"a","groups":["a","b"]}"#);
+        let same = of(r#"{"groups":["b","a"],"sub":"a"}"#);
+        assert!(groups.differences(&same).is_empty());
         assert!(!first.differences(&recipient("http://a", None)).is_empty());
         let named = Recipient {
             school: Some(1),
@@ -583,7 +609,7 @@ mod tests {
         let id: SubjectId = "j".parse().unwrap();
         let fail = serde_json::json!({"error": {"code": "exit", "message": "No space"}});
         let report = |verb, body| {
-            let report = report::Delivery::new(&id, Some("t"), None, verb, body);
+            let report = report::Delivery::new(&id, Some("t"), Some(1), verb, body);
             Unreported::report(own.clone(), report)
         };
         spool.keep(&unreported(1, Utc::now())).unwrap();

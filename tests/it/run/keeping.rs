@@ -134,7 +134,7 @@ async fn what_this_token_must_not_send_is_said_and_listed() {
     let list = other(&["spool", "list"]).await;
     assert!(list.ends_with(&format!("({why})\n")), "{list}");
     let told = other(&["spool", "send"]).await;
-    assert_eq!(told, format!("tidings: 1 stay kept: {why}\n"));
+    assert_eq!(told, format!("tidings: 1 is still kept: {why}\n"));
     let (_, list) = said(folder, &away.url, &["spool", "list"]).await;
     assert!(list.ends_with("exited with code 3\n"), "{list}");
 }

@@ -1,0 +1,85 @@
+//! Outcomes that the server refuses, and starts that it never hears of.
+
+use serde_json::json;
+
+use super::spool::said;
+use super::*;
+use crate::support::forwarder::Forwarder;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_that_the_server_rejects_is_not_kept_and_its_reason_is_said() {
+    let server = server().await;
+    let done = server.folder.path().join("done");
+    let script = format!(
+        "echo 10%; until test -e {}; do sleep 0.05; done; echo 40/200; exit 3",
+        done.display()
+    );
+    let run = tokio::spawn(end_of(
+        run_script(&server, &["--id", "nightly"], &script),
+        b"",
+    ));
+    job_when(&server, "it has begun", |job| job["progress"] == 10.0).await;
+    server.report("/api/jobs/nightly/complete", json!({})).await;
+    std::fs::write(&done, "").unwrap();
+    let output = run.await.unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let told = text(&output.stderr);
+    assert!(told.contains("already completed"), "{told}");
+    assert!(!told.contains("kept"), "{told}");
+    let folder = server.folder.path();
+    let list = said(folder, &server.url, &["spool", "list"]).await;
+    assert_eq!(list, (Some(0), String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_is_lost_leaves_no_attempt_of_an_earlier_job() {
+    let server = server().await;
+    let network = Forwarder::to(&server);
+    let folder = server.folder.path();
+    network.cut(true);
+    let start = ["report", "start", "--type", "import", "--id", "b"];
+    let (code, told) = said(folder, &network.url, &start).await;
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("; unset TIDINGS_ATTEMPT\n"), "{told}");
+    network.cut(false);
+    let (_, told) = said(folder, &network.url, &start).await;
+    assert!(told.ends_with(" TIDINGS_ATTEMPT=1\n"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_job_that_the_server_has_lost_is_that_of_the_one_that_is_created() {
+    let server = server().await;
+    let ok = [
+        "report",
+        "ok",
+        "--id",
+        "gone",
+        "--type",
+        "import",
+        "--attempt",
+        "3",
+    ];
+    let (code, told) = said(server.folder.path(), &server.url, &ok).await;
+    assert_eq!((code, told.as_str()), (Some(0), ""));
+    let job = only_job(&server).await;
+    assert_eq!(
+        (&job["status"], &job["attempt"]),
+        (&json!("completed"), &json!(1))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ends_of_which_the_attempt_is_unknown_are_all_kept() {
+    let server = server().await;
+    let network = Forwarder::to(&server);
+    let folder = server.folder.path();
+    network.cut(true);
+    for end in ["ok", "fail"] {
+        let report = ["report", end, "--id", "nightly", "--type", "import"];
+        let (_, told) = said(folder, &network.url, &report).await;
+        assert!(told.contains("kept for the next"), "{told}");
+    }
+    network.cut(false);
+    let (_, list) = said(folder, &network.url, &["spool", "list"]).await;
+    assert_eq!(list.lines().count(), 2, "{list}");
+}

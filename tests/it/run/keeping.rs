@@ -225,7 +225,27 @@ async fn when_an_earlier_attempt_ended_does_not_count_for_one_that_others_began(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_ends_before_its_progress_is_reported_says_how_it_was_read() {
     let server = server().await;
-    let output = end_of(run_script(&server, &[], "echo 40/200"), b"").await;
+    let network = Forwarder::to(&server);
+    network.cut(true);
+    let script = "echo 40/200; echo $$ >writing; mv writing pid";
+    let mut run = run_script(&server, &["--wait", "60"], script);
+    run.env("TIDINGS_URL", &network.url);
+    let ends = tokio::spawn(end_of(run, b""));
+    let pid = server.folder.path().join("pid");
+    until("the command runs", async || pid.exists()).await;
+    let pid = std::fs::read_to_string(pid).unwrap();
+    until("the command has ended", async || {
+        let mut signal = Command::new("kill");
+        signal.args(["-0", pid.trim()]).stderr(Stdio::null());
+        !signal.status().unwrap().success()
+    })
+    .await;
+    // The start is tried again, so that its end is known before anything arrives.
+    let cuts = network.cuts();
+    until("later tries", async || network.cuts() > cuts + 1).await;
+    assert!(jobs(&server).await.is_empty());
+    network.cut(false);
+    let output = ends.await.unwrap();
     assert_eq!(
         (output.status.code(), text(&output.stderr).as_str()),
         (Some(0), "")

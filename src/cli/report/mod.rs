@@ -239,16 +239,8 @@ fn report(arguments: &Arguments) -> Result<Report, Failure> {
         }
         "cancel" => milestone("cancel", with_message(json!({"force": true}), message)),
         other => {
-            // The words of one report: `40 of 200 rows`. Or a number, and a message about it: `20 'Reading rows'`.
-            let words = format!("{other} {}", message.as_deref().unwrap_or_default());
-            let (mut percent, mut rest) = progress::report(&words);
-            if percent.is_none()
-                && let (Some(own), "") = progress::report(other)
-            {
-                (percent, rest) = (Some(own), message.as_deref().unwrap_or_default());
-            }
-            let percent = percent.or_else(|| progress::stated(&words));
-            let mut rest = rest.trim().to_owned();
+            let others = message.as_deref().unwrap_or_default();
+            let (percent, mut rest) = progress::reported(other, others);
             shorten(&mut rest, MESSAGE_MAX_BYTES);
             let message = Some(rest).filter(|rest| !rest.is_empty());
             let mut body = json!({});

@@ -112,7 +112,11 @@ async fn progress_is_a_fraction_a_percentage_or_a_message() {
         ("about 3/4 of all rows", 70.0, "about 3/4 of all rows"),
         ("Disk usage: 93%", 70.0, "Disk usage: 93%"),
         ("Step 8/10: build", 80.0, "Step 8/10: build"),
-        ("Files: 90%", 90.0, "Files: 90%"),
+        ("Files: 90%", 80.0, "Files: 90%"),
+        ("100% of users agree", 80.0, "100% of users agree"),
+        ("3 of 3 people agree", 80.0, "3 of 3 people agree"),
+        ("11/12 backup started", 80.0, "11/12 backup started"),
+        ("85% Reading rows", 85.0, "Reading rows"),
     ] {
         server
             .report("/api/jobs/j/progress", json!({"message": "Reading"}))
@@ -256,7 +260,12 @@ async fn several_words_are_one_message() {
             20.0,
             "Reading the rows",
         ),
-        (&["30", "of", "100", "rows"], 30.0, "rows"),
+        (&["30", "of", "100", "rows"], 30.0, "30 of 100 rows"),
+        (
+            &["3", "of", "3", "files", "failed"],
+            30.0,
+            "3 of 3 files failed",
+        ),
         (&["31", "Reading rows"], 31.0, "Reading rows"),
         (&["32%", "at", "-5", "degrees"], 32.0, "at -5 degrees"),
         (&["Writing", "the", "index"], 32.0, "Writing the index"),

@@ -47,7 +47,7 @@ const UNITS: &[&str] = &[
     "task",
     "test",
 ];
-/// Units whose percentages are scores: the lines that tests cover, the tests that pass.
+/// Units of which a part of the total is a score: the lines that tests cover, the tests that pass.
 const SCORED: &[&str] = &["line", "test"];
 /// Participles of what is done.
 const DONE: &[&str] = &[
@@ -105,6 +105,13 @@ const LEFT_OVER: &[&str] = &[
     "skipped",
     "used",
 ];
+/// The same, if no other words follow: `2/8 running`, not `2/8 Running the tests`.
+const STATES: &[&str] = &["allowed", "running"];
+/// What is measured in fractions: `15/16 inch`.
+const MEASURES: &[&str] = &[
+    "cup", "cups", "feet", "foot", "hour", "hours", "inch", "inches", "mile", "miles", "point",
+    "points", "pound", "pounds", "star", "stars",
+];
 
 /// A number in a line.
 #[derive(Debug, Clone, Copy)]
@@ -112,7 +119,7 @@ pub(super) struct Figure<'a> {
     /// What is before it in the line.
     pub(super) before: &'a str,
     /// What is after it.
-    after: &'a str,
+    pub(super) after: &'a str,
     pub(super) value: Value,
 }
 
@@ -154,10 +161,10 @@ enum Label {
     None,
     /// Something that is counted: `Step`.
     Unit,
-    /// Several of what is counted, as the name of a value: `Files:`.
+    /// Several of what is counted, as the name of a value, which can also be a rate limit, a score or a coverage: `Requests:`.
     Units,
-    /// The same of [`SCORED`] units.
-    ScoredUnits,
+    /// All of what is counted: `Total files:`.
+    AllUnits,
     /// Something that is done: `Copying`.
     Activity,
     Other,
@@ -207,6 +214,11 @@ impl Figure<'_> {
         })
     }
 
+    /// Returns the figure with which a text begins.
+    pub(super) fn leading(text: &str) -> Option<Figure<'_>> {
+        Figure::at(text, 0)
+    }
+
     fn at(text: &str, at: usize) -> Option<Figure<'_>> {
         let rest = &text[at..];
         let count = |is_in_words| {
@@ -242,6 +254,38 @@ impl Figure<'_> {
         before.clone().any(|word| is_one_of(word, LEVELS))
             || before.next().is_some_and(|word| is_one_of(word, AIMS))
             || next.is_some_and(|word| is_one_of(word, LEFT_OVER))
+            || is_one_of(self.after, STATES) && !self.after.starts_with([':', ']'])
+    }
+
+    /// Whether a script that begins a text with it reports progress: `40/200 Reading rows`, `20% Reading rows`.
+    ///
+    /// A script reports on purpose, so less is required than of any line. But a text can also begin with a date, a measure or a
+    /// statement: `11/28 backup started`, `15/16 inch`, `100% of users agree`.
+    pub(super) fn is_reported(&self) -> bool {
+        if self.is_alone() || self.certainty() == Certainty::Sure {
+            return true;
+        }
+        if self.is_of_something_else() || self.is_of_a_group() {
+            return false;
+        }
+        let next = self.after.split_whitespace().next().unwrap_or_default();
+        match self.value {
+            Value::Percent(_) => true,
+            Value::Count { is_in_words, .. } => {
+                !is_in_words && !self.value.is_date() && !is_one_of(next, MEASURES)
+            }
+        }
+    }
+
+    /// Whether a statement follows about a part of a group: `of users agree`. Not a size: `of 10.00MiB`.
+    fn is_of_a_group(&self) -> bool {
+        let next = self.after.split_whitespace().next();
+        next.is_some_and(|word| is_one_of(word, &["of"])) && Tail::of(self.after) != Tail::Apart
+    }
+
+    /// Whether no words follow it.
+    pub(super) fn is_alone(&self) -> bool {
+        !self.after.contains(char::is_alphanumeric)
     }
 
     /// Returns how sure it is that this is progress.
@@ -270,21 +314,22 @@ impl Figure<'_> {
         } = self.value
         else {
             return match (label, tail) {
-                (Label::Other | Label::ScoredUnits, _) | (_, Tail::Word | Tail::Phrase) => {
-                    Certainty::No
-                }
+                (Label::Other | Label::Units | Label::AllUnits, _)
+                | (_, Tail::Word | Tail::Phrase) => Certainty::No,
                 _ => Certainty::Sure,
             };
         };
         let is_date = self.value.is_date();
         let is_sure = match (label, tail) {
-            (Label::Other, _) => false,
-            (Label::Unit | Label::Units | Label::ScoredUnits, Tail::Apart) => true,
-            (Label::Units | Label::ScoredUnits, _) => false,
+            (Label::Other | Label::Units, _) => false,
+            (Label::Unit | Label::AllUnits, Tail::Apart) => true,
+            (Label::AllUnits, _) => false,
             (Label::None, _) if is_in_parentheses => true,
             (Label::None | Label::Activity, Tail::Apart) => !is_date,
             (_, Tail::Word) => is_in_words || whole >= LARGE_TOTAL,
-            (Label::None, Tail::Phrase) => !is_in_words && whole >= LARGE_TOTAL,
+            (Label::None, Tail::Phrase) => {
+                !is_in_words && whole >= LARGE_TOTAL && !self.is_of_a_group()
+            }
             (_, Tail::Phrase) => false,
         };
         match is_sure {
@@ -358,15 +403,10 @@ impl Label {
         if is_one_of(last, UNITS) || words().any(|word| is_one_of(word, &["progress"])) {
             return Label::Unit;
         }
-        let first = first.trim_end_matches(|own: char| !own.is_alphanumeric());
-        // `Failed files: 3/10` counts something else.
-        let is_of_all = words().nth(1).is_none() || is_one_of(first, DONE);
-        if is_name && is_of_all && UNITS.iter().any(|unit| is_plural_of(last, unit)) {
-            return match SCORED.iter().any(|unit| is_plural_of(last, unit)) {
-                true => Label::ScoredUnits,
-                false => Label::Units,
-            };
+        if is_name && let Some(label) = Label::of_units(text) {
+            return label;
         }
+        let first = first.trim_end_matches(|own: char| !own.is_alphanumeric());
         let is_activity = first.len() > "ing".len() + 1
             && first.chars().all(char::is_alphabetic)
             && first.ends_with("ing")
@@ -375,6 +415,24 @@ impl Label {
             true => Label::Activity,
             false => Label::Other,
         }
+    }
+
+    /// Reads the name of a value as that of several units: `Files`, `Total files`, `Files processed`. `Failed files` counts something else.
+    fn of_units(name: &str) -> Option<Label> {
+        let words = || name.split_whitespace();
+        let of =
+            |units: &[&str]| words().any(|word| units.iter().any(|unit| is_plural_of(word, unit)));
+        let is_done = words().any(|word| is_one_of(word, DONE));
+        let is_total = words().any(|word| is_one_of(word, &["total"]));
+        let count = 1 + usize::from(is_done) + usize::from(is_total);
+        if !of(UNITS) || words().count() != count {
+            return None;
+        }
+        Some(match is_done {
+            true => Label::Unit,
+            false if is_total && !of(SCORED) => Label::AllUnits,
+            false => Label::Units,
+        })
     }
 }
 

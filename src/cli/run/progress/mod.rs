@@ -14,6 +14,7 @@ mod number;
 mod pip;
 mod pv;
 mod rclone;
+mod report;
 mod restic;
 mod rsync;
 mod terraform;
@@ -24,7 +25,8 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
-pub(in crate::cli) use self::number::report;
+use self::report::report;
+pub(in crate::cli) use self::report::reported;
 use super::lines::{Said, Taskbar};
 
 /// Where a reading comes from, the least reliable first. After a more reliable source has spoken, others are not heard any more.
@@ -104,6 +106,8 @@ pub(super) struct News {
 pub(super) struct Progress {
     programs: Vec<Box<dyn Family + Send>>,
     bar: bar::Bar,
+    /// What a script has counted.
+    script: bar::Bar,
     best: Option<Source>,
 }
 
@@ -130,6 +134,7 @@ impl Progress {
         Progress {
             programs,
             bar: bar::Bar::default(),
+            script: bar::Bar::default(),
             best: None,
         }
     }
@@ -158,16 +163,18 @@ impl Progress {
     /// own way: `ffmpeg -progress pipe:3`, `apt-get -o APT::Status-Fd=3`.
     pub(super) fn told(&mut self, text: &str) -> News {
         let line = Line {
-            text,
+            text: text.trim(),
             is_redrawn: false,
         };
         let mut programs = self.programs.iter_mut().filter(|own| own.is_for_programs());
         if let Some(reading) = programs.find_map(|own| own.read(line)) {
             return self.heard(Source::Script, reading, String::new());
         }
+        // Also what counts by itself makes the next count one that grows.
+        let stated = self.script.read(line).and_then(|reading| reading.percent);
         let (percent, message) = report(text);
         let reading = Reading {
-            percent: percent.or_else(|| stated(text)),
+            percent: percent.or(stated),
             message: None,
         };
         self.heard(Source::Script, reading, message.to_owned())
@@ -206,7 +213,7 @@ impl Progress {
 }
 
 /// Reads a text that states progress as a line of output does: `Step 3/10: build`, `Progress: 45%`. All of the text is the message.
-pub(in crate::cli) fn stated(text: &str) -> Option<f64> {
+fn stated(text: &str) -> Option<f64> {
     let line = Line {
         text: text.trim(),
         is_redrawn: false,
@@ -273,6 +280,24 @@ mod tests {
                 news(Some(20.0), "Reading rows"),
                 news(Some(30.0), "Step 3/10: build"),
                 news(None, "frame=10"),
+            ]
+        );
+    }
+    #[test]
+    fn what_a_script_counts_counts_once_it_grows_even_if_it_can_be_a_date() {
+        assert_eq!(
+            told(&["1/10 Reading a", "2/10 Reading b", "11/28 backup started"]),
+            [
+                news(None, "1/10 Reading a"),
+                news(Some(20.0), "2/10 Reading b"),
+                news(None, "11/28 backup started"),
+            ]
+        );
+        assert_eq!(
+            told(&["0/10 Reading a", "1/10 Reading b"]),
+            [
+                news(Some(0.0), "Reading a"),
+                news(Some(10.0), "1/10 Reading b")
             ]
         );
     }

@@ -83,25 +83,6 @@ fn leading_whole(text: &str) -> Option<(f64, &str)> {
     Some((digits.parse().ok()?, &text[end..]))
 }
 
-/// Reads a report of a script: `40/200 Reading rows`, `40 of 200`, `20%`, `20`, or only a message. Returns the percentage and the message.
-pub(in crate::cli) fn report(text: &str) -> (Option<f64>, &str) {
-    let text = text.trim();
-    if let Some((part, whole, rest)) = leading_fraction(text).or_else(|| leading_count_of(text))
-        && let Some(percent) = percent_of(part, whole)
-    {
-        return (Some(percent), rest.trim_start());
-    }
-    if let Some((percent, rest)) = leading_percent(text)
-        && !rest.starts_with(char::is_alphanumeric)
-    {
-        return (Some(percent), rest.trim_start());
-    }
-    match text.parse() {
-        Ok(percent) if (0.0..=100.0).contains(&percent) => (Some(percent), ""),
-        _ => (None, text),
-    }
-}
-
 /// Reads a duration as `HH:MM:SS.ff`, in seconds.
 pub(super) fn clock(text: &str) -> Option<f64> {
     let mut secs = 0.0;
@@ -118,30 +99,6 @@ pub(super) fn clock(text: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_script_reports_a_fraction_a_percentage_or_a_message() {
-        for (text, expected) in [
-            ("40/200 Reading rows", (Some(20.0), "Reading rows")),
-            ("1,500/3,000", (Some(50.0), "")),
-            ("20%", (Some(20.0), "")),
-            ("40 of 200 rows", (Some(20.0), "rows")),
-            (" 12.5 % done", (Some(12.5), "done")),
-            ("12,5 %", (Some(12.5), "")),
-            ("12,5\u{202f}%", (Some(12.5), "")),
-            ("1,050%", (None, "1,050%")),
-            ("7", (Some(7.0), "")),
-            ("300/200 x", (None, "300/200 x")),
-            ("0/0", (None, "0/0")),
-            ("101%", (None, "101%")),
-            ("27/11/2026", (None, "27/11/2026")),
-            ("Reading 3/4", (None, "Reading 3/4")),
-            ("NaN", (None, "NaN")),
-            ("-1", (None, "-1")),
-        ] {
-            assert_eq!(report(text), expected, "{text}");
-        }
-    }
 
     #[test]
     fn durations_are_read() {

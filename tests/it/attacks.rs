@@ -55,6 +55,7 @@ async fn is_well(server: &Server, jobs: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: many long requests"]
 async fn an_accept_header_or_a_query_of_any_length_is_refused_before_it_is_walked() {
     let server = server().await;
     let (ranges, fields) = ("*/*,".repeat(60_000), "a=1&".repeat(15_000));

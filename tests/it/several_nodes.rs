@@ -109,6 +109,7 @@ async fn watchdogs_of_several_nodes_end_each_silent_job_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn sweeps_at_once_delete_what_one_would_and_under_the_lease_one_sweeps() {
     let settings = Settings {
         retention_events: 100,
@@ -213,6 +214,7 @@ fn elsewhere(id: &NodeId, uptime: Uptime) -> NodeReport {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_uptime() {
     let server = server().await;
     let store = server.tidings.store();

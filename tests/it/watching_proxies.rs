@@ -104,6 +104,7 @@ async fn server_with_a_completed_job() -> Server {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for timeouts"]
 async fn where_not_even_the_head_of_a_stream_passes_the_watch_begins_by_long_poll() {
     let server = server_with_a_completed_job().await;
     let (output, said, _) = watched(&server, Proxy::HoldsStreams, &["jobs/a"]).await;
@@ -111,6 +112,7 @@ async fn where_not_even_the_head_of_a_stream_passes_the_watch_begins_by_long_pol
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for timeouts"]
 async fn a_watch_says_that_it_tries_again_now_if_it_does_not_pause() {
     let server = server_with_a_completed_job().await;
     let (output, said, url) = watched(&server, Proxy::HoldsBodies, &["jobs/a"]).await;
@@ -119,6 +121,7 @@ async fn a_watch_says_that_it_tries_again_now_if_it_does_not_pause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for timeouts"]
 async fn where_nothing_is_answered_the_watch_says_what_was_tried() {
     let server = server().await;
     let (output, said, url) = watched(&server, Proxy::HoldsAll, &["jobs"]).await;

@@ -101,6 +101,7 @@ async fn what_a_rule_names_is_delivered_signed_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for a schedule"]
 async fn a_run_that_is_late_is_delivered_like_any_milestone() {
     if !needs_python("standardwebhooks") {
         return;

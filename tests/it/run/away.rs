@@ -75,6 +75,7 @@ async fn a_server_that_refuses_costs_the_command_nothing_and_its_reason_is_told(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_server_that_asks_to_wait_is_not_asked_again_before() {
     for status in [429, 503] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -5,10 +5,11 @@
 //! 1. A fairing counts the requests in progress of each peer. A request is in progress until its answer was handed over,
 //!    thus a stream until it ends; a WebSocket's task keeps it in progress itself.
 //! 2. An answer of known length has a deadline, which is later the longer it is: a client that reads a large answer a byte
-//!    at a time would otherwise keep its connection, and what is buffered for it. The bytes of answers
-//!    that follow one another without a pause count together. Streams deal with slow readers themselves, so nothing has a deadline on a connection on
-//!    which another request is in progress: a stream over HTTP/2, in an application that embeds Tidings.
-//! 3. A task periodically asks the kernel for the port's connections. One without a request in progress is shut down when
+//!    at a time would otherwise keep its connection, and what is buffered for it. The bytes of answers that follow one
+//!    another without a pause count together.
+//! 3. Streams deal with slow readers themselves. So nothing has a deadline on a connection on which another request is in
+//!    progress, such as a stream over HTTP/2 in an application that embeds Tidings.
+//! 4. A task periodically asks the kernel for the port's connections. One without a request in progress is shut down when
 //!    nothing was ever sent on it and it is older than `request_timeout_secs`, or when everything was sent, and nothing for
 //!    `keep_alive_timeout_secs`. One whose answer's deadline has passed is shut down unless all was acknowledged.
 //!
@@ -377,7 +378,7 @@ mod tests {
         let beside = Requests::begin(&requests, own.peer);
         beside.answered(0, secs(10));
         drop(beside);
-        assert!(!is_late(1_000), "the stream goes on beside it");
+        assert!(!is_late(1_000), "the stream continues");
         drop(stream);
         assert!(!is_late(1_000));
 

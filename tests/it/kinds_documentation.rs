@@ -71,7 +71,7 @@ async fn transitions(
         }
         rows.push(row);
     }
-    let mut head = vec!["in"];
+    let mut head = vec!["status"];
     head.extend(commands.iter().map(|(name, ..)| *name));
     table(&head, &rows)
 }
@@ -197,7 +197,7 @@ async fn enrollment_tables(server: &Server) -> Vec<(&'static str, String)> {
         ("enrollment transitions", transitions),
         (
             "enrollment codes",
-            table(&["code", "`error` if the report has no text"], &codes),
+            table(&["code", "default text of `error`"], &codes),
         ),
         ("enrollment messages", fields(&told, false)),
     ]
@@ -238,7 +238,7 @@ async fn device_tables(server: &Server) -> Vec<(&'static str, String)> {
     let info = json!({"info": {"model": "Y"}});
     told.push(server.report("/api/devices/online-1/info", info).await);
     let head = [
-        "in",
+        "status",
         "one heartbeat",
         "two heartbeats",
         "`status` online",
@@ -368,7 +368,7 @@ async fn schedule_tables(server: &Server) -> Vec<(&'static str, String)> {
         rows.push(row);
     }
     let head = [
-        "in",
+        "status",
         "`PUT` of another rule",
         "`DELETE`",
         "the last run ends",

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! producer ─HTTP─▶ publish ─▶ log::writer ──────────────▶ feed ─▶ hub ─▶ mailbox ─▶ SSE │ WebSocket │ poll
-//!                             turns between schools,       │       per school:         (subscribe = attach,
+//!                             fair between schools,        │       per school:         (subscribe = attach,
 //!                             log::decide (pure),          │       window + channels    snapshot or replay,
 //!                             one commit: states + events  │                            live)
 //!                                                          └─▶ segments, shared by replays
@@ -35,51 +35,52 @@
 //! 1. Commit precedes fan-out; the producer's answer comes after the commit.
 //! 2. `seq` is dense per school and its order is commit order, on every node.
 //! 3. A subscriber sees strictly increasing `seq`s, each at most once, or a `reset`. What is missing from its stream is only
-//!    superseded ticks and events outside its scope. What is missing from the events offered to the hub is first read from
-//!    the log.
+//!    superseded ticks and events outside its scope. If the hub receives an event before earlier ones, the missing ones are
+//!    read from the log first.
 //! 4. A milestone inside retention is delivered to every live or resuming subscriber in scope.
 //! 5. Attach to the hub before reading the store: otherwise an event committed in between would be missed.
-//! 6. Every queue, buffer, cache and wait has a named bound ([`config`]). A slow or dead client costs a
-//!    bounded amount and slows nobody else.
+//! 6. Every queue, buffer, cache and wait has a named bound ([`config`]). A slow or dead client uses a
+//!    bounded amount of resources and does not slow down others.
 //! 7. The school comes from the credential, never from the payload alone. A stream does not outlive its
 //!    credential.
 //! 8. JSON is serialised once per event and encoding on each node, whatever the number of subscribers, live or replaying.
-//! 9. Empty channels, windows and schools leave memory.
+//! 9. Empty channels, windows and schools are removed from memory.
 //! 10. A subject's terminal state is final; progress never decreases within an attempt; a kind's rules are pure
 //!     functions of state, command and time.
 //! 11. A cursor names an event. A cursor whose event is in a part of the history that was lost is answered with a `reset`;
 //!     all others are honoured.
-//! 12. What only one node may do is done under a fence, which is checked in the write itself.
+//! 12. Work that only one node may do requires a lease, whose fencing token is checked in the transaction of the write.
 //!
-//! # Floors
+//! # Layers
 //!
-//! Imports only go to lower floors, without exceptions. `tests/it/floors.rs` reads the `use` lines and fails on a violation.
+//! A module imports only from lower layers, without exceptions. `tests/it/floors.rs` reads the `use` lines and fails on a
+//! violation.
 //!
 //! ```text
 //! 14  main.rs                          the program
 //! 13  cli/                             command line
 //! 12  lib.rs                           this map; server()
 //! 11  http/                            the only layer that knows Rocket
-//! 10  service.rs session/              the running server; conversations, without I/O
+//! 10  service.rs session/              the running server; sessions with clients, without I/O
 //!  9  app/                             permissions and rate limits of publishing and subscribing
 //!  8  subscribe/ dispatch.rs           a connection's stream; committed events for every consumer of the log
 //!     presence/ notify/ watchdog.rs    leases of devices; webhooks, e-mail, MQTT; timers
-//!     metrics.rs refusals.rs            metrics; logging of rejected requests
-//!     relay.rs                         tells the other nodes of commits, and this node of theirs
+//!     metrics.rs refusals.rs           metrics; logging of rejected requests
+//!     relay.rs                         notifications of commits between nodes
 //!  7  feed/ publish.rs                 follows the logs, replays; commands in, receipts out
 //!     lease.rs cluster.rs              work that only one node at a time does; the nodes over one store
-//!     schedules.rs                     what should have run and did not
+//!     schedules.rs                     detection of scheduled runs that did not happen
 //!  6  store/ bus/                      databases; messages between nodes
 //!  5  log/ hub/                        ports of a store, decisions │ in-memory fan-out
 //!  4  auth/ wire/                      authorization; the only encoder
 //!     client/                          the asynchronous client, which uses nothing of the server
 //!     throttle.rs reserve.rs           rate limits; memory for writes
 //!     tasks.rs failures.rs             supervised tasks; logging of failures
-//!     wall_clock.rs alarm.rs           whether ages can be judged; timers
+//!     wall_clock.rs alarm.rs           whether the wall clock is reliable; timers
 //!  3  config/                          settings and every bound
 //!  2  kind/ scope.rs                   domain rules; the scope of a subscription
 //!  1  event.rs                         events
-//!  0  id.rs number.rs sync.rs uptime.rs  names; conversions; locks; the clock for silence
+//!  0  id.rs number.rs sync.rs uptime.rs  names; conversions; locks; the clock of uptime
 //! ```
 //!
 //! # In another Rocket application
@@ -91,27 +92,27 @@
 //! | feature | adds |
 //! | --- | --- |
 //! | `cli` | the `tidings` command and the module `cli`; includes `client` |
-//! | `client` | the module [`client`]: reports on jobs, and watches scopes, on any server |
+//! | `client` | the module [`client`]: reports on jobs, and watches scopes, on any Tidings server |
 //! | `monitor` | the pages below `/monitor` and `/embed` |
 //! | `postgres` | Postgres as the database, so that several nodes can share it |
 //! | `redis` | Redis or Valkey as the bus between nodes |
-//! | `webhook`, `email`, `mqtt` | the media of notifiers in the settings (`webhook` includes ntfy and Home Assistant); an application's own notifiers need none |
+//! | `webhook`, `email`, `mqtt` | the delivery methods of notifiers in the settings (`webhook` includes ntfy and Home Assistant); custom notifiers need none |
 //!
 //! # Public API
 //!
 //! | module | for applications |
 //! | --- | --- |
-//! | [`http`] | mounts the routes; shuts down in order |
+//! | [`http`] | mounts the routes; shuts down gracefully |
 //! | [`app`] | publishes and subscribes on behalf of a caller, with the permissions and rate limits of the HTTP API |
 //! | [`auth`] | verifies and issues tokens |
 //! | [`kind`], [`event`], [`scope`], [`id`] | commands and states of each kind; events; what a subscription covers; names |
-//! | [`log`] | what a store does, for authors of stores; the envelope of a command |
-//! | [`notify`] | notifiers of the application's own |
+//! | [`log`] | the traits that a store implements; the envelope of a command |
+//! | [`notify`] | custom notifiers |
 //! | [`config`] | settings, and every bound |
-//! | [`client`] | an asynchronous client of any server |
+//! | [`client`] | an asynchronous client of any Tidings server |
 //!
-//! Semantic versioning covers these modules, [`Tidings`] and [`server`]. All other modules are visible because the project's own tests
-//! and command use them. They are missing in this documentation, and can change in any version.
+//! Semantic versioning covers these modules, [`Tidings`] and [`server`]. All other modules are public because the project's own tests
+//! and command use them. They are hidden in this documentation, and can change in any version.
 
 #![cfg_attr(
     test,
@@ -132,7 +133,10 @@ pub mod config;
 pub mod event;
 #[cfg_attr(
     not(all(feature = "cli", feature = "monitor")),
-    allow(dead_code, reason = "some of it only the command or the pages use")
+    allow(
+        dead_code,
+        reason = "some of it is used only by the command or the pages"
+    )
 )]
 pub mod http;
 pub mod id;
@@ -208,8 +212,8 @@ use rocket::{Build, Rocket};
 
 pub use service::{StartError, Tidings};
 
-/// Returns the complete server, with its settings and Rocket's from `figment`. Fails if any setting has no effect. Must
-/// be called within a Tokio runtime.
+/// Returns the complete server, with its settings and Rocket's from `figment`. Fails on a setting that is unknown or would
+/// have no effect. Must be called within a Tokio runtime.
 pub fn server(figment: figment::Figment) -> Result<Rocket<Build>, StartError> {
     http::framework::check(&figment)?;
     let settings = config::Settings::from_figment(&figment)?;

@@ -31,11 +31,11 @@ struct Slots {
     /// The newest seq that was accepted, so that an event on several channels is kept only once.
     newest: u64,
     lagging: bool,
-    /// The log may have lost events that were offered.
+    /// Whether the log may have lost events that were offered.
     doubted: bool,
     close: Option<Close>,
     reader: Option<Waker>,
-    /// The reader has a timer, and polls again by itself before it can deliver another tick.
+    /// Whether the reader need not be woken for ticks: it holds ticks back, and its timer polls again when they are due.
     patient: bool,
 }
 
@@ -55,9 +55,9 @@ pub struct Depth {
 pub enum Mail {
     /// Events, in order.
     Events(Queue<Arc<Event>>),
-    /// The mailbox overflowed: read the log from your own cursor. New events are kept again from now on.
+    /// The mailbox overflowed: read the log from your own cursor. From now on, the mailbox accepts events again.
     Lagging,
-    /// The same, except that the log may no longer have the event that the reader's cursor names.
+    /// Like `Lagging`, but the log may no longer have the event that the reader's cursor names.
     HistoryChanged,
     /// The server wants to close the connection.
     Close(Close),
@@ -88,7 +88,7 @@ impl Mailbox {
         }
         slots.newest = event.seq;
         if slots.patient && event.is_tick() {
-            // The reader would hold back the first of them, and then replace it by the second.
+            // The reader would hold back the older tick, and then replace it by the newer one.
             let last = slots.events.back_mut();
             if let Some(last) = last.filter(|last| last.is_tick() && event.supersedes(last)) {
                 *last = Arc::clone(event);
@@ -106,7 +106,7 @@ impl Mailbox {
                 let events = std::mem::take(&mut slots.events).into_iter().collect();
                 slots.events = without_superseded(events).into_iter().collect();
             }
-            // It must be at most half full. Otherwise each of the next few events would conflate again.
+            // It must be at most half full. Otherwise each of the next few events would cause another conflation.
             if slots.events.len() > self.capacity / 2 {
                 slots.events.clear();
                 slots.lagging = true;
@@ -124,7 +124,7 @@ impl Mailbox {
         slots.reader.take()
     }
 
-    /// The same for a log that may have lost events and assigned their numbers again.
+    /// Like [`lag`](Mailbox::lag), for a log that may have lost events and assigned their numbers again.
     pub(super) fn doubt(&self) -> Option<Waker> {
         let mut slots = self.slots();
         slots.doubted = true;
@@ -166,8 +166,8 @@ impl Mailbox {
         }
     }
 
-    /// Takes everything out, or registers the reader to be woken by the next mail. A `patient` reader is not woken by a
-    /// few ticks, because it polls again by itself before it can deliver another tick.
+    /// Takes all events, or registers the reader to be woken by the next one. A `patient` reader holds ticks back and polls
+    /// again when they are due, so a few further ticks do not wake it.
     pub fn poll(&self, cx: &mut Context<'_>, patient: bool) -> Poll<Mail> {
         let mut slots = self.slots();
         if let Some(close) = slots.close {
@@ -294,7 +294,10 @@ pub(crate) mod tests {
             [false, false, false, true, false]
         );
         wait(false);
-        assert!(woken(8), "who is not is woken by anything");
+        assert!(
+            woken(8),
+            "a reader that is not patient is woken by any event"
+        );
         wait(true);
         mailbox.close(Close::Done);
         assert!(mailbox.slots().reader.is_none());

@@ -1,11 +1,13 @@
 //! In-memory fan-out: who listens to which channels, and the newest events of each school.
 //!
 //! Everything about a school is under one short lock that is never held across an await. Offering an event iterates
-//! over the listeners of its channels and adds an `Arc` to each mailbox. It awaits nothing, so a slow reader costs its
-//! bounded mailbox and slows nobody else (invariant 6). The caller gets the wakers of the readers that wait and wakes
-//! them: many readers are woken a few at a time, and other tasks get their turns in between. The *window*, a ring of
-//! the newest events, serves short gaps without the database. Schools, channels and windows that are not in use leave
-//! memory (invariant 9). The hub knows neither the store nor any encoding.
+//! over the listeners of its channels and adds an `Arc` to each mailbox. It awaits nothing, so a slow reader fills only
+//! its own bounded mailbox and does not slow down others (invariant 6). The caller gets the wakers of the waiting
+//! readers. It wakes them in small groups, so that other tasks can run in between. The *window*, a ring of the newest
+//! events, fills short gaps without the database. Schools, channels and windows that are not in use are removed from
+//! memory (invariant 9). The hub depends neither on the store nor on any encoding.
+//!
+//! To *offer* an event means to pass it to the hub, which delivers it to the listeners in scope.
 
 mod history;
 pub mod mailbox;
@@ -46,7 +48,7 @@ pub struct Hub {
     began: Instant,
     /// Whether others write to the logs too.
     is_shared: bool,
-    /// Schools that entered or left memory, or got their first listener. Only recorded for shared logs.
+    /// Schools that were added to memory or removed from it, or got their first listener. Only recorded for shared logs.
     moved: Mutex<Moved>,
 }
 
@@ -56,12 +58,12 @@ struct School {
 
 /// The state of a school, protected by one lock.
 struct SchoolState {
-    /// The place of the newest event that was offered or, if none was offered yet, the place up to which a listener has
-    /// read.
+    /// The place of the newest offered event. If none was offered yet: the place up to which a listener has read.
     head: Option<Place>,
     /// Every event from this `seq` up to the head was offered.
     dense_from: u64,
-    /// Of shared logs: places beyond the head up to which listeners have read. What is offered there must be these events.
+    /// For shared logs: places after the head up to which listeners have read. An event that is offered with the same `seq`
+    /// must have the same tag; otherwise the log has lost events.
     read_ahead: BTreeMap<u64, Tag>,
     /// The newest events, contiguous in `seq`, oldest first.
     window: VecDeque<Arc<Event>>,
@@ -86,7 +88,8 @@ type Listeners = IndexMap<u64, Arc<Mailbox>>;
 #[derive(Default)]
 struct Topic {
     all: Listeners,
-    /// Listeners that receive only the wide events of the kind. A wide event reaches every listener to its kind.
+    /// Listeners that receive only the wide events of the kind. A wide event is delivered to all listeners of its kind:
+    /// to these, and to those of any of its subjects.
     wide: Listeners,
     subjects: HashMap<SubjectId, Listeners>,
 }
@@ -150,7 +153,7 @@ impl Default for History {
     }
 }
 
-/// Readers with new mail that wait to be woken. Each is listed at most once.
+/// Waiting readers with new events, to be woken. Each is listed at most once.
 #[derive(Default)]
 #[must_use = "the readers sleep until they are woken"]
 pub struct WakeList(Vec<Waker>);
@@ -169,7 +172,7 @@ impl WakeList {
     }
 }
 
-/// A connection's registration with the hub. Dropping it removes every trace of the connection.
+/// A connection's registration with the hub. Dropping it unregisters the connection.
 pub struct Attachment {
     hub: Arc<Hub>,
     school: Arc<School>,
@@ -222,7 +225,8 @@ impl Hub {
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let id = of_school[0].school;
             let school = match self.is_shared {
-                // Without listeners it would become outdated unnoticed.
+                // A shared log's commits are announced only for schools in memory. If this added the school, later
+                // events could be missing without notice.
                 true => self.find(id),
                 false => Some(self.school(id)),
             };
@@ -505,7 +509,7 @@ impl SchoolState {
             Some(head) if event.seq <= head.seq => return,
             Some(head) if event.seq == head.seq + 1 => {}
             Some(_) => {
-                // There is a hole. Every connection reads the log, which has the missing events.
+                // Events are missing here. Every connection reads the log, which contains them.
                 let lag = |own: &Attached| own.mailbox.lag();
                 wake_list.0.extend(self.attached.values().filter_map(lag));
                 self.begin_at(event.seq);
@@ -527,7 +531,7 @@ impl SchoolState {
             self.window
                 .back()
                 .is_none_or(|last| last.seq + 1 == event.seq),
-            "a window has no hole"
+            "a window has no gap"
         );
         self.window.push_back(Arc::clone(event));
         self.window_bytes += event.draft.fields.len();
@@ -548,7 +552,7 @@ impl SchoolState {
     /// Records that events before this `seq` may not have been offered.
     fn begin_at(&mut self, seq: u64) {
         self.dense_from = seq;
-        // A window with a hole would cause a silent gap.
+        // A window in which events are missing would cause a silent gap.
         self.window.clear();
         self.window_bytes = 0;
     }
@@ -618,7 +622,7 @@ fn decrement<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     }
 }
 
-/// Keeps the lagging connections first, and then the newest.
+/// Sorts the lagging connections first, then the newest, and keeps `limit` of them.
 fn keep_noteworthy(connections: &mut Vec<Connection>, limit: usize) {
     connections.sort_by_key(|own| (!own.depth.lagging, std::cmp::Reverse(own.since)));
     connections.truncate(limit);
@@ -691,11 +695,10 @@ impl Attachment {
         }
     }
 
-    /// Continues with the offered events after everything up to `place` has been read from the log. Returns false if
-    /// there is more to read, because a later event was offered before this connection was attached, or was never
-    /// offered.
+    /// Switches from reading the log to offered events, after everything up to `place` has been read. Returns false if
+    /// more must be read first: a later event was offered before this connection was attached, or was never offered.
     ///
-    /// If a shared log has lost what was read or what was offered, all listeners check their places against the log.
+    /// If a shared log has lost events that were read or offered, all listeners check their places against the log.
     pub fn joins(&self, place: Place) -> bool {
         if self.hub.is_shared {
             return self.joins_shared(place);
@@ -717,8 +720,8 @@ impl Attachment {
         lock(&self.school).head
     }
 
-    /// Returns the events after `after` and the place up to which they reach. Returns `None` unless the window goes
-    /// back that far and is known to continue from that very event.
+    /// Returns the events after `after`, and the place of the last one. Returns `None` if the window does not reach back
+    /// that far, or if it is not certain that it follows the event at `after` (the tag differs or is not known).
     pub fn window(&self, after: Place) -> Option<(Vec<Arc<Event>>, Place)> {
         let state = lock(&self.school);
         let head = state.head?;

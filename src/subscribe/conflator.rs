@@ -3,7 +3,7 @@
 //! The first tick is sent at once. Later ticks within the interval are conflated to the newest. A milestone never
 //! waits: it replaces a held tick of its subject if it includes the tick's content, and it releases all other held
 //! ticks before itself, because `seq` must increase. For the same reason, a tick waits behind an earlier one that is
-//! held. That takes at most one interval.
+//! held, for at most one interval.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(super) struct Conflator {
 
 struct State {
     interval: Duration,
-    /// When the last tick of each subject was sent, as long as that matters.
+    /// When the last tick of each subject was sent, if that was within the last interval or was not cleaned up yet.
     sent: HashMap<(Kind, SubjectId), Instant>,
     /// Ticks in order of `seq`: one of each subject, and a second one while the first is overdue.
     held: VecDeque<(Arc<Event>, Instant)>,
@@ -72,7 +72,7 @@ impl Conflator {
         state.push(event, arrived, now, out);
     }
 
-    /// Sends, at `now`, what was due by `then`.
+    /// Sends the held ticks that were due by `then`. `now` is the current time.
     pub(super) fn release(
         &mut self,
         then: Instant,
@@ -84,7 +84,7 @@ impl Conflator {
         }
     }
 
-    /// Forgets when ticks were sent, where that no longer matters.
+    /// Removes entries of subjects whose last tick was sent more than an interval ago.
     pub(super) fn tidy(&mut self, now: Instant) {
         if let Some(state) = &mut self.state {
             state.tidy(now);

@@ -4,16 +4,16 @@
 //! Committed ─────────▶ tail ─dense─▶ hub ─▶ mailboxes          (live)
 //! other nodes ─hints─▶  │ missing events are awaited briefly, then read
 //! log ─────────────────┴─▶ segments ─▶ replays                (read once, encoded once, shared)
-//!  └─heads─▶ what is behind becomes a hint
+//!  └─heads─▶ a hint for each log that is ahead of the hub
 //! ```
 //!
 //! The log is authoritative, and hints are only notifications. Hints may be late, out of order, or missing. Still, each
 //! school's events reach the hub in order and without a hole (invariant 3). Replays of wide scopes share *segments*,
-//! which are aligned ranges of a log. One replay reads a segment for all, and its events carry their encodings. So many
-//! clients that reconnect at once cost one read and one encoding of each event (invariant 8). Narrow scopes are read
+//! which are aligned ranges of a log. A segment is read once for all replays, and its events cache their encodings. So
+//! even if many clients reconnect at once, each event is read once and encoded once (invariant 8). Narrow scopes are read
 //! through the index on subjects instead, so that the school's other events cost nothing.
 //!
-//! Deliberately absent: who is allowed to listen, and what has been delivered to a connection.
+//! Not handled here: permissions, and what has been delivered to a connection.
 
 mod heads;
 mod segments;
@@ -74,8 +74,8 @@ impl Feed {
         self.log.is_shared()
     }
 
-    /// Returns the place that a cursor names. Returns `None` if the cursor has another epoch, or may name one of
-    /// several events.
+    /// Returns the place that a cursor names. Returns `None` if the cursor has another epoch, or if it has no tag and the log
+    /// has assigned numbers more than once.
     pub fn place(&self, Cursor { epoch, place }: Cursor) -> Option<Place> {
         let is_certain = place.tag.is_some() || place.seq == 0 || self.log.numbers_are_unique();
         (epoch == self.log.epoch() && is_certain).then_some(place)
@@ -87,7 +87,7 @@ impl Feed {
     }
 
     /// Returns events in scope after `after`. With `conflate`, it omits ticks that a later event in scope supersedes.
-    /// Returns `None` if `after` has a tag and the log has another event there, or none.
+    /// Returns `None` if `after` has a tag and the log has a different event, or no event, with this number.
     pub async fn replay(
         &self,
         scope: Arc<Scope>,
@@ -147,14 +147,14 @@ impl Feed {
         }))
     }
 
-    /// Whether the log still has this very event, as far as that is known.
+    /// Whether the log still has this event. Also true if that cannot be determined: without a tag, or past retention.
     pub async fn has(&self, school: SchoolId, place: Place) -> Result<bool, StoreError> {
         let bounds = self.heads.bounds(school).await?;
         self.segments.follow(school, bounds).await?;
         self.is_known(school, place, bounds).await
     }
 
-    /// Whether the log has this very event, as far as that is known. Retention is checked separately.
+    /// Whether the log has this event. Also true if that cannot be determined; retention is checked separately.
     async fn is_known(
         &self,
         school: SchoolId,
@@ -181,13 +181,13 @@ impl Feed {
                 stretch.events.into_iter().next()
             }
         };
-        // The event may have left the log meanwhile, so that a later one is the first. The replay detects that.
+        // Retention may have deleted the event meanwhile, so that the first one is a later one. The replay detects that.
         let event = event.filter(|event| event.seq == seq);
         Ok(event.is_none_or(|event| event.place() == place))
     }
 
-    /// Returns current states in scope; see [`Log::snapshot`]. `newest` was the place of the newest event when the previous
-    /// page was read. Returns `None` if a shared log has lost that event since: the pages are of different histories.
+    /// Returns current states in scope; see [`Log::snapshot`]. `newest` is the place of the newest event when the previous
+    /// page was read. Returns `None` if a shared log has lost that event since, so that the pages do not match.
     pub async fn snapshot(
         &self,
         scope: Arc<Scope>,

@@ -1,4 +1,4 @@
-//! Follows the logs: committed events reach listeners in order and without a hole, even if hints do not.
+//! Follows the logs: listeners get committed events in order and without a gap, even if hints are late or missing.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,15 +17,15 @@ use crate::hub::{Hub, Position, WakeList};
 use crate::id::{Place, SchoolId};
 use crate::log::{Batches, Hint, Incoming, Log, StoreError, Stretch};
 
-/// A school of which events are missing.
+/// A school with missing events.
 struct Hole {
     /// The events that wait for the missing ones.
     beyond: BTreeMap<u64, Arc<Event>>,
-    /// The newest `seq` of which a hint arrived.
+    /// The newest `seq` that a hint has named.
     newest: u64,
     /// When to read the missing events; `None` during the read.
     due: Option<Instant>,
-    /// Consecutive reads that found nothing new.
+    /// Number of consecutive reads that found nothing new; at least 1 after a failed read.
     vain: u32,
 }
 
@@ -59,11 +59,11 @@ struct Tail<'a> {
     lost: Vec<SchoolId>,
 }
 
-/// Passes committed events to `deliver`, each school's in the order of its log, until there are no more committers, or
-/// until everything that was committed before `end` has been delivered. `deliver` offers them to the hub, whose head
+/// Passes committed events to `deliver`, each school's in the order of its log. Returns when all senders of `batches` are
+/// gone, or when everything that was committed before `end` has been delivered. `deliver` offers them to the hub, whose head
 /// determines which event comes next.
 ///
-/// Hints of what others have committed take the same way. They matter only for schools in the hub's memory: a school
+/// Hints about commits of other nodes are processed in the same way, but only for schools in the hub's memory: a school
 /// without listeners costs nothing.
 pub async fn follow(
     batches: &mut Batches,
@@ -87,8 +87,8 @@ pub async fn follow(
         let due = tail.holes.values().filter_map(|hole| hole.due).min();
         let has_reads = !tail.reads.is_empty();
         tokio::select! {
-            // Biased: reads that fill holes are few and go first, because batches may have to wait for them. It also
-            // makes simulations deterministic.
+            // Biased: reads of missing events are few and go first, because batches may have to wait for them. This order
+            // also makes simulations deterministic.
             biased;
             () = &mut end, if !is_ending => {
                 is_ending = true;
@@ -150,7 +150,7 @@ pub async fn wake_in_batches(wake_list: WakeList) {
     }
 }
 
-/// Number of events that were delivered since other tasks had a turn. A large batch for many readers takes long.
+/// Number of events that were delivered since other tasks had a turn. A large batch for many readers takes a long time.
 #[derive(Default)]
 struct Slice(usize);
 
@@ -173,7 +173,7 @@ impl Slice {
 }
 
 impl Tail<'_> {
-    /// Whether a hint says nothing that the hub needs. Nobody here listens to a school that is not in memory.
+    /// Whether a hint contains nothing new for the hub. A school that is not in memory has no listeners here.
     fn is_late(&self, hint: &Hint) -> bool {
         let school = match hint {
             Hint::Events(events) => match events.first() {
@@ -205,7 +205,7 @@ impl Tail<'_> {
                 let hole = self.holes.entry(*school);
                 let hole = hole.or_insert_with(|| Hole::due_at(now));
                 hole.newest = hole.newest.max(*seq);
-                // Nothing else is coming that would be worth waiting for, unless a read has just failed.
+                // Read at once: this hint contains no events to wait for. After a failed or fruitless read, keep the pause.
                 if hole.vain == 0 {
                     hole.due = hole.due.map(|due| due.min(now));
                 }
@@ -226,7 +226,7 @@ impl Tail<'_> {
         // A school that is not in memory has no listeners, so nothing can be missed.
         let next = next_of(self.hub.position(school));
         if self.log.is_shared() && self.hub.contradicts(events) {
-            // Either they or what was delivered is lost. The log tells which.
+            // Either these events or the delivered ones are lost. The listeners find out which by reading the log.
             self.start_over(school);
             return Cow::Borrowed(&[]);
         }
@@ -242,7 +242,7 @@ impl Tail<'_> {
                 return Cow::Borrowed(&events[events.partition_point(is_known)..]);
             }
         };
-        tracing::debug!(school.id = %school, from = first.seq, to = last.seq, "events arrived before earlier ones");
+        tracing::debug!(school.id = %school, from = first.seq, to = last.seq, "events arrived before earlier ones and wait for them");
         let of_batch = events.iter().map(|event| (event.seq, Arc::clone(event)));
         hole.beyond.extend(of_batch);
         hole.newest = hole.newest.max(last.seq);
@@ -257,7 +257,7 @@ impl Tail<'_> {
     fn start_over(&mut self, school: SchoolId) {
         tracing::warn!(
             school.id = %school,
-            "the log has lost events that were delivered; its readers start over"
+            "the log has lost events that were already delivered; the school's streams check their cursors against the log"
         );
         self.holes.remove(&school);
         self.lost.push(school);
@@ -277,7 +277,7 @@ impl Tail<'_> {
         };
         let position = self.hub.position(school);
         let next = position.and_then(|own| own.next());
-        // Without a head there is nobody yet who could miss an event before these.
+        // Without a head, no listener has a position yet, so none can miss an event before these.
         let first = hole.beyond.keys().next().copied();
         let mut next = match (next, first) {
             (Some(next), _) => next,
@@ -295,7 +295,7 @@ impl Tail<'_> {
         if next > hole.newest {
             self.holes.remove(&school);
             if deliverable.is_empty() {
-                // What waited was delivered in another way, or is lost.
+                // The events that waited were delivered in another way, or are lost.
                 self.lost.push(school);
             }
         }
@@ -312,7 +312,7 @@ impl Tail<'_> {
         let now = Instant::now();
         let is_due = |hole: &Hole| hole.due.is_some_and(|due| due <= now);
         let (hub, lost) = (self.hub, &mut self.lost);
-        // A school may have left memory, or may have nobody left who would miss anything.
+        // A school may have been removed from memory, or may have no listeners any more.
         self.holes.retain(|school, _| {
             let position = hub.position(*school);
             let is_wanted = position.is_some_and(|own| own.head.is_some() || own.is_attended);
@@ -326,22 +326,22 @@ impl Tail<'_> {
                 continue;
             }
             let Some(known) = hub.position(*school).and_then(|own| own.head) else {
-                // Its first reader is still reading the log. What it has read by then decides what is missing. It must not wait
-                // for the commits of this node, which it reads from the log, or which the log has lost.
+                // The school's first listener is still reading the log. When it has finished, it is known which events are
+                // missing. Until then it must not wait for this node's commits: it reads them from the log, or they are lost.
                 lost.push(*school);
                 hole.due = Some(now + HOLE_WAIT);
                 continue;
             };
             if known.seq >= hole.newest {
-                // A reader's read has passed the missing events.
+                // A listener has already read the missing events from the log.
                 hole.newest = 0;
-                // Those that this node has committed will not be delivered from here.
+                // Stop tracking this node's commits among them: they will not be delivered from here.
                 lost.push(*school);
                 continue;
             }
             hole.due = None;
             let (school, log) = (*school, Arc::clone(&self.log));
-            // The last event that was delivered is read again: it shows whether the log still has it.
+            // Also read the last delivered event again, to verify that the log still has it.
             let after = known.seq.saturating_sub(1);
             let upto = hole.beyond.keys().next().map_or(hole.newest, |seq| seq - 1);
             self.reads.spawn(async move {
@@ -408,11 +408,11 @@ impl Tail<'_> {
         };
         hole.due = Some(Instant::now() + pause);
         if hole.beyond.is_empty() || hole.vain >= HOLE_READS_MAX {
-            // The log is the truth: an event that it does not have was not committed, or was lost.
+            // The log is authoritative: an event that it does not have was not committed, or was lost.
             hole.beyond.retain(|seq, _| *seq <= head);
             if hole.newest > head {
                 hole.newest = head;
-                // Nobody may wait for those that this node has committed.
+                // Stop tracking this node's commits among them, so that no stream waits for them.
                 self.lost.push(school);
             }
         }
@@ -441,7 +441,7 @@ impl Tail<'_> {
             self.holes.remove(&school);
         }
         if deliverable.is_empty() {
-            // There is no event whose number would show the listeners that some are missing.
+            // There is no event to deliver whose number would show the hub that earlier ones are missing.
             self.lost.push(school);
             self.wake_lists.push(self.hub.start_over(school));
         }

@@ -1,8 +1,8 @@
 //! Catching up: the steps between connecting (or lagging, or adding channels) and being live.
 //!
-//! While there are steps, mail waits in the mailbox, so events that are committed meanwhile follow those that the steps
-//! deliver. A step reads one page at a time, as fast as the client accepts it. After a page without events for the
-//! client, the stream sends a heartbeat early. Its failure reveals a client that has disconnected, and ends the reading.
+//! While there are steps, new events stay in the mailbox. They are delivered after the events of the steps. A step reads
+//! one page at a time, as fast as the client accepts it. After a page without events for the client, the stream sends a
+//! heartbeat early: if the client has disconnected, writing it fails, and the reading ends.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -20,12 +20,13 @@ use crate::log::{Page, StoreError};
 use crate::scope::{Scope, without_superseded};
 use crate::wire::{Close, Control, ResetReason};
 
-/// A step of catching up. Mail waits while there are steps.
+/// A step of catching up. The mailbox is not read while there are steps.
 pub(super) enum Step {
     /// Deliver the events in scope after the position, and move the position to the head.
     ///
-    /// A client that knows of a commit expects to receive it. A catch-up that is not `settled` therefore first waits
-    /// until the hub has been offered everything that was committed in this school when the catch-up began.
+    /// A client that has the answer to a command expects that a stream which it opens next includes the event. So unless
+    /// it is `settled`, a catch-up first waits until the hub has been offered everything that was committed in this school
+    /// when the catch-up began.
     ///
     /// With `from`, the position is first set to it.
     CatchUp { from: Option<Place>, settled: bool },
@@ -39,8 +40,8 @@ pub(super) enum Step {
         /// The newest event when the previous page was read.
         newest: Option<Place>,
     },
-    /// Make sure that a shared log still has this event, which has been delivered if it is in scope. A state that is newer
-    /// than its snapshot is left out, because its event follows. If that is lost, the state would be missing.
+    /// Verify that a shared log still has this event, which has been delivered if it is in scope. A snapshot omits states
+    /// that are newer than its end, because their events follow. If the log loses these events, the states would be missing.
     Confirm(Place),
     /// Deliver the events of added channels after `after`, up to the position.
     Replay {
@@ -66,7 +67,7 @@ pub(super) struct Addition {
 #[derive(Clone)]
 pub(super) struct Added {
     pub(super) others: Arc<Scope>,
-    /// Wide events on none of the other channels are already delivered too, but only from after this `seq`.
+    /// Wide events on none of the other channels have been delivered, too, but only those with a greater `seq` than this.
     pub(super) wide_from: u64,
 }
 
@@ -253,7 +254,7 @@ impl Subscription {
 
     fn poll_catch_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let scope = Arc::clone(&self.scope);
-        // A shared log may have lost what was read a moment ago.
+        // A shared log may have lost events that were read a moment ago.
         let after = match self.is_claimed || self.shared.feed.is_shared() {
             true => self.position,
             false => Place::untagged(self.position.seq),
@@ -291,7 +292,7 @@ impl Subscription {
         let page = match page {
             Some(Ok(page)) => page,
             Some(Err(ResetReason::HistoryChanged)) if self.position != self.safe => {
-                // The log may still have what the client was sent.
+                // The log may still have the events that were sent to the client.
                 self.position = self.safe;
                 self.is_claimed = true;
                 self.plan.push_front(Step::CatchUp {
@@ -319,7 +320,7 @@ impl Subscription {
         Poll::Ready(())
     }
 
-    /// Starts over with a snapshot of everything in scope. A `reset` makes clients discard what they know.
+    /// Starts over with a snapshot of everything in scope. On a `reset`, clients discard the states that they have.
     fn reset(&mut self, reason: ResetReason) {
         self.forget_snapshot(reason);
         if !matches!(self.plan.front(), Some(Step::Ready)) {
@@ -329,7 +330,7 @@ impl Subscription {
         self.plan.push_front(snapshot);
     }
 
-    /// Says `reset`. What an earlier snapshot left out no longer matters.
+    /// Sends `reset`, and cancels checks of an earlier snapshot, which a new one will replace.
     fn forget_snapshot(&mut self, reason: ResetReason) {
         let reset = Delivery::Control(Control::Reset(reason));
         self.push(reset, Some(Place::default()));
@@ -361,7 +362,7 @@ impl Subscription {
             }
             None => return Poll::Ready(()),
         };
-        // Beyond the position, the added channels are live: their mail has been kept since they were added.
+        // Events of the added channels after the position are in the mailbox, which has received them since the addition.
         let upto = self.position.seq;
         let wanted = page
             .events
@@ -450,8 +451,8 @@ impl Subscription {
         Poll::Ready(())
     }
 
-    /// Starts over if the log no longer has the event, or does not have what was read after it. What retention has deleted
-    /// since is not known to be lost.
+    /// Starts over if the log no longer has the event, or if the catch-up before this step did not reach it. An event that
+    /// retention has deleted meanwhile does not count as lost.
     fn poll_confirm(&mut self, cx: &mut Context<'_>, newest: Place) -> Poll<()> {
         let scope = Arc::clone(&self.scope);
         let Poll::Ready(page) = self.poll_replay_page(cx, &scope, newest) else {
@@ -470,7 +471,7 @@ impl Subscription {
 
     fn cannot_honour(&self, after: Place, page: &Page) -> Option<ResetReason> {
         if after.seq > page.head.seq {
-            // The number is not assigned yet, and the cursor is from before there were tags.
+            // The number is not assigned yet. The cursor has no tag: an older version of the server issued it.
             Some(ResetReason::UnknownEpoch)
         } else if after.seq < page.floor {
             Some(ResetReason::Expired)
@@ -502,22 +503,22 @@ impl Subscription {
     }
 
     /// Reads a page. `read` is called once for each page. The outer `None` means that the store failed and the stream
-    /// ends. The inner `None` means that the log has another event than the one that the client has seen.
+    /// ends. The inner `None` means that the log does not have the event that the client has received.
     fn poll_page(
         &mut self,
         cx: &mut Context<'_>,
         read: impl FnOnce(Arc<Feed>) -> Reading,
     ) -> Poll<Option<Option<Page>>> {
         let feed = &self.shared.feed;
-        // In a task of its own: a subscription is polled only while its socket has room. A read that is not polled would
-        // keep its turn and the feed's locks for as long as the client reads nothing. Dropping the handle ends the task.
+        // In a separate task: a subscription is polled only while its socket has room. Without the task, a read would
+        // keep the feed's locks and its turn to read the database until the client reads. Dropping the handle ends the task.
         let reading = self.reading.get_or_insert_with(|| {
             let task = AbortOnDropHandle::new(tokio::spawn(read(Arc::clone(feed))));
             Box::pin(async move { task.await.unwrap_or(Err(StoreError::Stopped)) })
         });
         let page = ready!(reading.as_mut().poll(cx));
         self.reading = None;
-        // Unless something is written, a disconnected client goes unnoticed.
+        // A disconnected client is detected only when something is written.
         let heartbeat = Instant::now() + CATCH_UP_HEARTBEAT;
         let has_no_events =
             |page: &Option<Page>| page.as_ref().is_some_and(|page| page.events.is_empty());

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! attach ─▶ connected ─▶ [reset] ─▶ snapshot or replay ─▶ ready ─▶ live ─┬─▶ closing
-//!                          ▲                                 ▲            │ lagging: replay from the own cursor
+//!                          ▲                                 ▲            │ lagging: replay from its own cursor
 //!                          └── the cursor is not honoured    └────────────┘
 //! ```
 //!
@@ -52,7 +52,7 @@ pub struct Request {
     pub reader: Reader,
     /// The cursor to start from. Without it, the subscription starts with a snapshot.
     pub from: Option<Cursor>,
-    /// Minimum time between two ticks of a subject. Zero delivers every retained event, live and in replays.
+    /// Minimum time between two ticks of a subject. With zero, every retained event is delivered, live and in replays.
     pub tick: Duration,
     /// When the credential expires.
     pub expires_at: Option<DateTime<Utc>>,
@@ -112,21 +112,21 @@ pub struct Subscription {
     settling: Option<BoxFuture<'static, ()>>,
     /// Everything in scope up to here was delivered, was superseded, or is held by the conflator.
     position: Place,
-    /// The position comes from the client's cursor. The log may have another event there.
+    /// Whether the position comes from the client's cursor and is not verified: the log may have a different event there.
     is_claimed: bool,
-    /// The reader's place after everything that left the outbox.
+    /// The place up to which the reader has received everything: it can resume from here.
     safe: Place,
     /// While added channels catch up: the place from which a reader of all channels must resume.
     backfill: Option<Place>,
-    /// Wide events that are on no channel are delivered, in order, from after this `seq`.
+    /// Wide events that are on none of the channels are delivered, in order, if their `seq` is greater than this.
     wide_from: u64,
-    /// Channels were removed: mail may contain events that are no longer in scope.
+    /// Whether channels were removed: the mailbox may contain events that are no longer in scope.
     narrowed: bool,
     next_heartbeat: Instant,
     expires: Option<Instant>,
     returns_until: Option<DateTime<Utc>>,
     timer: Alarm,
-    /// Nothing follows the contents of the outbox, and the remaining steps are ignored.
+    /// Whether the stream ends after the contents of the outbox. The remaining steps are ignored.
     ended: bool,
     log: StreamLog,
 }
@@ -229,8 +229,8 @@ impl Subscription {
         &self.scope
     }
 
-    /// Returns the cursor to resume from if the stream breaks now. Without channels there is none: channels that are
-    /// added later have not been delivered up to any place.
+    /// Returns the cursor to resume from if the stream breaks now. Returns `None` without channels, because no cursor
+    /// would be correct for the channels that are added later.
     pub fn resume_cursor(&self) -> Option<Cursor> {
         if self.scope.channels().is_empty() {
             return None;
@@ -258,7 +258,7 @@ impl Subscription {
         self.end_if_expired_by(Instant::now());
     }
 
-    /// The same, at this time.
+    /// Ends the stream if its credential has expired by `now`.
     pub(crate) fn end_if_expired_by(&mut self, now: Instant) {
         if !self.ended && self.expires.is_some_and(|expires| expires <= now) {
             self.outbox.clear();
@@ -266,14 +266,14 @@ impl Subscription {
         }
     }
 
-    /// Returns the close message. It promises a reconnection only if the client's credential will still be accepted
+    /// Returns the close message. It asks the client to reconnect only if the client's credential will still be valid
     /// then.
     pub fn closing(&self, close: Close) -> Control {
         let pause = Duration::from_millis(close.retry_ms().unwrap_or(0));
         let is_valid = self
             .returns_until
             .is_none_or(|until| Utc::now() + pause <= until);
-        // This close code means that the credential has expired: a client that reconnects brings a new one.
+        // This close code means that the credential has expired, so clients reconnect with a new one.
         let outlasts = |end| close == Close::TokenExpired || Instant::now() + pause < end;
         Control::Closing {
             close,
@@ -286,7 +286,7 @@ impl Subscription {
         let closing = self.closing(close);
         self.say(closing);
         self.ended = true;
-        // Nobody receives what is being read: give back its turn and its locks now.
+        // Cancel the read in progress, so that its locks and its turn to read the database are free for others now.
         (self.reading, self.settling) = (None, None);
         self.log.set_reason(close.reason());
     }
@@ -315,8 +315,8 @@ impl Subscription {
         })));
     }
 
-    /// Listens to more channels. The other channels have been delivered up to the position, and wait there until the
-    /// new channels catch up with it. So every delivered event has a cursor that is safe for all channels.
+    /// Listens to more channels. The existing channels have been delivered up to the position. They pause there until the
+    /// new channels have been delivered up to it, too. So the cursor of every delivered event is safe for all channels.
     fn add(&mut self, addition: Addition) {
         let Addition {
             channels,
@@ -374,8 +374,8 @@ impl Subscription {
                 // A `reset` applies to everything in scope.
                 (None, Some(_)) => self.start(cursor),
             });
-            // Deliver what happened meanwhile on all channels. This includes states that were newer than the position
-            // when they were read.
+            // Deliver the events since then on all channels. The snapshot omitted states that were newer than the position;
+            // their events are among them.
             steps.push(Step::catch_up());
         }
         if !self.scope.channels().is_empty() {
@@ -428,7 +428,7 @@ impl Subscription {
         self.plan.push_back(Step::snapshot_of_added(again, nothing));
     }
 
-    /// Whether an acknowledgement is still to be delivered. Callers pass no further requests meanwhile. Otherwise a
+    /// Whether an acknowledgement is still to be delivered. Until then, callers must not pass further requests. Otherwise a
     /// client that sends requests faster than it reads answers could make the server keep any number of them, and
     /// answers could arrive out of order.
     pub fn is_busy(&self) -> bool {
@@ -445,7 +445,7 @@ impl Subscription {
 
     /// Stops listening to channels.
     pub fn unsubscribe(&mut self, channels: &[Channel], asked: Map<String, Value>) {
-        // The removed part of the pending deliveries is never sent. So the cursor is the place before them.
+        // Pending events of these channels are not sent any more, so the cursor is the place before all pending events.
         let cursor = self.resume_cursor();
         for channel in channels {
             self.attachment.unlisten(channel);
@@ -484,7 +484,7 @@ impl Subscription {
         self.push(Delivery::Event(event), moves_to);
     }
 
-    /// Processes mail that arrived without waking the reader while ticks were held, before those ticks are released.
+    /// Processes events that did not wake the reader because ticks were held. Called before the held ticks are released.
     fn take_quiet_mail(&mut self, cx: &mut Context<'_>) {
         let due = self.conflator.next_due();
         if let Some(due) = due.filter(|_| self.plan.is_empty())
@@ -495,7 +495,7 @@ impl Subscription {
         }
     }
 
-    /// Processes live mail that had arrived by `then`, or by `now` if that is earlier.
+    /// Processes live mail. It arrived at the earlier of `then` and `now`; `now` is the current time.
     fn receive(&mut self, mail: Mail, then: Instant, now: Instant) {
         match mail {
             Mail::Events(events) => {
@@ -526,7 +526,7 @@ impl Subscription {
                 });
             }
             Mail::HistoryChanged => {
-                // What the client was not sent may be lost. The log has to confirm what it was sent.
+                // Unsent events may be lost. Whether the log still has the events that were sent must be verified.
                 self.conflator.retain(|_| false);
                 self.position = self.safe;
                 self.is_claimed = true;
@@ -590,7 +590,7 @@ impl Subscription {
         self.set_timer();
     }
 
-    /// Moves the cursor of a quiet channel along with the school's log. Otherwise it would fall out of retention.
+    /// Advances the cursor of a quiet channel with the school's log. Otherwise it would expire with the retention period.
     fn move_past_what_is_out_of_scope(&mut self) {
         // Read the head first: every event up to it is either in the mailbox or out of scope.
         let head = self.attachment.head();
@@ -612,7 +612,7 @@ impl Subscription {
             }
             Item::Control(mut control) => {
                 if let Control::Ready(_) = *control {
-                    // Additions are processed one at a time, so every acknowledged one is complete.
+                    // Additions are processed one at a time, so every acknowledged addition is complete.
                     self.backfill = None;
                 }
                 // The reader's place is known only now.
@@ -642,7 +642,7 @@ impl Subscription {
                 }
                 ready!(step);
             } else {
-                // A tick is delivered after the held ones, so new ticks need no attention before those are due.
+                // New ticks are delivered after the held ones, so they need not be processed before those are due.
                 let patient = !self.conflator.is_empty();
                 let mail = ready!(self.attachment.mailbox().poll(cx, patient));
                 self.receive(mail, now, now);

@@ -1,6 +1,6 @@
 //! Names: schools, kinds, subjects, channels and cursors.
 //!
-//! Everything here is parsed once, at the edge, and proves afterwards that the text is valid. A [`SubjectId`] can
+//! Texts are parsed once, where they enter the server. A value of one of these types is always valid. A [`SubjectId`] can
 //! appear verbatim in a log line or a message, and percent-encoded ([`SubjectId::encoded`]) in a URL path, a channel
 //! name and a topic level.
 
@@ -35,7 +35,7 @@ pub enum NameError {
     School,
     /// A subject id that is empty, too long or has control characters.
     #[error(
-        "an id must have 1 to 128 bytes of text without control characters, and must not be `.` or `..`"
+        "an id must be a text of 1 to 128 bytes without control characters, and must not be `.` or `..`"
     )]
     Subject,
     /// A channel that is not `<kind>`, `<kind>/<id>` or `schools/<school id>`.
@@ -97,7 +97,7 @@ impl FromStr for SchoolId {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        // `i64::from_str` would accept a leading `+`, which is a second spelling of one school.
+        // `i64::from_str` would accept a leading `+`, so that one school would have two spellings.
         if !text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(NameError::School);
         }
@@ -263,8 +263,8 @@ impl Channel {
         self.to_string().replace('%', "%25")
     }
 
-    /// Whether every event of `other` is also an event of this channel. A token's channel limit is checked with it, so
-    /// there is no pattern language that could be escaped.
+    /// Whether every event of `other` is also an event of this channel. The `channels` of a token are checked with this
+    /// function, and not by matching patterns, which a crafted id could circumvent.
     pub fn covers(&self, other: &Channel) -> bool {
         match (self, other) {
             (Channel::School(mine), Channel::School(theirs)) => mine == theirs,
@@ -303,7 +303,7 @@ fn decoded(text: &str) -> Result<Cow<'_, str>, NameError> {
         .map_err(|_| NameError::Encoding)
 }
 
-/// One lifetime of a database. A cursor with another epoch is answered with a `reset` and never misread.
+/// Identifies one history of a database. A cursor with a different epoch is answered with a `reset`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch(u32);
 
@@ -351,7 +351,8 @@ impl Tag {
 pub struct Place {
     /// The number of the event.
     pub seq: u64,
-    /// Which event of this number. `None` before the first event, and if it is unknown.
+    /// Identifies the event among all that have had this number. `None` if it is unknown, and for the place before the
+    /// first event.
     pub tag: Option<Tag>,
 }
 
@@ -397,7 +398,7 @@ impl fmt::Display for Place {
 /// A client's position: it has seen everything up to and including `place`.
 ///
 /// Its text is `<epoch>-<seq>-<tag>`. The tag identifies the event itself: if a history is lost and its numbers are
-/// assigned again, a cursor from it is recognised. Cursors from before there were tags have none.
+/// assigned again, a cursor from it is recognised. Cursors from older versions of the server have no tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cursor {
     /// The epoch of the place.

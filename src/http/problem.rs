@@ -47,10 +47,10 @@ pub struct Problem {
     /// How many seconds to wait before trying again. Sent as a header.
     #[serde(skip)]
     retry_after_secs: Option<u32>,
-    /// Whether the only fault is that no credential was given.
+    /// Whether the only error is that no credential was sent.
     #[serde(skip)]
     lacks_credential: bool,
-    /// How many seconds ago the credential expired, if that is the fault.
+    /// How many seconds ago the credential expired, if that is the error.
     #[serde(skip)]
     expired_secs: Option<u32>,
     /// The cause of a failure inside the server. It is logged, and hidden from the client.
@@ -89,7 +89,7 @@ problems! {
     InvalidHeader = 400, "invalid-header", "A header is not valid";
     SchoolRequired = 400, "school-required", "The request names no school";
     BadHandshake = 400, "bad-handshake", "The WebSocket handshake is not valid";
-    BadRequest = 400, "bad-request", "The request could not be read";
+    BadRequest = 400, "bad-request", "The request is not valid";
     Unauthorized = 401, "unauthorized", "A valid token is required";
     Forbidden = 403, "forbidden", "The token does not allow this";
     CrossOrigin = 403, "cross-origin", "This origin is not allowed to use the cookie";
@@ -98,7 +98,7 @@ problems! {
     NotAcceptable = 406, "not-acceptable", "No transport matches the Accept header";
     AlreadyExists = 409, "already-exists", "The id is already in use";
     Finished = 409, "finished", "The subject is in a terminal state";
-    Held = 409, "held", "Another subject or worker holds this";
+    Held = 409, "held", "Another subject holds the required resource";
     StaleAttempt = 409, "stale-attempt", "The report is about another attempt";
     IllegalTransition = 409, "illegal-transition", "The current status does not allow this";
     AnswerGone = 410, "answer-gone", "The request was carried out before, and its answer is no longer kept";
@@ -118,7 +118,7 @@ problems! {
 
 /// What the client learns about a failure inside the server.
 const NOT_DONE: &str = "the server could not do this, and nothing has changed";
-const OUTCOME_UNKNOWN: &str = "the connection to the database broke, so it is not known whether this took effect; send it again with the same Idempotency-Key, which carries it out at most once";
+const OUTCOME_UNKNOWN: &str = "the connection to the database broke, so it is not known whether this took effect; send it again with the same Idempotency-Key: it is then carried out at most once";
 
 /// How many seconds a client should wait before it tries again.
 const RETRY_AFTER_SECS: u32 = 2;
@@ -161,7 +161,7 @@ impl Problem {
         }
     }
 
-    /// Returns the headers that tell programs what to do about it.
+    /// Returns the headers that belong to the status, such as `Retry-After`.
     pub(super) fn headers(&self) -> Vec<(&'static str, Cow<'static, str>)> {
         let mut headers: Vec<(&'static str, Cow<'static, str>)> = match self.status {
             401 => vec![("WWW-Authenticate", "Bearer".into())],
@@ -371,7 +371,7 @@ impl From<TooFast> for Problem {
         };
         Problem {
             limit: setting,
-            // `Retry-After` has whole seconds.
+            // `Retry-After` has no fractions of a second: round up.
             retry_after_secs: Some(u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX)),
             ..Problem::new(Kind::TooFast, error.to_string())
         }
@@ -417,7 +417,7 @@ impl From<KeyError> for Problem {
     }
 }
 
-/// Names in a query or a path. Names in a body are checked while the body is read.
+/// Converts errors of names in a query or a path. Names in a body are checked while the body is read.
 impl From<NameError> for Problem {
     fn from(error: NameError) -> Problem {
         let kind = match error {
@@ -453,7 +453,7 @@ impl<'r> Responder<'r, 'static> for Problem {
 /// The answer to a request that Rocket itself rejects.
 pub(super) struct Caught {
     problem: Problem,
-    /// The methods that the URL supports, if the method is the fault.
+    /// The methods that the URL supports, if it does not support the requested one.
     allow: Option<String>,
 }
 

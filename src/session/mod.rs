@@ -1,4 +1,4 @@
-//! A conversation with a client, without I/O: messages in, messages out.
+//! A session with a client, without I/O: messages in, messages out.
 //!
 //! ```text
 //! transport ──a client's message──▶ receive ─▶ answer: at once, or by poll_answer (while a subject is looked up,
@@ -55,14 +55,14 @@ pub enum Outgoing<'a> {
 
 /// Where a session sends its messages.
 pub trait Outbox {
-    /// Whether the outbox accepts more events. It accepts answers at any time; each client message has only a few.
+    /// Whether the outbox accepts more events. It always accepts answers, because each client message has only a few of them.
     fn has_room(&self) -> bool;
 
     /// Takes the next message.
     fn send(&mut self, outgoing: Outgoing<'_>);
 }
 
-/// The parameters of a new conversation.
+/// The parameters of a new session.
 pub struct Beginning {
     /// The client's address and user, for the log.
     pub source: RequestSource,
@@ -100,18 +100,18 @@ pub struct Session {
     /// A `subscribe` or `unsubscribe` that waits until the previous one is acknowledged, or a `publish` that waits until there
     /// is room.
     parked: Option<Box<Message>>,
-    /// None if nothing can be published on this connection.
+    /// `None` if nothing can be published on this connection.
     publishing: Option<Box<dyn Publishing>>,
-    /// The last message, until the commands that are being carried out are answered, but no longer than until this time.
+    /// The close message, held until the commands in progress are answered, but at most until this time.
     farewell: Option<Box<(Control, Instant)>>,
     last_message: Instant,
     gathering: Gathering,
-    /// How the conversation ended. Nothing is sent after that.
+    /// How the session ended. Nothing is sent after that.
     ended: Option<Close>,
 }
 
 impl Session {
-    /// Begins a conversation.
+    /// Begins a session.
     pub fn new(service: Arc<SubscribeService>, dialect: Dialect, beginning: Beginning) -> Session {
         let Beginning {
             source,
@@ -149,12 +149,12 @@ impl Session {
         self.publishing.is_some() && self.access.require(Role::Worker).is_ok()
     }
 
-    /// Returns how the conversation ended, if it has.
+    /// Returns how the session ended, if it has.
     pub fn ended(&self) -> Option<Close> {
         self.ended
     }
 
-    /// Whether messages may be waiting because earlier ones are still to be answered.
+    /// Whether later messages of the client, such as pongs, may still be unread because earlier ones are unanswered.
     pub fn is_busy(&self) -> bool {
         self.subscription.is_busy() || self.is_parked()
     }
@@ -164,8 +164,8 @@ impl Session {
         self.parked.is_some()
     }
 
-    /// Takes a client's message. Must not be called while an earlier message waits. Returns whether it costs no more than a
-    /// command that the client is allowed to publish: it is one, or nothing is answered any more.
+    /// Takes a client's message. Must not be called while an earlier message waits. Returns whether the message is exempt
+    /// from the rate limit on client messages: it is a command that the client may publish, or the session is closing.
     pub fn receive(&mut self, text: &str, out: &mut impl Outbox) -> bool {
         self.last_message = Instant::now();
         if self.farewell.is_some() {
@@ -205,7 +205,7 @@ impl Session {
         Poll::Ready(true)
     }
 
-    /// Carries out the waiting message, unless it must still wait. Returns whether it did.
+    /// Carries out the waiting message, unless it must still wait. Returns whether one was carried out.
     pub fn resume(&mut self, out: &mut impl Outbox) -> bool {
         match self.parked.take() {
             Some(message) if self.must_wait(&message) => {
@@ -253,15 +253,15 @@ impl Session {
             match delivery {
                 Some(Delivery::Event(event)) => self.gathering.take(event, out),
                 Some(Delivery::Control(control)) => self.take_control(control, out),
-                // The last delivery is `closing`, which ends the conversation.
+                // The last delivery is `closing`, which ends the session.
                 None => break,
             }
         }
         any
     }
 
-    /// Sends the answers to commands while there is room, and then the last message, if it waits for them. Returns whether
-    /// there were any.
+    /// Sends the answers to commands while there is room. When all are sent, sends the close message that waits for them.
+    /// Returns whether anything was sent.
     pub fn poll_published(&mut self, cx: &mut Context<'_>, out: &mut impl Outbox) -> bool {
         let mut any = false;
         while self.ended.is_none() && out.has_room() {
@@ -279,8 +279,8 @@ impl Session {
         any
     }
 
-    /// Sends a `heartbeat` if the client has been silent for too long, and the last message if its time has come. Returns when
-    /// to call this again.
+    /// Sends a `heartbeat` if the client has been silent for too long, and the held close message when its time limit is
+    /// reached. Returns when to call this again.
     pub fn poll_timers(&mut self, now: Instant, out: &mut impl Outbox) -> Option<Instant> {
         if let Some(farewell) = &self.farewell {
             let until = farewell.1;
@@ -337,13 +337,13 @@ impl Session {
         self.service.note_refusal(Some(&self.source), code, limit);
     }
 
-    /// Ends the conversation and sends the client the reason.
+    /// Ends the session and sends the client the reason.
     pub fn close(&mut self, close: Close, out: &mut impl Outbox) {
         out.send(Outgoing::Control(&self.subscription.closing(close)));
         self.end(close);
     }
 
-    /// Records, for the log, why the transport drops the conversation.
+    /// Records, for the log, why the transport ends the session.
     pub fn ends(&mut self, reason: &'static str) {
         self.subscription.ends(reason);
     }
@@ -358,7 +358,7 @@ impl Session {
         self.deny_message(None, code, reason, out);
     }
 
-    /// The same, for a message with an id.
+    /// Rejects a message, with its `id` if it has one, because a credential is not valid or not sufficient.
     fn deny_message(
         &mut self,
         id: Option<Value>,
@@ -385,7 +385,8 @@ impl Session {
             // The gathered events will soon be sent and keep the connection alive. A cursor must not overtake them.
             Control::Heartbeat { .. } if self.gathering.holds_any() => return,
             Control::Heartbeat { cursor, .. } => {
-                // A `heartbeat` alone shows the client that the server is alive; the pong shows the server that the client is.
+                // A `heartbeat` shows only the client that the connection works. The answer to a ping shows it to the
+                // server, too.
                 out.send(Outgoing::Ping(*cursor));
                 if !self.dialect.heartbeat_message {
                     return;
@@ -426,7 +427,7 @@ impl Session {
         }
     }
 
-    /// Sends the last message, if there is one. Returns whether there was.
+    /// Sends the held close message, if there is one. Returns whether there was.
     fn say_farewell(&mut self, out: &mut impl Outbox) -> bool {
         let Some((control, _)) = self.farewell.take().map(|own| *own) else {
             return false;
@@ -503,7 +504,7 @@ impl Session {
         let added = channels.iter().filter(|own| !heard.contains(own)).count();
         if heard.len() + added > most {
             let message = format!(
-                "`channels` would raise this connection to {} channels; at most {most} are accepted",
+                "with these `channels`, this connection would have {} channels; at most {most} are accepted",
                 heard.len() + added
             );
             let limit = Some("channels_per_connection");
@@ -590,7 +591,7 @@ impl Session {
         out.send(Outgoing::Control(&error));
     }
 
-    /// Continues with a new token, if it reaches everything that the connection is subscribed to.
+    /// Continues with a new token, if it covers everything that the connection is subscribed to.
     fn renew(&mut self, token: &str, out: &mut impl Outbox) {
         const CODE: &str = "unauthorized";
         let scope = self.subscription.scope();
@@ -608,7 +609,7 @@ impl Session {
                 out.send(Outgoing::Control(&Control::Authenticated { expires_at }));
             }
             Err(AuthError::NotFound) => {
-                let reason = "the token does not reach the school of this stream";
+                let reason = "the token does not cover the school of this stream";
                 self.deny(CODE, reason, out);
             }
             Err(error) => self.deny(CODE, &error.to_string(), out),

@@ -145,7 +145,7 @@ async fn a_refused_socket_or_renewal_is_told_the_same_as_a_refused_call() {
     assert_eq!(other_school["code"], "unauthorized");
     assert_eq!(
         other_school["message"],
-        "the token does not reach the school of this stream"
+        "the token does not cover the school of this stream"
     );
     let fresh = renewed(&viewer(1)).await;
     assert_eq!(fresh["type"], "authenticated", "and it goes on");

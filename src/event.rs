@@ -1,6 +1,6 @@
 //! Events: the immutable entries of a school's log.
 //!
-//! An event is created once, when its transaction is written, and is shared by `Arc` from there to every socket. It
+//! An event is created once, when its transaction is written, and is shared by `Arc` by everything in the process. It
 //! caches its bytes in each encoding (invariant 8): the first subscriber that needs an encoding creates it, and all
 //! others share the bytes. How events are encoded is decided in [`crate::wire`], not here.
 //!
@@ -42,7 +42,7 @@ pub enum Class {
 pub struct EventType {
     /// The name in messages, for example `job_progress`.
     pub name: &'static str,
-    /// Whether an event contains everything that earlier ticks of its subject said, so that it supersedes them.
+    /// Whether an event contains all information of earlier ticks of its subject, so that it supersedes them.
     pub supersedes: bool,
     /// Whether every subscriber to any subject of the kind receives it, not only those of its own subject.
     pub wide: bool,
@@ -71,7 +71,7 @@ impl EventType {
         }
     }
 
-    /// The same, except that it does not supersede earlier ticks.
+    /// Returns this type, except that its events do not supersede earlier ticks.
     pub const fn beside_ticks(self) -> EventType {
         EventType {
             supersedes: false,
@@ -79,7 +79,7 @@ impl EventType {
         }
     }
 
-    /// The same, delivered to all subscribers to any subject of the kind.
+    /// Returns this type, except that its events are delivered to the subscribers of any subject of the kind.
     pub const fn wide(self) -> EventType {
         EventType { wide: true, ..self }
     }
@@ -185,7 +185,7 @@ impl From<&str> for Fields {
 }
 
 impl Serialize for Fields {
-    /// Serializes the JSON as a text, exactly as it is.
+    /// Serializes the JSON text unchanged, as a string.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
     }
@@ -229,8 +229,8 @@ pub struct Event {
     /// Distinguishes it from another event with the same number. In a snapshot: the tag of the subject's last event, if
     /// known.
     pub tag: Option<Tag>,
-    /// The tag of the event before it in the log. Known only of an event that has just been committed: it is not stored. It
-    /// shows a node that the log has another event there than was delivered.
+    /// The tag of the event before it in the log. It is not stored, so it is known only for an event that was just
+    /// committed. With it, a node detects that it delivered a different event in that place.
     pub before: Option<Tag>,
     /// The kind of its subject.
     pub kind: Kind,
@@ -314,7 +314,7 @@ impl Event {
         }
     }
 
-    /// Returns how many bytes it counts for, in the log and in flight.
+    /// Returns how many bytes it counts towards limits on the log and on memory.
     pub fn bytes(&self) -> usize {
         self.draft.fields.len() + self.subject.as_str().len() + EVENT_BASE_BYTES
     }
@@ -324,7 +324,7 @@ impl Event {
         self.draft.class == Class::Tick
     }
 
-    /// Returns whether it contains everything that an earlier tick of its subject said.
+    /// Returns whether it replaces this earlier tick: both have the same subject, and it contains the tick's information.
     pub fn supersedes(&self, tick: &Event) -> bool {
         let is_same = self.kind == tick.kind && self.subject == tick.subject;
         is_same && self.draft.event_type.supersedes

@@ -22,7 +22,8 @@ impl Filter {
     }
 
     /// Whether the filter selects an event. A filter without categories selects every wide event, regardless of its
-    /// subject's status, because wide events concern every listener of their kind.
+    /// subject's status, because wide events (see [`EventType`](crate::event::EventType)) concern every listener of their
+    /// kind.
     pub fn matches(&self, event: &Event) -> bool {
         let draft = &event.draft;
         let is_wide = draft.event_type.wide && self.categories.is_empty();
@@ -81,7 +82,7 @@ impl Scope {
         }
     }
 
-    /// Returns the scope with the wide events of a kind in addition.
+    /// Adds the wide events of a kind, regardless of the channels.
     pub fn with_wide(self, kind: Kind) -> Scope {
         Scope {
             wide: Some(kind),
@@ -89,7 +90,7 @@ impl Scope {
         }
     }
 
-    /// Returns the scope without wide events that are on none of its channels.
+    /// Removes the wide events that are on none of the channels.
     pub fn without_wide(self) -> Scope {
         Scope { wide: None, ..self }
     }

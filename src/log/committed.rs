@@ -24,14 +24,14 @@ pub struct Committed {
     way: Arc<Way>,
 }
 
-/// Receives each batch right after its commit, on the thread that committed it. It must not wait.
+/// Receives each batch right after its commit, on the thread that committed it. It must not block.
 pub type Announcer = Box<dyn Fn(&[Arc<Event>]) + Send + Sync>;
 
 /// The receiver of [`Committed`].
 pub struct Batches {
     batches: mpsc::Receiver<Vec<Arc<Event>>>,
     hints: Hinted,
-    /// Whether a hint goes before a batch next time, so that neither waits for all of the other.
+    /// Whether a hint has priority over a batch next time. This alternates, so that neither starves.
     hint_is_next: bool,
     way: Arc<Way>,
     /// Whether the last batch that was received is still being processed.
@@ -59,7 +59,7 @@ struct Way {
 struct UnderWay {
     /// The newest `seq` that was committed.
     committed: u64,
-    /// The newest that was dispatched; at first, the one before the oldest in flight.
+    /// The newest `seq` that was dispatched. Initially the one before the oldest event in flight.
     told: u64,
     changed: Arc<Notify>,
 }
@@ -90,18 +90,18 @@ impl Committed {
         (committed, batches)
     }
 
-    /// Returns where hints about the commits of other nodes are taken.
+    /// Returns the queue for hints about the commits of other nodes.
     pub fn hints(&self) -> &Hints {
         &self.hints
     }
 
-    /// Has every batch announced to other nodes from now on. Only the first call has an effect.
+    /// Sets the announcer, which gets every later batch. Only the first call has an effect.
     pub fn announce_to(&self, announcer: Announcer) {
         let _ = self.way.announcer.set(announcer);
     }
 
-    /// Sends a batch. Must be called after its commit and before its commands are answered, so that the batch is in
-    /// flight when a client has its answer. Fails if the receiver is gone.
+    /// Sends a batch. Must be called after its commit and before its commands are answered: [`settled`](Self::settled) must
+    /// include the batch once a client has its answer. Fails if the receiver is gone.
     pub async fn send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
         // Recorded only once there is room: a caller can be cancelled while it waits for room.
         let place = self
@@ -115,7 +115,7 @@ impl Committed {
         Ok(())
     }
 
-    /// The same without `await`. If the channel is full, it blocks the thread, which must not be a Tokio worker thread.
+    /// Sends a batch without `await`. If the channel is full, it blocks the thread, which must not be a Tokio worker thread.
     pub fn blocking_send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
         self.way.note(&events);
         self.way.announce(&events);
@@ -171,8 +171,8 @@ impl Committed {
 }
 
 impl Batches {
-    /// Waits for the next batch. Returns `None` when all senders are gone. Marks the previous batch as done, whatever its
-    /// outcome: those waiting for it must not wait forever.
+    /// Waits for the next batch. Returns `None` when all senders are gone. Marks the previous batch as done, even if
+    /// processing it failed, so that nothing waits for it forever.
     pub async fn recv(&mut self) -> Option<Vec<Arc<Event>>> {
         self.done();
         let batch = self.batches.recv().await;
@@ -202,7 +202,7 @@ impl Batches {
         told
     }
 
-    /// Counts a hint that said nothing new.
+    /// Counts a hint that contained nothing new.
     pub fn was_late(&self) {
         self.hints.was_late();
     }
@@ -270,7 +270,7 @@ impl Way {
         self.schools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells other nodes of a commit.
+    /// Passes a commit to the announcer, if there is one.
     fn announce(&self, events: &[Arc<Event>]) {
         if let Some(announce) = self.announcer.get() {
             announce(events);

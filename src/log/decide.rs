@@ -2,8 +2,8 @@
 //! clock, and its only I/O is through [`Facts`].
 //!
 //! The commands of a group are decided one after another. Each sees the state that the previous commands left: from
-//! [`Decisions`], or else from the facts. A rejected command leaves no trace. So when the group is complete, a store
-//! writes the decisions in one transaction; if that fails, it writes nothing.
+//! [`Decisions`], or else from the facts. A rejected command does not change them. When the group is complete, a
+//! store writes the decisions in one transaction; if that fails, nothing is written.
 //!
 //! Upholds invariant 2 (a school's events are numbered without gaps, in the order of decisions) and, through
 //! [`kind::apply`], invariant 10.
@@ -38,7 +38,7 @@ pub struct Decisions {
     pub events: Vec<Arc<Event>>,
     /// States that have changed.
     pub states: HashMap<Address, Stored>,
-    /// What a store counted of those that existed before.
+    /// The counted properties of the changed subjects before the group, if they existed.
     pub before: HashMap<Address, Counted>,
     /// The ends of the logs of the events' schools.
     pub tails: HashMap<SchoolId, Tail>,
@@ -58,7 +58,7 @@ pub struct Decisions {
     part_ids: HashSet<(SchoolId, Kind, Arc<str>)>,
 }
 
-/// What a store counts of a subject.
+/// The properties of a subject by which a store counts subjects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counted {
     /// Its status.
@@ -92,11 +92,11 @@ pub struct NewKey {
 /// The result of one command.
 #[derive(Debug)]
 pub struct Decision {
-    /// What to answer once the group is committed.
+    /// The answer, once the group is committed.
     pub receipt: Result<Receipt, CommandError>,
     /// The size of its events in bytes.
     pub written: usize,
-    /// The size of its events or of the answer, whichever is larger: this is charged to the request.
+    /// The size that counts towards the request's limit: that of its events or of the answer, whichever is larger.
     pub charged: usize,
 }
 
@@ -127,8 +127,8 @@ struct Numbered {
 }
 
 impl Rules {
-    /// Decides one command of a school, whose request can still produce at most `room` bytes, and adds the result to
-    /// `decisions`.
+    /// Decides one command of a school, and adds the result to `decisions`. The command's request can still produce at
+    /// most `room` bytes.
     pub fn decide<F: Facts>(
         &self,
         facts: &mut F,
@@ -203,7 +203,7 @@ impl Rules {
     /// Applies the rules of the subject's kind.
     #[expect(
         clippy::too_many_arguments,
-        reason = "each is one thing that the rules may depend on"
+        reason = "the rules may depend on each of them"
     )]
     fn apply<F: Facts>(
         &self,

@@ -1,8 +1,8 @@
 //! A schedule: what should have run and did not.
 //!
 //! ```text
-//! on_time ──no run has started in time──▶ missed ──a run starts──▶ on_time
-//!    └─────the run has not ended in time──▶ late ──it ends──▶ on_time
+//! on_time, late ──no run has started in time──▶ missed ──a run starts──▶ on_time
+//! on_time ───────the run has not ended in time──▶ late ──it ends──▶ on_time
 //! any ──DELETE──▶ removed ──PUT──▶ on_time
 //! ```
 //!

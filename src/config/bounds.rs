@@ -67,7 +67,8 @@ pub const HEADERS_MAX_BYTES: usize = 64 * 1024;
 pub const TOKEN_MAX_BYTES: usize = 16 * 1024;
 /// Verified tokens that are remembered, so that a caller's next request does not verify the signature again.
 pub const VERIFIED_TOKENS: usize = 4_096;
-/// Maximum length of a token that is remembered, in bytes. What it allows takes some times as much.
+/// Maximum length of a token that is remembered, in bytes. The permissions that are remembered for it take several
+/// times as much.
 pub const VERIFIED_TOKEN_MAX_BYTES: usize = 2_048;
 /// Maximum length of `Origin`, in bytes: a scheme, the longest host name and a port.
 pub const ORIGIN_MAX_BYTES: usize = 512;
@@ -97,35 +98,38 @@ pub const COMMIT_WORK: Duration = Duration::from_millis(4);
 pub const GROUP_HALVINGS_MAX: u32 = 2;
 /// A commit's capacity is divided into this many equal shares. A school gets one share while other schools wait.
 pub const TURNS_PER_GROUP: usize = 4;
-/// How long several schools are considered to publish after a commit for another school than the one before.
+/// How long several schools count as publishing after the writer has switched from one school to another.
 pub const SCHOOLS_SHARE_FOR: Duration = Duration::from_secs(1);
-/// How many bytes of events more than its share of the pace of batches a school may take before it counts as one with a batch.
-/// More than a turn.
+/// How many bytes of events a school may take beyond its share of `batch_bytes_per_sec` before it counts as a school
+/// with a batch. This is more than a turn.
 pub const HEAVY_BYTES: usize = GROUP_MAX_BYTES / 2;
-/// Least pace of batches, unless there is none: a full commit per second.
+/// Minimum of `batch_bytes_per_sec`, unless it is 0: a full commit per second.
 pub const BATCH_BYTES_MIN: u32 = 512 * 1024;
 /// Minimum interval between two log lines about consecutive failed commits.
 pub const FAILURES_LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Size of SQLite's pages, in bytes.
 pub const PAGE_BYTES: i64 = 4_096;
-/// Pages of SQLite's write-ahead log that are still to be copied into the database when a checkpoint begins, on its own
-/// thread.
+/// A checkpoint begins, on its own thread, when this many pages of SQLite's write-ahead log are not yet copied into the
+/// database.
 pub const CHECKPOINT_PAGES: i64 = 1_000;
-/// How often that thread copies again what the writer has added meanwhile, until no more than [`CHECKPOINT_LEFT_PAGES`] are left.
+/// Maximum number of passes in which that thread copies what the writer has added meanwhile. It stops earlier if at
+/// most [`CHECKPOINT_LEFT_PAGES`] are left.
 pub const CHECKPOINT_PASSES: u32 = 8;
-/// Pages that the thread leaves to the writer, which may have added some more when it copies them.
+/// Number of uncopied pages that the thread leaves to the writer. The writer may have added some more when it copies
+/// them.
 pub const CHECKPOINT_LEFT_PAGES: i64 = 32;
-/// Maximum number of pages that the writer itself copies between two commits, so that the log can begin anew. Also the number of
-/// pages written after which the log is looked at again.
+/// Maximum number of pages that the writer itself copies between two commits, so that SQLite can restart the log. Also
+/// the number of pages written after which the writer checks the state of the log.
 pub const CHECKPOINT_REST_PAGES: i64 = 250;
-/// Pages in the log from which on the writer copies such a rest. The index of the log is cheapest to search up to about
-/// this size.
+/// Size of the log, in pages, from which on the writer copies these last pages. The index of the log is cheapest to
+/// search up to about this size.
 pub const WAL_RESTART_PAGES: i64 = 4_000;
 /// Pages in the log at which the writer waits for the checkpoint: 64 MiB.
 pub const WAL_MAX_PAGES: i64 = 16_000;
-/// Bytes to which the file of the log is cut when the log begins anew: those of [`WAL_RESTART_PAGES`], and some more.
+/// Size to which the file of the log is truncated when SQLite restarts the log, in bytes: somewhat more than
+/// [`WAL_RESTART_PAGES`] pages.
 pub const WAL_KEPT_BYTES: u32 = 20 * 1024 * 1024;
-/// Pages that a commit writes in addition to one for each event, about.
+/// Approximate number of pages that a commit writes in addition to one for each event.
 pub const COMMIT_BASE_PAGES: i64 = 8;
 /// How long a request that writes waits for memory.
 pub const RESERVE_WAIT: Duration = Duration::from_secs(5);
@@ -144,7 +148,8 @@ pub const BATCH_SCHOOLS_AT_ONCE: usize = 32;
 /// Commands of one connection that can be unanswered at a time: waiting, being committed, or with an answer that the client
 /// has not read. Beyond this number, nothing more is read.
 pub const PIPELINE_COMMANDS: usize = 256;
-/// Commands of one connection that are submitted together. Others of their school may wait meanwhile.
+/// Maximum number of commands of one connection that are submitted together. Other commands of their school may have to
+/// wait for them.
 pub const PIPELINE_ROUND: usize = 128;
 /// Maximum size of a connection's commands that wait to be submitted, in bytes. The last one may exceed it.
 pub const PIPELINE_BYTES: usize = 64 * 1024;
@@ -167,13 +172,14 @@ pub const SEGMENTS_MAX: usize = 4_096;
 pub const HOLE_WAIT: Duration = Duration::from_millis(50);
 /// Pause before missing events are read again after a failed read.
 pub const HOLE_PAUSE: Duration = Duration::from_secs(1);
-/// Consecutive reads that find no missing event, after which events that the log does not have are dropped.
+/// Number of consecutive reads without a missing event after which events that are not in the log are discarded.
 pub const HOLE_READS_MAX: u32 = 3;
-/// Hints of other nodes' commits that can wait for the dispatcher. Beyond this number, the log is looked at instead.
+/// Hints of other nodes' commits that can wait for the dispatcher. Beyond this number, the log is checked instead.
 pub const HINT_QUEUE: usize = 1_024;
 /// Maximum size of the events in the hints that wait, in bytes.
 pub const HINT_QUEUE_BYTES: usize = 16 * 1024 * 1024;
-/// Schools whose logs to look at that are remembered one by one. Beyond this number, every log is looked at.
+/// Maximum number of schools that are remembered individually because their logs must be checked. Beyond it, every log
+/// is checked.
 pub const HINT_LOOKS_MAX: usize = 1_024;
 /// Interval between two comparisons of the logs' heads with what was offered to the streams. A lost message between
 /// nodes delays an event by at most this.
@@ -187,35 +193,38 @@ pub const BUS_MESSAGE_MAX_BYTES: usize = 64 * 1024;
 /// Maximum size of the committed events that wait to be published to other nodes, in bytes. Beyond it, only their
 /// numbers wait.
 pub const BUS_OUTBOX_BYTES: usize = 8 * 1024 * 1024;
-/// Schools of which something can wait to be published to other nodes. Of further ones, other nodes read the log.
+/// Maximum number of schools with events that wait to be published to other nodes. For further schools, other nodes
+/// read the log.
 pub const BUS_OUTBOX_SCHOOLS: usize = 10_000;
 /// Size of the events that are published together, in bytes.
 pub const BUS_PUBLISH_BYTES: usize = 512 * 1024;
-/// Messages of other nodes that can wait. Beyond this number, the log is looked at instead.
+/// Messages of other nodes that can wait. Beyond this number, the log is checked instead.
 pub const BUS_INBOX: usize = 1_024;
 /// Maximum size of the messages of other nodes that wait, in bytes.
 pub const BUS_INBOX_BYTES: usize = 16 * 1024 * 1024;
-/// How long a connection to the bus, or an answer of it, may take.
+/// Maximum time for connecting to the bus, and for an answer from it.
 pub const BUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval between two checks whether a silent bus still answers.
 pub const BUS_PING_PERIOD: Duration = Duration::from_secs(5);
-/// Pause before the bus is connected again. Each further failure in a row doubles it.
+/// Pause before reconnecting to the bus. Each further consecutive failure doubles it.
 pub const BUS_PAUSE_MIN: Duration = Duration::from_millis(50);
-/// Maximum pause before the bus is connected again.
+/// Maximum pause before reconnecting to the bus.
 pub const BUS_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Maximum size of a notification of Postgres between nodes, in bytes. Postgres accepts less than 8,000.
 pub const BUS_NOTIFY_MAX_BYTES: usize = 7_900;
 /// Minimum time between two transactions of notifications.
 pub const BUS_NOTIFY_PAUSE: Duration = Duration::from_millis(4);
-/// Groups of schools whose channels are on one node of a Redis Cluster. All nodes must use the same number.
+/// Number of partitions of the schools' channels. A Redis Cluster keeps the channels of a partition on one of its
+/// servers. All nodes must use the same number.
 pub const BUS_PARTITIONS: u64 = 64;
 /// Channels in one request to subscribe.
 pub const BUS_CHANNELS_AT_ONCE: usize = 256;
-/// Log lines about messages that cannot be read: the first, and then one for each so many.
+/// Number of unreadable messages for each log line about them. The first one is logged.
 pub const BUS_UNREADABLE_PER_LINE: u64 = 1_000;
 /// Events of a school that wait in memory for missing earlier ones. Further events are read from the log later.
 pub const HOLE_MAX_EVENTS: usize = 1_024;
-/// Places of a school, beyond what was offered, up to which readers of a shared log have read.
+/// Maximum number of positions of a school that are remembered because readers of a shared log have read further than
+/// was offered.
 pub const READ_AHEAD_MAX: usize = 1_024;
 /// Events offered to readers before other tasks get a turn.
 pub const DISPATCH_SLICE: usize = 64;
@@ -256,8 +265,8 @@ pub const INDEX_SPAN: usize = 1_000;
 pub const INDEX_TERMS_MAX: usize = 16;
 /// Maximum size of a job's indexed texts, in bytes. A job with longer texts is not indexed: every search checks it.
 pub const INDEXED_TEXT_MAX_BYTES: usize = 4 * 1024;
-/// How many bytes each indexed byte of an event counts for in a commit. Indexing takes that much more time if no two texts
-/// have a trigram in common.
+/// Weight of each indexed byte of an event in the size of a commit. Indexing takes this many times as long if no two
+/// texts have a trigram in common.
 pub const INDEXED_TEXT_WEIGHT: usize = 8;
 /// Consecutive short reads after which a waiting window gets its turn.
 pub const SHORT_READS_PER_WINDOW: usize = 16;
@@ -294,10 +303,11 @@ pub const PRESENCE_FLUSH_PERIOD: Duration = Duration::from_secs(10);
 pub const PRESENCE_PERIOD: Duration = Duration::from_millis(250);
 /// Interval at which a node shares the heartbeats of devices with other nodes.
 pub const PRESENCE_SHARE_PERIOD: Duration = Duration::from_secs(1);
-/// How long after the end of a lease a node waits for heartbeats that other nodes have heard: two more attempts to share
-/// them.
+/// How long after the end of a lease a node waits for heartbeats that other nodes have received: two more attempts to
+/// share them.
 pub const PRESENCE_GRACE: Duration = Duration::from_secs(3);
-/// Interval at which one node reads which devices are not offline, to look after those that no node hears any more.
+/// Interval at which one node reads which devices are not offline, to check those from which no node receives
+/// heartbeats any more.
 pub const PRESENCE_SCAN: Duration = Duration::from_secs(10);
 /// Interval at which a node reports to the others.
 pub const NODE_PERIOD: Duration = Duration::from_secs(2);
@@ -307,7 +317,7 @@ pub const NODE_GONE: Duration = Duration::from_secs(10);
 pub const NODE_FORGOTTEN: Duration = Duration::from_secs(3_600);
 /// Devices saved or read at a time. Other work gets a turn in between.
 pub const PRESENCE_BATCH: usize = 500;
-/// How long a lease lasts that its holder does not renew. Then another node takes over.
+/// How long a lease lasts if its holder does not renew it. After that, another node takes over.
 pub const LEASE_TERM: Duration = Duration::from_secs(10);
 /// Interval between two renewals of a lease. Two of them can fail.
 pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
@@ -323,7 +333,7 @@ pub const WINDOW_IDLE: Duration = Duration::from_secs(60);
 pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Maximum number of ticks that a stream holds back. One more releases all of them.
 pub const HELD_TICKS_MAX: usize = 1_024;
-/// Listeners of a channel from which on those that hold back ticks do so together.
+/// If a channel has at least this many listeners, those that hold back ticks do so together.
 pub const FOLD_READERS_MIN: usize = 4;
 /// Bytes that are still read from a WebSocket client after a protocol error, so that the client can read the close
 /// reason.
@@ -409,7 +419,7 @@ pub const NOTIFY_PAUSE_MAX: Duration = Duration::from_secs(300);
 pub const NOTIFY_ROUND: Duration = Duration::from_secs(30);
 /// Interval at which a notifier looks for events that other nodes have committed.
 pub const NOTIFY_LOOK: Duration = Duration::from_secs(1);
-/// Delay after a refused step of a notifier.
+/// Pause of a notifier whose progress the store has rejected.
 pub const NOTIFY_REFUSED_PAUSE: Duration = Duration::from_millis(500);
 /// Dead letters that a notifier keeps for each school. The oldest are deleted first.
 pub const DEAD_LETTERS_MAX: usize = 1_000;
@@ -422,7 +432,8 @@ pub const NOTIFICATION_TITLE_MAX_CHARS: usize = 100;
 pub const CHECK_LOG_PERIOD: Duration = Duration::from_secs(5);
 /// Bytes of the database that are read ahead of its check at a time.
 pub const READ_AHEAD_BYTES: usize = 1024 * 1024;
-/// Maximum number of bytes of the database that are read ahead of its check. More may not stay in memory.
+/// Maximum number of bytes of the database that are read ahead of its check. A larger part might be evicted from memory
+/// before it is checked.
 pub const READ_AHEAD_MAX_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// If opening the database takes longer, the server listens meanwhile and reports that it is opening the database.
 pub const OPENING_NOTICE_AFTER: Duration = Duration::from_secs(1);
@@ -442,7 +453,7 @@ pub const MONITOR_TITLE_CHARS: usize = 120;
 pub const MONITOR_CONNECTIONS: usize = 50;
 /// Channels of a connection that the monitor lists.
 pub const MONITOR_CHANNELS: usize = 4;
-/// Seconds for which a school's events are counted, one figure for each second.
+/// Number of seconds for which a school's events are counted, with one count for each second.
 pub const RATE_SECS: usize = 60;
 /// Seconds over which a rate of the server is averaged.
 pub const METRICS_MEAN_SECS: usize = 10;
@@ -466,18 +477,18 @@ pub const UPTIME_HOURS: i64 = 24;
 pub const ENDINGS_HOURS: i64 = 24;
 /// Number of writers of a node on Postgres, each with a connection of its own. A school always has the same one.
 pub const POSTGRES_WRITERS: usize = 4;
-/// How long an answer of Postgres is waited for before the connection counts as broken.
+/// How long to wait for an answer from Postgres before the connection counts as broken.
 pub const POSTGRES_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection to Postgres may take to be established.
 pub const POSTGRES_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long Postgres uses one plan of a writer's statements.
 pub const POSTGRES_PLAN_AGE: Duration = Duration::from_secs(1);
-/// Pause between two attempts to find out whether a commit took effect whose connection broke.
+/// Pause between two attempts to find out whether a commit took effect after its connection broke.
 pub const POSTGRES_RETRY: Duration = Duration::from_millis(200);
-/// How long this is attempted. Then the request is answered that its outcome is not known.
+/// How long to try that. After it, the response says that the outcome is not known.
 pub const POSTGRES_UNKNOWN_WAIT: Duration = Duration::from_secs(20);
-/// How often in a row another node may write to a school between a decision and its commit, before the school is locked for
-/// the decision.
+/// How many consecutive times another node may write to a school between a decision and its commit, before the school
+/// is locked for the decision.
 pub const MISSES_MAX: u32 = 2;
 /// Number of connections of a node to Postgres for small writes outside the log.
 pub const POSTGRES_ASIDE_CONNECTIONS: usize = 2;
@@ -485,13 +496,13 @@ pub const POSTGRES_ASIDE_CONNECTIONS: usize = 2;
 pub const COPY_PAGE: usize = 500;
 /// Number of subjects that it copies at a time. They can be large.
 pub const COPY_SUBJECTS: usize = 100;
-/// Interval at which it reports its progress, unless on a terminal.
+/// Interval at which it reports its progress, if its output is not a terminal.
 pub const COPY_REPORT_PERIOD: Duration = Duration::from_secs(5);
-/// Burst of pings with one key, at least.
+/// Minimum burst of pings with one key.
 pub const PING_BURST: u32 = 60;
-/// Rate limit for pings from one address about one school, per second. It bounds how many guesses are looked up.
+/// Rate limit for pings from one address to one school, per second. It also limits how many guessed keys are looked up.
 pub const PINGS_PER_ADDRESS: u32 = 100;
-/// Burst of pings from one address about one school. Many machines start their jobs at the full hour, and can share an
+/// Burst of pings from one address to one school. Many machines start their jobs at the full hour, and can share an
 /// address.
 pub const PING_ADDRESS_BURST: u32 = 2_000;
 /// The largest number of keys for pings that a school can be allowed: they are listed on one page.
@@ -501,29 +512,30 @@ pub const PING_RID_MAX_BYTES: usize = 48;
 /// Within this time, the same ping without `rid` counts as a repetition: the longest time between the first and the last
 /// attempt of `curl -m 10 --retry 3` is 37 seconds.
 pub const PING_REPEAT: Duration = Duration::from_secs(45);
-/// How often a ping is decided anew because another ping of the same run came first.
+/// Maximum number of attempts at a ping if other pings of the same run are carried out first.
 pub const PING_TRIES: usize = 4;
-/// Interval between two looks at what has run, for schedules.
+/// Interval between two rounds of checks of the schedules.
 pub const SCHEDULE_PERIOD: Duration = Duration::from_secs(1);
-/// Schedules of which is known between two looks that their jobs have started or ended. Others are found at their next check.
+/// Maximum number of schedules that are remembered between two rounds because their jobs have started or ended. Others
+/// are found at their next check.
 pub const SCHEDULE_HINTS_MAX: usize = 10_000;
-/// Newest jobs of a type among which the run is that started last. Others were created earlier, and wait for a worker or
 /// Schedules that are checked at the same time.
 pub const SCHEDULES_AT_ONCE: usize = 8;
+/// Number of newest jobs of a type that are searched for the run that started last. Older jobs wait for a worker or were
 /// started before.
 pub const SCHEDULE_RUNS: usize = 20;
-/// If the wall clock gets this many seconds ahead of the uptime between two looks, the server was suspended.
+/// If the wall clock gets this many seconds ahead of the uptime between two rounds, the server was suspended.
 pub const SCHEDULE_DRIFT_SECS: i64 = 5;
-/// The longest signature of a link that is looked at, in bytes: that of SHA-256 in base64url has 43.
+/// Maximum length of a link's signature that is checked, in bytes. SHA-256 in base64url has 43.
 pub const LINK_SIGNATURE_MAX_BYTES: usize = 64;
 /// The longest time until a link expires, in seconds: a century, as for a token of `tidings token`.
 pub const LINK_MAX_SECS: u64 = 3_155_760_000;
-/// How long a badge may be shown before it is read again, in seconds. Within it, a link costs one read, however often it is
-/// requested.
+/// How long a badge may be cached, in seconds. During this time, a link costs one read, however often it is requested.
 pub const BADGE_AGE_SECS: u64 = 5;
-/// Badges that are kept for this long, of all schools.
+/// Maximum number of cached badges, over all schools.
 pub const BADGES_MAX: usize = 1_024;
-/// Characters of each half of a badge. The rest is left out.
+/// Maximum length of each half of a badge, in characters. The rest is left out.
 pub const BADGE_TEXT_CHARS: usize = 40;
-/// Subjects of which a notifier with `every` knows what it has delivered last. Of any other, the next tick is delivered.
+/// Maximum number of subjects whose last delivery a notifier with `every` remembers. For any other subject, the next
+/// tick is delivered.
 pub const NOTIFY_PACED_SUBJECTS_MAX: usize = 10_000;

@@ -212,14 +212,15 @@ pub struct Settings {
 
     /// Maximum time between two heartbeats on a stream, in seconds.
     pub heartbeat_secs: u64,
-    /// How long a client's machine may acknowledge no data before its connection is closed, in seconds. Defaults to two
-    /// heartbeats; 0 means never.
+    /// How long a client's machine may go without acknowledging data before its connection is closed, in seconds.
+    /// Defaults to two heartbeats; 0 means never.
     pub dead_peer_timeout_secs: Option<u64>,
-    /// How long the first request of a connection may take to arrive, in seconds; 0 means for ever.
+    /// How long the first request of a connection may take to arrive, in seconds; 0 means no limit.
     pub request_timeout_secs: u64,
-    /// How long a connection that was used may be without a request before it is closed, in seconds; 0 means for ever.
+    /// How long a connection may be idle after a request before it is closed, in seconds; 0 means no limit.
     pub keep_alive_timeout_secs: u64,
-    /// How long a client may take to receive an answer, in seconds, in addition to a second for each 8 KiB; 0 means for ever.
+    /// How long a client may take to receive an answer, in seconds, in addition to a second for each 8 KiB; 0 means no
+    /// limit.
     pub response_timeout_secs: u64,
     /// How long a client may be silent before the server sends a `heartbeat` message, in seconds, on endpoints that
     /// have this message.
@@ -230,7 +231,7 @@ pub struct Settings {
     pub status_case: StatusCase,
     /// Maximum number of events that wait for one slow connection.
     pub mailbox_capacity: usize,
-    /// Newest events of a school that are kept in memory for short gaps.
+    /// Number of a school's newest events that are kept in memory, for readers that are only a little behind.
     pub window_events: usize,
     /// Maximum number of events in a replay. A longer replay is answered with a `reset`.
     pub replay_max_events: u64,
@@ -286,13 +287,13 @@ pub struct Settings {
     /// Maximum size of the events that a batch produces or is answered with, in bytes. Later lines are rejected.
     pub batch_event_bytes: u64,
     /// Rate limit and burst size of the events that a school produces, in bytes per second and bytes. Beyond it, the
-    /// school's writes wait. 0 means no limit.
+    /// school's writes are rejected for a while. 0 means no limit.
     pub event_bytes_per_sec: u32,
     /// Rate limit, in bytes of events per second, at which the batches of all schools together are carried out while several
     /// schools publish. 0 means no limit.
     pub batch_bytes_per_sec: u32,
-    /// Memory for the bodies, commands, events and answers of concurrent writes, in bytes. A school can hold as much as
-    /// remains free.
+    /// Memory for the bodies, commands, events and answers of concurrent writes, in bytes. A school can hold at most as
+    /// much as then remains free.
     pub write_memory_bytes: u64,
     /// Maximum size of a subject's `metadata`, in bytes.
     pub metadata_limit_bytes: usize,
@@ -309,7 +310,7 @@ pub struct Settings {
     pub publishes_per_sec: u32,
     /// Rate limit for pings with one key, per second, with bursts of [`PING_BURST`]. 0 means no limit.
     pub pings_per_sec: u32,
-    /// Maximum number of keys for pings of a school.
+    /// Maximum number of ping keys of a school.
     pub ping_keys_per_school: u64,
     /// Maximum number of jobs that are kept for a school.
     pub jobs_per_school: u64,
@@ -322,7 +323,7 @@ pub struct Settings {
     /// Maximum number of schedules of a school.
     pub schedules_per_school: u64,
 
-    /// Notifiers that deliver events by webhook, e-mail or MQTT.
+    /// Notifiers, which deliver events by webhook, e-mail, MQTT, ntfy or Home Assistant.
     pub notifiers: Vec<NotifierSettings>,
 }
 
@@ -559,8 +560,8 @@ impl Settings {
         Duration::from_secs(self.heartbeat_secs)
     }
 
-    /// Returns how long a connection's peer may acknowledge nothing before the connection is closed. `None` means for
-    /// ever.
+    /// Returns how long a peer may go without acknowledging data before its connection is closed. `None` means no
+    /// limit.
     pub fn dead_peer_timeout(&self) -> Option<Duration> {
         let secs = self
             .dead_peer_timeout_secs
@@ -568,19 +569,19 @@ impl Settings {
         (secs > 0).then(|| Duration::from_secs(secs))
     }
 
-    /// Returns how long the first request of a connection may take to arrive. `None` means for ever.
+    /// Returns how long the first request of a connection may take to arrive. `None` means no limit.
     pub fn request_timeout(&self) -> Option<Duration> {
         let secs = self.request_timeout_secs;
         (secs > 0).then(|| Duration::from_secs(secs))
     }
 
-    /// Returns how long a connection that was used may be without a request. `None` means for ever.
+    /// Returns how long a connection may be idle after a request. `None` means no limit.
     pub fn keep_alive_timeout(&self) -> Option<Duration> {
         let secs = self.keep_alive_timeout_secs;
         (secs > 0).then(|| Duration::from_secs(secs))
     }
 
-    /// Returns how long a client may take to receive an empty answer. `None` means for ever.
+    /// Returns how long a client may take to receive an empty answer. `None` means no limit.
     pub fn response_timeout(&self) -> Option<Duration> {
         let secs = self.response_timeout_secs;
         (secs > 0).then(|| Duration::from_secs(secs))

@@ -294,7 +294,7 @@ fn without_user(entry: &str) -> String {
     }
 }
 
-/// The origins whose pages are trusted with something: to read answers and use a cookie, or to show pages in a frame.
+/// The origins whose pages have a permission: to read answers and use a cookie, or to show pages in a frame.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AllowedOrigins(#[serde(deserialize_with = "super::one_or_many")] Vec<AllowedOrigin>);

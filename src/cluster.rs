@@ -1,4 +1,4 @@
-//! The nodes over one store: each reports periodically, and knows what the others report.
+//! The nodes that share one store: each reports periodically, and reads what the others report.
 //!
 //! ```text
 //! vitals ─▶ report ─▶ log::nodes ─▶ all nodes ─▶ the System page, /metrics
@@ -7,7 +7,7 @@
 //!                                      └─▶ whether a node ran before this one: Company
 //! ```
 //!
-//! On a single-node store there is one node, and everything here is trivial.
+//! On a single-node store there is one node, which finds no others.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ use crate::failures::Failures;
 use crate::log::nodes::{Fingerprint, Node, NodeId, NodeReport};
 use crate::log::{Store, StoreError};
 
-/// What does not change about this node.
+/// The properties of this node that do not change.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// The process.
@@ -32,7 +32,7 @@ pub struct Identity {
     pub secret_fingerprint: Fingerprint,
 }
 
-/// What changes about this node.
+/// The current state of this node, as it reports it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Vitals {
     /// The address on which it listens, once it does.
@@ -63,7 +63,7 @@ pub enum Company {
 /// A running node has another value of a setting that all nodes must share.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "setting `{setting}` differs from that of the running node {name} ({id}); all nodes over one database need the same. If the other node is no longer running, start again in {} s",
+    "setting `{setting}` differs from that of the running node {name} ({id}); all nodes that share a database need the same value. If the other node is no longer running, start again in {} s",
     NODE_GONE.as_secs()
 )]
 pub struct Differs {
@@ -78,7 +78,7 @@ pub struct Differs {
 /// Reads the vitals of this node.
 pub type ReadVitals = Box<dyn Fn() -> Vitals + Send + Sync>;
 
-/// The nodes over one store. See the module documentation.
+/// The nodes that share one store. See the module documentation.
 pub struct Cluster {
     store: Arc<dyn Store>,
     identity: Identity,
@@ -91,10 +91,10 @@ struct Known {
     /// When this process read them.
     read_at: Instant,
     company: Company,
-    /// When the nodes that had begun before this one, and may still have been running, last reported as of this node's first
-    /// report. `None` before it.
+    /// The nodes that had started before this one and may still have been running at its first report, with the times
+    /// of their last reports. `None` before that report.
     elders: Option<HashMap<NodeId, DateTime<Utc>>>,
-    /// What was logged.
+    /// The differences that were logged.
     reported: HashSet<(NodeId, &'static str)>,
 }
 
@@ -119,7 +119,7 @@ fn machine() -> String {
 }
 
 impl Cluster {
-    /// Creates the view of this node, which has not reported yet.
+    /// Creates this node's view of the nodes, before its first report.
     pub fn new(store: Arc<dyn Store>, identity: Identity, vitals: ReadVitals) -> Cluster {
         Cluster {
             store,
@@ -188,12 +188,12 @@ impl Cluster {
         }
     }
 
-    /// Tells the other nodes that this one ends in order.
+    /// Reports to the other nodes that this node shuts down in order.
     pub async fn leave(&self) {
         if let Err(error) = self.store.node_leaves(self.id()).await
             && error != StoreError::Stopped
         {
-            tracing::warn!(%error, "the other nodes could not be told that this one ends");
+            tracing::warn!(%error, "the shutdown of this node could not be reported to the other nodes");
         }
     }
 
@@ -243,12 +243,12 @@ impl Cluster {
 const SECRET: &str = "jwt_secret";
 const BUS: &str = "bus_url";
 
-/// Returns whether a node is running, as far as its reports say.
+/// Returns whether a node is running, according to its reports.
 pub fn is_running(node: &Node) -> bool {
     node.silent < NODE_GONE
 }
 
-/// Returns in what the running nodes differ from this one although they must not.
+/// Returns the settings that all nodes must share and in which a running node differs from this one.
 fn differences(nodes: &[Node], own: &NodeId) -> Vec<Differs> {
     let Some(own) = nodes.iter().find(|node| node.report.id == *own) else {
         return Vec::new();
@@ -261,7 +261,7 @@ fn differences(nodes: &[Node], own: &NodeId) -> Vec<Differs> {
     for node in others {
         let report = &node.report;
         let secret = (report.secret_fingerprint != own.secret_fingerprint).then_some(SECRET);
-        // A bus whose server has not been reached yet is not known.
+        // The bus is compared only once both nodes have reached its server.
         let buses = report
             .bus_fingerprint
             .as_ref()
@@ -297,9 +297,9 @@ impl Known {
     }
 }
 
-/// Decides whether nodes that began before this one were running when it did, from when they had reported `first` and what
-/// they report now. The last report of a node that was killed is as recent as that of one that runs: it was running for
-/// certain if it reports again, or ends in order.
+/// Decides whether nodes that started before this one were running at that time. `first` has the times of their last
+/// reports as of this node's first report; `elders` are their reports of now. A node that was killed recently looks
+/// like a running one: only a further report, or an orderly shutdown, proves that it was running.
 fn company(elders: &[&Node], first: &HashMap<NodeId, DateTime<Utc>>) -> Company {
     let now = |id: &NodeId| elders.iter().find(|node| node.report.id == *id);
     let was_running =

@@ -56,7 +56,7 @@ pub enum StartError {
     /// The Postgres database cannot be reached at the moment. A later attempt may succeed.
     #[error("{0}")]
     Unreachable(String),
-    /// A running node over the same database has another secret.
+    /// A running node that shares the database has a different secret.
     #[error(transparent)]
     Differs(#[from] Differs),
 }
@@ -104,16 +104,16 @@ pub enum NotReady {
     Failing(Arc<str>),
 }
 
-/// The state of the connection to other nodes where there are none.
+/// The bus state that a node without a bus reports.
 const NO_BUS: &str = "none";
 
-/// A running Tidings. Share it in an `Arc`. Its tasks end with it.
+/// A running Tidings server. Share it in an `Arc`. Its tasks end when it is dropped.
 pub struct Tidings {
     settings: Arc<Settings>,
     keys: Arc<Keys>,
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
-    /// What connects this node with others. `None` if there are no others.
+    /// The connection to the other nodes. `None` if the store is not shared.
     relay: Option<Arc<Relay>>,
     publications: Arc<PublishService>,
     subscriptions: Arc<SubscribeService>,
@@ -277,7 +277,7 @@ impl Tidings {
     /// Starts the background tasks.
     fn start_tasks(&self) {
         if let Some(relay) = &self.relay {
-            // Like the dispatcher, until the store has stopped.
+            // Like the dispatcher, it runs until the store has stopped.
             relay.start(&self.dispatching);
         }
         let cluster = Arc::clone(&self.cluster);
@@ -370,7 +370,7 @@ impl Tidings {
         &self.notifiers
     }
 
-    /// Returns the nodes over the same store.
+    /// Returns the nodes that share the store.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
@@ -395,7 +395,7 @@ impl Tidings {
         &*self.store
     }
 
-    /// Returns what connects this node with others that share the database, if there can be any.
+    /// Returns the connection to the other nodes, if the database is one that nodes can share.
     pub fn relay(&self) -> Option<&Arc<Relay>> {
         self.relay.as_ref()
     }
@@ -455,12 +455,13 @@ impl Tidings {
         self.hub.close_all(|| self.stopping.closing());
     }
 
-    /// Makes this node known to the others over the same store. Fails if it cannot work together with one that is running.
+    /// Registers this node with the others that share the store. Fails if its settings conflict with those of a running
+    /// node.
     pub async fn join(&self) -> Result<(), StartError> {
         match self.cluster.join().await {
             Ok(joined) => joined.map_err(Into::into),
             Err(error) => {
-                tracing::warn!(%error, "this node could not read which other nodes there are; retrying");
+                tracing::warn!(%error, "this node could not read the list of nodes; retrying");
                 Ok(())
             }
         }
@@ -487,7 +488,7 @@ impl Tidings {
     }
 }
 
-/// Returns what reads the state of this node for the others.
+/// Returns a function that reads the state of this node for its reports.
 fn vitals(
     hub: &Arc<Hub>,
     metrics: &Arc<Metrics>,
@@ -500,7 +501,7 @@ fn vitals(
     let relay = relay.map(Arc::clone);
     Box::new(move || {
         let bus = relay.as_ref().map(|relay| relay.status());
-        // Of events that this node has committed itself, it knows without a look at the logs.
+        // Found by comparing the logs. The lag of this node's own commits, `committed.behind()`, is known without that.
         let behind = relay.as_ref().map_or(0, |relay| relay.read().1.behind);
         // Known once the bus has been reached.
         let fingerprint = relay.as_ref().and_then(|relay| relay.fingerprint());

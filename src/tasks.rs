@@ -8,8 +8,8 @@
 //!
 //! 1. A panic affects only its task. A supervised task is restarted.
 //! 2. A task *keeps failing* from its [`TASK_FAILURES`]th consecutive panic until it has run for [`TASK_STEADY`].
-//!    Panics are consecutive if each occurs sooner than that after the start before it. A vital task that keeps failing
-//!    makes the server not ready.
+//!    Panics are consecutive if the task has never run for that long in between. A vital task that keeps failing makes
+//!    the server not ready.
 //! 3. [`Tasks::end`] cancels every task of its group and returns whether all of them ended in time. [`Tasks::running`]
 //!    names the others.
 //!
@@ -144,7 +144,7 @@ impl Drop for Running {
 }
 
 impl Tasks {
-    /// Returns a group whose tasks are counted with these, and end separately.
+    /// Returns a group that ends separately, but whose tasks are counted with these.
     pub fn group(&self) -> Tasks {
         Tasks {
             accounts: Arc::clone(&self.accounts),
@@ -214,8 +214,8 @@ impl Tasks {
         });
     }
 
-    /// The same for a task that is woken often. It observes [`Tasks::token`] itself, and returns when the group ends: to look
-    /// at the token whenever the task is woken takes two locks that all tasks share.
+    /// Like [`Tasks::spawn`], for a task that is woken often. The task must observe [`Tasks::token`] itself, and return
+    /// when the group ends: checking the token at each wake would take two locks that all tasks share.
     pub fn spawn_observer(
         &self,
         name: impl Into<Arc<str>>,
@@ -229,8 +229,8 @@ impl Tasks {
         });
     }
 
-    /// Executes a part of a supervised task whose panic must not end the task. A panic counts as one of the task, which
-    /// continues.
+    /// Runs a part of a supervised task whose panic must not end the task. Such a panic counts as a panic of the task,
+    /// which continues.
     pub(crate) fn guard<T>(&self, name: &Arc<str>, work: impl FnOnce() -> T) -> Option<T> {
         let done = catch_unwind(AssertUnwindSafe(work)).ok();
         if done.is_none() {
@@ -275,7 +275,7 @@ impl Tasks {
         self.tracker.close();
     }
 
-    /// Ends the group's tasks. Returns false if one of them has not ended `within` that time.
+    /// Ends the group's tasks. Returns false if any of them is still running after `within`.
     pub async fn end(&self, within: Duration) -> bool {
         self.cancel();
         timeout(within, self.tracker.wait()).await.is_ok()
@@ -322,7 +322,7 @@ mod tests {
         tasks.supervise(task, move || {
             let run = counted.fetch_add(1, Ordering::SeqCst);
             async move {
-                assert!(run >= panics, "as it is to");
+                assert!(run >= panics, "intended");
                 pending().await
             }
         });
@@ -372,7 +372,7 @@ mod tests {
         })
         .await;
         until(|| runs.load(Ordering::SeqCst) > TASK_FAILURES).await;
-        assert!(tasks.failing().is_some(), "it has hardly begun");
+        assert!(tasks.failing().is_some(), "it has only just restarted");
         sleep(TASK_STEADY).await;
         assert_eq!(tasks.failing(), None);
     }
@@ -396,7 +396,7 @@ mod tests {
         fails_at_first(&tasks, Task::new("drops"), 0);
         fails_at_first(&tasks, Task::new("panics"), u32::MAX);
         tasks.spawn("once", pending());
-        tasks.spawn("panics once", async { panic!("as it is to") });
+        tasks.spawn("panics once", async { panic!("intended") });
         let asked = Arc::clone(&finish);
         tasks.supervise(Task::new("stays").ends_itself(), move || {
             let asked = Arc::clone(&asked);
@@ -420,7 +420,7 @@ mod tests {
     async fn a_part_that_panics_counts_and_the_task_goes_on() {
         let (tasks, name) = (Tasks::default(), "a".into());
         assert_eq!(tasks.guard(&name, || 1), Some(1));
-        assert_eq!(tasks.guard(&name, || panic!("as it is to")), None::<()>);
+        assert_eq!(tasks.guard(&name, || panic!("intended")), None::<()>);
         assert_eq!(tasks.panics(), [(name, 1)]);
     }
 }

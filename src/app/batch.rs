@@ -67,8 +67,8 @@ struct Waiting {
 type Done = [(Vec<usize>, Result<Vec<Outcome>, Refused>); 2];
 
 impl PublishService {
-    /// Admits a batch before its body, of at most `body_bytes`, is read. `own` is the school of the items that name no
-    /// school.
+    /// Admits a batch before its body, of at most `body_bytes`, is read. `own` is the school of items that do not name
+    /// one.
     pub async fn admit_batch(
         &self,
         access: &Access,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::auth::{Access, AuthError, Role, Schools};
 use crate::id::{Channel, Kind, SchoolId, SubjectId};
 
-/// The bearer of a credential, in a school that the credential reaches.
+/// The bearer of a credential, in one of the schools that the credential covers.
 #[derive(Debug, Clone)]
 pub struct Caller {
     access: Access,
@@ -61,12 +61,12 @@ impl Caller {
         self.access.require(role)
     }
 
-    /// Checks that the credential reaches a channel of the school.
+    /// Checks that the credential covers a channel of the school.
     pub fn authorize(&self, channel: &Channel) -> Result<(), AuthError> {
         self.access.authorize(self.school, channel)
     }
 
-    /// Checks that the credential reaches a subject of the school.
+    /// Checks that the credential covers a subject of the school.
     pub fn authorize_subject(&self, kind: Kind, subject: &SubjectId) -> Result<(), AuthError> {
         self.authorize(&Channel::Subject(kind, subject.clone()))
     }

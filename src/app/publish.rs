@@ -249,14 +249,14 @@ impl PublishService {
 }
 
 impl Admission<'_> {
-    /// Publishes the command if the caller's token reaches its subject. Returns after the commit.
+    /// Publishes the command if the caller's token covers its subject. Returns after the commit.
     pub async fn publish(self, envelope: Envelope) -> Result<Receipt, Refused> {
         let receipts = self.publish_all(vec![envelope]).await?;
         let receipt = receipts.into_iter().next();
         Ok(receipt.expect("a store answers every command")?)
     }
 
-    /// Publishes commands in order, independently of one another, if the caller's token reaches all of their subjects.
+    /// Publishes commands in order, independently of one another, if the caller's token covers all of their subjects.
     pub(super) async fn publish_all(
         &self,
         mut envelopes: Vec<Envelope>,

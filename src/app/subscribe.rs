@@ -1,4 +1,4 @@
-//! The use case *subscribe*: what a credential reaches, which subjects exist, and how many streams may be open.
+//! The use case *subscribe*: what a credential covers, which subjects exist, and how many streams may be open.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,7 +73,7 @@ impl SubscribeService {
         self.subscriber.feed().replay_duration()
     }
 
-    /// Opens a stream of the scope, if the caller's credential reaches all of it. The stream ends with the credential.
+    /// Opens a stream of the scope, if the caller's credential covers all of it. The stream ends with the credential.
     pub fn open(
         &self,
         caller: &Caller,
@@ -134,7 +134,7 @@ impl SubscribeService {
         })
     }
 
-    /// Returns what a new token allows, if it reaches the whole scope of a stream.
+    /// Returns what a new token allows, if it covers the whole scope of a stream.
     pub fn renewed(&self, token: &str, scope: &Scope) -> Result<Access, AuthError> {
         let fresh = self.keys.verify(token)?;
         fresh.school(Some(scope.school))?;

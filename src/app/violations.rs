@@ -26,7 +26,7 @@ pub struct ViolationCommand {
     pub action: ViolationAction,
     /// The user on whose behalf it is done. If absent, the caller.
     pub user: Option<String>,
-    /// The reason that the user states.
+    /// The reason that the user gives.
     pub reason: String,
 }
 

@@ -5,8 +5,8 @@
 //!      ─▶ the run (`rid`, or the key's last one) ─▶ plan (pure) ─▶ publish
 //! ```
 //!
-//! Each run is a job. Its id consists of the type, the key's id and the run's own name, so that two keys never meet on a job, and
-//! a repeated ping finds the job that the first one made.
+//! Each run is a job. Its id consists of the type, the key's id and the run's own name, so two keys never report on the
+//! same job, and a repeated ping finds the job that the first one created.
 
 mod plan;
 mod report;
@@ -33,16 +33,16 @@ use crate::throttle::{RateLimit, Throttle, network};
 /// Why a ping had no effect.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PingRefused {
-    /// There is no such key, or not any more.
+    /// The key is unknown, or it was revoked.
     #[error("there is no such ping: the key is unknown, or it was revoked")]
     UnknownKey,
     /// The URL does not end with a report.
     #[error(transparent)]
     NoReport(#[from] NoReport),
     /// The id of a run cannot be used.
-    #[error("`rid` has 1 to {PING_RID_MAX_BYTES} characters out of A-Z a-z 0-9 . _ : ~ -")]
+    #[error("`rid` must have 1 to {PING_RID_MAX_BYTES} characters from A-Z a-z 0-9 . _ : ~ -")]
     Rid,
-    /// It was refused like any other command.
+    /// The ping was rejected like any other command.
     #[error(transparent)]
     Refused(#[from] Refused),
 }
@@ -62,7 +62,7 @@ pub struct PingService {
     settings: Arc<Settings>,
 }
 
-/// A key that has been found, of a caller within the rate limits.
+/// A key that exists, with its caller, which is within the rate limits.
 pub struct PingCaller {
     key: PingKey,
     caller: Caller,
@@ -134,7 +134,8 @@ impl PingService {
             let (run, id) = key.run_of(ping)?;
             let stored = self.store.subject(school, job::KIND, id.clone()).await?;
             let job = stored.as_ref().and_then(|own| own.state.job());
-            // A run that was begun and has no job: the ping that began it is about to create it, or never came so far.
+            // The run was begun, but has no job: the ping that began it is about to create the job, or failed before it
+            // could.
             let is_begun = ping.rid.is_some() || run > 0;
             let now = Utc::now().trunc_subsecs(3);
             let mut envelopes = Vec::new();
@@ -169,7 +170,7 @@ impl PingService {
                     {
                         envelopes.push(at(&id, end));
                     }
-                    // Planned once more, for the id of the next run.
+                    // Plan again, with the id of the next run.
                     if let Plan::Same(commands) = ping.plan(&next, &key.job_type, None, now) {
                         envelopes.extend(commands.into_iter().map(|command| at(&next, command)));
                     }
@@ -179,7 +180,7 @@ impl PingService {
             let last = receipts.into_iter().next_back();
             match last.expect("there was a command, and a store answers every one") {
                 Ok(receipt) => return Ok(receipt),
-                // Another ping of the run came first: what is to do depends on it.
+                // Another ping of the run was carried out first: plan again from the state that it left.
                 Err(CommandError::Rule(error)) if attempt < PING_TRIES && is_of_state(&error) => {}
                 Err(error) => return Err(Refused::from(error).into()),
             }
@@ -220,7 +221,8 @@ impl PingService {
         Ok(self.store.ping_keys(school).await?)
     }
 
-    /// Revokes a key. Returns whether the caller's school had it. An id that no key can have is one that does not exist.
+    /// Revokes a key. Returns whether the caller's school had it. An id in the wrong format counts as one that does not
+    /// exist.
     pub async fn revoke_key(&self, caller: &Caller, id: &str) -> Result<bool, Refused> {
         let school = authorize(caller)?;
         match id.parse::<PingKeyId>() {
@@ -230,7 +232,8 @@ impl PingService {
     }
 }
 
-/// A key reports on all jobs of a type, for as long as it exists. So only an admin of all jobs of the school can create one.
+/// A key can report on all jobs of a type, for as long as it exists. So only an admin of all jobs of the school can
+/// create one.
 fn authorize(caller: &Caller) -> Result<SchoolId, Refused> {
     caller.require(Role::Admin)?;
     caller.authorize(&Channel::Collection(job::KIND))?;
@@ -252,7 +255,7 @@ fn too_fast(
     .into()
 }
 
-/// Whether a rule refuses a command because of what another one has done meanwhile.
+/// Whether a rule rejected a command because of what another command has changed meanwhile.
 fn is_of_state(error: &RuleError) -> bool {
     matches!(
         error,
@@ -263,15 +266,15 @@ fn is_of_state(error: &RuleError) -> bool {
 }
 
 impl PingCaller {
-    /// Reads what the segments of a path after the key report.
+    /// Parses the segments of the path after the key.
     pub fn report(&self, segments: &[&str]) -> Result<Report, PingRefused> {
         Ok(Report::read(segments, self.key.numbers)?)
     }
 }
 
 impl PingKey {
-    /// Returns the number of the run that a ping is about, and the id of its job. The number is that of the key's last run
-    /// if the ping names its run.
+    /// Returns the number of the run to which a ping belongs, and the id of its job. If the ping names its run, the
+    /// number is that of the key's last run.
     fn run_of(&self, ping: &Ping) -> Result<(u64, SubjectId), PingRefused> {
         let (job_type, key) = (self.job_type.as_str(), &self.id);
         let id = match &ping.rid {

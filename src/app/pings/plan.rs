@@ -1,8 +1,8 @@
 //! What a ping does: (report, last run, now) → commands. Pure.
 //!
-//! A ping with a `rid` is about the run of this id, which exists once: each of its pings has the same effect however often it
-//! is sent. A ping without one is about the last run of its key, or begins the next one. That the same ping came twice is
-//! then seen by its time: what a client or a proxy repeats within [`PING_REPEAT`] has no further effect.
+//! A ping with a `rid` belongs to the run with this id, which exists once, so it has the same effect however often it
+//! is sent. A ping without a `rid` belongs to the last run of its key, or begins the next one. A repetition is then
+//! recognised by its time: what a client or a proxy repeats within [`PING_REPEAT`] has no further effect.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value};
@@ -33,16 +33,16 @@ pub struct Ping {
 /// What to do.
 #[derive(Debug)]
 pub enum Plan {
-    /// Carry out these commands on the present run.
+    /// Carry out these commands on the current run.
     Same(Vec<Command>),
-    /// Begin the next run with these commands, after those on the present one.
+    /// Begin the next run with these commands, after ending the current one.
     Next {
-        /// Ends the present run.
+        /// Ends the current run, if it has not ended.
         before: Option<Command>,
         /// Creates the next run, and what follows.
         commands: Vec<Command>,
     },
-    /// The ping has had its effect before.
+    /// The ping is a repetition, and has no further effect.
     Repeated,
 }
 
@@ -67,7 +67,7 @@ impl Ping {
             (_, Status::Completed | Status::Failed | Status::Cancelled) => {
                 match self.repeats(run, now) {
                     true => Plan::Repeated,
-                    // The rules answer that it is over.
+                    // The rules reject the command, because the run is over.
                     false if is_named => Plan::Same(vec![self.command()]),
                     false => next(None),
                 }
@@ -85,7 +85,7 @@ impl Ping {
         }
     }
 
-    /// Returns whether this is the ping with which the run ended, once more.
+    /// Returns whether this ping repeats the one that ended the run.
     fn repeats(&self, run: &Job, now: DateTime<Utc>) -> bool {
         let Report::End(ending) = self.report else {
             return false;
@@ -194,7 +194,8 @@ fn superseded() -> Command {
     })
 }
 
-/// Whether a ping at `now` can be a repetition of one at `at`. After a step of the clock, it cannot.
+/// Whether a ping at `now` can be a repetition of one at `at`. If the clock was set by [`PING_REPEAT`] or more in
+/// between, it cannot.
 fn is_recent(at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     let passed = now - at;
     let repeat = TimeDelta::from_std(PING_REPEAT).unwrap_or(TimeDelta::MAX);

@@ -7,7 +7,7 @@
 //! | `progress/40`, `40%`, `80/200` | percent complete |
 //! | `fail` | the run failed |
 //! | `exit/3` | the run ended with this exit code; 0 is `ok` |
-//! | `3` | as `exit/3` or `progress/3`, as the key says ([`Numbers`]) |
+//! | `3` | as `exit/3` or `progress/3`, as the key determines ([`Numbers`]) |
 //!
 //! A plain number is an exit code unless the key says otherwise. 1 to 100 can be either, and nothing in the request or in the
 //! state of the run tells them apart: the first report of a run can be its only one. Of the two mistakes, this one is
@@ -39,10 +39,10 @@ pub enum Ending {
     Exit(u8),
 }
 
-/// The end of a URL that is no report.
+/// Why the end of a URL is not a report.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoReport {
-    /// No report is written like this.
+    /// The form is unknown.
     #[error(
         "a ping ends with nothing or `ok`, `start`, `fail`, `progress/<percent>`, `<percent>%`, `<done>/<total>`, \
          `exit/<exit code>` or a plain number"
@@ -80,7 +80,7 @@ impl Report {
     }
 }
 
-/// Digits, with a fraction or without: no sign, no exponent, no other name of a number.
+/// Whether the text is digits, with or without a fraction: no sign, no exponent, and no name such as `inf`.
 fn is_number(text: &str) -> bool {
     let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     match text.split_once('.') {

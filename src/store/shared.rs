@@ -1,22 +1,23 @@
-//! The backend of a writer whose database other nodes write to, too: what the node knows of each school, and when it has to
-//! forget it.
+//! The backend of a writer whose database other nodes write to, too: it caches what the node knows about each school,
+//! and detects when that is outdated.
 //!
-//! A node has several writers, and each school always has the same one, so that several commits are in flight at once and
-//! a school's commands keep their order. Another node may write at any time. Each write of a school replaces the *stamp* of
-//! its row, a random number. So what is cached of a school is only right as long as its row has the stamp that was loaded
-//! with it, which is compared by every commit.
+//! A node has several writers, and each school always uses the same one, so that several commits are in flight at once
+//! and a school's commands keep their order. Another node may write at any time. Each write to a school replaces the
+//! *stamp* of its row, a random number. So what is cached of a school is valid only while its row has the stamp that
+//! was loaded with it. Every commit compares the two.
 //!
 //! 1. A school is *known* while its stamp is cached. Everything else about it is loaded after the stamp and never before,
 //!    so it is at least as new.
-//! 2. If the stamp has changed, the school is *missed*: what is cached of it is forgotten, and the writer decides again.
-//!    After [`MISSES_MAX`] misses in a row, its row is locked before the decisions, and the commit cannot miss.
-//! 3. A command that writes nothing, such as a rejected one or a repetition, is answered only if its school still has the
-//!    stamp, too: another node may have written what it was judged without.
-//! 4. If the connection breaks during a commit, it may have happened or not. The database finds out, and makes sure that
-//!    what has not happened cannot happen later. If the stamp was replaced since, the events of the commit tell, together
-//!    with its idempotency keys; see [`Traces`].
+//! 2. If the stamp has changed, the school is *missed*: what is cached of it is discarded, and the writer decides
+//!    again. After [`MISSES_MAX`] consecutive misses, its row is locked before the decisions, so the commit cannot
+//!    miss.
+//! 3. A command that writes nothing, such as a rejected one or a repetition, is also answered only if its school still
+//!    has the stamp: otherwise, the decision may not have taken a write of another node into account.
+//! 4. If the connection breaks during a commit, the commit may or may not have taken effect. [`Database::settle`] finds
+//!    out, and makes sure that a commit that has not taken effect cannot do so later. If the stamp was replaced since,
+//!    the events and idempotency keys in the database show whether the commit took effect; see [`Traces`].
 //!
-//! Deliberately absent: SQL. A [`Database`] loads and writes; the simulation has one, too.
+//! Deliberately absent: SQL. A [`Database`] loads and writes. The simulation implements it as well.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
@@ -66,9 +67,9 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Whether the group was written to this school, whose stamp was replaced since. All events and keys must be there:
-    /// another node may have carried out an equal command in the same millisecond. Its event has the same place, but it
-    /// does not have the same key.
+    /// Whether the group was written to this school, whose stamp was replaced since. All events and keys must be
+    /// present: another node may have carried out an equal command in the same millisecond. Its event has the same
+    /// place, but not the same key.
     pub fn show(&self, group: &Decisions, school: SchoolId) -> bool {
         let mut events = group.events.iter().filter(|event| event.school == school);
         let has_events = events.clone().next().is_some();
@@ -140,9 +141,9 @@ pub trait Database: Send + 'static {
     /// Returns whether any part of the kind's subjects in the school has this publisher-assigned id.
     fn has_part(&mut self, school: SchoolId, kind: Kind, own_id: &str) -> Result<bool, StoreError>;
 
-    /// Writes what was decided of the schools that still have the expected stamps, in one transaction, and ends the
-    /// transaction that holds locks. Returns these schools. If it fails, the transaction may still have happened, or may
-    /// happen later.
+    /// Writes what was decided for the schools that still have the expected stamps, in one transaction, and ends the
+    /// transaction that holds locks. Returns these schools. If it fails, the transaction may have taken effect
+    /// nevertheless, or may do so later.
     fn write(
         &mut self,
         group: &Decisions,
@@ -192,11 +193,11 @@ pub struct Backend<D> {
     /// Keys that were not in use when the commands in progress were prepared.
     unused_keys: HashSet<(SchoolId, String)>,
     generations: u64,
-    /// Schools that the commands in progress were judged by.
+    /// Schools whose facts the commands in progress were decided from.
     judged: BTreeSet<SchoolId>,
     /// Schools that the last commit missed.
     missed: Vec<SchoolId>,
-    /// How often in a row a school was missed.
+    /// The number of consecutive misses of each school.
     misses: HashMap<SchoolId, u32>,
 }
 
@@ -322,7 +323,7 @@ impl<D: Database> Backend<D> {
         Ok(())
     }
 
-    /// Forgets what is known of schools: another node has written.
+    /// Discards what is known of schools, because another node has written to them.
     fn forget(&mut self, schools: impl IntoIterator<Item = SchoolId>) {
         for school in schools {
             self.known.pop(&school);
@@ -337,7 +338,7 @@ impl<D: Database> Backend<D> {
         }
     }
 
-    /// Compares the stamps of schools of which nothing is written. Those with another one are missed.
+    /// Compares the stamps of schools to which nothing is written. Those whose stamp has changed are missed.
     fn compare(&mut self, schools: &[SchoolId]) -> Result<(), StoreError> {
         if schools.is_empty() {
             return Ok(());
@@ -362,17 +363,17 @@ impl<D: Database> Backend<D> {
         moves: &[Move],
         now: Moment,
     ) -> Result<Vec<SchoolId>, StoreError> {
-        // What was decided with a connection that is gone is compared like everything else.
+        // Decisions that were made over a connection that has broken are compared like all others.
         self.database.connect()?;
         let error = match self.database.write(group, moves, now) {
             Ok(written) => return Ok(written),
             Err(error) => error,
         };
-        tracing::warn!(%error, "a commit failed; looking whether it took effect");
+        tracing::warn!(%error, "a commit failed; checking whether it took effect");
         let written = self.database.settle(group, moves)?;
         match error {
             StoreError::Unavailable(_) => Ok(written),
-            // The same would fail again.
+            // Another attempt would fail in the same way.
             error if written.is_empty() => Err(error),
             _ => Ok(written),
         }
@@ -447,7 +448,8 @@ impl<D: Database> writer::Backend for Backend<D> {
         &mut self,
         upcoming: &mut dyn Iterator<Item = (SchoolId, &Envelope)>,
     ) -> Result<(), StoreError> {
-        // The decisions before may have failed. If this does, the connection is gone, and its locks are too.
+        // The previous decisions may have failed and left locks. If unlocking fails, the connection is gone, and its
+        // locks with it.
         let _ = self.database.unlock();
         self.unused_keys.clear();
         self.judged.clear();
@@ -460,10 +462,10 @@ impl<D: Database> writer::Backend for Backend<D> {
             let key = envelope.idempotency.as_ref();
             keys.extend(key.map(|own| (school, own.key.as_str())));
         }
-        // The connection may have broken since it was used last. Then another one answers.
+        // The connection may have broken since it was last used. Then the second attempt opens a new one.
         let loaded = self.load(&schools, addresses.clone(), &keys);
         loaded.or_else(|_| self.load(&schools, addresses, &keys))?;
-        // What is prepared may not be carried out in this round.
+        // Not everything that is prepared is carried out in this round.
         self.judged.clear();
         Ok(())
     }

@@ -7,10 +7,11 @@
 //!                                                 many short reads
 //! ```
 //!
-//! A *short* read is served by an index and returns a page; it comes first. A *walk* scans rows for those that match, one
-//! window at a time, and requests a turn for each window. Within each of the two lines, askers are served round-robin,
-//! however many reads each of them has waiting. So no asker waits for more than one read or window of each other asker.
-//! An asker is a school's requests, its streams, or the server itself.
+//! A *short* read is served by an index and returns a page; it comes first. A *walk*, such as a search, scans rows for
+//! those that match, one window at a time, and requests a turn for each window. Each of the two has a queue, in which
+//! *askers* are served round-robin, however many reads each of them has waiting. So no asker waits for more than one
+//! read or window of each other asker. An asker is whatever reads are made for: a school's requests, its streams, or
+//! the server itself.
 //!
 //! The number of waiting reads is bounded (invariant 6): a request beyond a limit is rejected; streams have a separate
 //! limit, and the server's own tasks read one at a time. A read whose future is dropped gives up its place immediately.
@@ -40,7 +41,7 @@ pub(in crate::store) enum Asker {
     Streams(SchoolId),
 }
 
-/// The line in which a read waits.
+/// The queue in which a read waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::store) enum Length {
     /// Served by an index.
@@ -82,7 +83,7 @@ struct State {
     next_place: u64,
 }
 
-/// The reads that wait in one line.
+/// The reads that wait in one queue.
 #[derive(Default)]
 struct Line {
     /// Each asker that has a queue, once, in the order of their turns.
@@ -109,7 +110,7 @@ impl Drop for Turn {
     }
 }
 
-/// A place in a line, which is given up when this is dropped.
+/// A place in a queue, which is given up when this is dropped.
 struct Place {
     turns: Arc<Turns>,
     asker: Asker,
@@ -229,7 +230,7 @@ impl Turns {
                 turns: Arc::clone(self),
                 length,
             };
-            // The caller may just have gone: then the turn is dropped here, and the next read gets it.
+            // The caller may have disconnected: then the turn is dropped here, and the next read gets it.
             let _ = grant.send(turn);
         }
     }

@@ -1,8 +1,9 @@
-//! The database of this node's writers: a connection of each, the queries behind the cached facts of
+//! The database of this node's writers: one connection for each, the queries behind the cached facts of
 //! [`shared::Backend`](crate::store::shared::Backend), and the write of a group.
 //!
-//! If the connection breaks during a commit, it may have happened or not. A new connection finds out: it locks the rows,
-//! reads whether the stamps are those of the commit, and otherwise replaces them, so that the commit cannot happen later.
+//! If the connection breaks during a commit, the commit may or may not have taken effect. A new connection finds out:
+//! it locks the rows, reads whether their stamps are those of the commit, and otherwise replaces them, so that the
+//! commit cannot take effect later.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -42,12 +43,12 @@ pub(super) struct Database {
     epoch: Epoch,
     uptime: UptimeClock,
     synchronous: Synchronous,
-    /// Asked for a look at the logs when a connection was lost: another server may answer now, without the last commits.
+    /// Requests a check of the logs after a lost connection: another server may answer now, without the last commits.
     hints: Hints,
     has_lost_connection: bool,
     /// Whether the commands in progress are decided in a transaction that has locked the rows of their schools.
     holds_locks: bool,
-    /// When Postgres last forgot how it executes the connection's statements.
+    /// When Postgres last discarded its plans for the connection's statements.
     planned_at: Instant,
 }
 
@@ -92,8 +93,8 @@ impl Database {
         }
     }
 
-    /// Runs a query on the connection, in a transaction if a pooler demands it: then what is prepared and what is executed
-    /// reach the same connection behind the pooler.
+    /// Runs a query on the connection, in a transaction if a pooler requires it: otherwise, preparing and executing a
+    /// statement may use different connections behind the pooler.
     fn ask<T>(
         &mut self,
         query: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
@@ -174,7 +175,7 @@ impl Database {
                 .await?;
             // Another node may have replaced the stamp since.
             let traces = traces(conn, group, epoch).await?;
-            // A school without a row may still get one by the commit. This one is in its way, and empty.
+            // The commit could still insert the row of a school that has none. An empty row prevents that.
             diesel::sql_query(
                 "INSERT INTO schools (school_id, stamp, head, bytes) \
                  SELECT school_id, stamp, 0, 0 FROM unnest($1::bigint[], $2::bigint[]) AS o (school_id, stamp) \
@@ -231,7 +232,7 @@ impl Database {
     }
 }
 
-/// Returns what the database contains of a group.
+/// Returns which events and keys of a group the database contains.
 async fn traces(
     conn: &mut AsyncPgConnection,
     group: &Decisions,
@@ -513,7 +514,7 @@ impl shared::Database for Database {
             self.planned_at = Instant::now();
         }
         let written = self.ask(async |conn| {
-            // What is best for small tables is slow once they have grown, and Postgres does not notice by itself for minutes.
+            // A plan for small tables is slow once they have grown, and Postgres may keep it for minutes.
             if is_to_plan {
                 conn.batch_execute("DISCARD PLANS").await?;
             }
@@ -533,7 +534,7 @@ impl shared::Database for Database {
             match self.look_at_stamps(group, moves) {
                 Ok(written) => return Ok(written),
                 Err(error) if Instant::now() > until => {
-                    tracing::error!(%error, "it is not known whether a commit took effect, because Postgres is gone");
+                    tracing::error!(%error, "it is not known whether a commit took effect, because Postgres cannot be reached");
                     return Err(StoreError::Unknown);
                 }
                 Err(_) => std::thread::sleep(POSTGRES_RETRY),
@@ -544,7 +545,7 @@ impl shared::Database for Database {
     fn close(&mut self) {
         let _ = self.unlock();
         self.conn = None;
-        // Lets the connection say goodbye.
+        // Gives the connection time to send its termination message.
         self.runtime
             .block_on(async { tokio::time::sleep(Duration::from_millis(1)).await });
     }

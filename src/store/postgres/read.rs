@@ -1,4 +1,5 @@
-//! Reads the log and the current states, one page at a time, like the embedded store, by indexes in the order of the log.
+//! Reads the log and the current states, one page at a time. Like the embedded store, it uses indexes in the order of
+//! the log.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -43,7 +44,8 @@ pub(super) async fn bounds(conn: &mut Conn, school: SchoolId) -> QueryResult<Bou
     })
 }
 
-/// Returns the tag of an event, if the log has the event. That of the newest is known without reading it.
+/// Returns the tag of an event, if the log has the event. The tag of the newest event is known without reading the
+/// event.
 pub(super) async fn tag_at(
     conn: &mut Conn,
     school: SchoolId,
@@ -168,13 +170,13 @@ pub(super) async fn replay(
         let range = (after, through.seq);
         let part = source.part(conn, epoch, scope.school, range).await?;
         if let Some(last) = part.events.last().filter(|_| !part.is_whole) {
-            // This source may have more: the page ends where the first such source ends.
+            // This source may have more: the page ends at the lowest `seq` up to which all sources are complete.
             through = through.min(last.place());
         }
         told.extend(part.events.into_iter().filter(|event| scope.matches(event)));
         // Done here, because otherwise memory would hold one page per source.
         through = cut(&mut told, through);
-        // A wide event of a subject in scope comes from two sources.
+        // A wide event of a subject in scope is found in two sources.
         told.dedup_by_key(|event| event.seq);
     }
     if fold {
@@ -211,7 +213,8 @@ struct Selected {
 }
 
 impl Source<'_> {
-    /// Returns the first events after and up to these `seq`s. Events can be large, so a page is read in several parts.
+    /// Returns the first events in this range of `seq`s, without its start. Events can be large, so a page is read in
+    /// several parts.
     async fn part(
         &self,
         conn: &mut Conn,
@@ -313,7 +316,7 @@ pub(super) async fn snapshot(
             true => selection.all(conn).await?,
             false => selection.of(conn, &subjects).await?,
         }
-        // This kind may have more: the page ends where the first such kind ends.
+        // This kind may have more: the page ends at the lowest `seq` up to which all kinds are complete.
         through = through.min(selection.range.1);
         told.extend(selection.events);
     }
@@ -346,7 +349,7 @@ struct Selection<'a> {
     scope: &'a Scope,
     kind: Kind,
     epoch: Epoch,
-    /// Events after and up to these `seq`s. What was read ends the range where it may not be complete.
+    /// The range of `seq`s, without its start. Its end moves back to where the events that were read are complete.
     range: (u64, u64),
     events: Vec<Event>,
     /// The `seq`s of these events: a subject may be found by two indexes.
@@ -404,7 +407,7 @@ impl Selection<'_> {
         self.parts(conn, None).await
     }
 
-    /// Reads these subjects.
+    /// Reads the subjects with these ids.
     async fn of(&mut self, conn: &mut Conn, ids: &[&SubjectId]) -> QueryResult<()> {
         let names: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
         let mut of_subjects: Vec<(i64, String)> = subjects::table
@@ -443,7 +446,7 @@ impl Selection<'_> {
         self.parts(conn, Some(&names)).await
     }
 
-    /// Returns how many rows are read of an index: a filter may leave out most of them.
+    /// Returns how many rows of an index are read at once. A filter may exclude most of them.
     fn rows(&self) -> usize {
         match self.scope.filter.is_empty() {
             true => READ_PAGE,
@@ -505,7 +508,7 @@ impl Selection<'_> {
         }
     }
 
-    /// Adds the open parts of these subjects, or of all.
+    /// Adds the open parts of these subjects, or of all subjects of the kind.
     async fn parts(&mut self, conn: &mut Conn, ids: Option<&[&str]>) -> QueryResult<()> {
         let mut query = parts::table
             .filter(parts::school_id.eq(self.scope.school.get()))

@@ -42,7 +42,8 @@ use crate::store::states::States;
 
 /// See the [module-level documentation](self).
 pub(super) struct Backend {
-    /// Declared before `conn`: the last connection that is closed copies the rest of the journal.
+    /// Declared before `conn`, so that it is dropped first: the last connection to close copies the rest of the
+    /// journal.
     checkpoints: Checkpoints,
     conn: SqliteConnection,
     life: Life,
@@ -61,7 +62,7 @@ pub(super) struct Backend {
     swept_school: i64,
     /// Whether the database was in its original place at the last check.
     is_in_place: bool,
-    /// About how many pages the last commit wrote for its events, until the checkpoints are informed.
+    /// The approximate number of pages that the last commit wrote for its events, until the checkpoints are informed.
     uncounted: Option<i64>,
     /// Declared after `conn`, so that it is dropped later: see [`DatabaseLock`].
     lock: Arc<DatabaseLock>,
@@ -120,7 +121,7 @@ impl Backend {
         write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
     ) -> Result<T, StoreError> {
         if let Err(error) = self.wait_for_disk(self.synchronous == Synchronous::Full) {
-            tracing::warn!(%error, "the database does not take a setting");
+            tracing::warn!(%error, "the database rejected `PRAGMA synchronous`");
         }
         write(&mut self.conn).map_err(database_error)
     }
@@ -135,7 +136,7 @@ impl Backend {
         write(&mut self.conn).map_err(database_error)
     }
 
-    /// Writes the group in one transaction, then updates the caches. Returns the time at which only the commit was left.
+    /// Writes the group in one transaction, then updates the caches. Returns when everything but the commit was done.
     fn write(&mut self, group: &mut Decisions, now: Moment) -> QueryResult<Option<Instant>> {
         if group.states.is_empty() {
             return Ok(None);
@@ -341,7 +342,7 @@ impl writer::Backend for Backend {
         }
     }
 
-    /// If the mark that the database is open remains, the next start checks the database.
+    /// If this fails, the database stays marked as open, and the next start checks it.
     fn close(&mut self) {
         match life::end(&mut self.conn, &self.life) {
             Ok(generation) => self.lock.remember(self.life.epoch, generation),

@@ -39,8 +39,8 @@ pub trait Backend: Facts<Error = StoreError> + Send + 'static {
     /// Returns the current time, which becomes the time of the decisions.
     fn now(&self) -> Moment;
 
-    /// Loads what the decisions on these commands are likely to query, so that they need not wait for it one by one. What
-    /// it loads is only a shortcut: anything else is still loaded by the queries themselves.
+    /// Loads what the decisions on these commands are likely to query, so that they do not wait for one query after
+    /// another. This is only an optimisation: anything else is still loaded by the queries themselves.
     fn prepare(
         &mut self,
         _: &mut dyn Iterator<Item = (SchoolId, &Envelope)>,
@@ -70,7 +70,7 @@ pub trait Backend: Facts<Error = StoreError> + Send + 'static {
         Vec::new()
     }
 
-    /// Does what a commit leaves to be done, once its requests are answered.
+    /// Does the work that a commit leaves, once its requests are answered.
     fn answered(&mut self) {}
 
     /// Closes the database cleanly.
@@ -117,7 +117,7 @@ pub struct Writer<B> {
     queue: mpsc::Receiver<Work<B>>,
 }
 
-/// Wakes a thread that waits.
+/// Wakes a waiting thread.
 struct Unpark(Thread);
 
 impl Wake for Unpark {
@@ -176,7 +176,7 @@ impl<B: Backend> Handle<B> {
 
 impl<B: Backend> Writer<B> {
     /// Creates a writer, which the caller must [run](Writer::run), and its handle. The writer sends what it commits to
-    /// `committed` and counts it in `metrics`. It carries out batches at a `pace`.
+    /// `committed` and counts it in `metrics`. `pace` limits the rate of its batches.
     pub fn new(
         backend: B,
         rules: Rules,
@@ -372,7 +372,7 @@ impl<B: Backend> Writer<B> {
                     .decide(&mut self.backend, decisions, school, envelope, room, now)?;
             allowance.take(&decision);
             round.taken.commands += 1;
-            // The answer to a repeated command is read and sent, too.
+            // The answer to a repeated command counts as well, because it is read and sent.
             round.taken.bytes += decision.charged;
             if decision.written > 0 {
                 let kind = envelope.command.kind();

@@ -3,19 +3,21 @@
 //! Submissions wait per school. A commit takes a bounded slice from one school after another. So a large batch is spread
 //! over several commits, and a report of another school waits only for the commit in progress and its own.
 //!
-//! 1. A *fresh* school, which has no commands left from an earlier turn, comes first. Then come those that are *backlogged*, and
-//!    then those with a *batch*: a submission for which one turn was not enough. A school that takes more than its share
-//!    ([`Pace::is_heavy`]) counts as one with a batch. A commit with fresh schools also serves one of each of the others, so
-//!    that none of them waits forever; a commit without fresh schools serves as many as it has room for.
+//! 1. A *fresh* school, which has no commands left from an earlier turn, comes first. Then come those that are
+//!    *backlogged*, and then those with a *batch*: a submission for which one turn was not enough. A school that takes
+//!    more than its share ([`Pace::is_heavy`]) counts as one with a batch. A commit with fresh schools also serves one
+//!    backlogged school and one with a batch, so that none of them waits forever; a commit without fresh schools serves
+//!    as many as it has room for.
 //! 2. A commit's work should take about [`COMMIT_WORK`], and its room is never larger than [`GROUP_MAX_BYTES`] and
 //!    [`GROUP_MAX_COMMANDS`]: the room is halved after a commit that took longer, and doubled after a full commit that
 //!    was fast.
 //! 3. While several schools wait, each gets one of [`TURNS_PER_GROUP`] equal shares of the room.
-//! 4. While several schools publish, those with a batch together have a limited rate, the [`Pace`]. A commit then serves at most
-//!    one of them, and none before that is due.
-//! 5. Within a school, the same holds between submissions: a *fresh* one, no command of which is committed, comes before those
-//!    that have *begun*, up to half of the school's turn, so a report does not wait for a large batch of its own school; and
-//!    those that have begun get the other half. Both keep the order of submission, as do the commands of a submission.
+//! 4. While several schools publish, those with a batch share a limited rate, the [`Pace`]. A commit then serves at
+//!    most one of them, and none before its turn is due.
+//! 5. The same holds between the submissions of a school. A *fresh* one, of which no command is committed, comes before
+//!    those that have *begun*, up to half of the school's turn, so a report does not wait for a large batch of its own
+//!    school. Those that have begun get the other half. Both keep the order of submission, as do the commands of a
+//!    submission.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -71,7 +73,7 @@ pub(super) struct Round {
     before_batches: Option<Size>,
     /// How many schools with a batch it can still serve.
     batches_left: usize,
-    /// Whether batches have a pace.
+    /// Whether the rate of batches is limited.
     is_paced: bool,
 }
 
@@ -96,7 +98,7 @@ pub(super) struct Pending {
     receipts: Receipts,
     /// How many of them are committed.
     committed: usize,
-    /// How many bytes the other decisions are charged for.
+    /// How many bytes the decisions that are not committed yet are charged for.
     charged: u64,
     answer: Answer<Receipts>,
 }
@@ -215,7 +217,7 @@ impl Turns {
         commands.take(room)
     }
 
-    /// Starts the round of one commit. If it `hurries`, batches have no pace.
+    /// Starts the round of one commit. If it `hurries`, the rate of batches is not limited.
     pub(super) fn begin(&self, now: Instant, hurries: bool) -> Round {
         let room = GROUP.part(1 << self.halvings);
         let is_paced = !hurries && self.pace.applies(now, self.several_wait());
@@ -277,8 +279,8 @@ impl Turns {
         }
     }
 
-    /// Answers the submissions that are completely committed or have failed; the others wait for their next turns. The
-    /// schools that the commit `missed` keep theirs.
+    /// Answers the submissions that are completely committed or have failed. The others wait for their next turns, and
+    /// the schools that the commit `missed` come first.
     pub(super) fn settle(
         &mut self,
         round: Round,
@@ -286,7 +288,7 @@ impl Turns {
         missed: &[SchoolId],
     ) {
         let now = Instant::now();
-        // What was taken without a pace delays nobody later.
+        // What was taken while the rate was not limited delays nobody later.
         if round.is_paced
             && let Some(before) = round.before_batches
         {
@@ -305,7 +307,7 @@ impl Turns {
                 queue.fail(written);
             }
             if !queue.is_empty() {
-                // Reports that have gathered are no batch.
+                // Small reports that have accumulated are not a batch.
                 match !queue.begun.is_empty() || self.pace.is_heavy(school, now) {
                     true => self.batching.push_back(school),
                     false => self.backlogged.push_back(school),
@@ -329,7 +331,7 @@ impl Round {
         self.served.push((school, queue, bytes));
     }
 
-    /// Lets batches have turns without a pace.
+    /// Lifts the rate limit of batches for this round.
     pub(super) fn hurry(&mut self) {
         self.batches_left = usize::MAX;
     }
@@ -416,8 +418,8 @@ impl Queue {
         }
     }
 
-    /// Answers everything that waits with the failure: what the database cannot be asked cannot be decided, and nobody waits
-    /// for an answer without end.
+    /// Answers everything that waits with the failure: what needs an unavailable database cannot be decided, and no
+    /// publisher waits for an answer without end.
     fn fail(&mut self, written: &Result<(), StoreError>) {
         for pending in self.fresh.drain(..).chain(self.begun.drain(..)) {
             pending.settle(written);
@@ -429,7 +431,7 @@ impl Queue {
             pending.commit(school);
             pending.settle(written);
         }
-        // Only the first one of each can be under way.
+        // In each queue, only the first submission can be in progress.
         let mut begun = None;
         if self.begun.front().is_some_and(Pending::is_under_way) {
             begun = self.begun.pop_front();
@@ -666,7 +668,7 @@ mod tests {
         }
         bench.add(3, 1);
         assert_eq!(bench.commit(QUICK), []);
-        // Reports that have gathered are no batch.
+        // Small reports that have accumulated are not a batch.
         for _ in 0..2 * turn {
             bench.add(4, 1);
         }

@@ -1,22 +1,22 @@
-//! The bus: how nodes that share a database tell one another what they have committed.
+//! The bus: how nodes that share a database notify one another of what they have committed.
 //!
 //! ```text
 //! commit ─▶ Outbox ─▶ Bus::publish ─▶ … ─▶ Inbox ─▶ decode ─▶ Hints       (every arrow is bounded; none waits)
-//!                     Bus::subscribe: only schools that somebody on this node listens to
+//!                     Bus::subscribe: only schools with listeners on this node
 //! ```
 //!
-//! A message is a hint: "school s has events up to seq k, and here they may be". The log is the truth. A bus may lose,
-//! delay, double or reorder messages, and may be down: the heads of the logs are compared all the same, so a node without
-//! a working bus learns of an event a little later, and misses none.
+//! A message is a hint: "school s has events up to seq k, and here they may be". The log is authoritative. A bus may
+//! lose, delay, duplicate or reorder messages, and may be down: the nodes compare the heads of the logs in any case, so
+//! a node without a working bus receives an event a little later, and misses none.
 //!
 //! What a bus guarantees, tested by the suite in `tests/it/bus_contract.rs`:
 //!
-//! 1. What a node publishes about a school reaches the inboxes of all nodes that have subscribed to it, as far as the bus
+//! 1. What a node publishes about a school reaches the inboxes of all nodes that have subscribed to it, while the bus
 //!    works. It may reach the sender, too: messages name their sender, and a node ignores its own.
 //! 2. After [`Bus::subscribe`] has succeeded, later messages arrive. If it fails, the bus subscribes as soon as it can.
 //! 3. If messages may have been missed, [`Inbox::may_have_missed`] is called after the subscriptions work again.
-//! 4. A receiver that takes nothing costs a bounded amount of memory and slows nobody down.
-//! 5. Two installations that use one server do not hear one another.
+//! 4. A receiver that reads nothing costs a bounded amount of memory and slows down no other.
+//! 5. Two installations that use one server do not receive each other's messages.
 //!
 //! Deliberately absent: which schools to subscribe to, and what becomes of a hint.
 
@@ -54,19 +54,19 @@ pub trait Bus: Send + Sync + 'static {
     /// Sends messages in this order. Fails if some of them may not have been sent; they are not sent again.
     async fn publish(&self, messages: &[Outgoing]) -> Result<(), BusError>;
 
-    /// Subscribes to what is published about these schools, from now on and whenever the bus works again. Fails if that
-    /// is not the case yet.
+    /// Subscribes to what is published about these schools, from now on and whenever the bus works again. Fails if the
+    /// bus does not work yet.
     async fn subscribe(&self, schools: &[SchoolId]) -> Result<(), BusError>;
 
-    /// Ends subscriptions, even if this fails.
+    /// Ends subscriptions. They end even if this returns an error.
     async fn unsubscribe(&self, schools: &[SchoolId]) -> Result<(), BusError>;
 
-    /// Connects, keeps up the connection, and puts what arrives in the inbox, until this is dropped. It can be called
-    /// again afterwards.
+    /// Connects, maintains the connection, and puts what arrives in the inbox, until the future is dropped. It can be
+    /// called again afterwards.
     async fn run(&self, inbox: Inbox);
 
-    /// Returns a value that is the same for all nodes that hear one another, and differs if they use different servers.
-    /// It contains no secret. Returns `None` while it is unknown.
+    /// Returns a value that is the same for all nodes that receive each other's messages, and differs if they use
+    /// different servers. It contains no secret. Returns `None` while it is unknown.
     fn fingerprint(&self) -> Option<String>;
 }
 
@@ -79,7 +79,7 @@ pub struct Outgoing {
     pub payload: Vec<u8>,
 }
 
-/// Why the bus did not do what it was asked to.
+/// Why the bus could not carry out a request.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BusError {
     /// There is no connection. It is being established.
@@ -127,7 +127,7 @@ pub struct Party {
     pub epoch: Epoch,
 }
 
-/// Takes what arrives on the bus. Nothing here ever waits. Clones are the same inbox.
+/// Receives what arrives on the bus. No method waits. Clones are the same inbox.
 #[derive(Clone)]
 pub struct Inbox {
     queue: mpsc::Sender<Vec<u8>>,
@@ -143,7 +143,7 @@ pub struct Arrivals {
 }
 
 impl Inbox {
-    /// Creates an inbox. If it is full, the messages are dropped, and `hints` is asked for a look at the logs.
+    /// Creates an inbox. If it is full, messages are dropped, and `hints` is asked to check the logs.
     pub fn new(hints: Hints, metrics: Arc<BusMetrics>) -> (Inbox, Arrivals) {
         let (sender, receiver) = mpsc::channel(BUS_INBOX);
         let bytes = Arc::<AtomicUsize>::default();

@@ -5,9 +5,9 @@
 //! the cursor also sets the subject aside, so nothing is lost, whenever the process is killed. The in-memory [`Schedule`]
 //! only decides when to try.
 //!
-//! Of several nodes, one delivers: the holder of the notifier's [lease]. Each write carries its fence. A node that takes over
-//! reads where the previous one was. So a node that was suspended during an attempt can deliver that one event a second
-//! time, and can move no cursor.
+//! Of several nodes, one delivers: the holder of the notifier's [lease]. Each write contains the lease's fence. A node
+//! that takes over continues from the stored cursors. So a node that was suspended during an attempt can deliver that
+//! one event a second time, but cannot move a cursor.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -156,8 +156,8 @@ impl Runner {
         }
     }
 
-    /// Delivers whenever this node holds the lease, until it is dropped. After a panic it can run again; it then determines
-    /// again which schools have work.
+    /// Delivers whenever this node holds the lease, until the future is dropped. After a panic it can run again; it
+    /// then finds out again which schools have work.
     pub(super) async fn run(&self) {
         let mut waiting = self.waiting.lock().await;
         while self.lease.acquire().await.is_ok() {
@@ -172,7 +172,7 @@ impl Runner {
             if ended == Some(StoreError::Fenced) {
                 tracing::warn!(
                     notifier.name = self.notifier.name(),
-                    "a step of a notifier was refused; it continues from what is stored"
+                    "the progress of a notifier was not stored, because another node holds its lease or a failover has moved its cursor; it continues from the stored cursors"
                 );
                 sleep(NOTIFY_REFUSED_PAUSE).await;
             }
@@ -185,8 +185,8 @@ impl Runner {
         }
     }
 
-    /// Starts the notifier, unless it is started. An application's own notifier may panic here. Its deliveries are attempted
-    /// nevertheless.
+    /// Starts the notifier, unless it has been started. An application's own notifier may panic here; deliveries are
+    /// attempted nevertheless.
     fn start(&self) {
         let is_first = !self.is_started.swap(true, Ordering::Relaxed);
         if is_first && catch_unwind(AssertUnwindSafe(|| self.notifier.start())).is_err() {
@@ -214,7 +214,7 @@ impl Runner {
         self.lease.release().await;
     }
 
-    /// Delivers until the store stops or another node holds the lease. Returns which.
+    /// Delivers until the store stops or another node holds the lease. Returns the corresponding error.
     async fn serve(&self, waiting: &mut mpsc::Receiver<Vec<Arc<Event>>>) -> StoreError {
         let name = self.notifier.name();
         let begins = || self.store.notifier_begins(name);
@@ -295,8 +295,8 @@ impl Runner {
     }
 
     /// Gives a school its turn: first the subject that is set aside and has been due longest, then the log from the
-    /// cursor. Each part ends with its first failed attempt, so that refusals cost other schools little. Returns true
-    /// if there is more to do at once.
+    /// cursor. Each part ends with its first failed attempt, so that failures of a school take little time from the
+    /// others. Returns true if there is more to do at once.
     async fn turn(&self, school: SchoolId) -> Result<bool, StoreError> {
         let name = self.notifier.name();
         let mut place = self.store.notifier_place(name, school).await?;
@@ -412,7 +412,7 @@ impl Runner {
         Ok(false)
     }
 
-    /// Moves the cursor, which must be where the turn knows it to be.
+    /// Moves the cursor, unless it has moved since the turn read it.
     pub(super) async fn record(
         &self,
         school: SchoolId,
@@ -488,7 +488,7 @@ impl Runner {
         let outcome = self.deliver(self.notification(event).await?).await;
         if outcome.is_ok() {
             self.schedule().delivered(event.school);
-            // It was delivered, whatever an application's own notifier makes of the news.
+            // The event was delivered, even if an application's own notifier panics here.
             catch_unwind(AssertUnwindSafe(|| self.notifier.delivered(event))).ok();
         }
         Ok(outcome.map_err(|error| Failure {
@@ -498,7 +498,7 @@ impl Runner {
         }))
     }
 
-    /// Events that retention deletes before they are delivered become a dead letter, too.
+    /// Records a dead letter for events that retention deleted before they were delivered.
     async fn skip(
         &self,
         school: SchoolId,

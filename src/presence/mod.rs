@@ -1,19 +1,19 @@
 //! Presence: leases of devices, in memory.
 //!
-//! Heartbeats are frequent. A heartbeat renews a lease here, and reaches the store only when it changes something (a
-//! device comes or goes); the times of the last heartbeats are saved in batches. The rules in [`crate::kind::device`]
-//! decide what a change means; this module only counts heartbeats and watches the clock.
+//! Heartbeats are frequent. A heartbeat renews a lease here, and reaches the store only if it changes the status of its
+//! device; the times of the last heartbeats are saved in batches. The rules in [`crate::kind::device`] decide what a
+//! change means; this module only counts heartbeats and watches the clock.
 //!
 //! Leases are measured in [uptime](crate::uptime), and a restart does not renew them: each continues with its remaining
 //! time. A server that was killed may have received heartbeats that it did not save. This is compensated once, when the
 //! device is marked as unknown: from then on, until the device is back, each of its heartbeats is saved in the next
 //! round.
 //!
-//! Committed events come back through [`Presence::observe`], including those from a device's own reports and from other
-//! handles to the store, so the memory follows the log. It contains one entry for each device that is not offline, and
-//! for each offline device that has started to send heartbeats again.
+//! Committed events arrive through [`Presence::observe`], including those from a device's own reports and from other
+//! handles to the store, so the leases stay consistent with the log. There is one entry for each device that is not
+//! offline, and for each offline device that has started to send heartbeats again.
 //!
-//! Where several nodes hear devices, they share what they have heard: see `together.rs`.
+//! If several nodes receive heartbeats, they share them: see `together.rs`.
 
 mod combined;
 mod leases;
@@ -48,10 +48,10 @@ pub struct Presence {
     store: Arc<dyn Store>,
     publisher: Publisher,
     clock: UptimeClock,
-    /// When this node began to hear devices.
+    /// When this node began to receive heartbeats.
     since: Uptime,
     leases: Mutex<Leases>,
-    /// Set if other nodes hear devices, too.
+    /// Set if other nodes receive heartbeats, too.
     together: Option<Together>,
 }
 
@@ -66,11 +66,11 @@ pub struct HeartbeatAnswer {
     pub expires_at: DateTime<Utc>,
 }
 
-/// What becomes of a heartbeat: its answer, and the command that brings the device online.
+/// The outcome of a heartbeat: its answer, and the command that brings the device online, if it does.
 type Beaten = (Result<HeartbeatAnswer, CommandError>, Option<Command>);
 
 impl Presence {
-    /// Creates the leases of this store's devices, which only this node hears.
+    /// Creates the leases of this store's devices, whose heartbeats only this node receives.
     pub fn new(store: Arc<dyn Store>, publisher: Publisher) -> Presence {
         let clock = store.uptime();
         Presence {
@@ -172,7 +172,7 @@ impl Presence {
         })
     }
 
-    /// Adds the time at which the device was last heard from to another client's report. The store may not know it yet.
+    /// Adds the time of the device's last heartbeat to another client's report, because the store may not have it yet.
     pub async fn complete(
         &self,
         school: SchoolId,
@@ -253,7 +253,7 @@ impl Presence {
                 Err(StoreError::Displaced | StoreError::NotCommitted) => {}
                 Err(error) => {
                     if let Some(failed) = failures.failed(Instant::now()) {
-                        tracing::error!(%error, failed, "the leases of devices could not be kept");
+                        tracing::error!(%error, failed, "the leases of devices could not be updated");
                     }
                 }
             }
@@ -267,7 +267,7 @@ impl Presence {
         self.write_down(seen).await
     }
 
-    /// The same for devices whose status is unknown.
+    /// Saves when devices whose status is unknown were last heard from.
     async fn flush_urgent(&self) -> Result<(), StoreError> {
         let seen = self.lock().take_urgent();
         self.write_down(seen).await
@@ -289,7 +289,7 @@ impl Presence {
         {
             return Ok(());
         }
-        // It is not known how the last of several nodes ended.
+        // It is not known whether the last of several nodes shut down in order.
         let unwritten = match self.clock.was_cut_off() || self.together.is_some() {
             true => PRESENCE_FLUSH_PERIOD,
             false => Duration::ZERO,
@@ -390,7 +390,7 @@ impl Presence {
     }
 }
 
-/// Commands that are not carried out yet, and what to do with them if they never are: if that fails, panics or is dropped.
+/// Commands that are being carried out, and what to do with them if that fails, panics or is dropped.
 struct Undone<'a, F: FnOnce(&mut Leases, Vec<(Address, Command)>)> {
     presence: &'a Presence,
     commands: Vec<(Address, Command)>,

@@ -505,9 +505,9 @@ pub const PINGS_PER_ADDRESS: u32 = 100;
 /// Burst of pings from one address to one school. Many machines start their jobs at the full hour, and can share an
 /// address.
 pub const PING_ADDRESS_BURST: u32 = 2_000;
-/// The largest number of keys for pings that a school can be allowed: they are listed on one page.
+/// Maximum of `ping_keys_per_school`: a school's keys are listed on one page.
 pub const PING_KEYS_MAX: u64 = 10_000;
-/// The longest `rid` of a ping, in bytes.
+/// Maximum length of the `rid` of a ping, in bytes.
 pub const PING_RID_MAX_BYTES: usize = 48;
 /// Within this time, the same ping without `rid` counts as a repetition: the longest time between the first and the last
 /// attempt of `curl -m 10 --retry 3` is 37 seconds.
@@ -528,7 +528,7 @@ pub const SCHEDULE_RUNS: usize = 20;
 pub const SCHEDULE_DRIFT_SECS: i64 = 5;
 /// Maximum length of a link's signature that is checked, in bytes. SHA-256 in base64url has 43.
 pub const LINK_SIGNATURE_MAX_BYTES: usize = 64;
-/// The longest time until a link expires, in seconds: a century, as for a token of `tidings token`.
+/// Maximum time until a link expires, in seconds: a century, as for a token of `tidings token`.
 pub const LINK_MAX_SECS: u64 = 3_155_760_000;
 /// How long a badge may be cached, in seconds. During this time, a link costs one read, however often it is requested.
 pub const BADGE_AGE_SECS: u64 = 5;

@@ -357,7 +357,7 @@ struct Selection<'a> {
 }
 
 impl Selection<'_> {
-    /// Reads all subjects, by each index of the events that represent them.
+    /// Reads all subjects, through each index of the events that represent a subject.
     async fn all(&mut self, conn: &mut Conn) -> QueryResult<()> {
         let of_kind = |selection: &Selection<'_>| {
             subjects::table

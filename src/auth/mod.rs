@@ -65,7 +65,7 @@ pub enum AuthError {
     )]
     InvalidLink,
     /// The link has expired.
-    #[error("the link has expired: ask for a new one where you got it from")]
+    #[error("the link has expired: ask the person who shared it for a new one")]
     ExpiredLink,
     /// The token is valid, but its role is not sufficient.
     #[error("the token does not allow this: its role is {has}, and {needed} is required", has = .has.name(), needed = .needed.name())]

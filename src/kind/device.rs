@@ -400,7 +400,7 @@ impl Device {
         if !(1..=LEASE_MAX_SECS).contains(&self.lease_secs) {
             return Err(RuleError::Invalid {
                 field: "lease_secs",
-                expected: format!("is from 1 to {LEASE_MAX_SECS}"),
+                expected: format!("must be from 1 to {LEASE_MAX_SECS}"),
             });
         }
         Ok(())
@@ -499,7 +499,7 @@ fn past(at: DateTime<Utc>, context: &Context<'_>) -> Result<DateTime<Utc>, RuleE
     if at > context.now + TimeDelta::seconds(CLOCK_SKEW_SECS) {
         return Err(RuleError::Invalid {
             field: "last_seen",
-            expected: "is not in the future".into(),
+            expected: "must not be in the future".into(),
         });
     }
     Ok(at.trunc_subsecs(3).min(context.now))

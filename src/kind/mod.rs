@@ -759,8 +759,8 @@ pub enum RuleError {
     },
     /// It does not name its attempt, and comes from a worker of an earlier one.
     #[error(
-        "`attempt` is missing: this worker has reported on an earlier attempt only, and the present one is {current}; \
-         one that works on the present attempt calls `start` or sends `attempt`: {current}"
+        "`attempt` is missing: this worker has reported only on an earlier attempt, and the current one is {current}; \
+         a worker of the current attempt must call `start` or send `attempt`: {current}"
     )]
     StaleWorker {
         /// The current attempt.
@@ -777,7 +777,7 @@ pub enum RuleError {
         setting: Option<&'static str>,
     },
     /// A field's value is too large.
-    #[error("`{field}` has at most {} bytes", .most.bytes)]
+    #[error("`{field}` must have at most {} bytes", .most.bytes)]
     TooLarge {
         /// The field.
         field: &'static str,
@@ -789,7 +789,7 @@ pub enum RuleError {
     Invalid {
         /// The field.
         field: &'static str,
-        /// What the field accepts.
+        /// The requirement, such as `must not be empty`.
         expected: String,
     },
 }

@@ -19,7 +19,7 @@ pub(super) fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleErro
     if code.is_empty() {
         return Err(RuleError::Invalid {
             field,
-            expected: "is not empty".into(),
+            expected: "must not be empty".into(),
         });
     }
     Ok(code)
@@ -27,7 +27,7 @@ pub(super) fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleErro
 
 /// An id or another short text, which some clients send as an integer.
 #[derive(serde::Deserialize)]
-#[serde(untagged, expecting = "expected a text or a whole number")]
+#[serde(untagged, expecting = "expected a string or a whole number")]
 pub(crate) enum TextOrNumber {
     Text(String),
     Number(i64),
@@ -130,10 +130,10 @@ fn read_time(text: &str) -> Result<DateTime<Utc>, String> {
         .map(|at| at.to_utc())
         .ok()
         .or_else(without_zone)
-        .ok_or("a time is written as in 2026-01-31T09:30:00Z")?;
+        .ok_or("a time must have the form 2026-01-31T09:30:00Z")?;
     // Times that clients cannot parse are rejected. A leap second would be written as second 60.
     if !(1970..10_000).contains(&at.year()) || at.nanosecond() >= 1_000_000_000 {
-        return Err("a time lies between 1970 and 9999, and its seconds are from 0 to 59".into());
+        return Err("a time must be from 1970 to 9999, with seconds from 0 to 59".into());
     }
     Ok(at)
 }

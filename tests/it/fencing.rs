@@ -233,8 +233,11 @@ async fn the_worker_is_told_with_the_job_and_on_its_page_and_not_to_listeners() 
         );
     }
     for (wrong, detail) in [
-        (json!(""), "`worker` is a text of 1 to 128 bytes, or absent"),
-        (json!("x".repeat(129)), "`worker` has at most 128 bytes"),
+        (json!(""), "`worker` must have 1 to 128 bytes, or be absent"),
+        (
+            json!("x".repeat(129)),
+            "`worker` must have at most 128 bytes",
+        ),
     ] {
         for (verb, body) in REPORTS {
             let mut body: Value = serde_json::from_str(body).unwrap();

@@ -127,11 +127,12 @@ impl Dispersion {
             Chart::Ranges | Chart::Deviations => size > 1,
         };
         if !fits {
-            let expected = "has the `chart` mr for samples of one value, and r or s for subgroups";
+            let expected =
+                "must have the `chart` mr for samples of one value, and r or s for subgroups";
             return Err(invalid("dispersion", expected));
         }
         if !are_in_order(&self.limits()) {
-            let expected = "has a `center_line` with `ucl`, `lcl` or both, `ucl` above `lcl` and `center_line` between";
+            let expected = "must have a `center_line` with `ucl`, `lcl` or both, `ucl` above `lcl` and `center_line` between";
             return Err(invalid("dispersion", expected));
         }
         Ok(())

@@ -116,7 +116,7 @@ impl Change<'_> {
             (None, None) => {
                 return Err(invalid(
                     "rule_name",
-                    "is needed for a rule other than 1 to 8 and 101",
+                    "is required for a rule other than 1 to 8 and 101",
                 ));
             }
         };
@@ -150,7 +150,7 @@ impl Change<'_> {
         if ViolationId::parse(text).is_some() {
             return Err(invalid(
                 "violation_id",
-                "does not end in a full stop and a number: such ids are the server's",
+                "must not end in a full stop and a number: the server assigns such ids",
             ));
         }
         if self.context.taken_part == Some(text) {
@@ -187,10 +187,13 @@ impl Change<'_> {
             (true, false) | (false, true) => {}
         }
         if asked.reason.trim().is_empty() {
-            return Err(invalid("reason", "says something"));
+            return Err(invalid("reason", "must not be blank"));
         }
         if asked.user.trim().is_empty() {
-            return Err(invalid("user", "says who: the token names nobody"));
+            return Err(invalid(
+                "user",
+                "must name the user, because the token does not",
+            ));
         }
         let act = Acknowledgement {
             user: bounded("user", &asked.user, Bound::constant(NAME_MAX_BYTES))?,
@@ -243,7 +246,7 @@ fn describe(next: &mut Characteristic, register: &Register) -> Result<(), RuleEr
     }
     if let Some(size) = register.subgroup_size {
         if size == 0 || size as usize > SUBGROUP_MAX {
-            let expected = format!("is from 1 to {SUBGROUP_MAX}");
+            let expected = format!("must be from 1 to {SUBGROUP_MAX}");
             return Err(invalid("subgroup_size", expected));
         }
         if size != next.subgroup_size && next.sample_count > 0 {
@@ -285,11 +288,11 @@ fn switched_on(settings: &[RuleSetting]) -> Result<Vec<(Rule, Severity)>, RuleEr
         let rule = Rule::from_number(number).ok_or_else(|| {
             invalid(
                 "rules",
-                "are 1 to 8 (Nelson's) and 101 (of the dispersion chart)",
+                "must be numbers from 1 to 8 (Nelson's) or 101 (of the dispersion chart)",
             )
         })?;
         if rules.iter().any(|(own, _)| *own == rule) {
-            return Err(invalid("rules", "names each rule once"));
+            return Err(invalid("rules", "must not name a rule twice"));
         }
         rules.push((rule, severity.unwrap_or(Severity::usual(rule))));
     }
@@ -304,7 +307,7 @@ pub(super) fn short_id(field: &'static str, text: &str) -> Result<Arc<str>, Rule
         true => Ok(text.into()),
         false => Err(invalid(
             field,
-            format!("has 1 to {PART_ID_MAX_BYTES} bytes of text without control characters"),
+            format!("must have 1 to {PART_ID_MAX_BYTES} bytes and no control characters"),
         )),
     }
 }

@@ -194,7 +194,7 @@ impl Change<'_> {
         }
         let reports = sample.violations.as_deref().unwrap_or_default();
         if reports.len() > SAMPLE_VIOLATIONS_MAX {
-            let expected = format!("has at most {SAMPLE_VIOLATIONS_MAX} entries");
+            let expected = format!("must have at most {SAMPLE_VIOLATIONS_MAX} entries");
             return Err(invalid("violations", expected));
         }
         next.recent.clear();
@@ -207,7 +207,7 @@ impl Change<'_> {
             let violation = self.found_elsewhere(next, report, Some(sample_id), seq)?;
             let is_named = |own: &Violation| own.own_id.is_some() && own.own_id == violation.own_id;
             if opened.iter().any(is_named) {
-                return Err(invalid("violation_id", "names each violation once"));
+                return Err(invalid("violation_id", "must not name a violation twice"));
             }
             opened.push(violation);
         }
@@ -274,7 +274,7 @@ fn pass_over(next: &mut Characteristic, sample: &NewSample) -> Result<Verdict, R
         ("violations", sample.violations.is_some()),
     ];
     if let Some((field, _)) = verdict.into_iter().find(|(_, is_there)| *is_there) {
-        let expected = "is left out where the value is null: a gap has no verdict";
+        let expected = "must be absent if the value is null: a gap has no verdict";
         return Err(invalid(field, expected));
     }
     next.recent.clear();
@@ -290,13 +290,12 @@ fn measured(sample: &NewSample, size: u32) -> Result<Option<Measured>, RuleError
         (None | Some(None), Some(Some(values))) => values,
         (Some(None), None | Some(None)) | (None, Some(None)) => return Ok(None),
         (Some(Some(_)), Some(Some(_))) | (None, None) => {
-            let expected =
-                "or `values` is needed, and only one of them; null is a gap: nothing was measured";
+            let expected = "or `values` is required, and only one of them; null means that nothing was measured";
             return Err(invalid("value", expected));
         }
     };
     if values.len() != size as usize {
-        return Err(invalid("values", format!("has {size} of them here")));
+        return Err(invalid("values", format!("must have {size} elements")));
     }
     let known: Vec<f64> = values.iter().copied().flatten().collect();
     if known.is_empty() {
@@ -304,12 +303,12 @@ fn measured(sample: &NewSample, size: u32) -> Result<Option<Measured>, RuleError
     }
     if known.len() < values.len() {
         let expected = format!(
-            "has {size} numbers, or is null: limits for subgroups of {size} do not judge one with measurements missing"
+            "must have {size} numbers, or be null: the limits do not apply to an incomplete subgroup"
         );
         return Err(invalid("values", expected));
     }
     if known.iter().any(|value| value.abs() > VALUE_MAX) {
-        let expected = format!("is from -{VALUE_MAX:e} to {VALUE_MAX:e}");
+        let expected = format!("must be from -{VALUE_MAX:e} to {VALUE_MAX:e}");
         return Err(invalid("value", expected));
     }
     Ok(Some(Measured {

@@ -39,7 +39,7 @@ pub(super) fn set_limits(next: &mut Characteristic, set: &SetLimits) -> Result<(
         (None, Some(method)) if method.is_computed() && !has_lines => learn(next, set, method),
         _ => Err(invalid(
             "limits",
-            "are `center_line` with `ucl`, `lcl` or both, or a `method` (moving_range, xbar_r, xbar_s) and `samples`",
+            "must have a `center_line` with `ucl`, `lcl` or both, or a `method` (moving_range, xbar_r, xbar_s) and `samples`",
         )),
     }
 }
@@ -47,7 +47,7 @@ pub(super) fn set_limits(next: &mut Characteristic, set: &SetLimits) -> Result<(
 fn give(next: &mut Characteristic, set: &SetLimits, chart: ControlLimits) -> Result<(), RuleError> {
     if !are_in_order(&chart) {
         let expected = format!(
-            "is above `lcl`, with `center_line` between, all from -{VALUE_MAX:e} to {VALUE_MAX:e}"
+            "must be above `lcl`, with `center_line` between, all from -{VALUE_MAX:e} to {VALUE_MAX:e}"
         );
         return Err(invalid("ucl", expected));
     }
@@ -55,11 +55,14 @@ fn give(next: &mut Characteristic, set: &SetLimits, chart: ControlLimits) -> Res
         dispersion.check(next.subgroup_size)?;
     }
     if set.samples.is_some() {
-        return Err(invalid("samples", "goes with a `method` and without lines"));
+        return Err(invalid(
+            "samples",
+            "requires a `method`, and cannot be combined with lines",
+        ));
     }
     let method = set.method.clone().unwrap_or(Method::Given);
     if method.as_str().trim().is_empty() {
-        return Err(invalid("method", "says something, or is left out"));
+        return Err(invalid("method", "must not be blank; it can be absent"));
     }
     bounded("method", method.as_str(), Bound::constant(NAME_MAX_BYTES))?;
     next.baseline = None;
@@ -70,22 +73,25 @@ fn give(next: &mut Characteristic, set: &SetLimits, chart: ControlLimits) -> Res
 
 fn learn(next: &mut Characteristic, set: &SetLimits, method: &Method) -> Result<(), RuleError> {
     if set.sample_count.is_some() {
-        return Err(invalid("sample_count", "goes with lines"));
+        return Err(invalid("sample_count", "requires lines"));
     }
     if set.dispersion.is_some() {
         return Err(invalid(
             "dispersion",
-            "goes with lines: a `method` computes its own",
+            "requires lines: a `method` computes its own",
         ));
     }
     let samples = set.samples.unwrap_or(BASELINE_DEFAULT);
     if !(2..=BASELINE_MAX).contains(&samples) {
-        return Err(invalid("samples", format!("is from 2 to {BASELINE_MAX}")));
+        return Err(invalid(
+            "samples",
+            format!("must be from 2 to {BASELINE_MAX}"),
+        ));
     }
     if (*method == Method::MovingRange) != (next.subgroup_size == 1) {
         return Err(invalid(
             "method",
-            "is moving_range for samples of one value, and xbar_r or xbar_s for subgroups",
+            "must be moving_range for samples of one value, and xbar_r or xbar_s for subgroups",
         ));
     }
     next.baseline = Some(Baseline {

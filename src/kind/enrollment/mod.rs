@@ -183,7 +183,7 @@ impl FromStr for Status {
         let found = Status::ALL.into_iter().find(|own| own.as_str() == text);
         found.ok_or_else(|| RuleError::Invalid {
             field: "status",
-            expected: "is one of ready, placing, capturing, processing".into(),
+            expected: "must be one of ready, placing, capturing, processing".into(),
         })
     }
 }

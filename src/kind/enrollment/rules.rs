@@ -57,7 +57,7 @@ fn started(start: &Start, context: &Context<'_>) -> Result<Session, RuleError> {
     if !(1..=LEASE_MAX_SECS).contains(&lease_secs) {
         return Err(RuleError::Invalid {
             field: "lease_secs",
-            expected: format!("is from 1 to {LEASE_MAX_SECS}"),
+            expected: format!("must be from 1 to {LEASE_MAX_SECS}"),
         });
     }
     let student_id = start.student_id.as_deref();
@@ -186,7 +186,7 @@ impl Session {
         if self.attempt < before.attempt {
             return Err(RuleError::Invalid {
                 field: "attempt",
-                expected: format!("is not below {}", before.attempt.unwrap_or(1)),
+                expected: format!("must be at least {}", before.attempt.unwrap_or(1)),
             });
         }
         if status < before.status && self.attempt == before.attempt && !begins_again {
@@ -199,7 +199,7 @@ impl Session {
             Some(told) => {
                 let told = percent(told).ok_or_else(|| RuleError::Invalid {
                     field: "progress",
-                    expected: "is a number from 0 to 100".into(),
+                    expected: "must be a number from 0 to 100".into(),
                 })?;
                 // The rest is reserved for completion.
                 let told = u8::try_from(whole(told)).unwrap_or(u8::MAX);
@@ -228,7 +228,7 @@ impl Session {
         self.total_attempts = total.or(self.total_attempts);
         let invalid = |field, most| RuleError::Invalid {
             field,
-            expected: format!("is from 1 to {most}"),
+            expected: format!("must be from 1 to {most}"),
         };
         let most = self.total_attempts.unwrap_or(ATTEMPTS_MAX);
         if !(1..=ATTEMPTS_MAX).contains(&most) {

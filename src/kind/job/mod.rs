@@ -150,7 +150,7 @@ impl FromStr for Status {
             let names: Vec<_> = Status::ALL.iter().map(|status| status.as_str()).collect();
             RuleError::Invalid {
                 field: "status",
-                expected: format!("is one of {}", names.join(", ")),
+                expected: format!("must be one of {}", names.join(", ")),
             }
         })
     }
@@ -195,7 +195,7 @@ impl FromStr for JobType {
             false => Err(RuleError::Invalid {
                 field: "job_type",
                 expected: format!(
-                    "has 1 to {TYPE_MAX_BYTES} characters out of A-Z a-z 0-9 . _ : ~ -"
+                    "must have 1 to {TYPE_MAX_BYTES} characters out of A-Z a-z 0-9 . _ : ~ -"
                 ),
             }),
         }

@@ -48,7 +48,7 @@ impl Reporter {
             if worker.is_empty() {
                 return Err(RuleError::Invalid {
                     field: "worker",
-                    expected: format!("is a text of 1 to {WORKER_MAX_BYTES} bytes, or absent"),
+                    expected: format!("must have 1 to {WORKER_MAX_BYTES} bytes, or be absent"),
                 });
             }
             names.push(Reporter::Worker(worker));

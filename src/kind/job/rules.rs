@@ -95,7 +95,7 @@ fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
     if status.is_terminal() {
         return Err(RuleError::Invalid {
             field: "status",
-            expected: "of a new job is pending, queued or in_progress".into(),
+            expected: "of a new job must be pending, queued or in_progress".into(),
         });
     }
     let mut job = Job {
@@ -148,7 +148,7 @@ fn changed(
         return Err(RuleError::Invalid {
             field: "job_type",
             expected: format!(
-                "is {}, with which the job was created",
+                "must be {}, as when the job was created",
                 job.job_type.as_str()
             ),
         });
@@ -284,7 +284,7 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
     let silent_for = |secs: u32| secs > 0 && silence >= Duration::from_secs(secs.into());
     if silent_for(job.timeout_secs) {
         let message: Arc<str> =
-            format!("No word from the worker for {} seconds", job.timeout_secs).into();
+            format!("No report from the worker for {} seconds", job.timeout_secs).into();
         next.message = Arc::clone(&message);
         next.finish(
             Status::Failed,
@@ -399,7 +399,7 @@ impl Job {
             Some(Some(asked)) => {
                 let asked = percent(asked).ok_or_else(|| RuleError::Invalid {
                     field: "progress",
-                    expected: "is a number from 0 to 100, or null".into(),
+                    expected: "must be a number from 0 to 100, or null".into(),
                 })?;
                 // A lower number is still a sign of life: the higher one is kept, and the rest of the report counts.
                 let reached = self.progress.map_or(asked, |current| current.max(asked));

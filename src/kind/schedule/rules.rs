@@ -54,7 +54,7 @@ fn rule(put: &Put) -> Result<(Rule, Timing), RuleError> {
             (Some(cron), Some(zone.into()), timing)
         }
         (None, Some(_)) if put.time_zone.is_some() => {
-            return Err(invalid("time_zone", "belongs to `cron`, which is absent"));
+            return Err(invalid("time_zone", "requires `cron`, which is absent"));
         }
         (None, Some(secs)) => (None, None, Timing::period(secs)?),
         (None, None) => return Err(invalid("cron", "or `period_secs` is required")),
@@ -64,7 +64,7 @@ fn rule(put: &Put) -> Result<(Rule, Timing), RuleError> {
         true => Ok(given),
         false => Err(RuleError::Invalid {
             field,
-            expected: format!("is from 1 to {GRACE_MAX_SECS}"),
+            expected: format!("must be from 1 to {GRACE_MAX_SECS}"),
         }),
     };
     let grace_secs = secs("grace_secs", put.grace_secs.unwrap_or(GRACE_DEFAULT_SECS))?;
@@ -103,7 +103,7 @@ fn replaced(
         .after(context.now)
         .ok_or_else(|| RuleError::Invalid {
             field: "cron",
-            expected: "names a time that exists".into(),
+            expected: "must match at least one date in the future".into(),
         })?;
     let last_run = schedule.and_then(|own| own.last_run.clone());
     let late_at = last_run

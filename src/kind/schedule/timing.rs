@@ -33,7 +33,8 @@ impl Timing {
     pub(super) fn cron(expression: &str, time_zone: &str) -> Result<Timing, RuleError> {
         let invalid = |field, expected: String| RuleError::Invalid { field, expected };
         let zone: Tz = time_zone.parse().map_err(|_| {
-            let expected = "is a name of the IANA time zone database, such as Europe/Berlin or UTC";
+            let expected =
+                "must be a name in the IANA time zone database, such as Europe/Berlin or UTC";
             invalid("time_zone", expected.into())
         })?;
         let parser = CronParser::builder()
@@ -42,7 +43,7 @@ impl Timing {
             .build();
         let cron = parser.parse(expression).map_err(|error| {
             let expected = format!(
-                "has five fields: minute, hour, day of the month, month, day of the week ({error})"
+                "must have five fields: minute, hour, day of the month, month, day of the week ({error})"
             );
             invalid("cron", expected)
         })?;
@@ -55,7 +56,7 @@ impl Timing {
             true => Ok(Timing::Period(TimeDelta::seconds(secs.into()))),
             false => Err(RuleError::Invalid {
                 field: "period_secs",
-                expected: format!("is from {least} to {most}"),
+                expected: format!("must be from {least} to {most}"),
             }),
         }
     }

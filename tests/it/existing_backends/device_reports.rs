@@ -80,7 +80,7 @@ async fn last_seen_is_the_time_of_a_devices_own_last_report() {
         .post("/api/devices/checked/status", &worker(1), body)
         .await;
     assert_eq!(refused, 422);
-    assert_eq!(problem["detail"], "`last_seen` is not in the future");
+    assert_eq!(problem["detail"], "`last_seen` must not be in the future");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -210,7 +210,7 @@ fn log_change(change: Change, settle: Duration) {
         Change::Set(by) => tracing::warn!(
             by_secs = by.num_seconds(),
             settle_secs = settle.as_secs(),
-            "the wall clock was set; nothing is deleted because of its age until the clock has been stable for `clock_settle_secs`"
+            "the wall clock was set; age-based deletion is paused until the clock has been stable for `clock_settle_secs`"
         ),
         Change::Back(by) => tracing::warn!(
             by_secs = by.num_seconds(),

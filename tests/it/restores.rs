@@ -306,7 +306,10 @@ async fn a_copy_without_its_journal_and_another_database_are_refused_and_left_as
         }
         for (copy, reason) in [
             (&torn, "its journal (-wal) is missing"),
-            (&database(elsewhere.path()), "is another database"),
+            (
+                &database(elsewhere.path()),
+                "is not the database that was last open here",
+            ),
         ] {
             put(copy, folder.path());
             let said = refusal(folder.path());
@@ -324,10 +327,16 @@ async fn a_copy_without_its_journal_and_another_database_are_refused_and_left_as
     // The journal of another database would damage the copy.
     std::fs::copy(&whole, &path).unwrap();
     let said = refusal(folder.path());
-    assert!(said.contains("(-wal) beside it is of another"), "{said}");
+    assert!(
+        said.contains("(-wal) next to it belongs to another"),
+        "{said}"
+    );
     let (code, _, said) = new_epoch(folder.path(), &["--yes"]);
     assert_eq!(code, Some(1));
-    assert!(said.contains("(-wal) beside it is of another"), "{said}");
+    assert!(
+        said.contains("(-wal) next to it belongs to another"),
+        "{said}"
+    );
     put(&database(elsewhere.path()), folder.path());
     assert_eq!(new_epoch(folder.path(), &["--yes"]).0, Some(0));
     let server = start(folder.path());

@@ -65,13 +65,13 @@ pub enum OpenError {
     Missing(PathBuf),
     /// It is marked as open, and its journal is missing.
     #[error(
-        "{0} was not closed in good order, and its journal (-wal) is missing: what was acknowledged last may be lost, or this is a copy of an open \
-         database that `VACUUM INTO` did not make. Put the journal back if you have it; otherwise `tidings new-epoch` makes all readers start over"
+        "{0} was not closed properly, and its journal (-wal) is missing: the last acknowledged events may be lost, or this is a copy of an open \
+         database that was not made by `VACUUM INTO`. Put the journal back if you have it; otherwise `tidings new-epoch` makes all readers start over"
     )]
     NoJournal(PathBuf),
     /// It is neither the database that was last opened here, nor a copy of it.
     #[error(
-        "{0} is another database than the one that was open here last, or a copy from before a `tidings new-epoch`. Put the right one back, or run \
+        "{0} is not the database that was last open here, or is a copy from before a `tidings new-epoch`. Put the right one back, or run \
          `tidings new-epoch`, which accepts this one and makes all readers start over"
     )]
     Another(PathBuf),
@@ -250,7 +250,7 @@ fn look(
     // The journal belongs to a database in WAL mode, and this database is not in that mode.
     if lock.was_single_file() && lock.had_journal() {
         return Err(failed(
-            &"the journal (-wal) beside it is of another database; remove the journal if this is a backup that you have put here",
+            &"the journal (-wal) next to it belongs to another database; remove the journal if this is a backup that you have put here",
         ));
     }
     let escaped = url

@@ -95,7 +95,7 @@ function start() {
     setTimeout(() => {
       if (!isBehind()) return;
       const { transport, error } = own.getSnapshot();
-      // Neither a stream that starts anew nor a lost connection is the fault of a proxy.
+      // A new snapshot or a lost connection does not mean that a proxy buffers the stream.
       if (!cursor || error || transport !== "sse") return;
       pollUntil = Date.now() + SSE_RETRY_MS;
       remember(pollUntil);
@@ -104,7 +104,7 @@ function start() {
     }, BUFFERED_MS);
   }
 
-  // Tries SSE again when its time has come.
+  // Tries SSE again at `pollUntil`.
   function leavePolls() {
     const wait = pollUntil - Date.now();
     if (wait > 0) setTimeout(reopen, wait + RETRY_MS); // timers are not exact
@@ -151,7 +151,7 @@ function start() {
       state = now.status === "live" ? "live" : isLost ? "lost" : "connecting";
       show();
     });
-    // What ends a watch for good: the server no longer gives access, or has closed the stream without asking to reconnect.
+    // A watch ends only if the server no longer gives access, or has closed the stream without asking to reconnect.
     own.finished.catch((error) => error).then((error) => {
       if (own !== watching) return;
       watching = null;
@@ -160,9 +160,9 @@ function start() {
       refusal = error?.message;
       show();
       if (!isRefused) setTimeout(() => watching || reopen(), RETRY_MS);
-      // A page of another version of the server may ask for something else.
+      // The page may be from another version of the server, whose requests differ.
       if (!error?.status || isRefused || [401, 403, 404].includes(error.status)) reload();
-    }).catch(() => {}); // reloaded already, in vain
+    }).catch(() => {}); // `reload` throws if a reload has not helped
   }
 
   // Opens the watch if the tab is visible, and closes the one that is open.

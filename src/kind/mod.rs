@@ -2,8 +2,9 @@
 //!
 //! A kind is a module here with a line in the list of `kinds!`, and a table in the store with a line in its list.
 //! Everything else (log, hub, transports, API, the monitor's tables) handles the [`Command`]s, [`State`]s, [`Part`]s and
-//! events of all kinds uniformly, by the kind's [`Description`]. `tests/it/toy_kind.rs` adds a kind and counts the
-//! changes. Upholds invariant 10: a terminal state is final, progress never falls within an attempt.
+//! events of all kinds uniformly, by the kind's [`Description`]. `tests/it/toy_kind.rs` adds a kind, and shows which
+//! files and lines this requires. Upholds invariant 10: a terminal state is final, progress never falls within an
+//! attempt.
 
 pub mod characteristic;
 pub mod device;
@@ -44,7 +45,7 @@ pub struct Description {
     pub kind: Kind,
     /// The singular noun, capitalised, for display.
     pub noun: &'static str,
-    /// The plural, as the title of their page.
+    /// The plural noun, capitalised: the title of the page that lists the subjects.
     pub title: &'static str,
     /// The field of its messages that contains the subject's id.
     pub id_field: &'static str,
@@ -68,7 +69,7 @@ pub struct Description {
 /// The `seq` and the time of an event.
 pub type At = (u64, DateTime<Utc>);
 
-/// The texts of a subject in which a search looks.
+/// The searchable texts of a subject.
 #[derive(Debug, Default)]
 pub struct Texts<'a> {
     /// Texts that are searched as they are.
@@ -91,12 +92,13 @@ pub trait Subject {
         None
     }
 
-    /// Returns the cells for each of [`Description::columns`]: the first value is the main one, the others are remarks.
+    /// Returns the values of each of [`Description::columns`]. The first value of a cell is the main one; the others are
+    /// shown less prominently.
     fn cells(&self) -> Vec<Vec<Cell>> {
         Vec::new()
     }
 
-    /// Returns the category, and the contribution of a subject that completed successfully to the category's history.
+    /// Returns the category and what the subject adds to the category's [`History`], if it completed successfully.
     fn past(&self) -> Option<(Arc<str>, Past)> {
         None
     }
@@ -127,18 +129,19 @@ pub trait Subject {
         None
     }
 
-    /// Returns when it is due for its check, [`CommandOf::check`].
+    /// Returns when the command [`CommandOf::check`] is due for it.
     fn check_uptime(&self) -> Option<Uptime> {
         None
     }
 
-    /// Returns the `seq`s of the events of [`Subject::current`], which a store indexes. `last` is the last event's.
+    /// Returns the `seq`s of the events that [`Subject::current`] repeats. A store indexes them. `last` is the `seq` of
+    /// the subject's last event.
     fn places(&self, last: u64) -> [Option<u64>; 2] {
         [Some(last), None]
     }
 
     /// Returns the events that represent the state, each with the `seq` and the time of the event that it repeats. There
-    /// are as many as [`Subject::places`].
+    /// is one for each `seq` of [`Subject::places`].
     fn current(&self, id: &SubjectId, last: At, now: DateTime<Utc>) -> Vec<(At, Draft)> {
         vec![(last, self.describe(id, now))]
     }
@@ -149,13 +152,13 @@ pub trait Subject {
         Some((last, self.status()))
     }
 
-    /// Returns the texts in which a search looks, in addition to the id.
+    /// Returns the texts that are searchable in addition to the id.
     fn texts(&self) -> Texts<'_>;
 
     /// Returns the size in bytes of its texts whose length the publisher chooses.
     fn text_bytes(&self) -> usize;
 
-    /// Returns whether it has ended, and is hardly ever accessed any more.
+    /// Returns whether it has ended, and is rarely accessed from now on.
     fn is_over(&self) -> bool {
         false
     }
@@ -167,7 +170,7 @@ pub trait CommandOf<S>: Sized {
     /// [`Description::verbs`]. Returns `None` if the kind has no such verb.
     fn read<B: Body>(verb: &str, body: B) -> Option<Result<Self, B::Error>>;
 
-    /// Returns the id that the command contains for the subject that it creates.
+    /// Returns the id of the subject that the command creates, if the command contains one.
     fn names(&self) -> Option<&SubjectId> {
         None
     }
@@ -187,8 +190,8 @@ pub trait CommandOf<S>: Sized {
         None
     }
 
-    /// Returns the publisher-assigned ids of the parts that it would create; the rules need to know whether one is in
-    /// use.
+    /// Returns the publisher-assigned ids of the parts that the command would create. The rules need to know whether one
+    /// is in use.
     fn names_parts(&self) -> Vec<&str> {
         Vec::new()
     }
@@ -270,10 +273,12 @@ impl PartOf for NoPart {
     }
 }
 
-/// A source from which a command's fields can be read. The source that describes the HTTP API reads nothing: its error is
-/// the schema of the fields.
+/// A source from which a command's fields can be read.
+///
+/// The implementation that describes the HTTP API reads nothing. It always returns an "error", which is the schema of the
+/// fields.
 pub trait Body {
-    /// The error if they cannot be read.
+    /// The error if the fields cannot be read.
     type Error;
 
     /// Reads the fields. Their schema is in the description of the HTTP API.
@@ -379,7 +384,7 @@ macro_rules! kinds {
                 }
             )*
 
-            /// Returns the part of its kind.
+            /// Returns the inner value, as a [`PartOf`].
             fn own(&self) -> &dyn PartOf {
                 match self { $(Part::$variant(own) => own),* }
             }
@@ -409,7 +414,7 @@ macro_rules! kinds {
                 }
             )*
 
-            /// Returns the state of its kind.
+            /// Returns the inner value, as a [`Subject`].
             pub fn subject(&self) -> &dyn Subject {
                 match self { $(State::$variant(own) => &**own),* }
             }
@@ -489,7 +494,8 @@ fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("a state is JSON")
 }
 
-/// One of [`Description::statuses`]. An alias, because `serde` would borrow a plain reference from what it reads.
+/// One of [`Description::statuses`]. A derived `Deserialize` borrows a field of type `&str` from its input; it does not
+/// recognise this alias.
 pub type StatusText = &'static str;
 
 /// Reads a status of any kind as the static text.
@@ -610,7 +616,7 @@ pub struct Context<'a> {
     pub limits: &'a Limits,
     /// The history of recent subjects of the same category, if any completed.
     pub history: Option<History>,
-    /// The current uptime, by which silence is measured.
+    /// The current uptime. The silence of workers and devices is measured in uptime.
     pub uptime: Uptime,
     /// The `sub` of the token that the command came with, if any.
     pub sub: Option<&'a str>,
@@ -675,7 +681,7 @@ impl Limits {
     }
 }
 
-/// The result of a command. Without drafts, nothing happened that must be published.
+/// The result of a command. If there are no drafts, nothing is published.
 #[derive(Debug)]
 pub struct Outcome<S> {
     /// The new state.
@@ -749,7 +755,7 @@ pub enum RuleError {
         /// The holder.
         holder: &'static str,
     },
-    /// It names an attempt other than the current one.
+    /// The report names an attempt other than the current one.
     #[error("`attempt` is {given}, but the current attempt is {current}")]
     StaleAttempt {
         /// The current attempt.
@@ -757,7 +763,7 @@ pub enum RuleError {
         /// The attempt that the report names.
         given: u32,
     },
-    /// It does not name its attempt, and comes from a worker of an earlier one.
+    /// The report does not name its attempt, and comes from a worker of an earlier attempt.
     #[error(
         "`attempt` is missing: this worker has reported only on an earlier attempt, and the current one is {current}; \
          a worker of the current attempt must call `start` or send `attempt`: {current}"

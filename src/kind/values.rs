@@ -13,7 +13,7 @@ use super::{Bound, CODE_MAX_BYTES, RuleError};
 use crate::event::timestamp;
 use crate::id::SubjectId;
 
-/// Returns a machine-readable code: short and not empty.
+/// Checks that a machine-readable code is short and not empty, and returns it.
 pub(super) fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
     let code = bounded(field, text, Bound::constant(CODE_MAX_BYTES))?;
     if code.is_empty() {
@@ -33,7 +33,7 @@ pub(crate) enum TextOrNumber {
     Number(i64),
 }
 
-/// Describes a type that has no name of its own in a document.
+/// Implements `JsonSchema` for a type that has no name of its own in the API description, so its schema is inlined.
 macro_rules! unnamed_schema {
     ($type:ty, $schema:expr) => {
         impl schemars::JsonSchema for $type {
@@ -81,7 +81,7 @@ unnamed_schema!(
     })
 );
 
-/// Returns the schema of a text that is one of these.
+/// Returns the schema of a string that must be one of `texts`.
 pub(super) fn one_of<'a>(texts: impl IntoIterator<Item = &'a str>) -> Schema {
     let texts: Vec<_> = texts.into_iter().collect();
     json_schema!({ "type": "string", "enum": texts })
@@ -146,7 +146,7 @@ pub(super) fn optional_time<'de, D: Deserializer<'de>>(
     at.map_err(serde::de::Error::custom)
 }
 
-/// Serializes a time in the one form that all messages use.
+/// Serializes a time in the form that all messages use.
 pub(super) fn as_timestamp<S: Serializer>(
     at: &DateTime<Utc>,
     serializer: S,
@@ -170,7 +170,7 @@ pub(super) fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwne
     read.transpose().map_err(serde::de::Error::custom)
 }
 
-/// Returns a number from 0 to 100. A number outside by a rounding error counts as the end of the range.
+/// Returns a percentage, clamped to 0 to 100 if it is out of range by no more than a rounding error; otherwise `None`.
 pub(crate) fn percent(told: f64) -> Option<f64> {
     const NOISE: f64 = 1e-9;
     // The addition turns `-0.0` into `0.0`, so that the sign is not printed.
@@ -178,7 +178,7 @@ pub(crate) fn percent(told: f64) -> Option<f64> {
     ((told - clamped).abs() <= NOISE).then_some(clamped)
 }
 
-/// Returns a text that is within its limit.
+/// Checks that a text is within its limit, and returns it.
 pub(super) fn bounded(field: &'static str, text: &str, most: Bound) -> Result<Arc<str>, RuleError> {
     match text.len() <= most.bytes {
         true => Ok(text.into()),

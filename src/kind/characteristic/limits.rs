@@ -6,9 +6,10 @@
 //! S; see [`dispersion`](super::dispersion)), which monitors this variation, are computed from the same data.
 //!
 //! The zones C, B and A are the bands of one, two and three sigma. Points are compared with the lines between them
-//! ([`Lines`]). These are computed exactly and rounded once, so that a point that is on a line on paper is on it here as
-//! well. The comparison has a tolerance of [`TOLERANCE`] sigma, so that rounding by the publisher does not move a point
-//! off a line. A point on a line belongs to the inner zone; a point on the center line is on neither side of it.
+//! ([`Lines`]). These are computed exactly and rounded once, so that a point that is on a line in a calculation by hand
+//! is on it here as well. The comparison has a tolerance of [`TOLERANCE`] sigma, so that rounding by the publisher does
+//! not move a point off a line. A point on a line belongs to the inner zone; a point on the center line is on neither
+//! side of it.
 //!
 //! The tests that examine several points are in [`nelson`](super::nelson). Not supported: attribute charts (p, np, c, u).
 
@@ -69,7 +70,7 @@ impl ControlLimits {
     }
 
     /// Returns whether the limits coincide, or the center line coincides with the only limit, so that no point could be
-    /// evaluated. A width within rounding errors counts as none.
+    /// evaluated. A distance within rounding errors counts as none.
     pub fn are_without_width(&self) -> bool {
         let (upper, lower) = (
             self.upper().unwrap_or(self.center_line),
@@ -102,7 +103,7 @@ impl ControlLimits {
         }
     }
 
-    /// Returns the limits that are these multiples of a center line.
+    /// Returns the limits that are `lower` and `upper` times a center line.
     fn proportional(center_line: &BigRational, (lower, upper): (f64, f64)) -> ControlLimits {
         ControlLimits {
             center_line: rounded(center_line),
@@ -112,7 +113,7 @@ impl ControlLimits {
     }
 }
 
-/// Returns the lines at one and two sigma, each as the nearest double.
+/// Returns the lines at one and two sigma, each rounded to the nearest double.
 fn between(center_line: f64, limit: f64) -> [f64; 2] {
     if limit.is_infinite() {
         return [limit; 2];
@@ -125,8 +126,9 @@ fn between(center_line: f64, limit: f64) -> [f64; 2] {
 
 /// A chart's lines, and how points are compared with them and with each other.
 ///
-/// A point is on a line if it is the nearest double, or within [`TOLERANCE`] sigma; sigma is that of the narrower side. A
-/// chart without width has no tolerance, and every point off the center line is beyond a limit.
+/// A point is on a line if it is the double nearest to the line, or at most [`TOLERANCE`] sigma away from it; sigma is
+/// that of the narrower side. A chart without width has no tolerance, and every point off the center line is beyond a
+/// limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Lines {
     limits: ControlLimits,
@@ -179,8 +181,7 @@ impl Lines {
         }
     }
 
-    /// Returns whether the chart determines how much variation to expect: both sides have a limit, and they do not
-    /// coincide.
+    /// Returns whether the chart implies how much variation to expect: it has two limits, and they do not coincide.
     pub fn expect_variation(&self) -> bool {
         let is_two_sided = self.limits.upper().is_some() && self.limits.lower().is_some();
         is_two_sided && self.limits.lcl < self.limits.ucl
@@ -290,8 +291,8 @@ pub fn xbar_s(collected: &[Collected], size: usize) -> Option<Charts> {
     subgroups(collected, size, |own| (own.c4, own.deviation))
 }
 
-/// Returns the limits for subgroups, from the factor between mean dispersion and sigma, and the factors of the
-/// dispersion's limits.
+/// Returns the limits for subgroups. `pick` selects the factor between mean dispersion and sigma, and the factors for the
+/// limits of the dispersion chart.
 fn subgroups(
     collected: &[Collected],
     size: usize,
@@ -314,13 +315,13 @@ fn three(fraction: &BigRational) -> BigRational {
     fraction * BigRational::from_integer(3.into())
 }
 
-/// Returns the sum of finite values, as the nearest double.
+/// Returns the sum of finite values, rounded once to the nearest double.
 pub fn total(values: &[f64]) -> f64 {
     rounded(&Decimals::new(values).total())
 }
 
-/// Returns the arithmetic mean of at least one finite value, as the nearest double: decimals give the same mean as on
-/// paper.
+/// Returns the arithmetic mean of at least one finite value, rounded once to the nearest double. The mean of decimals is
+/// the same as in a calculation by hand.
 pub fn mean(values: &[f64]) -> f64 {
     rounded(&Decimals::new(values).mean())
 }

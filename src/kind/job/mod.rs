@@ -13,9 +13,9 @@
 //! report on an attempt other than the current one has no effect. This includes reports that do not name their attempt,
 //! if the server can infer it ([`Reporters`]).
 //!
-//! Silence is measured in [uptime](crate::uptime) and checked lazily: [`Job::check_uptime`] is the next time at which a
-//! check is useful, for silence or for an estimate that has expired. A report moves it only after half of the time until
-//! then has elapsed, so that a busy job is never checked, and its index entry rarely changes.
+//! Silence is measured in [uptime](crate::uptime) and checked lazily: [`Job::check_uptime`] is the next time at which to
+//! check a job, for silence or for an estimate that has expired. A report postpones the check only if half of the time
+//! until then has elapsed. So a busy job is never checked, and its index entry rarely changes.
 
 mod command;
 mod estimate;
@@ -225,7 +225,7 @@ pub struct JobError {
     pub code: Arc<str>,
     /// A human-readable message.
     pub message: Arc<str>,
-    /// What the worker says in addition: any JSON, for example the last output of a command.
+    /// Further details from the worker: any JSON, for example the last output of a command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Value>")]
     pub details: Option<Arc<RawValue>>,
@@ -282,7 +282,7 @@ pub struct Job {
     pub created_at: DateTime<Utc>,
     /// When the worker, or any other client that acted on it, was last heard from.
     pub heard_at: DateTime<Utc>,
-    /// The same in uptime, by which silence is measured.
+    /// The same time in uptime, in which silence is measured.
     pub heard_uptime: Uptime,
     /// When this attempt started to run.
     pub started_at: Option<DateTime<Utc>>,
@@ -292,7 +292,7 @@ pub struct Job {
     pub stall_after_secs: u32,
     /// The seconds of silence after which it fails; 0 means never.
     pub timeout_secs: u32,
-    /// When to check next for silence, and whether the estimate still holds; can be earlier than necessary, never later.
+    /// When to check next for silence and for an outdated estimate; may be earlier than necessary, never later.
     pub check_uptime: Option<Uptime>,
     /// The basis of the estimated end, while it runs.
     pub estimator: Option<Box<Estimator>>,
@@ -404,7 +404,7 @@ struct Details<'a> {
     worker: Option<&'a str>,
 }
 
-/// The state of a job at that time.
+/// The state of a job at the time of the event.
 #[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[schemars(rename = "JobProgress")]
 pub struct Report {

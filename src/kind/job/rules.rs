@@ -1,4 +1,4 @@
-//! How a command changes a job, and which events it produces. Pure: there is no clock and no store here.
+//! How a command changes a job, and which events it produces. Pure: uses neither a clock nor a store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -319,8 +319,8 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
 }
 
 impl Job {
-    /// Returns whether the worker of the current attempt has reported progress. Before that, `progress` is 0 and means
-    /// nothing. For an attempt that ended at 0 this is no longer known, and the result is false.
+    /// Returns whether the worker of the current attempt has reported progress. Until then, `progress` is 0 without a
+    /// report. For an attempt that ended at 0 it is no longer known whether that was reported, and the result is false.
     pub fn has_reported_progress(&self) -> bool {
         let is_begun = |progress| progress > 0.0;
         let observed = self.estimator.as_ref();
@@ -401,7 +401,7 @@ impl Job {
                     field: "progress",
                     expected: "must be a number from 0 to 100, or null".into(),
                 })?;
-                // A lower number is still a sign of life: the higher one is kept, and the rest of the report counts.
+                // If the number is lower, the current one is kept. The rest of the report is applied.
                 let reached = self.progress.map_or(asked, |current| current.max(asked));
                 self.progress = Some(reached);
                 self.estimator
@@ -420,7 +420,8 @@ impl Job {
         self.eta = estimator.and_then(|own| own.estimate(context.now, self.away(context)));
     }
 
-    /// Returns how much of the silence is downtime or a step of the wall clock, on which the estimate is based.
+    /// Returns how much of the silence, in wall-clock time, is downtime or a step of the clock. The estimate is based on
+    /// the wall clock.
     fn away(&self, context: &Context<'_>) -> Duration {
         let silence = context.now - self.heard_at;
         let heard = context.uptime.since(self.heard_uptime);
@@ -440,8 +441,8 @@ impl Job {
         let Some(due) = dues.into_iter().flatten().min() else {
             return;
         };
-        // The time of a busy job is moved after half of it has elapsed: the job is never checked, and its index entry
-        // rarely changes.
+        // Keep the planned time until half of it has elapsed. So a busy job is never checked, and its index entry rarely
+        // changes.
         let half = due.since(context.uptime) / 2;
         let is_good = |planned: &Uptime| *planned <= due && planned.since(context.uptime) >= half;
         self.check_uptime = planned.filter(is_good).or(Some(due));
@@ -449,7 +450,7 @@ impl Job {
 
     /// Returns after how long to check the estimate if no report arrives: a published end must not be in the past.
     fn revise_in(&self, context: &Context<'_>) -> Option<Duration> {
-        /// An estimated end that is closer than this is only checked after this time.
+        /// The minimum time until the next check, even if the estimated end is closer.
         const GRACE: Duration = Duration::from_secs(2);
         let left = self.eta?.at - context.now;
         let lapse = left.to_std().unwrap_or_default().max(GRACE);

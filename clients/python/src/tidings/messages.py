@@ -257,7 +257,7 @@ class _JobProgress(TypedDict):
 
 
 class JobProgress(_JobProgress, total=False):
-    """The state of a job at that time."""
+    """The state of a job at the time of the event."""
 
     snapshot: Literal[True]
     truncated: Literal[True]

@@ -2,15 +2,15 @@
 //!
 //! Two sources are weighted against each other. The attempt's own pace ([`pace`]) has more weight the longer and the more
 //! evenly the attempt has been running. Earlier jobs of the same type ([`history`]) have more weight the more similar
-//! they were, and none once this job clearly differs from them. Their course is used as well: if such jobs spend most of
-//! their time on the last tenth, so will this one.
+//! they were, and none once this job clearly differs from them. Their course is used as well: if they spent most of their
+//! time on the last tenth, the same is expected of this job.
 //!
 //! - Seconds and percent are counted from the attempt's *first* value: an attempt that continues from 60 % did not do
 //!   those 60 % instantly.
 //! - Reports without progress, such as messages and repeated values, change nothing; only time passes.
-//! - Until the next step is due, the estimated end does not move. After that it moves away, by as much as such a silence
-//!   usually lasts.
-//! - A single long pause does not count as work. When a second similar one occurs, pauses count as part of the job.
+//! - Until the next step is due, the estimated end does not change. Once the step is overdue, the end moves later, by the
+//!   time that such a silence usually lasts.
+//! - A single long pause does not count as work. From the second similar pause on, pauses count as part of the job.
 //!
 //! The weights are measured, not derived: `cargo bench --bench eta` compares this estimator with other methods.
 
@@ -44,8 +44,8 @@ const PAUSE_LIKENESS: f64 = 0.25;
 const RECURRENCE_ODDS: f64 = 0.5;
 /// The maximum number of times that a recurring pause is assumed to occur in a job.
 const RECURRENCES_MAX: f64 = 50.0;
-/// The minimum remaining time of an overdue step, as a multiple of the time by which it is overdue: the factor for even
-/// steps, and the addition for very uneven ones.
+/// The minimum remaining time of an overdue step, as a multiple of the time by which it is overdue: the multiple for even
+/// steps, and how much is added to it for very uneven steps.
 const OVERDUE_MIN: (f64, f64) = (0.53, 0.02);
 /// The maximum of that multiple.
 const OVERDUE_MAX: f64 = 20.0;
@@ -53,10 +53,10 @@ const OVERDUE_MAX: f64 = 20.0;
 const OVERDUE_WORK: f64 = 0.68;
 /// The minimum remaining time of a step, as a multiple of its usual duration, for a standard deviation of 1.
 const UNEVEN_STEP: f64 = 1.0;
-/// How strongly an overdue step affects the pace: the factor for very uneven steps, and the scatter at which half of it
-/// applies.
+/// How strongly an overdue step affects the pace: the factor for very uneven steps, and the scatter at which half of that
+/// factor applies.
 const OVERDUE_PACE: (f64, f64) = (0.35, 0.2);
-/// The addition to that factor after the first step, when the silence is as informative as everything before it.
+/// What is added to that factor after the first step, when only one step is known.
 const OVERDUE_FRESH: f64 = 0.55;
 /// The weight, in steps, of the initial assumption that steps are very uneven (a scatter of 1).
 const UNEVEN_FOR_STEPS: f64 = 13.0;
@@ -64,28 +64,28 @@ const UNEVEN_FOR_STEPS: f64 = 13.0;
 const VARIANCE_MAX: f64 = 0.96;
 /// The prior probability that a job is like the earlier ones.
 const LIKE_OTHERS: f64 = 0.8;
-/// The density of jobs that are unlike the earlier ones, over the logarithm of their duration.
+/// The probability density of the logarithm of a job's duration, if the job is unlike the earlier ones.
 const UNLIKE_DENSITY: f64 = 0.25;
 /// 80 % of a normal distribution is within this many standard deviations of the mean.
 const RANGE: f64 = 1.2816;
 /// The minimum standard deviation of the logarithm of the remaining time.
 const DEVIATION_MIN: f64 = 0.01;
-/// The maximum.
+/// The maximum of that deviation.
 const DEVIATION_MAX: f64 = 1.5;
 /// The minimum remaining time: a published end is in the future, even if the job has reported 100 % but is not completed
 /// yet.
 const LEFT_MIN_SECS: f64 = 0.001;
 /// The maximum remaining time: beyond it, there is no estimate.
 const HORIZON_SECS: f64 = 10.0 * 365.0 * 86_400.0;
-/// The weight below which a source is not named.
+/// The weight below which [`EtaSource`] does not mention a source.
 const NAMED_FROM: f64 = 0.05;
-/// The minimum time until the next check: for very uneven steps, and the addition for even ones, which spares busy jobs
-/// the check.
+/// The minimum time until the next check: for very uneven steps, and how much is added for even steps, so that busy jobs
+/// are not checked.
 const LOOK_MIN_SECS: (f64, f64) = (1.0, 5.0);
-/// The multiple of its expected duration at which an overdue step is checked: for very uneven steps, and the addition for
-/// even ones.
+/// The multiple of its expected duration at which a step is checked: for very uneven steps, and how much is added for
+/// even steps.
 const LOOK_STEPS: (f64, f64) = (1.0, 1.0);
-/// From then on, a check is due each time the silence has grown by this fraction.
+/// After that first check, another one is due each time the silence has grown by this fraction.
 const LOOK_GROWTH: f64 = 0.3;
 /// The minimum change, as a factor, for which a new estimate is published without a report from the worker.
 const WORTH_TELLING: f64 = 1.1;
@@ -131,7 +131,8 @@ pub struct Eta {
 }
 
 impl Eta {
-    /// Returns the estimate as it can still be published at `now`; `None` once it has passed. A later one follows soon.
+    /// Returns the estimate as it can be published at `now`, or `None` if the end has passed. In that case a later end is
+    /// published soon.
     pub fn as_of(self, now: DateTime<Utc>) -> Option<Eta> {
         (self.at > now).then(|| Eta {
             low_at: self.low_at.max(now),
@@ -208,7 +209,7 @@ impl Estimator {
         self.first.is_some()
     }
 
-    /// Records a sign of life after `away`, a period in which the server was down.
+    /// Records that the worker was heard from, after the server was down for `away`.
     pub fn hear(&mut self, away: Duration) {
         self.away += away.as_secs_f64();
     }
@@ -279,7 +280,8 @@ impl Estimator {
         Step::plain(expected)
     }
 
-    /// The same once pauses are known to recur: they count as work, and are distinguished from the steps between them.
+    /// Like [`Self::without_pause`], once pauses are known to recur. They count as work, but are distinguished from the
+    /// steps between them.
     fn with_recurring_pauses(&mut self, secs: f64, percent: f64) -> Step {
         let (shortest, longest) = self.recurring.unwrap_or_default();
         if secs <= (PAUSE_LIKENESS * shortest).max(PAUSE_FACTOR * self.longest) {
@@ -345,8 +347,8 @@ impl Estimator {
         Some(Duration::from_secs_f64(secs.min(HORIZON_SECS)))
     }
 
-    /// Returns the duration and course of the attempt, which is done now, for later jobs of its type. Returns `None` if
-    /// the attempt continued from where another one stopped.
+    /// Returns the duration and course of an attempt that completes at `now`, for later jobs of its type. Returns `None`
+    /// if the attempt continued from where another one stopped, or if its duration is unknown.
     pub fn past(&self, now: DateTime<Utc>) -> Option<Past> {
         let secs = self.elapsed(now);
         // If a job completes without having been reported as running, its duration is unknown.
@@ -409,13 +411,13 @@ impl Estimator {
         most * scatter / (scatter + OVERDUE_PACE.1)
     }
 
-    /// Returns how uneven the steps are, as far as so few steps show it.
+    /// Returns how uneven the steps are. With few steps, the result is close to the initial assumption.
     fn scatter(&self) -> f64 {
         let steps = f64::from(self.pace.steps);
         (self.pace.scatter * steps + UNEVEN_FOR_STEPS) / (steps + UNEVEN_FOR_STEPS)
     }
 
-    /// Returns 1 after the first step, falling to 0 after several.
+    /// Returns a weight that is 1 after the first step, and approaches 0 with further steps.
     fn freshness(&self) -> f64 {
         (1.0 - f64::from(self.pace.steps)).exp()
     }
@@ -439,10 +441,11 @@ impl Estimator {
         least.max(most.min(OVERDUE_MAX * overdue))
     }
 
-    /// Returns how likely pauses of `secs` are to recur. This is more likely the earlier in the job the first one came,
-    /// and the less has been done since: the alternatives are a pause that recurs up to [`RECURRENCES_MAX`] times
-    /// (uniformly distributed over the logarithm of that number), and a single pause anywhere. It is also more likely the
-    /// more the pauses outweigh the work.
+    /// Returns the probability that pauses of `secs` recur.
+    ///
+    /// There are two hypotheses: the pause recurs up to [`RECURRENCES_MAX`] times in a job (the logarithm of the number
+    /// is uniformly distributed), or it is a single pause at any place. The less progress the attempt has made so far, the
+    /// more likely is the first. It is also more likely if the pauses take longer than the work.
     fn recurrence(&self, secs: f64) -> f64 {
         let base = self
             .first
@@ -454,7 +457,7 @@ impl Estimator {
         odds / (1.0 + odds)
     }
 
-    /// Estimates the remaining time from earlier jobs, until this one has taken longer than they did.
+    /// Estimates the remaining time from earlier jobs. Returns `None` once this one has taken longer than they did.
     fn by_history(&self, elapsed: f64) -> Option<Left> {
         let history = self.history?;
         let mut whole = history.secs;

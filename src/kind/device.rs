@@ -1,17 +1,18 @@
 //! A device: registered once, then online or offline.
 //!
 //! ```text
-//! unknown ──two good beats──▶ online ──lease over, or a report──▶ offline ──two good beats──▶ online
-//!    └───────lease over──────▶ offline
+//! unknown ──two heartbeats──▶ online ──lease expired, or a report──▶ offline ──two heartbeats──▶ online
+//!    └──────lease expired────▶ offline
 //! ```
 //!
 //! A device sends a heartbeat about every ten seconds. It is offline when a whole lease passes without one, or
-//! immediately when it is reported offline (by a last will, or a health checker). `last_seen` is the time of the device's
-//! own last report. Heartbeats are counted in memory ([`crate::presence`]) and become commands only when they change
-//! something; the rules decide what that change is. Where several nodes hear a device, they share its last heartbeats
-//! ([`crate::log::beats`]). A lease is measured in [uptime](crate::uptime), and a restart does
-//! not renew it: a new server does not know which devices are still there, so a device that was online is `unknown` for
-//! the rest of its lease. A device that alternates between online and offline is marked `flapping`, not hidden.
+//! immediately when it is reported offline (by a last will, or a health checker). `last_seen` is the time of the
+//! device's own last report. Heartbeats are counted in memory ([`crate::presence`]) and become commands only when they
+//! change something; the rules decide what that change is. If several nodes receive a device's heartbeats, they share
+//! the last ones ([`crate::log::beats`]). A lease is measured in [uptime](crate::uptime), and a restart does not renew
+//! it: after a restart the server does not know which devices are still online, so a device that was online is
+//! `unknown` for the rest of its lease. If a device alternates between online and offline, its changes are still
+//! published, and it is marked `flapping`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -73,11 +74,11 @@ pub const FLAP_WINDOW_SECS: u64 = 300;
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "DeviceStatus")]
 pub enum Status {
-    /// It is not known whether the device is there; this lasts for at most one lease.
+    /// It is not known whether the device is online; this lasts for at most one lease.
     Unknown,
-    /// The device is there.
+    /// The device is online.
     Online,
-    /// The device is gone.
+    /// The device is offline.
     Offline,
 }
 
@@ -110,21 +111,22 @@ pub enum Command {
     Info(Info),
     /// Enough heartbeats have arrived: the device is online.
     Arrive {
-        /// The last one.
+        /// The last heartbeat.
         heard: Heard,
-        /// The one before it. If the device was reported offline since then, it does not count.
+        /// The heartbeat before it. It does not count if the device was reported offline after it.
         before: Option<Uptime>,
     },
     /// The lease has expired. Contains the last heartbeat, if it is newer than the stored one.
     Expire(Option<Heard>),
     /// A heartbeat arrived; nothing else changes.
     Seen(Heard),
-    /// The server has just started and does not know whether the device is there, unless it was heard from or reported since.
+    /// Marks an online device as unknown after a start of the server, unless the device was heard from or reported
+    /// since.
     Doubt {
         /// When the server started.
         since: Uptime,
-        /// The period before the end of the previous run from which heartbeats may not have been saved. It is added to
-        /// the device's lease, once.
+        /// The length of the last period of the previous run. Heartbeats in that period may not have been saved, so the
+        /// current lease is extended by it.
         unwritten: Duration,
     },
     /// Checks whether the device is still flapping (issued by the watchdog).
@@ -192,8 +194,8 @@ pub struct Device {
     pub last_seen: Option<DateTime<Utc>>,
     /// The seconds of silence after which it is offline.
     pub lease_secs: u32,
-    /// The start of the lease: when the device was last heard from, or when its status or lease last changed. Of a device that
-    /// is offline: since when.
+    /// The start of the lease: when the device was last heard from, or when its status or lease last changed. For an
+    /// offline device: when it went offline.
     pub lease_uptime: Uptime,
     /// Whether it alternates between online and offline.
     pub flapping: bool,
@@ -336,7 +338,7 @@ pub fn apply(
         }
         Command::Expire(heard) => {
             heard.iter().for_each(|heard| next.hear(heard));
-            // Another report may have renewed the lease in the meantime, like a heartbeat.
+            // A report may have renewed the lease in the meantime, as a heartbeat does.
             if next.lease_is_over(context.uptime) {
                 next.turn(Status::Offline, context.uptime);
             }
@@ -406,12 +408,12 @@ impl Device {
         Ok(())
     }
 
-    /// Returns the status and lease, which determine how long the device counts as online.
+    /// Returns the status and the lease, on which it depends how long the device counts as online.
     pub fn standing(&self) -> Standing {
         (self.status, self.lease_secs)
     }
 
-    /// Whether it is not known if the device is still online, after a start at this moment.
+    /// Whether it is unknown if the device is still online, after the server started at `since`.
     pub fn is_doubtful(&self, since: Uptime) -> bool {
         self.status == Status::Online && self.lease_uptime <= since
     }
@@ -433,7 +435,8 @@ impl Device {
         }
     }
 
-    /// Whether a heartbeat counts for the return of the device: not from before it went offline.
+    /// Whether a heartbeat counts towards `online`. If the device is offline, only heartbeats since it went offline
+    /// count.
     fn counts(&self, beat: Option<Uptime>) -> bool {
         self.status != Status::Offline || beat.is_none_or(|beat| beat >= self.lease_uptime)
     }
@@ -469,8 +472,9 @@ impl Device {
     }
 }
 
-/// Returns whether a device with this standing comes online by its last two heartbeats: they are within a lease, and it did
-/// not go offline since the first of them. `lease_uptime` is [`Device::lease_uptime`].
+/// Returns whether a device with this status and lease becomes online through its last two heartbeats: they are less
+/// than a lease apart, and the device did not go offline after the first one. `lease_uptime` is
+/// [`Device::lease_uptime`].
 pub fn arrives(
     (status, lease_secs): Standing,
     lease_uptime: Uptime,
@@ -494,7 +498,8 @@ pub fn is_leased_anew(before: Standing, after: Standing) -> bool {
     before.1 != after.1 || (before.0 != after.0 && !is_doubt)
 }
 
-/// Returns a time in the past. Clocks differ slightly: a time that is just ahead counts as now.
+/// Checks a time that must not be in the future, and returns it. Clocks differ slightly, so a time that is up to
+/// [`CLOCK_SKEW_SECS`] ahead counts as now.
 fn past(at: DateTime<Utc>, context: &Context<'_>) -> Result<DateTime<Utc>, RuleError> {
     if at > context.now + TimeDelta::seconds(CLOCK_SKEW_SECS) {
         return Err(RuleError::Invalid {

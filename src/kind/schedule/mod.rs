@@ -1,4 +1,4 @@
-//! A schedule: what should have run and did not.
+//! A schedule: when the jobs of a type should run, and whether they do.
 //!
 //! ```text
 //! on_time, late ──no run has started in time──▶ missed ──a run starts──▶ on_time
@@ -6,17 +6,18 @@
 //! any ──DELETE──▶ removed ──PUT──▶ on_time
 //! ```
 //!
-//! A schedule watches the jobs of one type, which is its id, however they are reported: a run is a job that has started. A run
-//! is expected at each time of a cron expression, or so long after the start of the one before, and has a grace to start and a
-//! time to end. That a run has failed is no matter of the schedule: it has run.
+//! A schedule watches the jobs of one type, which is its id, however they are reported: a run is a job that has
+//! started. A run is expected at each time of a cron expression, or a period after the start of the previous run. It
+//! must start within a grace period, and end within a maximum duration. A schedule does not concern itself with
+//! failures: a run that failed has run.
 //!
-//! Schedules are about the wall clock, unlike silence: what was missed while the server was down is found when it is back, and
-//! reported once. A check is planned in [uptime](crate::uptime), like that of a job, and made again after whatever moves
-//! the clock. The server looks for the newest run first and hands it to the check ([`Observed`]). It does so after the time
-//! by which the run should have started, so a run that it does not see was not in time. Checks of several nodes change
-//! nothing twice.
+//! Schedules follow the wall clock, whereas silence is measured in uptime. Runs that were missed while the server was
+//! down are found when it is back, and reported once. A check is planned in [uptime](crate::uptime), like that of a
+//! job, and repeated after the clock was set, after a start and after a suspension. The server looks up the newest run
+//! and passes it to the check ([`Observed`]). It does so after the time by which the run should have started, so a run
+//! that it does not find was not in time. If several nodes check a schedule, each change is still made once.
 //!
-//! Deliberately absent: starting anything.
+//! A schedule never starts a job.
 
 mod rules;
 mod timing;
@@ -96,18 +97,18 @@ impl Status {
 pub enum Command {
     /// Creates the schedule, or replaces its rule.
     Put(Put),
-    /// Ends the watch.
+    /// Removes the schedule.
     Remove,
-    /// Compares what has run with what should have (issued by the watchdog). Without an observation, nothing is compared.
+    /// Compares the newest run with the rule (issued by the watchdog). Has no effect without an observation.
     Check(Option<Observed>),
 }
 
-/// What the server has seen before a check.
+/// What the server has found out before a check.
 #[derive(Debug, Clone)]
 pub struct Observed {
     /// The run that started last, if there is one.
     pub run: Option<Run>,
-    /// Whether the clock can be relied on: it has just not been set.
+    /// Whether the clock can be relied on, because it was not set recently.
     pub is_clock_steady: bool,
 }
 
@@ -128,7 +129,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Returns the run that a job is, if it has started.
+    /// Returns a job as a run, if it has started.
     pub fn of(id: &SubjectId, job: &Job) -> Option<Run> {
         Some(Run {
             job_id: id.clone(),
@@ -164,7 +165,7 @@ pub struct Put {
 #[serde(deny_unknown_fields, default)]
 struct Remove {}
 
-/// What a schedule is by: set by its publisher.
+/// When a schedule expects runs to start and to end, as set by its publisher.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[schemars(rename = "ScheduleRule")]
 pub struct Rule {
@@ -181,7 +182,8 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// `None` if a newer version of the time zones lacks the zone. Then nothing is expected.
+    /// Returns the times of the rule, or `None` if the time zone is not in this version of the time zone database. Then no
+    /// run is expected.
     fn timing(&self) -> Option<Timing> {
         match (&self.cron, &self.time_zone, self.period_secs) {
             (Some(cron), Some(zone), _) => Timing::cron(cron, zone).ok(),
@@ -226,7 +228,7 @@ pub struct Schedule {
     pub told_missed_at: Option<DateTime<Utc>>,
     /// The run that started last.
     pub last_run: Option<Run>,
-    /// When it is late, if it has not ended by then.
+    /// When the last run is late, if it has not ended by then.
     pub late_at: Option<DateTime<Utc>>,
     /// When it was created.
     pub created_at: DateTime<Utc>,

@@ -34,16 +34,16 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List them, the oldest start first: when the command ended, the server, the job, and how it ended. Those for this server that
-    /// the token must not send are marked.
+    /// List the outcomes, the oldest start first: when the command ended, the server, the job, and how it ended. Those for this server
+    /// that must not be sent with this token are marked.
     List(credential::Options),
-    /// Send those that are for this server, and for the user and schools of this token.
+    /// Send the outcomes for this server, and for the user and schools of this token.
     Send(credential::Options),
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let Some(spool) = Spool::of_user() else {
-        let problem = "there is no folder for them: set XDG_STATE_HOME or HOME";
+        let problem = "there is no folder for outcomes: set XDG_STATE_HOME or HOME";
         return Err(Failure::new(Exit::Usage, problem));
     };
     match arguments.action {

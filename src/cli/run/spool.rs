@@ -1,7 +1,7 @@
-//! Outcomes that could not be reported, in files until a later `tidings run`, `tidings report` or `tidings spool send` reports them.
+//! Outcomes that could not be reported, in files, until a later `tidings run`, `tidings report` or `tidings spool send` sends them.
 //!
 //! A file holds what one run has not reported yet (its job, its last progress and its outcome), or the report with which a script has
-//! ended its job. Requests repeat their idempotency keys, so the server carries out nothing twice. A file never contains a token. The
+//! ended its job. A repeated request has the same idempotency key, so it takes effect only once. A file never contains a token. The
 //! sender's token must be for the same user and schools. Files are bounded in number, size and age, and only one is read at a time.
 
 use std::collections::{BTreeSet, HashSet};
@@ -24,19 +24,19 @@ use crate::cli::client::Client;
 use crate::cli::credential::Account;
 use crate::cli::{Exit, Failure, report, terminal};
 
-/// Maximum number of files. A new one takes the place of the oldest.
+/// Maximum number of files. A new one replaces the oldest.
 pub(in crate::cli) const FILES_MAX: usize = 100;
-/// Maximum size of a file, in bytes. What is larger is kept without the command's output.
+/// Maximum size of a file, in bytes. A larger outcome is kept without the command's output.
 const FILE_MAX_BYTES: u64 = 256 * 1024;
 /// How long an outcome is kept.
 const KEEP: TimeDelta = TimeDelta::days(7);
-/// How much time must be left to send an outcome. Later, it is sent again.
+/// The minimum time that must be left to start sending an outcome. Otherwise it stays in the spool.
 const SEND_TIME_MIN: Duration = Duration::from_millis(100);
-/// How long earlier outcomes may hold up the report of a command.
+/// How long sending earlier outcomes may delay the report of a command.
 const EARLIER_WAIT: Duration = Duration::from_secs(3);
 
-/// The claims of a token that change at each renewal, here and in widespread logins. All others say who holds it and what it allows: the
-/// names of the claims with the school and the role are settings of the server.
+/// The claims of a token that change at each renewal, with this server and with common login services. All other claims are compared: they
+/// can identify the user, the school and the role, because the names of these claims are settings of the server.
 const RENEWED_CLAIMS: &[&str] = &[
     "exp",
     "iat",
@@ -56,12 +56,12 @@ const RENEWED_CLAIMS: &[&str] = &[
     "uti",
 ];
 
-/// Whom a run reports to, and as whom.
+/// The server and school to which a run reports, and the user as which it reports.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::cli) struct Recipient {
     pub(in crate::cli) server: String,
     school: Option<i64>,
-    /// The claims of the token, which say for whom it is. Not the token.
+    /// The claims that identify the user of the token. The token itself is not stored.
     holder: Value,
 }
 
@@ -74,7 +74,7 @@ pub(in crate::cli) struct Unreported {
     pub(super) what: What,
 }
 
-/// What has ended.
+/// A command or a script that has ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum What {
@@ -107,17 +107,17 @@ pub(in crate::cli) struct Entry {
     pub(in crate::cli) unreported: Unreported,
 }
 
-/// What has become of the outcomes for a server.
+/// The result of sending the outcomes for a server.
 #[derive(Default)]
 pub(in crate::cli) struct Sent {
     pub(in crate::cli) count: usize,
-    /// Why some are no longer of use: the job has ended, or has a newer attempt.
+    /// Why the server rejected some outcomes, for example because the job has a newer attempt. They are dropped.
     pub(in crate::cli) rejected: Vec<String>,
-    /// How many this token must not send.
+    /// The number of outcomes that must not be sent with this token.
     pub(in crate::cli) foreign: usize,
-    /// In what it differs from theirs.
+    /// The claims in which this token differs from the tokens of these outcomes.
     pub(in crate::cli) differences: BTreeSet<String>,
-    /// Why the rest could not be sent.
+    /// Why the remaining outcomes could not be sent.
     pub(in crate::cli) problem: Option<Failure>,
 }
 
@@ -134,8 +134,8 @@ impl Recipient {
         }
     }
 
-    /// Returns in what two accounts of a server differ: the school, or the names of claims. Empty if they are for the same user,
-    /// schools and role.
+    /// Returns the differences between two accounts of a server: `school`, or the names of claims. Empty if they are for the same
+    /// user, schools and role.
     pub(in crate::cli) fn differences(&self, other: &Recipient) -> BTreeSet<String> {
         let claims = |own: &Recipient| own.holder.as_object().cloned().unwrap_or_default();
         let (own, others) = (claims(self), claims(other));
@@ -153,13 +153,13 @@ impl Recipient {
         differing
     }
 
-    /// Returns the school that is named, or else the only one of the token.
+    /// Returns the school that was named, or else the token's school if it covers only one.
     fn school(&self) -> Option<i64> {
         self.school.or(self.holder["school_id"].as_i64())
     }
 }
 
-/// Returns the claims of a token that stay the same when it is renewed. The server verifies them, not this.
+/// Returns the claims of a token that stay the same when it is renewed. They are not verified here, but by the server.
 fn holder(token: &str) -> Value {
     let payload = token.split('.').nth(1).unwrap_or_default();
     let payload = URL_SAFE_NO_PAD.decode(payload).unwrap_or_default();
@@ -172,7 +172,7 @@ fn is_of_holder(claim: &str) -> bool {
     !RENEWED_CLAIMS.contains(&claim)
 }
 
-/// Returns a claim for comparisons: a list of roles or groups means the same in any order.
+/// Returns a claim for comparison. Lists are sorted, because the order of roles or groups has no meaning.
 fn without_order(claim: &Value) -> Value {
     match claim.clone() {
         Value::Array(mut items) => {
@@ -184,7 +184,7 @@ fn without_order(claim: &Value) -> Value {
 }
 
 impl Spool {
-    /// Returns the user's folder: `$XDG_STATE_HOME/tidings/spool`. None if there is no home.
+    /// Returns the user's folder: `$XDG_STATE_HOME/tidings/spool`. `None` if neither this variable nor `HOME` is set.
     pub(in crate::cli) fn of_user() -> Option<Spool> {
         let named = |name| {
             let path = PathBuf::from(std::env::var_os(name)?);
@@ -217,7 +217,7 @@ impl Spool {
             .create(&self.folder)?;
         let names = self.names()?;
         if let What::Report(report) = &unreported.what {
-            // A script can say `ok`, and its trap `exit 0`. Only the first one takes effect.
+            // A script can report `ok`, and its trap can then report `exit 0`. Only the first one takes effect.
             let is_same = |kept: &Entry| {
                 let What::Report(kept_report) = &kept.unreported.what else {
                     return false;
@@ -248,7 +248,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Returns the outcomes, the oldest first. Removes those that are too old.
+    /// Returns the outcomes, the oldest first. Removes outcomes that are too old.
     pub(in crate::cli) fn entries(&self) -> Result<impl Iterator<Item = Entry>, Failure> {
         let names = self.names().map_err(|error| self.unreadable(&error))?;
         Ok(entries(names))
@@ -259,7 +259,7 @@ impl Spool {
         Failure::new(Exit::Failed, problem)
     }
 
-    /// Locks the folder, if there is one, until the answer is dropped. Fails if another process has locked it.
+    /// Locks the folder, if it exists, until the returned file is dropped. Fails if another process has locked it.
     fn lock(&self) -> Result<Option<File>, Failure> {
         let folder = match File::open(&self.folder) {
             Ok(folder) => folder,
@@ -269,14 +269,14 @@ impl Spool {
         match folder.try_lock() {
             Ok(()) => Ok(Some(folder)),
             Err(TryLockError::WouldBlock) => {
-                let problem = "another process is sending them";
+                let problem = "another process is sending the kept outcomes";
                 Err(Failure::new(Exit::Failed, problem))
             }
             Err(TryLockError::Error(error)) => Err(self.unreadable(&error)),
         }
     }
 
-    /// Returns the files, the oldest first. Removes what a process has left that was killed while it wrote.
+    /// Returns the files, the oldest first. Removes partial files of processes that were killed while writing.
     fn names(&self) -> io::Result<Vec<PathBuf>> {
         let files = match fs::read_dir(&self.folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -297,8 +297,8 @@ impl Spool {
         Ok(names)
     }
 
-    /// Sends the outcomes for this recipient, the oldest first, until this time. Ends when the server does not answer or does not accept
-    /// the token. What is refused otherwise, by a proxy for example, only holds up what is about the same job.
+    /// Sends the outcomes for this recipient, the oldest first, until this time. Stops if the server does not answer or does not accept
+    /// the token. After any other failure that may pass, such as an error of a proxy, only later outcomes of the same job wait.
     pub(in crate::cli) fn send(
         &self,
         client: &Client,
@@ -306,7 +306,7 @@ impl Spool {
         until: Instant,
     ) -> Sent {
         let mut sent = Sent::default();
-        // Of two at a time, one would find the work of the other, and take it for something newer.
+        // Only one process sends at a time: another one would mistake the changes that it makes to a job for newer ones.
         let (_lock, entries) = match self.lock().and_then(|lock| Ok((lock, self.entries()?))) {
             Ok(locked) => locked,
             Err(problem) => {
@@ -329,7 +329,8 @@ impl Spool {
             }
             let rest = until.saturating_duration_since(Instant::now());
             if rest < SEND_TIME_MIN {
-                let problem = "the server is too slow; the rest is sent the next time";
+                let problem =
+                    "the server is too slow; the remaining outcomes will be sent next time";
                 sent.problem = Some(Failure::new(Exit::Unreachable, problem));
                 break;
             }
@@ -345,7 +346,7 @@ impl Spool {
                     continue;
                 }
                 Err(failure) => sent.rejected.push(format!(
-                    "how the job {} ended could not be reported: {}",
+                    "the outcome of the job {} could not be reported: {}",
                     entry.unreported.job_id(),
                     failure.message
                 )),
@@ -356,11 +357,11 @@ impl Spool {
     }
 }
 
-/// Reads the outcomes in these files, one after the other. Removes those that are too old.
+/// Reads the outcomes in these files, one after the other. Removes outcomes that are too old.
 fn entries(names: Vec<PathBuf>) -> impl Iterator<Item = Entry> {
     let now = Utc::now();
     names.into_iter().filter_map(move |path| {
-        // What is not readable is of another version, and goes when there are too many.
+        // An unreadable file is from another version. It is removed when there are too many files.
         let unreported = read(&path)?;
         if now - unreported.ended_at > KEEP {
             let _ = fs::remove_file(&path);
@@ -384,18 +385,18 @@ fn is_left_behind(partial: &Path) -> bool {
     changed.is_ok_and(|changed| Utc::now() - DateTime::<Utc>::from(changed) > KEEP)
 }
 
-/// Sends the earlier outcomes for this recipient, and says which the server rejects.
+/// Sends the earlier outcomes for this recipient, and prints a message for each one that the server rejects.
 pub(in crate::cli) fn send_earlier(client: &Client, recipient: &Recipient) {
     let Some(spool) = Spool::of_user() else {
         return;
     };
     let sent = spool.send(client, recipient, Instant::now() + EARLIER_WAIT);
     for rejected in sent.rejected {
-        terminal::complain(&format!("tidings: earlier: {rejected}"));
+        terminal::complain(&format!("tidings: from an earlier run: {rejected}"));
     }
 }
 
-/// Whether the server may take the same report later: it was away, something else answered in its place, or the token was not
+/// Whether the server may accept the same report later: it was unreachable, a proxy answered in its place, or the token was not
 /// valid.
 pub(in crate::cli) fn is_worth_another_try(failure: &Failure) -> bool {
     let is_answer = failure.code.is_some();
@@ -412,15 +413,15 @@ impl Unreported {
         }
     }
 
-    /// Keeps it in the folder of the user. Returns the rest of a sentence that says so.
+    /// Keeps it in the folder of the user. Returns the end of a sentence with the result.
     pub(in crate::cli) fn keep(&self) -> String {
         match Spool::of_user().map(|spool| spool.keep(self)) {
             Some(Ok(())) => {
                 "; it is kept for the next `tidings run` or `report`, or for `tidings spool send`"
                     .to_owned()
             }
-            Some(Err(error)) => format!("; and it cannot be kept: {error}"),
-            None => "; and it cannot be kept without XDG_STATE_HOME or HOME".to_owned(),
+            Some(Err(error)) => format!("; it could not be saved for later: {error}"),
+            None => "; it could not be saved for later: set XDG_STATE_HOME or HOME".to_owned(),
         }
     }
 
@@ -448,7 +449,7 @@ impl Unreported {
 }
 
 impl What {
-    /// Returns what distinguishes it from all others. In the order of time.
+    /// Returns a unique key. Keys sort in the order of time.
     fn key(&self) -> &str {
         match self {
             What::Run(run) => &run.job.run,

@@ -1,5 +1,5 @@
 //! The terminal: bars for the open jobs, as many as fit, and lines above them. If the output goes to a file or another
-//! program, lines alone.
+//! program: only lines.
 
 use std::io::{IsTerminal, stderr, stdout};
 use std::time::Duration;
@@ -22,7 +22,7 @@ const BARS_MAX: usize = 40;
 const LINES_MIN: usize = 4;
 /// The maximum number of jobs that are tracked. Further jobs are shown as lines.
 const JOBS_MAX: usize = 10_000;
-/// How often the bars are checked. Changes that arrived too fast to be drawn are drawn then.
+/// How often the bars are redrawn, so that changes appear that arrived too fast to be drawn immediately.
 const REDRAW: Duration = Duration::from_millis(250);
 
 /// The terminal, or a pipe.
@@ -41,7 +41,7 @@ impl Screen {
         }
     }
 
-    /// Returns what prints sentences beside the events.
+    /// Returns the printer for messages that are not events.
     pub(super) fn notices(&self) -> Notices {
         Notices {
             bars: self.bars.as_ref().map(|own| own.bars.clone()),
@@ -130,7 +130,7 @@ impl Layout {
     }
 }
 
-/// In the order of the screen: what moves is always in view.
+/// A group of jobs, in the order of the screen: running jobs are always visible.
 #[derive(Clone, Copy)]
 enum Group {
     Running,
@@ -179,7 +179,7 @@ impl Jobs {
         self.groups[group as usize].insert(id.to_owned(), job);
     }
 
-    /// Returns how many jobs of each group come after the first ones.
+    /// Returns the number of jobs in each group, without the `first` jobs of all groups.
     fn counts_beyond(&self, mut first: usize) -> String {
         let mut counts = Vec::new();
         for (group, name) in GROUPS {
@@ -194,7 +194,7 @@ impl Jobs {
     }
 }
 
-/// The bars. The rows are refilled with the most relevant jobs.
+/// The bars. At each change, the rows show the first jobs in the order of the groups.
 struct Bars {
     bars: MultiProgress,
     layout: Layout,
@@ -225,7 +225,7 @@ impl Bars {
         let _ = self.bars.println(rows);
     }
 
-    /// Takes a job's message. Returns a line if the job has no bar.
+    /// Applies a message of a job. Returns a line to print if the job has no bar.
     fn show(&mut self, id: &str, message: &Value) -> Option<String> {
         let is_over = outcome(message).is_some();
         let is_full = self.jobs.len() >= JOBS_MAX;
@@ -252,7 +252,7 @@ impl Bars {
         line
     }
 
-    /// Fills the rows with the first jobs. If there are more, the last row has their number.
+    /// Fills the rows with the first jobs. If there are more, the last row counts the others.
     fn draw(&mut self) {
         let layout = Layout::of_terminal();
         if layout != self.layout {
@@ -275,7 +275,7 @@ impl Bars {
                 update(slot, &name, &text, position);
                 continue;
             }
-            // The ticker draws a row as soon as it is inserted, so it is inserted complete.
+            // A row is drawn as soon as it is inserted, so set its content first.
             let slot = ProgressBar::with_draw_target(Some(100), ProgressDrawTarget::hidden())
                 .with_style(layout.style())
                 .with_prefix(name.into_owned())
@@ -291,7 +291,7 @@ impl Bars {
         self.count_others(has_more.then_some(jobs - shown), shown);
     }
 
-    /// Shows the number of the jobs that have no row, below the others.
+    /// Shows the number of jobs without a row, in the last row.
     fn count_others(&mut self, more: Option<usize>, shown: usize) {
         let Some(more) = more else {
             if let Some(slot) = self.others.take() {
@@ -316,7 +316,7 @@ impl Bars {
     }
 }
 
-/// Sets what has changed: each change is drawn.
+/// Sets only values that have changed, because the bar is redrawn each time a value is set.
 fn update(slot: &ProgressBar, prefix: &str, message: &str, position: u64) {
     if slot.prefix() != prefix {
         slot.set_prefix(prefix.to_owned());

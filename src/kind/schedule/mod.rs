@@ -182,8 +182,8 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Returns the times of the rule, or `None` if the time zone is not in this version of the time zone database. Then no
-    /// run is expected.
+    /// Returns the times of the rule, or `None` if the time zone is not in this version of the time zone database. Then
+    /// no run is expected.
     fn timing(&self) -> Option<Timing> {
         match (&self.cron, &self.time_zone, self.period_secs) {
             (Some(cron), Some(zone), _) => Timing::cron(cron, zone).ok(),

@@ -2,9 +2,9 @@
 
 use super::number::{leading_count_of, leading_fraction, leading_percent, percent_of};
 
-/// The most words before a number that still are a label. A sentence has more.
+/// The maximum number of words in a label before a number. A sentence has more.
 const LABEL_WORDS_MAX: usize = 4;
-/// Totals from here on have three digits. Smaller ones are also those of measures, scores and grades: `3/4 inch`, `9/10 points`.
+/// From this total on, a fraction is a count. Smaller totals also occur in measures, scores and grades: `3/4 inch`, `9/10 points`.
 const LARGE_TOTAL: f64 = 100.0;
 const MONTHS: f64 = 12.0;
 const DAYS: f64 = 31.0;
@@ -47,9 +47,9 @@ const UNITS: &[&str] = &[
     "task",
     "test",
 ];
-/// Units of which a part of the total is a score: the lines that tests cover, the tests that pass.
+/// Units whose counts can also be scores: lines that tests cover, tests that pass.
 const SCORED: &[&str] = &["line", "test"];
-/// Participles of what is done.
+/// Participles for work that is done.
 const DONE: &[&str] = &[
     "complete",
     "completed",
@@ -70,7 +70,7 @@ const DONE: &[&str] = &[
     "verified",
     "written",
 ];
-/// Words that end like the name of an activity, and are none that goes towards an end.
+/// Words that end in `ing`, but do not name an activity that makes progress.
 const NO_ACTIVITIES: &[&str] = &[
     "during",
     "failing",
@@ -90,9 +90,9 @@ const LEVELS: &[&str] = &[
     "attempt", "battery", "charging", "coverage", "cpu", "gpu", "load", "memory", "ram", "retry",
     "retrying", "try", "usage", "waiting",
 ];
-/// Words right before a number that is a rate or an aim.
+/// Words directly before a number that is a rate or a target.
 const AIMS: &[&str] = &["at", "to"];
-/// Words right after a number of what is not done, or was done in vain.
+/// Words directly after a number of things that are not done or have failed.
 const LEFT_OVER: &[&str] = &[
     "available",
     "error",
@@ -135,16 +135,16 @@ pub(super) enum Value {
     },
 }
 
-/// How sure it is that a figure is progress.
+/// How certain it is that a figure is progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Certainty {
     Sure,
-    /// If it is seen to grow.
+    /// Only if it grows.
     IfItGrows,
     No,
 }
 
-/// What follows a figure.
+/// The kind of text after a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tail {
     /// The end of the line, a separator, or a word such as `done`.
@@ -155,17 +155,17 @@ enum Tail {
     Phrase,
 }
 
-/// What is before a figure.
+/// The kind of text before a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Label {
     None,
-    /// Something that is counted: `Step`.
+    /// The name of a unit that is counted: `Step`.
     Unit,
-    /// Several of what is counted, as the name of a value, which can also be a rate limit, a score or a coverage: `Requests:`.
+    /// The plural of a unit, as the name of a value: `Requests:`. The value can also be a rate limit, a score or a coverage.
     Units,
-    /// All of what is counted: `Total files:`.
+    /// The plural of a unit, with a word for all of them: `Total files:`.
     AllUnits,
-    /// Something that is done: `Copying`.
+    /// An activity: `Copying`.
     Activity,
     Other,
 }
@@ -244,7 +244,7 @@ impl Figure<'_> {
         })
     }
 
-    /// Whether the words around it say that it counts something else.
+    /// Whether the words around it show that it is something else than progress.
     fn is_of_something_else(&self) -> bool {
         let mut before = self.before.split_whitespace().rev().take(LABEL_WORDS_MAX);
         let next = self
@@ -257,10 +257,10 @@ impl Figure<'_> {
             || is_one_of(self.after, STATES) && !self.after.starts_with([':', ']'])
     }
 
-    /// Whether a script that begins a text with it reports progress: `40/200 Reading rows`, `20% Reading rows`.
+    /// Whether it is progress if a script begins a reported text with it: `40/200 Reading rows`, `20% Reading rows`.
     ///
-    /// A script reports on purpose, so less is required than of any line. But a text can also begin with a date, a measure or a
-    /// statement: `11/28 backup started`, `15/16 inch`, `100% of users agree`.
+    /// A script reports on purpose, so less evidence is required than for a line of output. But a text can also begin with a date, a
+    /// measure or a statement: `11/28 backup started`, `15/16 inch`, `100% of users agree`.
     pub(super) fn is_reported(&self) -> bool {
         if self.is_alone() || self.certainty() == Certainty::Sure {
             return true;
@@ -277,7 +277,7 @@ impl Figure<'_> {
         }
     }
 
-    /// Whether a statement follows about a part of a group: `of users agree`. Not a size: `of 10.00MiB`.
+    /// Whether the text after it makes it the share of a group: `of users agree`. A size does not: `of 10.00MiB`.
     fn is_of_a_group(&self) -> bool {
         let next = self.after.split_whitespace().next();
         next.is_some_and(|word| is_one_of(word, &["of"])) && Tail::of(self.after) != Tail::Apart
@@ -288,11 +288,11 @@ impl Figure<'_> {
         !self.after.contains(char::is_alphanumeric)
     }
 
-    /// Returns how sure it is that this is progress.
+    /// Returns how certain it is that this is progress.
     ///
-    /// Any text can contain any number. So a percentage counts only where nothing else is told: by itself, in the brackets at one end of
-    /// the line, or after a label that names progress. A count that a person can also have written as a date, measure or
-    /// score counts once it grows.
+    /// Any text can contain any number. So a percentage counts only if the line says nothing else: if it stands by itself, in brackets
+    /// at either end of the line, or after a label that names progress. A count that could also be a date, a measure or a score counts
+    /// only if it grows.
     pub(super) fn certainty(&self) -> Certainty {
         if self.is_of_something_else() {
             return Certainty::No;
@@ -348,7 +348,7 @@ impl Figure<'_> {
         }
     }
 
-    /// Whether words follow it that make it a part of a sentence.
+    /// Whether it is part of a sentence, because words follow.
     pub(super) fn is_in_sentence(&self) -> bool {
         let rest = self.after.trim_start();
         let is_time_left = rest.starts_with("eta") || rest.starts_with("ETA");
@@ -357,7 +357,7 @@ impl Figure<'_> {
     }
 }
 
-/// Whether what is before a number makes it the rest of a word, path, clock time or signed number.
+/// Whether the text before a number shows that the number is part of a word, path, clock time or signed number.
 fn continues(before: &str) -> bool {
     let mut before = before.chars().rev();
     match before.next() {
@@ -396,7 +396,7 @@ impl Label {
         let (Some(first), Some(last)) = (words().next(), words().next_back()) else {
             return Label::None;
         };
-        // Looks no further, because a line can have thousands of figures.
+        // Only a few words are read, because a line can have thousands of figures.
         if words().nth(LABEL_WORDS_MAX).is_some() {
             return Label::Other;
         }
@@ -417,7 +417,8 @@ impl Label {
         }
     }
 
-    /// Reads the name of a value as that of several units: `Files`, `Total files`, `Files processed`. `Failed files` counts something else.
+    /// Returns the label if the name of a value is the plural of a unit: `Files`, `Total files`, `Files processed`. `Failed files` is
+    /// something else.
     fn of_units(name: &str) -> Option<Label> {
         let words = || name.split_whitespace();
         let of =
@@ -466,7 +467,7 @@ fn is_size(text: &str) -> bool {
     unit.len() < text.len() && is_unit(unit.trim_start())
 }
 
-/// Returns a line without what a log puts before its texts: times, `[tags]`, levels and bullets.
+/// Returns a line without the prefixes of a log: times, `[tags]`, levels and bullets.
 pub(super) fn without_log_prefix(line: &str) -> &str {
     let mut text = line;
     loop {

@@ -6,8 +6,8 @@
 //! credential in a request.
 //!
 //! Tokens are verified with one source of keys: the secret, one public key, or a file of public keys. `token.rs` verifies
-//! signatures, `claims.rs` interprets claims, `jwks.rs` maintains the file of keys, `cache.rs` remembers the tokens of callers
-//! that come again. `links.rs` signs links, which show one scope to anyone who has them.
+//! signatures, `claims.rs` interprets claims, `jwks.rs` reloads the file of keys, `cache.rs` caches verified tokens.
+//! `links.rs` signs links, which show one scope to anyone who has them.
 
 mod cache;
 mod claims;
@@ -59,7 +59,7 @@ pub enum AuthError {
     /// The ticket has expired.
     #[error("the ticket has expired: it can open streams for a short time only; request a new one")]
     ExpiredTicket,
-    /// The signature of a link does not match what the link asks for.
+    /// The signature of a link does not match its URL.
     #[error(
         "the link is not valid: its signature is not that of this URL, or the server's secret has changed"
     )]
@@ -75,7 +75,8 @@ pub enum AuthError {
         /// The lowest role that is sufficient.
         needed: Role,
     },
-    /// The token is valid, but limited to other channels. The id is left out: it can be any text, and it is in the log.
+    /// The token is valid, but limited to other channels. The text omits the subject's id, which can be any text, because
+    /// this text is logged.
     #[error("the token does not allow this: its `channels` do not cover the requested {}", collection(.0))]
     Channel(Channel),
     /// Only an unrestricted admin is allowed to do this.
@@ -136,7 +137,7 @@ pub enum KeyError {
         "tokens are verified with public keys (`jwt_public_key_file` or `jwt_jwks_file`), so this server cannot issue any"
     )]
     VerifyOnly,
-    /// `jwt_roles` maps the role's name to another role, and no name to this one.
+    /// No token can have this role: `jwt_roles` maps the role's own name to another role, and maps no name to this role.
     #[error("setting `jwt_roles` maps no name to role {}, so no token can have this role", .0.name())]
     NoName(Role),
     /// The server would reject the token.
@@ -187,7 +188,8 @@ pub struct Access {
     pub channels: Option<Vec<Channel>>,
     /// When the credential expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Until when the credential can be used to reconnect, if not until it expires. Only tickets have this.
+    /// Until when the credential can be used to reconnect. Only tickets have this; other credentials can be used until
+    /// they expire.
     pub returns_until: Option<DateTime<Utc>>,
 }
 
@@ -216,7 +218,7 @@ impl Access {
         }
     }
 
-    /// Whether this is an unrestricted admin: role admin for all schools and all channels. Such an admin runs the server.
+    /// Whether this is an unrestricted admin: role admin for all schools and all channels, for operators of the server.
     pub fn is_unrestricted_admin(&self) -> bool {
         self.schools == Schools::All && self.channels.is_none() && self.role >= Role::Admin
     }
@@ -287,7 +289,7 @@ pub struct Keys {
     secret_digest: [u8; 32],
 }
 
-/// The keys that verify tokens. There is one source, so it is always clear who issued a token.
+/// The keys that verify tokens. There is only one source, so it is always clear who issued a token.
 enum Source {
     /// The secret, or the public key.
     Fixed(Arc<KeySet>),
@@ -319,7 +321,7 @@ impl Keys {
         settings.data_dir.join(SECRET_FILE)
     }
 
-    /// Returns the keys that the settings name. Generates and stores a secret if they name none.
+    /// Returns the keys for these settings. Generates and stores a secret if none is configured.
     pub fn from_settings(settings: &Settings) -> Result<Keys, KeyError> {
         let secret = match &settings.jwt_secret {
             Some(secret) => secret.clone(),
@@ -422,7 +424,7 @@ impl Keys {
         matches!(self.source, Source::File(_))
     }
 
-    /// Takes over the keys in the file whenever it changes. Runs until it is dropped.
+    /// Reloads the keys whenever the file changes. Runs until the future is dropped.
     pub async fn watch(self: Arc<Keys>) {
         let mut rounds = interval(JWKS_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -469,7 +471,7 @@ impl Keys {
         Ok(Ticket { ticket, expires_at })
     }
 
-    /// Issues a token with the configured issuer and audience. Uses the names for claims and roles that the settings give them.
+    /// Issues a token with the configured issuer and audience, and with the configured names of claims and roles.
     pub fn mint(&self, mut claims: Claims) -> Result<String, KeyError> {
         let key = self.sign.as_ref().ok_or(KeyError::VerifyOnly)?;
         if self.rules.is_too_long(claims.exp, Utc::now()) {

@@ -6,7 +6,7 @@
 //!
 //! let client = Client::new("https://tidings.example", Credential::token("eyJ…"))?;
 //!
-//! // A worker. No report waits for the server, and none fails because of it.
+//! // A worker. Reports do not block, and do not fail if the server is unreachable.
 //! let reporter = Reporter::start(client.clone());
 //! let job = reporter.job("import").title("Students").start();
 //! for row in 1..=200 {
@@ -26,7 +26,7 @@
 //! ```
 //!
 //! The client follows the same rules as those for JavaScript and Python, and passes the same test vectors
-//! (`clients/vectors`). It reads over SSE, or over long poll where the network does not let SSE pass; it has no WebSocket.
+//! (`clients/vectors`). It reads over SSE, or over long poll if the network blocks SSE. It does not support WebSocket.
 
 mod backoff;
 mod driver;
@@ -63,10 +63,10 @@ pub use self::watch::{Event, Watch, WatchBuilder};
 
 /// How long an answer may take by default. Does not apply to streams.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most that is read of a problem.
+/// The maximum number of bytes of a problem that are read.
 const PROBLEM_MAX_BYTES: usize = 64 * 1024;
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// The longest `Retry-After` that is obeyed.
+/// The maximum time for which a `Retry-After` is respected.
 const RETRY_AFTER_MAX_SECS: u64 = 3_600;
 
 /// How messages arrive.
@@ -74,7 +74,7 @@ const RETRY_AFTER_MAX_SECS: u64 = 3_600;
 pub enum Transport {
     /// Server-Sent Events.
     EventStream,
-    /// Long poll, for networks that hold back or cut streams.
+    /// Long poll, for networks that buffer or cut streams.
     LongPoll,
 }
 
@@ -132,7 +132,7 @@ enum Kind {
 }
 
 impl Credential {
-    /// No token, for a server that needs none to be reached, such as for its health.
+    /// No token. Only requests that need none succeed, such as those for the health of the server.
     pub fn none() -> Credential {
         Credential(Kind::None)
     }
@@ -142,8 +142,8 @@ impl Credential {
         Credential(Kind::Token(token.into().into()))
     }
 
-    /// A token from this function, which is called for each connection and each request. So a stream outlives its first
-    /// token.
+    /// A token from this function, which is called for each connection and each request. So a stream can last longer than
+    /// its first token.
     pub fn renewed<F, T, E>(renew: F) -> Credential
     where
         F: Fn() -> T + Send + Sync + 'static,
@@ -187,7 +187,7 @@ impl Client {
         Client::trusting(&Trust::Authorities, url, credential)
     }
 
-    /// Creates a client for the server in this process, whatever names its certificate has.
+    /// Creates a client for the server in this process. The server's certificate is not verified.
     #[cfg(feature = "cli")]
     pub(crate) fn of_this_process(
         url: &str,
@@ -224,8 +224,8 @@ impl Client {
         }
     }
 
-    /// Returns what to watch: `jobs`, `jobs/42`, `devices`, `schools/1`, `jobs?status=failed`, or several channels as
-    /// `?channel=jobs/42&channel=devices`.
+    /// Returns a builder for a watch of this scope: `jobs`, `jobs/42`, `devices`, `schools/1`, `jobs?status=failed`, or
+    /// several channels as `?channel=jobs/42&channel=devices`.
     pub fn watch(&self, scope: &str) -> WatchBuilder {
         WatchBuilder::new(self.clone(), scope)
     }
@@ -240,7 +240,7 @@ impl Client {
         self.answer(self.json(Method::POST, path, body)).await
     }
 
-    /// Posts JSON under an idempotency key (1 to 128 visible ASCII characters). However often it is sent with this key, it takes
+    /// Posts JSON with an idempotency key (1 to 128 visible ASCII characters). However often it is sent with this key, it takes
     /// effect once, and has the same answer.
     pub async fn post_once(
         &self,
@@ -257,7 +257,7 @@ impl Client {
         self.answer(self.json(Method::PUT, path, body)).await
     }
 
-    /// Deletes what a path names, and returns the answer.
+    /// Deletes the resource at a path, and returns the answer.
     pub async fn delete(&self, path: &str) -> Result<Value, ClientError> {
         self.answer(self.request(Method::DELETE, path)).await
     }
@@ -283,7 +283,7 @@ impl Client {
         let results = parsed.map_err(|error| unreadable(error.to_string()))?;
         match results.iter().all(|result| result["line"].is_u64()) {
             true => Ok(results),
-            false => Err(unreadable("it is not that of a batch".into())),
+            false => Err(unreadable("it is not the result of a batch".into())),
         }
     }
 
@@ -363,7 +363,7 @@ fn parsed(body: &[u8]) -> Result<Value, ClientError> {
     }
 }
 
-/// Returns that a request is redirected, and which URL of a server to use instead, if it follows from that of the request.
+/// Returns an error text for a redirected request. It names the server's URL to use instead, if that can be derived.
 fn redirection(base: &str, uri: &str, to: &str) -> String {
     let path = uri.strip_prefix(base).unwrap_or(uri);
     let bare = path.split_once('?').map_or(path, |(path, _)| path);
@@ -373,17 +373,17 @@ fn redirection(base: &str, uri: &str, to: &str) -> String {
     };
     match moved.filter(is_url).filter(|moved| *moved != base) {
         Some(moved) => format!(
-            "the server redirects to {to}, which is not followed because the token is for one server: use {moved} as the URL"
+            "the server redirects to {to}, but the client does not send its token to another URL: use {moved} as the URL"
         ),
         None => format!(
-            "the server redirects to {to}, which is not followed because the token is for one server: use the URL of Tidings itself"
+            "the server redirects to {to}, but the client does not send its token to another URL: use the URL of Tidings itself"
         ),
     }
 }
 
-/// Reads why a request to the server at `base` was rejected, for at most `longest`.
+/// Reads why a request to the server at `base` was rejected. Stops after `longest`.
 async fn refusal(mut answer: Answer, longest: Duration, base: &str) -> Refusal {
-    // A date, which Tidings does not send, counts as none.
+    // A date is ignored; Tidings does not send one.
     let retry_after: u64 = answer
         .header(RETRY_AFTER)
         .and_then(|secs| secs.parse().ok())
@@ -396,7 +396,7 @@ async fn refusal(mut answer: Answer, longest: Duration, base: &str) -> Refusal {
             body.extend_from_slice(&chunk);
         }
     };
-    // What is cut off is no problem in JSON.
+    // A body that is cut off is not valid JSON, and counts as a rejection without a problem.
     let _ = timeout(longest, read).await;
     let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
     let text = |field: &str| problem[field].as_str().map(str::to_owned);

@@ -2,8 +2,8 @@
 //!
 //! 1. Reports of a job are sent in the order in which they were made. Those after a `start` or `retry` wait for its answer, which
 //!    names the attempt that they belong to.
-//! 2. A *tick* (progress, message or metadata) that has not been sent is folded into the next one of its job. Everything else
-//!    is a *milestone* and is kept.
+//! 2. A *tick* (progress, message or metadata) that has not been sent is merged with the next one of its job. Everything
+//!    else is a *milestone* and is kept.
 //! 3. The number and the size of waiting reports are bounded. If there is no room, the oldest tick is dropped first; without
 //!    ticks, the new report is.
 //! 4. A report is sent as the same bytes, with the same idempotency key, until it is answered.
@@ -16,18 +16,21 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-/// How many reports may wait.
+/// The maximum number of waiting reports.
 const CAPACITY: usize = 10_000;
-/// How large they may be together.
+/// Their maximum total size.
 const CAPACITY_BYTES: usize = 16 * 1024 * 1024;
-/// What a report takes in addition to its fields.
+/// The memory of a report in addition to its fields.
 const OVERHEAD_BYTES: usize = 512;
-/// The server takes 256 KiB by default, and can be configured for more. A larger end of a job is sent without its result.
+/// The maximum size of a report. The server accepts 256 KiB by default, and can be configured for more. A larger report is
+/// sent without its result and metadata.
 const REPORT_MAX_BYTES: usize = 1024 * 1024;
-/// The most that is sent at once.
+/// The maximum number of reports in a batch.
 const BATCH_LINES: usize = 500;
+/// The maximum size of a batch, unless it has a single report.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// The server remembers a key for a day. Later, a repetition could be carried out twice.
+/// How long a report is repeated. The server forgets a key after a day, so a report that is repeated later could take
+/// effect twice.
 const KEEP: Duration = Duration::from_secs(20 * 3_600);
 /// Statuses after which a report is repeated.
 const RETRIED: [u16; 7] = [408, 425, 429, 500, 502, 503, 504];
@@ -75,7 +78,7 @@ impl Verb {
 pub(super) struct Subject {
     pub(super) id: String,
     pub(super) job_type: String,
-    /// What the job is started with, if the server does not know it when it ends.
+    /// The fields with which the job is started if the server does not know the job when it ends.
     pub(super) start: Map<String, Value>,
     pub(super) known: Mutex<Known>,
 }
@@ -109,22 +112,22 @@ pub(super) struct Report {
     key: String,
     line: Option<String>,
     sent: Option<Instant>,
-    /// Whether the start was sent before this report already, because the server did not know the job.
+    /// Whether a start was already inserted before this report, because the server did not know the job.
     has_created: bool,
     is_reduced: bool,
     /// Whether a job that has failed is retried when it is started again.
     restarts: bool,
 }
 
-/// What follows from the answer to a report.
+/// What to do after the answer to a report.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Done,
-    /// It is given up, for this reason.
+    /// The report was rejected for this reason, and is dropped.
     Refused(String),
-    /// It is repeated, at the earliest after this time.
+    /// Repeat the report, at the earliest after this time.
     Repeat(Duration),
-    /// The job is read first.
+    /// Read the job, and then call [`Outbox::judge_with`].
     Look,
 }
 
@@ -178,14 +181,14 @@ impl Report {
         })
     }
 
-    /// Makes it another request, with another key.
+    /// Assigns a new key, so that the server treats the report as a new request.
     fn thaw(&mut self) {
         self.line = None;
         self.sent = None;
         self.key = Uuid::now_v7().simple().to_string();
     }
 
-    /// Removes what the server may have rejected, so that at least the end of the job arrives.
+    /// Removes the fields that the server may have rejected, so that at least the end of the job arrives.
     fn reduce(&mut self) {
         self.body.remove("result");
         self.body.remove("metadata");
@@ -208,12 +211,12 @@ impl Outbox {
         self.count == 0
     }
 
-    /// Whether a report waits that is not progress.
+    /// Whether a milestone is waiting.
     pub(super) fn has_milestones(&self) -> bool {
         self.milestones > 0
     }
 
-    /// Takes a report. Returns whether there was room.
+    /// Adds a report. Returns whether there was room for it.
     pub(super) fn offer(&mut self, mut report: Report) -> bool {
         if report.size() > REPORT_MAX_BYTES {
             report.reduce();
@@ -302,7 +305,7 @@ impl Outbox {
                 let line = report.freeze(worker, now);
                 if !keys.is_empty() && batch.len() + line.len() > BATCH_BYTES {
                     if is_new {
-                        // It may still be folded.
+                        // It may still be merged.
                         (report.line, report.sent) = (None, None);
                     }
                     return (keys, batch);
@@ -328,7 +331,7 @@ impl Outbox {
         })
     }
 
-    /// Decides about the answer to a report.
+    /// Decides what to do after this answer to a report.
     pub(super) fn judge(&mut self, key: &str, result: &Value) -> Verdict {
         let Some((id, index)) = self.find(key) else {
             return Verdict::Done;
@@ -374,7 +377,7 @@ impl Outbox {
         }
     }
 
-    /// Decides about a report that the job's status does not allow, now that the job is known.
+    /// Decides what to do with a report that the job's status did not allow. `job` is the job as the server has it.
     pub(super) fn judge_with(&mut self, key: &str, job: &Value, result: &Value) -> Verdict {
         let Some((id, index)) = self.find(key) else {
             return Verdict::Done;
@@ -418,7 +421,7 @@ impl Outbox {
         }
     }
 
-    /// Inserts a report before an accepted one that needs it, so it always has room.
+    /// Inserts a report before a waiting one that requires it. The capacity does not apply to it.
     fn put_before(&mut self, id: &str, index: usize, report: Report) {
         self.counts(&report);
         self.queues[id].insert(index, report);
@@ -433,7 +436,7 @@ impl Outbox {
     }
 }
 
-/// Adds newer fields to older ones. The server merges metadata key by key.
+/// Adds newer fields to older ones. Metadata is merged key by key, as the server does.
 fn fold(older: &mut Map<String, Value>, newer: Map<String, Value>) {
     for (name, value) in newer {
         match (older.get_mut(&name), value) {

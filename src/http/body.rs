@@ -35,7 +35,7 @@ pub(super) struct Unread<'r> {
 }
 
 impl<'r> Unread<'r> {
-    /// Returns the body as it arrives, however long it is.
+    /// Returns the body as a stream, without a limit on its length.
     pub(super) fn stream(self) -> DataStream<'r> {
         self.data.open(ByteUnit::max_value())
     }
@@ -131,7 +131,7 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     })
 }
 
-/// An `Idempotency-Key` header, and the request's URL as part of what the key was used for.
+/// An `Idempotency-Key` header, and the method and URL of the request, which are part of its fingerprint.
 pub(super) struct IdempotencyKey {
     key: Option<String>,
     address: String,
@@ -164,7 +164,8 @@ pub(super) fn is_sound_key(key: &str) -> bool {
     fits && key.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Digests what an idempotency key was used for: the URL, and the meaning of the body rather than its spelling.
+/// Returns a digest of the request for which an idempotency key was used. Bodies that are the same JSON in another form
+/// have the same digest.
 pub(super) fn fingerprint(address: &str, body: &[u8]) -> String {
     let meaning = parse::<Value>(body).map(|value| canonical(value).to_string());
     let digest = Sha256::new()
@@ -196,7 +197,7 @@ fn canonical(value: Value) -> Value {
     }
 }
 
-/// Returns a whole double as the integer that it equals exactly, if that has 64 bits.
+/// Returns a whole double as the integer that it equals exactly, if that fits in 64 bits.
 fn without_fraction(number: &Number) -> Option<Number> {
     let double = number.as_f64().filter(|_| number.is_f64())?;
     let bounds = i64::MIN as f64..u64::MAX as f64;
@@ -268,8 +269,8 @@ impl<'r> FromRequest<'r> for UpperStatus {
     }
 }
 
-/// The prefix of our routes as the browser sees it, without a slash at its end, for URLs in answers. It consists of the
-/// path below which a proxy serves us and the base at which the routes are mounted.
+/// The prefix of the routes as the browser sees it, without a trailing slash, for URLs in answers. It consists of the path
+/// below which a proxy serves Tidings and the base at which the routes are mounted.
 pub(super) struct Base(pub(super) String);
 
 impl Base {
@@ -352,7 +353,7 @@ impl<'r> Responder<'r, 'static> for Lines {
     }
 }
 
-/// Bytes, with the memory that is reserved for them.
+/// Bytes, and the reservation of their memory.
 struct Held {
     bytes: Cursor<Vec<u8>>,
     _allowance: Arc<Allowance>,

@@ -1,20 +1,21 @@
-//! Connections without a request: a client that sends nothing, sends its request a byte at a time, or was answered and keeps
-//! the connection, holds a descriptor and buffers for as long as it likes. Rocket waits for the head of a request, and for
-//! the first bytes of its body, without a limit.
+//! Closes connections without a request in progress. A client that sends nothing, sends its request one byte at a time, or
+//! keeps its connection open after the answer would occupy a descriptor and buffers indefinitely: Rocket waits for the head
+//! of a request, and for the first bytes of its body, without a limit.
 //!
-//! 1. A fairing counts the requests in progress of each peer. A request is in progress until its answer was handed over,
-//!    thus a stream until it ends; a WebSocket's task keeps it in progress itself.
-//! 2. An answer of known length has a deadline, which is later the longer it is: a client that reads a large answer a byte
-//!    at a time would otherwise keep its connection, and what is buffered for it. The bytes of answers that follow one
-//!    another without a pause count together.
-//! 3. Streams deal with slow readers themselves. So nothing has a deadline on a connection on which another request is in
+//! 1. A fairing counts the requests in progress of each peer. A request is in progress until its whole answer was written
+//!    to the socket, so a stream is in progress until it ends. The task of a WebSocket keeps its request in progress.
+//! 2. An answer of known length has a deadline, which depends on the length. Otherwise, a client that reads a large answer
+//!    one byte at a time would keep its connection and the buffered bytes. The bytes of answers that follow one another
+//!    without a pause are added up.
+//! 3. Streams handle slow readers themselves. So there is no deadline on a connection on which another request is in
 //!    progress, such as a stream over HTTP/2 in an application that embeds Tidings.
-//! 4. A task periodically asks the kernel for the port's connections. One without a request in progress is shut down when
-//!    nothing was ever sent on it and it is older than `request_timeout_secs`, or when everything was sent, and nothing for
-//!    `keep_alive_timeout_secs`. One whose answer's deadline has passed is shut down unless all was acknowledged.
+//! 4. A task periodically asks the kernel for the port's connections. It shuts down a connection without a request in
+//!    progress if the server has never sent anything on it for `request_timeout_secs`, or if the client has acknowledged
+//!    everything and the server has sent nothing for `keep_alive_timeout_secs`. It also shuts down a connection if the
+//!    deadline of its answer has passed and the client has not acknowledged all of it.
 //!
-//! A connection is known by the address of its peer. A client that connects to two addresses of this machine from one port
-//! has one entry for both.
+//! A connection is identified by the address of its peer. If a client connects to two addresses of this machine from the
+//! same port, both connections share one entry.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -31,14 +32,14 @@ use crate::config::{IDLE_CHECK_MAX, RESPONSE_RATE_MIN};
 use crate::service::Tidings;
 use crate::tasks::Task;
 
-/// How many checks fit into a timeout.
+/// The number of checks per timeout.
 const CHECKS: u32 = 4;
 
-/// Closes these connections, from liftoff until the application ends.
+/// Closes idle connections, from liftoff until the application ends.
 #[derive(Default)]
 pub(super) struct IdleConnections(Arc<Requests>);
 
-/// What is known of the peers that have a request in progress, or an answer that they may not have taken yet.
+/// The peers that have a request in progress, or an answer that they may not have received completely.
 #[derive(Default)]
 struct Requests {
     peers: Mutex<HashMap<SocketAddr, Peer>>,
@@ -51,13 +52,13 @@ struct Peer {
     requests: usize,
     /// The last answer, if its length is known.
     answer: Option<Answer>,
-    /// The deadline of the answer before the request in progress. Some of that answer may still be on its way.
+    /// The deadline of the answer before the request in progress. The client may not have received all of that answer yet.
     earlier: Option<Instant>,
 }
 
 struct Answer {
     began: Instant,
-    /// When it must have been taken. `None` if that is beyond all time.
+    /// When the client must have received it. `None` if that time cannot be represented.
     deadline: Option<Instant>,
 }
 
@@ -67,7 +68,7 @@ pub(super) struct InProgress {
     requests: Arc<Requests>,
 }
 
-/// How long connections without a request stay open, and how long an empty answer may take. `None` means for ever.
+/// How long connections without a request stay open, and how long an empty answer may take. `None` means no limit.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
     first_request: Option<Duration>,
@@ -118,7 +119,7 @@ impl Fairing for IdleConnections {
         if self.0.timeouts.get().is_some()
             && let Some(peer) = request.remote()
         {
-            // Rocket drops the request, and with it this, when its answer was handed over.
+            // Rocket drops the request, and with it this value, after it has written the answer.
             request.local_cache(|| Some(Arc::new(Requests::begin(&self.0, peer))));
         }
     }
@@ -134,7 +135,7 @@ impl Fairing for IdleConnections {
     }
 }
 
-/// Returns what keeps a request in progress. `None` if requests are not counted.
+/// Returns the guard that keeps a request in progress. `None` if requests are not counted.
 pub(super) fn in_progress(request: &Request<'_>) -> Option<Arc<InProgress>> {
     request.local_cache(|| None::<Arc<InProgress>>).clone()
 }
@@ -148,7 +149,7 @@ fn is_upgraded(request: &Request<'_>, response: &mut Response<'_>) -> bool {
 
 impl Requests {
     fn begin(requests: &Arc<Requests>, peer: SocketAddr) -> InProgress {
-        // Without the scope of a link-local address, which the kernel's answer does not have.
+        // Remove the scope of a link-local address: the kernel's list of connections does not contain it.
         let peer = SocketAddr::new(peer.ip(), peer.port());
         let mut peers = requests.peers();
         let own = peers.entry(peer).or_default();
@@ -161,7 +162,7 @@ impl Requests {
         }
     }
 
-    /// Whether a connection is still without a request in progress, or past the deadline of its answer.
+    /// Whether a connection has no request in progress, or the deadline of its answer has passed.
     fn is_idle(&self, connection: &Connection, now: Instant) -> bool {
         let peers = self.peers();
         let own = peers.get(&connection.peer);
@@ -171,11 +172,11 @@ impl Requests {
         if connection.is_unacknowledged {
             return is_answer_late;
         }
-        // What is unread may be the next request.
+        // Unread bytes may be the next request.
         own.is_none_or(|own| own.requests == 0) && !connection.is_unread
     }
 
-    /// Forgets the peers that had taken their answers, or were gone, when the kernel was asked.
+    /// Removes the peers that had received their answers, or had disconnected, when the kernel was asked.
     fn forget(&self, connections: &[Connection], asked: Instant) {
         let waiting = connections.iter().filter(|own| own.is_unacknowledged);
         let waiting: HashSet<SocketAddr> = waiting.map(|own| own.peer).collect();
@@ -270,7 +271,7 @@ async fn check(
             Ok(0) => {}
             Ok(connections) => tracing::info!(
                 connections,
-                "connections were closed that were idle, or whose clients did not receive their answers in time"
+                "closed connections that were idle, or whose clients did not receive the answer in time"
             ),
             Err(error) => {
                 if std::mem::take(&mut may_warn) {
@@ -287,8 +288,8 @@ impl Timeouts {
         all.into_iter().flatten().min()
     }
 
-    /// Returns which of these idle connections are to be closed, by inode. `unanswered` keeps in mind since when those on
-    /// which nothing was sent are seen.
+    /// Returns which of these idle connections are to be closed, by inode. `unanswered` records when each connection on
+    /// which nothing was sent was first seen.
     fn exceeded(
         self,
         idle: Vec<Connection>,

@@ -1,4 +1,4 @@
-//! `/ping/<key>`: one line of a script reports on a job. `/api/pings`: the keys.
+//! `/ping/<key>`: reports on a job, with one line of `curl` in a script. `/api/pings`: manages the keys.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub(super) fn routes() -> Vec<Route> {
 
 pub(super) fn describe(document: &mut Document) {
     const TAG: &str = "Pings";
-    document.tag(TAG, "Reports by one line of curl, and their keys.");
+    document.tag(TAG, "Reports with one line of curl, and the keys for them.");
     let rests = [String::new(), "/{report}".to_owned()];
     let ping = |method: &str, rest: &str, operation: &mut Operation<'_>| {
         let form = if rest.contains("report") {
@@ -101,7 +101,7 @@ impl Part for Whole {
     }
 }
 
-/// What a ping says in addition to its path and its body.
+/// The query, headers and address of a ping.
 struct Asked {
     rid: Option<String>,
     address: Option<IpAddr>,
@@ -196,7 +196,7 @@ async fn ping(
     Ok(Pinged(asked.wants_json.then(|| answer(&receipt, upper))))
 }
 
-/// Returns what a body says, as a message: the beginning of its text, without control characters other than line breaks.
+/// Returns a body as a message: the beginning of its text, without control characters other than line breaks.
 fn message(body: &[u8], most_bytes: usize) -> Option<String> {
     let text = String::from_utf8_lossy(body);
     let shown = |character: char| match character {
@@ -236,7 +236,7 @@ struct NewKey {
 #[derive(JsonSchema, Serialize)]
 #[schemars(rename = "PingKey")]
 struct KeyInfo<'a> {
-    /// Names the key.
+    /// The id of the key, for revoking it.
     key_id: &'a str,
     /// The type of the jobs that it reports on.
     job_type: &'a str,

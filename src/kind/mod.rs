@@ -399,7 +399,7 @@ macro_rules! kinds {
                 $(if kind == $module::KIND {
                     return serde_json::from_str(json).map(Part::$variant);
                 })*
-                unreachable!("every kind is one of these")
+                unreachable!("`kinds!` lists every kind")
             }
         }
 
@@ -429,7 +429,7 @@ macro_rules! kinds {
                 $(if kind == $module::KIND {
                     return serde_json::from_str(json).map(State::$variant);
                 })*
-                unreachable!("every kind is one of these")
+                unreachable!("`kinds!` lists every kind")
             }
         }
 

@@ -155,7 +155,7 @@ pub struct Put {
     /// The seconds after which a run that has not started is missed; 300 if absent.
     #[schemars(range(min = 1, max = GRACE_MAX_SECS))]
     pub grace_secs: Option<u32>,
-    /// The seconds after its start by which a run should have ended; as `grace_secs` if absent.
+    /// The seconds after its start by which a run should have ended; the same as `grace_secs` if absent.
     #[schemars(range(min = 1, max = GRACE_MAX_SECS))]
     pub max_run_secs: Option<u32>,
 }

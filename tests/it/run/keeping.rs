@@ -298,7 +298,10 @@ async fn what_is_newer_does_not_depend_on_the_clock_of_the_machine() {
         fail(&server, "since").await;
         let (code, told) = end(&server, &["spool", "send"]).await;
         assert_eq!(code, Some(1), "{told}");
-        assert!(told.contains("the job since ended could not"), "{told}");
+        assert!(
+            told.contains("outcome of the job since could not be reported"),
+            "{told}"
+        );
         for (id, attempt, message) in [
             ("before", 2, "exited with code 1"),
             ("since", 1, "Of others"),

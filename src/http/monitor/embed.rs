@@ -195,6 +195,6 @@ async fn ticket(
 }
 
 #[get("/embed-files/<file>")]
-fn file<'a>(file: &str, assets: &'a State<Assets>) -> Result<Loaded<'a>, Problem> {
+fn file(file: &str, assets: &State<Assets>) -> Result<Loaded, Problem> {
     assets.file(file).ok_or_else(|| AuthError::NotFound.into())
 }

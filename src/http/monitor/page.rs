@@ -1,6 +1,7 @@
 //! Renders templates as responses, with security headers.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use flate2::Compression;
 use rocket::Request;
@@ -17,11 +18,13 @@ use crate::config::origin::AllowedOrigins;
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; \
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors ";
 
-/// The templates, parsed once.
+/// Renders the pages.
 pub(crate) struct Pages {
-    tera: Tera,
     assets: serde_json::Map<String, Value>,
 }
+
+/// The templates. The first page that a process renders waits until they are parsed; a start does not.
+static TEMPLATES: LazyLock<Tera> = LazyLock::new(parse);
 
 macro_rules! templates {
     ($($name:literal),* $(,)?) => {
@@ -29,33 +32,36 @@ macro_rules! templates {
     };
 }
 
+fn parse() -> Tera {
+    let mut tera = Tera::default();
+    tera.register_filter("segment", segment);
+    let templates = templates![
+        "base.html",
+        "macros.html",
+        "sign-in.html",
+        "schools.html",
+        "problem.html",
+        "overview.html",
+        "jobs.html",
+        "job.html",
+        "subjects.html",
+        "devices.html",
+        "device.html",
+        "characteristics.html",
+        "characteristic.html",
+        "violations.html",
+        "system.html",
+        "embed.html",
+    ];
+    tera.add_raw_templates(templates)
+        .expect("the embedded templates are valid: a test renders each of them");
+    tera
+}
+
 impl Pages {
     pub(super) fn new(assets: &Assets) -> Pages {
-        let mut tera = Tera::default();
-        tera.register_filter("segment", segment);
-        let templates = templates![
-            "base.html",
-            "macros.html",
-            "sign-in.html",
-            "schools.html",
-            "problem.html",
-            "overview.html",
-            "jobs.html",
-            "job.html",
-            "subjects.html",
-            "devices.html",
-            "device.html",
-            "characteristics.html",
-            "characteristic.html",
-            "violations.html",
-            "system.html",
-            "embed.html",
-        ];
-        tera.add_raw_templates(templates)
-            .expect("the embedded templates are valid: a test renders each of them");
         let files = assets.files();
         Pages {
-            tera,
             assets: files
                 .map(|(name, file)| (name.replace('.', "_"), file.into()))
                 .collect(),
@@ -66,7 +72,7 @@ impl Pages {
         let mut context = tera::Context::from_value(view.clone()).unwrap_or_default();
         context.insert("assets", &self.assets);
         context.insert("version", env!("CARGO_PKG_VERSION"));
-        match self.tera.render(template, &context) {
+        match TEMPLATES.render(template, &context) {
             Ok(text) => Html {
                 status: Status::Ok,
                 text,

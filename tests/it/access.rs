@@ -141,6 +141,7 @@ async fn forged_expired_and_misdirected_tokens() {
 
 /// Public keys: each algorithm verifies its own tokens, and its public key is not an HMAC secret.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn algorithm_confusion() {
     if !needs("openssl") {
         return;
@@ -248,6 +249,7 @@ async fn algorithm_confusion() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn cross_site_requests_with_a_cookie() {
     let server = server_with(json!({"allowed_origins": ["https://office.example"]})).await;
     server.running_job("a").await;

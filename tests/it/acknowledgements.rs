@@ -324,6 +324,7 @@ async fn leaving_channels_amid_a_replay_leaves_no_acknowledgement_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_heartbeat_before_the_first_subscription_keeps_the_cursor_that_was_brought() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     let from = server.running_job("a").await["cursor"].clone();

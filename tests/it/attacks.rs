@@ -490,6 +490,7 @@ async fn connections_that_were_used_are_closed_when_they_are_without_a_request()
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn an_answer_that_is_read_too_slowly_does_not_hold_its_connection() {
     const BYTES: usize = 16_000;
     let server = server_with(json!({"response_timeout_secs": 1, "heartbeat_secs": 60})).await;

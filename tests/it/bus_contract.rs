@@ -477,13 +477,28 @@ macro_rules! contract {
             )*
         }
     };
+    ($name:ident, slow $medium:expr; $($test:ident)*) => {
+        mod $name {
+            use super::*;
+
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                #[ignore = "slow: each starts a cluster"]
+                async fn $test() {
+                    if let Some(mut medium) = $medium {
+                        super::$test(&mut medium).await;
+                    }
+                }
+            )*
+        }
+    };
 }
 
 macro_rules! contracts {
     ($($test:ident)*) => {
         contract!(in_memory, Some(InMemory(Arc::default())); $($test)*);
         contract!(over_redis, RedisServer::start(); $($test)*);
-        contract!(over_a_redis_cluster, RedisServer::cluster(); $($test)*);
+        contract!(over_a_redis_cluster, slow RedisServer::cluster(); $($test)*);
         contract!(over_redis_and_sentinel, Watched::start(); $($test)*);
         contract!(over_postgres, postgres::database(); $($test)*);
     };
@@ -502,6 +517,7 @@ contracts! {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real bus"]
 async fn a_redis_that_answers_no_more_is_given_up_and_connected_again() {
     let Some(server) = RedisServer::start() else {
         return;

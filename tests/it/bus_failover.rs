@@ -53,6 +53,7 @@ async fn hears_again(sender: &Node, receiver: &mut Node, school: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real bus"]
 async fn the_replica_that_a_sentinel_promotes_is_found() {
     let Some(mut watched) = Watched::with_replica() else {
         return;
@@ -73,6 +74,7 @@ async fn the_replica_that_a_sentinel_promotes_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real bus"]
 async fn the_replica_that_takes_a_failed_masters_place_in_a_cluster_is_found() {
     let Some(mut cluster) = Cluster::start() else {
         return;
@@ -106,6 +108,7 @@ async fn the_replica_that_takes_a_failed_masters_place_in_a_cluster_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real bus"]
 async fn a_channel_that_moves_within_a_cluster_is_subscribed_to_again() {
     let Some(cluster) = Cluster::start() else {
         return;

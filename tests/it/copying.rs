@@ -256,6 +256,7 @@ fn without_times(value: &Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_copy_that_was_interrupted_is_not_opened_and_is_repeated_with_what_came_in_between() {
     let folder = tempfile::tempdir().unwrap();
     let Some(url) = store::postgres_of(folder.path()) else {

@@ -417,6 +417,7 @@ async fn whatever_cursor_was_ever_sent_coming_back_with_it_misses_no_milestone()
 
 /// What `/ws` says where it listens to nothing, has no cursor: whoever came back with one would skip what was before it.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_connection_that_listens_to_nothing_is_sent_no_cursor() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     server.running_job("a").await;

@@ -208,6 +208,7 @@ async fn heartbeats_that_alternate_between_nodes_count_as_if_one_had_heard_them(
 
 /// A gateway's heartbeats: two of one device in one batch, too.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn many_devices_are_heard_and_shared_in_batches() {
     const DEVICES: usize = 10_000;
     let shared = Shared::open();
@@ -256,6 +257,7 @@ async fn many_devices_are_heard_and_shared_in_batches() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_device_that_moves_to_another_node_stays_online_and_a_silent_one_goes_offline() {
     let shared = Shared::open();
     let (one, other) = (shared.node().await, shared.node().await);
@@ -281,6 +283,7 @@ async fn a_device_that_moves_to_another_node_stays_online_and_a_silent_one_goes_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_lease_that_another_node_shortens_ends_in_time() {
     let shared = Shared::open();
     let (one, other) = (shared.node().await, shared.node().await);
@@ -296,6 +299,7 @@ async fn a_lease_that_another_node_shortens_ends_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_node_that_dies_makes_those_offline_that_nobody_else_hears_and_no_other() {
     let shared = Shared::open();
     // The first one looks after all devices, and is the one that dies.
@@ -325,6 +329,7 @@ async fn a_node_that_dies_makes_those_offline_that_nobody_else_hears_and_no_othe
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn only_the_first_node_of_a_cluster_marks_devices_as_unknown() {
     let shared = Shared::open();
     shared.register("door", 600).await;
@@ -357,6 +362,7 @@ async fn only_the_first_node_of_a_cluster_marks_devices_as_unknown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_device_that_is_reported_after_the_start_is_not_marked_as_unknown() {
     let shared = Shared::open();
     for device in ["before", "since"] {

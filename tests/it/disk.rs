@@ -238,6 +238,7 @@ async fn a_disk_that_is_full_is_told_and_what_was_acknowledged_is_there_once_in_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn reads_that_fail_are_logged_a_bounded_number_of_times() {
     let folder = tempfile::tempdir().unwrap();
     some_jobs(folder.path(), 400).await;

@@ -4,17 +4,18 @@
 macro_rules! over_every_client {
     ($($(#[$meta:meta])* async fn $name:ident($clients:ident) $body:block)*) => {
         $(
-            $(#[$meta])*
             mod $name {
                 use super::*;
 
                 pub(super) async fn scenario($clients: &Clients) $body
 
+                $(#[$meta])*
                 #[tokio::test(flavor = "multi_thread")]
                 async fn in_python() {
                     if let Some(clients) = Clients::in_python().await { scenario(&clients).await }
                 }
 
+                $(#[$meta])*
                 #[tokio::test(flavor = "multi_thread")]
                 async fn in_node() {
                     if let Some(clients) = Clients::in_node().await { scenario(&clients).await }

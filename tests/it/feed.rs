@@ -430,6 +430,7 @@ async fn hints_about_a_school_without_listeners_cost_no_read_and_no_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn an_event_without_any_hint_arrives_by_the_comparison_of_heads() {
     let mut node = node();
     make(&mut node, 1, 1).await;

@@ -350,6 +350,7 @@ async fn a_silent_job_is_flagged_and_then_failed_and_everyone_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn lists_are_sorted_and_those_that_stalled_are_found() {
     let server = server().await;
     let stuck =

@@ -391,6 +391,7 @@ async fn upload_tables(server: &Server) -> Vec<(&'static str, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn the_generated_tables_are_what_the_server_does() {
     let server = server().await;
     let mut tables = job_tables(&server).await;

@@ -477,6 +477,7 @@ async fn a_server_asks_for_as_many_open_files_as_it_may_have() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn where_no_more_files_may_be_open_those_that_are_go_on_and_places_are_given_again() {
     let folder = tempfile::tempdir().unwrap();
     let server = Process::start(&mut limited(folder.path(), "ulimit -n 100"));

@@ -98,6 +98,7 @@ async fn a_badge_shows_state_and_percentage_to_whoever_has_the_link() {
 }
 
 #[tokio::test]
+#[ignore = "slow: real seconds pass"]
 async fn a_badge_is_cached_for_seconds_and_is_not_sent_twice_to_a_client_that_has_it() {
     let server = server().await;
     server.running_job("a").await;
@@ -325,6 +326,7 @@ async fn an_expired_link_says_so() {
 
 /// A stream of an embedded page ends with its link, not with its ticket.
 #[tokio::test]
+#[ignore = "slow: real seconds pass"]
 async fn an_embedded_page_gets_tickets_for_its_channel_until_its_link_expires() {
     let server = server().await;
     server.running_job("a").await;

@@ -112,6 +112,7 @@ async fn a_stalled_job_is_ended_from_its_page_once_that_is_confirmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn only_those_who_may_end_a_job_and_only_the_attempt_that_they_saw() {
     let server = server().await;
     stalled_job(&server, "j").await;
@@ -315,6 +316,7 @@ async fn progress_that_nobody_has_reported_is_not_drawn_as_0_percent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn ticking_several_statuses_shows_all_of_them_page_by_page() {
     let server = server().await;
     let mut wanted = Vec::new();

@@ -49,6 +49,7 @@ fn waiting(folder: &Path, port: u16) -> (SqliteConnection, Guarded) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn while_the_database_is_opened_the_server_lives_and_is_not_ready() {
     let folder = tempfile::tempdir().unwrap();
     some_jobs(folder.path(), 1).await;
@@ -135,6 +136,7 @@ fn passing(port: u16, database: &str) -> AbortOnDropHandle<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_node_that_starts_before_its_database_waits_for_it_and_says_so() {
     let Some(database) = crate::support::postgres::database() else {
         return;

@@ -293,6 +293,7 @@ type Halves = (
 );
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_client_that_reads_no_answers_is_slowed_down_and_slows_nobody_else() {
     const COMMANDS: usize = 6_000;
     let server = server().await;
@@ -339,6 +340,7 @@ async fn a_client_that_reads_no_answers_is_slowed_down_and_slows_nobody_else() {
 
 /// Of what is unanswered when the server says `closing`, nothing has an effect.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn what_has_an_effect_is_answered_before_the_socket_or_the_stream_is_closed() {
     for stops in [true, false] {
         let server = server().await;
@@ -532,6 +534,7 @@ async fn a_stream_with_nothing_to_answer_has_heartbeats_and_takes_no_place_once_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_stream_whose_answers_are_not_read_is_slowed_down() {
     let server = server().await;
     server.running_job("a").await;

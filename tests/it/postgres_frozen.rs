@@ -66,6 +66,7 @@ async fn connect(url: &str) -> tokio_postgres::Client {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_store_whose_database_is_gone_closes_in_order() {
     let Some(bin) = postgres::programs() else {
         skip("PostgreSQL");

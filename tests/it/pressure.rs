@@ -138,6 +138,7 @@ async fn a_burst_to_readers_that_hardly_read_stays_within_the_stated_memory_and_
 
 /// Killed, started again, and everybody is back in the same instant, each from where it was.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn clients_that_come_back_all_at_once_after_a_restart_are_told_what_they_missed_once() {
     const CLIENTS: usize = 300;
     const EVENTS: usize = 60;
@@ -190,6 +191,7 @@ async fn clients_that_come_back_all_at_once_after_a_restart_are_told_what_they_m
 
 /// A peer whose machine is gone sends neither a FIN nor an answer. What stands for it here swallows everything.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn readers_that_vanish_without_a_word_lose_their_place() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     server.running_job("a").await;
@@ -281,6 +283,7 @@ async fn a_client_that_asks_and_does_not_listen_is_slowed_and_costs_a_bounded_am
 /// Where an answer is the state itself: who asks faster than he can be told is heard no faster than that, or what is to be
 /// told would pile up.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_client_that_asks_faster_than_it_can_be_told_is_heard_as_fast_as_it_is_told() {
     const QUESTIONS: usize = 500;
     let server = server_with(json!({"client_messages_per_sec": 0})).await;

@@ -32,6 +32,7 @@ macro_rules! through {
             use super::Program;
             $(
                 #[tokio::test(flavor = "multi_thread")]
+                #[ignore = "slow: a real proxy"]
                 async fn $requirement() {
                     super::$requirement(Program::$program).await;
                 }

@@ -230,6 +230,7 @@ async fn stays_connected(script: impl Fn(&str, &str) -> Command) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn the_loop_for_shells_misses_nothing_when_the_server_stops_or_dies() {
     if !needs("curl") || !needs("bash") {
         return;
@@ -262,6 +263,7 @@ async fn the_loop_for_shells_ends_when_it_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn the_loop_for_python_misses_nothing_when_the_server_stops_or_dies() {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     if !needs(&python) {

@@ -298,6 +298,7 @@ async fn what_one_node_commits_readers_on_every_node_are_told_without_reading_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn messages_that_are_lost_doubled_late_or_reordered_change_nothing_for_a_reader() {
     let mut database = database();
     let (exchange, [(one, mut first), (other, mut second)]) = in_memory(&mut database).await;
@@ -406,6 +407,7 @@ async fn a_reader_that_comes_while_others_commit_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn over_redis_every_reader_is_told_everything_while_redis_is_killed_and_restarted() {
     let Some(mut server) = RedisServer::start() else {
         return;

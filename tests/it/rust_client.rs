@@ -33,6 +33,7 @@ async fn story(client: Client, transport: Transport, jobs: usize) -> Vec<(u64, S
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn reports_arrive_once_and_readers_miss_nothing_while_the_server_is_killed_and_restarted() {
     let folder = tempfile::tempdir().unwrap();
     let start = |port: &str| Process::on_port(folder.path(), port);
@@ -364,6 +365,7 @@ async fn news(watch: &mut Watch) -> Event {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_watch_says_when_it_is_connected_and_why_it_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let start = |port: &str| Process::on_port(folder.path(), port);

@@ -9,6 +9,7 @@ use crate::support::*;
 
 /// Whatever reports the job, the schedule of its school hears of it, and streams, lists and pages tell when it is late.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_late_run_is_told_by_every_transport_and_shown_until_it_ends() {
     let server = server().await;
     let rule = json!({"cron": "0 0 1 1 *", "time_zone": "Europe/Berlin", "max_run_secs": 1});
@@ -146,6 +147,7 @@ impl Clocked {
 
 /// The planned check is a minute of uptime away; the start of the server looks at once.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn what_was_due_while_the_server_was_down_or_slept_is_missed_when_it_is_back() {
     if !needs("cc") {
         return;
@@ -176,6 +178,7 @@ async fn what_was_due_while_the_server_was_down_or_slept_is_missed_when_it_is_ba
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_clock_that_jumps_causes_no_storm_on_a_running_server() {
     if !needs("cc") {
         return;

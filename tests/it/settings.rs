@@ -395,6 +395,7 @@ fn files_of_tls_that_cannot_be_used_are_told_with_the_settings_place() {
 }
 
 #[test]
+#[ignore = "slow: real seconds pass"]
 fn a_database_is_made_in_a_folder_that_exists_or_in_data_dir_and_nowhere_else() {
     for (url, file) in [
         ("own.db", "own.db"),
@@ -433,6 +434,7 @@ fn a_database_is_made_in_a_folder_that_exists_or_in_data_dir_and_nowhere_else() 
 }
 
 #[test]
+#[ignore = "slow: real seconds pass"]
 fn settings_of_profiles_and_of_rocket_that_have_an_effect_are_accepted() {
     let all = "[default]\naddress = \"127.0.0.1\"\nworkers = 2\nmax_blocking = 64\nident = false\nip_header = false\nkeep_alive = 0\n\
          [default.limits]\nform = \"8KiB\"\n[default.shutdown]\ngrace = 1\nmercy = 1\nsignals = [\"term\"]\nctrlc = true\nforce = true\n\

@@ -274,6 +274,7 @@ async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_up
 
 /// Real servers over one Postgres.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn servers_over_one_database_know_each_other_and_hear_devices_together() {
     let folder = tempfile::tempdir().unwrap();
     let Some(url) = crate::support::store::postgres_of(folder.path()) else {

@@ -226,6 +226,7 @@ async fn every_stream_is_told_to_close_whoever_connects_in_the_same_instant() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn every_stream_over_tls_is_told_to_close_whoever_connects_in_the_same_instant() {
     for connected in [0, 25] {
         let folder = tempfile::tempdir().unwrap();
@@ -241,6 +242,7 @@ async fn every_stream_over_tls_is_told_to_close_whoever_connects_in_the_same_ins
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn every_stream_of_a_demo_is_told_to_close_whoever_connects_in_the_same_instant() {
     for connected in [0, 25] {
         let folder = tempfile::tempdir().unwrap();

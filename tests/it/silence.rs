@@ -292,6 +292,7 @@ async fn told(server: &Server) -> [Value; 4] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn hours_of_downtime_do_not_count_as_silence() {
     let first = server().await;
     begun(&first, 600).await;
@@ -355,6 +356,7 @@ async fn an_end_that_passed_while_the_server_was_down_is_told_anew_at_its_start(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_wall_clock_that_was_set_back_does_not_keep_the_silent_alive() {
     let first = server().await;
     begun(&first, 2).await;
@@ -377,6 +379,7 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 
 /// A database as it was before the end was estimated with a range and silence measured in uptime, with something in it that was silent for long.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn what_an_earlier_version_stored_counts_as_heard_of_at_the_upgrade() {
     let folder = Arc::new(tempfile::tempdir().unwrap());
     let database = folder.path().join("tidings.db");

@@ -218,6 +218,7 @@ async fn a_reset_in_mid_stream_is_followed_by_a_snapshot_on_any_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_filtered_replay_is_what_a_filtered_reader_would_have_heard() {
     for transport in Transport::ALL {
         for window_events in [1_000, 1] {

@@ -121,6 +121,7 @@ fn every_reason_why_a_token_is_refused_is_on_the_page() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn the_two_questions_of_the_page_are_answered_by_a_server_that_is_well() {
     if !needs("curl") || !needs("bash") {
         return;

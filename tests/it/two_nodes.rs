@@ -139,6 +139,7 @@ async fn a_cursor_of_one_server_resumes_on_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_server_whose_bus_is_down_is_ready_and_tells_everything() {
     let (Some(database), Some(mut redis)) = (postgres::database(), RedisServer::start()) else {
         return;

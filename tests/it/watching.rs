@@ -245,6 +245,7 @@ async fn the_end_of_a_watch_always_runs_the_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_slow_command_runs_for_every_change_in_order_and_never_twice_at_once() {
     let server = server().await;
     let folder = server.folder.path();

@@ -148,6 +148,7 @@ async fn a_redirect_ends_the_watch_with_the_url_to_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn what_was_shown_before_ready_is_not_shown_again_after_a_cut() {
     let server = server().await;
     let job = json!({"job_id": "a", "job_type": "t", "status": "in_progress"});

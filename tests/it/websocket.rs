@@ -161,6 +161,7 @@ async fn a_socket_on_a_scope_takes_messages_too_and_answers_a_bare_ping() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_fresh_token_in_band_keeps_the_stream_open() {
     let server = server().await;
     server.running_job("a").await;
@@ -231,6 +232,7 @@ async fn the_multiplexed_socket_honours_a_cursor_in_its_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_socket_without_a_channel_is_told_when_the_server_stops() {
     let server = server().await;
     let mut ws = socket(&server.url, "/ws", &viewer(1)).await;

@@ -148,6 +148,7 @@ async fn a_batch_that_leads_to_too_much_is_refused_from_there_on_line_by_line() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_school_that_produces_too_much_waits_and_others_do_not() {
     let server = server_with(json!({"event_bytes_per_sec": 100_000})).await;
     for school in [1, 2] {
@@ -274,6 +275,7 @@ async fn a_school_that_holds_its_share_of_the_memory_waits_and_others_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_body_that_does_not_arrive_in_time_is_refused() {
     let server = server_with(json!({"body_timeout_secs": 1})).await;
     server.running_job("a").await;

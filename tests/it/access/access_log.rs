@@ -149,6 +149,7 @@ fn so_many_refusals_are_logged_and_the_others_counted() {
 }
 
 #[test]
+#[ignore = "slow: real seconds pass"]
 fn each_stream_stands_in_the_log_at_debug_from_its_opening_to_its_end() {
     let log = log_of("debug", async |url| {
         let http = reqwest::Client::new();

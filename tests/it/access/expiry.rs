@@ -19,6 +19,7 @@ async fn opened_in_time<T>(mut open: impl AsyncFnMut() -> Option<T>) -> T {
 
 /// An `EventSource` reconnects with the same URL, and ends for good if that is refused.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn an_expired_ticket_reconnects_for_a_while_with_a_cursor() {
     let settings = json!({"ticket_ttl_secs": 1, "ticket_grace_secs": 3_600});
     let server = server_with(settings).await;

@@ -176,6 +176,7 @@ async fn nothing_that_a_terminal_would_obey_reaches_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_notice_is_told_to_its_end_in_60_columns() {
     if !needs("script") {
         return;

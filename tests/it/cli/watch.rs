@@ -11,6 +11,7 @@ use crate::support::process::{
 use crate::support::*;
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn watching_a_job_ends_with_its_outcome() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     for (id, verb, body, code) in [
@@ -58,6 +59,7 @@ async fn watching_a_job_ends_with_its_outcome() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn watching_an_enrollment_ends_with_its_outcome() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     let door = json!({"name": "Front door"});

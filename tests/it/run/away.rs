@@ -35,6 +35,7 @@ fn is_unharmed(output: &Output) {
 const SCRIPT: &str = "cat; echo err >&2; exit 9";
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn a_server_that_is_down_or_silent_costs_the_command_nothing() {
     let closed = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -54,6 +55,7 @@ async fn a_server_that_is_down_or_silent_costs_the_command_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn a_server_that_refuses_costs_the_command_nothing_and_its_reason_is_told() {
     for status in [401, 403, 404, 409, 413, 422, 429, 500, 503] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -187,6 +189,7 @@ async fn what_happens_while_the_server_is_away_is_reported_when_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn a_server_that_is_back_soon_after_the_command_has_ended_is_told_however_long_it_was_away() {
     let server = server().await;
     let network = Forwarder::to(&server);

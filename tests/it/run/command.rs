@@ -243,6 +243,7 @@ async fn a_job_that_failed_or_was_left_running_gets_a_new_attempt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn the_last_line_is_the_message_of_the_completed_job() {
     for (script, message) in [
         ("echo one; echo two", "two"),
@@ -262,6 +263,7 @@ async fn the_last_line_is_the_message_of_the_completed_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn the_metadata_of_a_new_attempt_have_nothing_of_the_earlier_one() {
     let server = server().await;
     let options = ["--id", "nightly"];

@@ -10,6 +10,7 @@ use crate::support::forwarder::Forwarder;
 use crate::support::process::{Process, set_clock, with_clock};
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn the_end_of_a_script_is_kept_and_told_when_the_server_is_back() {
     let away = Away::new();
     let folder = away.folder.path();
@@ -69,6 +70,7 @@ async fn the_end_of_a_script_is_kept_and_told_when_the_server_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn the_end_of_a_script_is_told_before_the_job_is_begun_again() {
     let server = server().await;
     let network = Forwarder::to(&server);
@@ -89,6 +91,7 @@ async fn the_end_of_a_script_is_told_before_the_job_is_begun_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn a_kept_end_without_an_attempt_does_not_end_what_has_begun_since() {
     let server = server().await;
     let network = Forwarder::to(&server);
@@ -223,6 +226,7 @@ async fn when_an_earlier_attempt_ended_does_not_count_for_one_that_others_began(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn a_command_that_ends_before_its_progress_is_reported_says_how_it_was_read() {
     let server = server().await;
     let network = Forwarder::to(&server);
@@ -258,6 +262,7 @@ async fn a_command_that_ends_before_its_progress_is_reported_says_how_it_was_rea
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn what_is_newer_does_not_depend_on_the_clock_of_the_machine() {
     if !needs("cc") {
         return;

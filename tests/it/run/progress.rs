@@ -67,6 +67,7 @@ async fn a_descriptor_that_is_in_use_is_refused_before_anything_runs() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn a_silent_command_is_as_far_as_it_has_read_its_largest_input() {
     let server = server().await;
     std::fs::write(server.folder.path().join("input"), vec![0; 8_000_000]).unwrap();
@@ -92,6 +93,7 @@ async fn a_silent_command_is_as_far_as_it_has_read_its_largest_input() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn a_silent_command_gives_signs_of_life_and_its_progress_is_unknown() {
     let server = server().await;
     let mut child = started(&mut run_script(&server, &[], "read line"));

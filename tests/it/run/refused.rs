@@ -32,6 +32,7 @@ async fn an_outcome_that_the_server_rejects_is_not_kept_and_its_reason_is_said()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn a_start_that_is_lost_leaves_no_attempt_of_an_earlier_job() {
     let server = server().await;
     let network = Forwarder::to(&server);
@@ -69,6 +70,7 @@ async fn the_end_of_a_job_that_the_server_has_lost_is_that_of_the_one_that_is_cr
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn ends_of_which_the_attempt_is_unknown_are_all_kept() {
     let server = server().await;
     let network = Forwarder::to(&server);

@@ -181,6 +181,7 @@ async fn a_script_whose_job_is_to_be_cancelled_stops_under_set_e() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn a_server_that_is_away_fails_no_script_unless_it_is_strict() {
     let server = server().await;
     let down = "http://127.0.0.1:9";
@@ -202,6 +203,7 @@ async fn a_server_that_is_away_fails_no_script_unless_it_is_strict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn a_job_whose_start_was_lost_is_started_by_a_later_report() {
     let server = server().await;
     let output = script(

@@ -198,6 +198,7 @@ async fn each_output_is_a_terminal_only_where_the_own_one_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
 async fn the_own_terminal_shows_the_progress_where_nothing_is_cut_by_it() {
     let server = server().await;
     let script =

@@ -95,6 +95,15 @@ macro_rules! stores {
                         }
                     }
                 };
+                (slow $name:ident) => {
+                    #[tokio::test(flavor = "multi_thread")]
+                    #[ignore = "slow: takes seconds"]
+                    async fn $name() {
+                        if $is_there {
+                            super::$name($open).await
+                        }
+                    }
+                };
             }
             macro_rules! race {
                 ($name:ident) => {
@@ -116,7 +125,7 @@ macro_rules! stores {
             run!(an_idempotency_key_is_remembered_until_it_is_swept);
             run!(a_key_that_outlives_its_subject_is_answered_as_it_was);
             run!(answers_are_kept_within_their_bytes_and_no_key_is_carried_out_twice);
-            run!(schools_take_turns_and_a_report_waits_for_no_other_schools_batch);
+            run!(slow schools_take_turns_and_a_report_waits_for_no_other_schools_batch);
             run!(sweeping_moves_the_floor_and_keeps_states);
             run!(everything_is_there_after_reopening);
             run!(a_closed_store_refuses);
@@ -136,11 +145,11 @@ macro_rules! stores {
             run!(a_list_is_told_from_either_end_page_by_page);
             run!(what_has_stalled_is_listed_within_its_status_or_apart_from_it);
             run!(a_search_finds_texts_and_values_in_any_case);
-            run!(a_search_finds_what_a_look_at_every_job_finds_whatever_has_happened);
+            run!(slow a_search_finds_what_a_look_at_every_job_finds_whatever_has_happened);
             run!(what_ended_is_counted_by_its_time_and_listed_by_its_end);
             run!(counts_follow_every_change_and_the_sweep);
             run!(the_last_events_of_a_subject_are_told_in_order);
-            run!(a_page_is_bounded_in_bytes_and_nothing_is_left_out);
+            run!(slow a_page_is_bounded_in_bytes_and_nothing_is_left_out);
             run!(a_page_for_many_subjects_is_no_larger_than_one_for_all);
             run!(a_lease_is_held_by_one_and_its_fence_only_rises);
             run!(a_notifier_moves_only_under_the_last_fence_of_its_lease);

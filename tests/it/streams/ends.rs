@@ -9,6 +9,7 @@ use super::over_every_transport;
 use crate::support::*;
 
 over_every_transport! {
+    #[ignore = "slow: real seconds pass"]
     async fn a_stream_ends_when_its_token_does(transport) {
         let server = server().await;
         let soon = (chrono::Utc::now().timestamp_millis() + 1_500) as f64 / 1000.0;

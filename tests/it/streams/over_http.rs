@@ -194,6 +194,7 @@ async fn blocks_until(server: &Server, path: &str, last: &str) -> Vec<String> {
 
 /// Popular clients hand a block without data to their handlers as an empty message.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn every_sse_block_has_data_and_a_heartbeat_is_a_named_event() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     server.running_job("a").await;

@@ -21,6 +21,7 @@ over_every_transport! {
     }
 
     /// Also when the window does not go back that far and the store replays.
+    #[ignore = "slow: very many events"]
     async fn a_replay_skips_ticks_that_a_later_event_of_the_replay_supersedes(transport) {
         for window_events in [1_000, 1] {
             let server = server_with(json!({"window_events": window_events})).await;
@@ -37,6 +38,7 @@ over_every_transport! {
         }
     }
 
+    #[ignore = "slow: very many events"]
     async fn every_retained_event_is_replayed_with_tick_ms_zero(transport) {
         for window_events in [10_000, 1] {
             let server = server_with(json!({"window_events": window_events})).await;

@@ -115,6 +115,7 @@ async fn a_token_may_come_as_a_subprotocol_which_is_answered() {
 
 /// A peer that vanished without a word answers no ping.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_socket_that_gives_no_sign_of_life_is_given_up() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     let ws = socket(&server.url, "/events/jobs", &viewer(1)).await;

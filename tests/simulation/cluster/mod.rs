@@ -531,6 +531,7 @@ fn a_node_that_takes_its_own_hints_for_others_does_no_harm() {
 }
 
 #[test]
+#[ignore = "slow: searches many histories for each fault"]
 fn the_simulation_of_several_nodes_sees_planted_faults() {
     for fault in [
         Fault::UncomparedHeads,

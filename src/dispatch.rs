@@ -107,7 +107,7 @@ mod tests {
     use crate::config::Settings;
     use crate::event::{Class, Draft};
     use crate::hub::Reader;
-    use crate::hub::mailbox::Mail;
+    use crate::hub::mailbox::{Mail, Patience};
     use crate::id::{Channel, Epoch, Place, SchoolId};
     use crate::kind::job;
     use crate::log::{Bounds, Committed, Page, StoreError, Stretch};
@@ -236,7 +236,7 @@ mod tests {
         let waker = Waker::from(Arc::new(Panics));
         let poll = |waker| {
             let mut context = Context::from_waker(waker);
-            attached.mailbox().poll(&mut context, false)
+            attached.mailbox().poll(&mut context, Patience::Never)
         };
         assert!(poll(&waker).is_pending());
         for seq in 1..=2 {

@@ -51,7 +51,7 @@ use tidings::event::{Class, Draft, Event};
 use tidings::scope::Scope;
 use tidings::wire::Close;
 
-use hub::mailbox::{Mail, Mailbox};
+use hub::mailbox::{Mail, Mailbox, Patience};
 use hub::{Attachment, Hub, Reader};
 
 /// Schedules that are tried one after the other, and as many of those in which threads are kept waiting the longest: in a
@@ -108,13 +108,13 @@ impl Wake for Unpark {
 
 /// Waits for mail as a task does: asleep until it is woken.
 fn next(mailbox: &Mailbox) -> Mail {
-    wait(mailbox, false)
+    wait(mailbox, Patience::Never)
 }
 
-fn wait(mailbox: &Mailbox, patient: bool) -> Mail {
+fn wait(mailbox: &Mailbox, patience: Patience) -> Mail {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     loop {
-        match mailbox.poll(&mut Context::from_waker(&waker), patient) {
+        match mailbox.poll(&mut Context::from_waker(&waker), patience.clone()) {
             Poll::Ready(mail) => return mail,
             Poll::Pending => thread::park(),
         }
@@ -159,7 +159,7 @@ fn who_is_patient_is_woken_by_a_milestone() {
     });
     let mut heard = Vec::new();
     while heard.last() != Some(&2) {
-        match wait(attachment.mailbox(), true) {
+        match wait(attachment.mailbox(), Patience::AnyTick) {
             Mail::Events(events) => heard.extend(events.iter().map(|event| event.seq)),
             other => panic!("{other:?}"),
         }

@@ -35,8 +35,30 @@ struct Slots {
     doubted: bool,
     close: Option<Close>,
     reader: Option<Waker>,
-    /// Whether the reader need not be woken for ticks: it holds ticks back, and its timer polls again when they are due.
-    patient: bool,
+    patience: Patience,
+}
+
+/// The ticks for which a waiting reader need not be woken: it would hold them back, and its timer polls again when they
+/// are due.
+#[derive(Debug, Clone, Default)]
+pub enum Patience {
+    /// None.
+    #[default]
+    Never,
+    /// Those of the subject of this tick, which was sent within the last interval.
+    Like(Arc<Event>),
+    /// All, because they are sent after the ticks that are held back already.
+    AnyTick,
+}
+
+impl Patience {
+    fn covers(&self, event: &Event) -> bool {
+        match self {
+            Patience::Never => false,
+            Patience::Like(last) => event.is_tick() && event.supersedes(last),
+            Patience::AnyTick => event.is_tick(),
+        }
+    }
 }
 
 /// The state of a mailbox's queue.
@@ -87,7 +109,7 @@ impl Mailbox {
             return None;
         }
         slots.newest = event.seq;
-        if slots.patient && event.is_tick() {
+        if slots.patience.covers(event) {
             // The reader would hold back the older tick, and then replace it by the newer one.
             let last = slots.events.back_mut();
             if let Some(last) = last.filter(|last| last.is_tick() && event.supersedes(last)) {
@@ -166,9 +188,9 @@ impl Mailbox {
         }
     }
 
-    /// Takes all events, or registers the reader to be woken by the next one. A `patient` reader holds ticks back and polls
-    /// again when they are due, so a few further ticks do not wake it.
-    pub fn poll(&self, cx: &mut Context<'_>, patient: bool) -> Poll<Mail> {
+    /// Takes all events, or registers the reader to be woken by the next one. A few ticks that `patience` covers do not
+    /// wake it.
+    pub fn poll(&self, cx: &mut Context<'_>, patience: Patience) -> Poll<Mail> {
         let mut slots = self.slots();
         if let Some(close) = slots.close {
             return Poll::Ready(Mail::Close(close));
@@ -184,7 +206,7 @@ impl Mailbox {
         if !slots.events.is_empty() {
             return Poll::Ready(Mail::Events(std::mem::take(&mut slots.events)));
         }
-        slots.patient = patient;
+        slots.patience = patience;
         match &mut slots.reader {
             Some(reader) => reader.clone_from(cx.waker()),
             reader => *reader = Some(cx.waker().clone()),
@@ -227,7 +249,7 @@ pub(crate) mod tests {
     }
 
     fn take(mailbox: &Mailbox) -> Option<Mail> {
-        match mailbox.poll(&mut Context::from_waker(Waker::noop()), false) {
+        match mailbox.poll(&mut Context::from_waker(Waker::noop()), Patience::Never) {
             Poll::Ready(mail) => Some(mail),
             Poll::Pending => None,
         }
@@ -274,16 +296,16 @@ pub(crate) mod tests {
     #[test]
     fn who_is_patient_is_woken_by_a_milestone_by_many_ticks_and_by_a_close() {
         let mailbox = Mailbox::new(16, true, Filter::default());
-        let wait = |patient| {
+        let wait = |patience: Patience| {
             while mailbox
-                .poll(&mut Context::from_waker(Waker::noop()), patient)
+                .poll(&mut Context::from_waker(Waker::noop()), patience.clone())
                 .is_ready()
             {}
         };
-        wait(true);
+        wait(Patience::AnyTick);
         assert!(mailbox.offer(&event(1, "a", false)).is_none());
         assert!(mailbox.offer(&event(2, "a", true)).is_some());
-        wait(true);
+        wait(Patience::AnyTick);
         let woken = |seq: u64| {
             mailbox
                 .offer(&event(seq, &seq.to_string(), false))
@@ -293,26 +315,42 @@ pub(crate) mod tests {
             [3, 4, 5, 6, 7].map(woken),
             [false, false, false, true, false]
         );
-        wait(false);
+        wait(Patience::Never);
         assert!(
             woken(8),
             "a reader that is not patient is woken by any event"
         );
-        wait(true);
+        wait(Patience::AnyTick);
         mailbox.close(Close::Done);
         assert!(mailbox.slots().reader.is_none());
+    }
+
+    #[test]
+    fn a_reader_that_is_patient_with_one_subject_is_woken_by_all_others() {
+        let noop = &mut Context::from_waker(Waker::noop());
+        let mut wakes = |offered: &Arc<Event>| {
+            let mailbox = Mailbox::new(16, true, Filter::default());
+            let patience = Patience::Like(event(1, "a", false));
+            assert!(mailbox.poll(noop, patience).is_pending());
+            let woken = mailbox.offer(offered).is_some();
+            assert_eq!(seqs(&mailbox), [offered.seq]);
+            woken
+        };
+        assert!(!wakes(&event(2, "a", false)));
+        assert!(wakes(&event(2, "b", false)));
+        assert!(wakes(&event(2, "a", true)));
     }
 
     #[test]
     fn of_successive_ticks_of_a_subject_a_patient_reader_finds_the_newest() {
         let mailbox = Mailbox::new(16, true, Filter::default());
         let noop = &mut Context::from_waker(Waker::noop());
-        assert!(mailbox.poll(noop, true).is_pending());
+        assert!(mailbox.poll(noop, Patience::AnyTick).is_pending());
         for (seq, subject) in [(1, "a"), (2, "a"), (3, "b"), (4, "a"), (5, "a"), (6, "a")] {
             assert!(mailbox.offer(&event(seq, subject, false)).is_none());
         }
         assert_eq!(seqs(&mailbox), [2, 3, 6]);
-        assert!(mailbox.poll(noop, true).is_pending());
+        assert!(mailbox.poll(noop, Patience::AnyTick).is_pending());
         mailbox.offer(&event(7, "a", false));
         mailbox.offer(&event(8, "a", true));
         mailbox.offer(&event(9, "a", false));

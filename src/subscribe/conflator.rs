@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::config::HELD_TICKS_MAX;
 use crate::event::Event;
+use crate::hub::mailbox::Patience;
 use crate::id::{Kind, SubjectId};
 
 /// Number of subjects to remember before the first cleanup.
@@ -30,6 +31,8 @@ struct State {
     sent: HashMap<(Kind, SubjectId), Instant>,
     /// Ticks in order of `seq`: one of each subject, and a second one while the first is overdue.
     held: VecDeque<(Arc<Event>, Instant)>,
+    /// The last held tick that was sent, and when its interval is over. Its subject probably ticks again before that.
+    recent: Option<(Arc<Event>, Instant)>,
     /// The size of `sent` that triggers a cleanup. Doubling it keeps the amortised cost per event constant.
     tidy_at: usize,
 }
@@ -48,10 +51,24 @@ impl Conflator {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.next_due().is_none()
+        self.state
+            .as_ref()
+            .is_none_or(|state| state.held.is_empty())
     }
 
-    /// Returns when the next held tick is due.
+    /// Returns the ticks that would be held if they arrived before the next one is due.
+    pub(super) fn patience(&self) -> Patience {
+        match &self.state {
+            Some(state) if !state.held.is_empty() => Patience::AnyTick,
+            Some(state) => match &state.recent {
+                Some((sent, _)) => Patience::Like(Arc::clone(sent)),
+                None => Patience::Never,
+            },
+            None => Patience::Never,
+        }
+    }
+
+    /// Returns when the next held tick is due, or the next one for which the reader is not woken.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.state.as_ref()?.next_due()
     }
@@ -115,12 +132,14 @@ impl State {
             interval,
             sent: HashMap::new(),
             held: VecDeque::new(),
+            recent: None,
             tidy_at: SENT_MIN,
         })
     }
 
     fn next_due(&self) -> Option<Instant> {
-        self.held.front().map(|(_, due)| *due)
+        let next = self.held.front().or(self.recent.as_ref());
+        next.map(|(_, due)| *due)
     }
 
     fn push(
@@ -162,10 +181,12 @@ impl State {
     }
 
     fn release(&mut self, then: Instant, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
-        while self.next_due().is_some_and(|due| due <= then) {
+        self.recent.take_if(|(_, due)| *due <= then);
+        while self.held.front().is_some_and(|(_, due)| *due <= then) {
             let Some((event, _)) = self.held.pop_front() else {
                 return;
             };
+            self.recent = Some((Arc::clone(&event), now + self.interval));
             self.send(event, now, out);
         }
     }
@@ -223,6 +244,33 @@ mod tests {
         assert_eq!(told, [1, 2, 3, 4]);
         conflator.release(at(200), at(200), &mut |event| told.push(event.seq));
         assert_eq!(told, [1, 2, 3, 4, 5]);
+    }
+
+    /// A subject that ticks constantly wakes its readers once per interval, by their timers.
+    #[test]
+    fn after_a_held_tick_was_sent_its_subject_wakes_nobody_for_an_interval() {
+        let begin = Instant::now();
+        let at = |millis| begin + Duration::from_millis(millis);
+        let mut conflator = Conflator::new(Duration::from_millis(100));
+        let mut out = |_| {};
+        conflator.push(event(1, "a", false), at(0), at(0), &mut out);
+        assert!(
+            matches!(conflator.patience(), Patience::Never),
+            "it may tick never again"
+        );
+        conflator.push(event(2, "a", false), at(30), at(30), &mut out);
+        assert!(matches!(conflator.patience(), Patience::AnyTick));
+        conflator.release(at(101), at(101), &mut out);
+        assert!(matches!(conflator.patience(), Patience::Like(last) if last.seq == 2));
+        assert_eq!(conflator.next_due(), Some(at(201)));
+        assert!(conflator.is_empty());
+        conflator.push(event(3, "a", false), at(200), at(201), &mut out);
+        assert_eq!(conflator.next_due(), Some(at(201)));
+        conflator.release(at(201), at(201), &mut out);
+        assert_eq!(conflator.next_due(), Some(at(301)));
+        conflator.release(at(301), at(301), &mut out);
+        assert!(matches!(conflator.patience(), Patience::Never));
+        assert_eq!(conflator.next_due(), None);
     }
 
     #[test]

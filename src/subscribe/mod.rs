@@ -35,7 +35,7 @@ use crate::alarm::Alarm;
 use crate::config::{Settings, StreamLimits};
 use crate::event::Event;
 use crate::feed::Feed;
-use crate::hub::mailbox::Mail;
+use crate::hub::mailbox::{Mail, Patience};
 use crate::hub::queue::Queue;
 use crate::hub::{Attachment, Hub, HubFull, Reader};
 use crate::id::{Channel, Cursor, Kind, Place};
@@ -488,7 +488,7 @@ impl Subscription {
     fn take_quiet_mail(&mut self, cx: &mut Context<'_>) {
         let due = self.conflator.next_due();
         if let Some(due) = due.filter(|_| self.plan.is_empty())
-            && let Poll::Ready(mail) = self.attachment.mailbox().poll(cx, true)
+            && let Poll::Ready(mail) = self.attachment.mailbox().poll(cx, Patience::AnyTick)
         {
             let before = due - Duration::from_nanos(1);
             self.receive(mail, before, Instant::now());
@@ -642,9 +642,8 @@ impl Subscription {
                 }
                 ready!(step);
             } else {
-                // New ticks are delivered after the held ones, so they need not be processed before those are due.
-                let patient = !self.conflator.is_empty();
-                let mail = ready!(self.attachment.mailbox().poll(cx, patient));
+                let patience = self.conflator.patience();
+                let mail = ready!(self.attachment.mailbox().poll(cx, patience));
                 self.receive(mail, now, now);
             }
         }

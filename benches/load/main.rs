@@ -135,6 +135,7 @@ async fn main() {
     }
     if runs("reconnect") {
         pressure::reconnect(10_000, 100).await;
+        pressure::reconnect(2_000, 5_000).await;
     }
     if runs("refusals") {
         pressure::refusals(3_000).await;

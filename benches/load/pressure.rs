@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -279,6 +280,12 @@ pub(crate) async fn reconnect(clients: usize, missed: usize) {
         publisher.post("/api/batch", &reports(0..missed)).await;
         server.restart();
         let (memory, cpu, start) = (server.memory(), server.cpu_secs(), Instant::now());
+        let probed: Arc<Mutex<Probed>> = Arc::default();
+        let health = tokio::spawn(probe(
+            server.address.clone(),
+            server.worker.clone(),
+            Arc::clone(&probed),
+        ));
         let path = |_| format!("/events/jobs?tick_ms=0&cursor={cursor}");
         let back = Subscribers::begin(
             (&server.address, &server.worker),
@@ -295,6 +302,40 @@ pub(crate) async fn reconnect(clients: usize, missed: usize) {
             (server.cpu_secs() - cpu) / clients as f64 * 1e3,
             (server.peak_memory() - memory) as f64 / clients as f64 / 1024.0,
         );
+        health.abort();
+        let Probed {
+            asked,
+            failed,
+            slowest,
+        } = *probed.lock().expect("no panic");
+        println!(
+            "reconnect {transport:<12} meanwhile /readyz failed {failed} of {asked} times, slowest {:.1} ms",
+            slowest.as_secs_f64() * 1e3,
+        );
+    }
+}
+
+/// What requests to `/readyz` observed.
+#[derive(Clone, Copy, Default)]
+struct Probed {
+    asked: u64,
+    failed: u64,
+    slowest: Duration,
+}
+
+/// Requests `/readyz` continuously, as a load balancer would, until the task is aborted.
+async fn probe(address: String, token: String, probed: Arc<Mutex<Probed>>) {
+    let mut connection = Connection::open(&address, &token).await;
+    loop {
+        let start = Instant::now();
+        let status = connection.get("/readyz").await;
+        {
+            let mut probed = probed.lock().expect("no panic");
+            probed.asked += 1;
+            probed.failed += u64::from(status != 200);
+            probed.slowest = probed.slowest.max(start.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

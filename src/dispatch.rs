@@ -243,9 +243,9 @@ mod tests {
             bench.committed.send(vec![event(seq)]).await.unwrap();
         }
         bench.committed.round_trip().await.unwrap();
-        let told = poll(Waker::noop());
+        let mail = poll(Waker::noop());
         assert!(matches!(
-            told,
+            mail,
             Poll::Ready(Mail::Close(Close::InternalError))
         ));
     }

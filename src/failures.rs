@@ -47,12 +47,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_in_a_row_are_told_at_first_then_once_a_period_and_when_they_are_over() {
+    fn failures_in_a_row_are_reported_first_then_once_a_period_and_when_they_end() {
         let mut failures = Failures::default();
         let start = Instant::now();
         assert_eq!(failures.worked(), None);
-        let told: Vec<_> = (0..100).filter_map(|_| failures.failed(start)).collect();
-        assert_eq!(told, [1]);
+        let reported: Vec<_> = (0..100).filter_map(|_| failures.failed(start)).collect();
+        assert_eq!(reported, [1]);
         assert_eq!(failures.failed(start + FAILURES_LOG_PERIOD), Some(101));
         assert_eq!(failures.failed(start + FAILURES_LOG_PERIOD), None);
         assert_eq!(failures.worked(), Some(102));

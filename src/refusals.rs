@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_is_told_without_what_could_be_a_token_or_a_second_line() {
+    fn a_route_is_logged_without_a_token_or_a_second_line() {
         let route = |path: &str| RequestSource::new(path, None).route;
         assert_eq!(&*route("/events/jobs/a.b.c"), "/events/jobs/a.b.c");
         let token = format!("{0}.{0}.{0}", "eyJhbGciOiJIUzI1NiJ9");

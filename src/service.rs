@@ -67,8 +67,8 @@ impl StartError {
         #[cfg(feature = "postgres")]
         if let StartError::Postgres(postgres::OpenError::Store(StoreError::Unavailable(_))) = &self
         {
-            let told = ConfigError::led_to(&self, "database_url", figment);
-            return StartError::Unreachable(told.to_string());
+            let error = ConfigError::led_to(&self, "database_url", figment);
+            return StartError::Unreachable(error.to_string());
         }
         let setting = match &self {
             StartError::Key(error) => error.setting(),

@@ -178,21 +178,21 @@ mod tests {
     };
 
     /// Returns the uptime in milliseconds at readings that are this many milliseconds after the start.
-    fn told(looks: impl IntoIterator<Item = u64>) -> Vec<(u64, bool)> {
+    fn uptimes_at(looks: impl IntoIterator<Item = u64>) -> Vec<(u64, bool)> {
         let start = Instant::now();
         let mut ticks = Ticks::begin(Uptime::from_millis(1_000), GAPS, start);
-        let mut tell = |millis| {
+        let mut read = |millis| {
             ticks.read(start + Duration::from_millis(millis));
             (ticks.now().millis(), ticks.is_catching_up())
         };
-        looks.into_iter().map(&mut tell).collect()
+        looks.into_iter().map(&mut read).collect()
     }
 
     #[test]
     fn a_process_that_did_not_run_did_not_listen() {
         let waking = [100, 6_100, 6_500, 7_000, 7_500, 8_000, 8_200];
         assert_eq!(
-            told(waking),
+            uptimes_at(waking),
             [
                 (1_100, false),
                 (1_100, true),
@@ -205,7 +205,7 @@ mod tests {
         );
         // After a short gap, catching up takes an equally short time.
         assert_eq!(
-            told([100, 800, 1_200, 1_600]),
+            uptimes_at([100, 800, 1_200, 1_600]),
             [(1_100, false), (1_100, true), (1_100, true), (1_200, false)]
         );
     }
@@ -218,7 +218,7 @@ mod tests {
             ticks.read(often + Duration::from_micros(look * 30));
         }
         assert_eq!(ticks.now(), Uptime::from_millis(3_000));
-        assert_eq!(told([400, 900, 1_000]).last(), Some(&(2_000, false)));
+        assert_eq!(uptimes_at([400, 900, 1_000]).last(), Some(&(2_000, false)));
     }
 
     #[test]

@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_is_told_once_and_relied_on_when_it_has_stood() {
+    fn a_clock_that_is_set_is_reported_once_and_trusted_after_it_has_been_stable() {
         for step in [2 * DAY, 9 * DAY, -2 * DAY, 61, -61] {
             let mut machine = Machine::new();
             assert_eq!(machine.work(5 * HOUR), None);

@@ -130,8 +130,8 @@ impl<'a> Message<'a> {
             last = Some(event.seq);
         }
         messages.extend(last.map(|last| message(last, before, Some(&part))));
-        let told = events.last().map_or(0, |last| last.seq);
-        if seq > told {
+        let newest = events.last().map_or(0, |last| last.seq);
+        if seq > newest {
             messages.push(message(seq, None, None));
         }
         messages

@@ -3,7 +3,7 @@
 //! Each school has a channel, `tidings_<epoch>_<school>`. Notifications are never part of a commit of events: each has to
 //! take a lock of the whole server, which would serialise all commits. They have a connection of their own, on which a
 //! commit does not wait for the disk, and those of some milliseconds share one transaction. A notification is at most
-//! 8,000 bytes, so larger events are told by their number.
+//! 8,000 bytes, so a larger event is sent only as its number.
 //!
 //! The connection must lead to Postgres itself: a pooler in transaction mode does not pass on notifications.
 
@@ -162,8 +162,8 @@ impl PostgresBus {
         let (client, mut messages) = answer(self.server.connect()).await?;
         let receive = async {
             while let Some(Ok(message)) = messages.next().await {
-                if let AsyncMessage::Notification(told) = message {
-                    inbox.received(told.payload().as_bytes().to_vec());
+                if let AsyncMessage::Notification(notification) = message {
+                    inbox.received(notification.payload().as_bytes().to_vec());
                 }
             }
         };

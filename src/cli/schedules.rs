@@ -95,17 +95,17 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 "is {}; the next run is expected at {due}",
                 text(&schedule["status"])
             );
-            tell(&schedule, json, &done)
+            print(&schedule, json, &done)
         }
         Action::Remove { job_type } => {
             let schedule = server.remove(&job_type)?;
-            tell(&schedule, json, "was removed")
+            print(&schedule, json, "was removed")
         }
     }
 }
 
 /// Prints what has become of a schedule.
-fn tell(schedule: &Value, json: bool, done: &str) -> Result<(), Failure> {
+fn print(schedule: &Value, json: bool, done: &str) -> Result<(), Failure> {
     match json {
         true => print_line(&json_line(schedule)),
         false => print_line(&format!("{} {done}", text(&schedule["schedule_id"]))),

@@ -260,13 +260,13 @@ impl Driver {
     /// Takes a message, and passes on what the application gets. Its first one says that the connection is up.
     async fn take(&mut self, message: Message) -> Result<(), Trouble> {
         let before = self.story.cursor().map(str::to_owned);
-        let told = self.story.receive(message);
+        let received = self.story.receive(message);
         if !std::mem::replace(&mut self.is_up, true) {
             let up = Item::State(Event::Connected(self.story.transport()));
             self.items.send(up).await.map_err(|_| Trouble::Left)?;
         }
         let cursor = self.story.cursor().map(str::to_owned);
-        let item = match (told, cursor) {
+        let item = match (received, cursor) {
             (Received::Message(message), cursor) => Item::Message(message, cursor),
             (Received::Control(message), cursor) => Item::Control(message, cursor),
             (Received::Nothing, Some(cursor)) if before.as_ref() != Some(&cursor) => {

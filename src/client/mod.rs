@@ -417,7 +417,7 @@ mod tests {
     use super::redirection;
 
     #[test]
-    fn a_redirect_names_the_url_to_use_if_that_can_be_told() {
+    fn a_redirect_names_the_url_to_use_if_it_is_known() {
         let base = "http://tidings.example/base";
         let uri = "http://tidings.example/base/events/jobs?status=failed";
         for (to, advice) in [

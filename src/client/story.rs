@@ -411,8 +411,8 @@ mod tests {
             story.connecting(Instant::now());
             assert_eq!(story.cursor(), None);
             let is_first = second == 4;
-            let told = story.receive(job(first));
-            assert_eq!(matches!(told, Received::Message(_)), is_first);
+            let received = story.receive(job(first));
+            assert_eq!(matches!(received, Received::Message(_)), is_first);
             assert!(matches!(story.receive(job(second)), Received::Message(_)));
             assert!(matches!(story.cut(), Next::Connect(_)));
         }

@@ -102,20 +102,20 @@ pub async fn follow(
                 };
                 let dense = tail.fill(read);
                 slice.deliver(&dense, &mut deliver).await;
-                batches.told(&dense);
+                batches.dispatched(&dense);
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => tail.read_what_is_due(),
-            told = batches.next() => match told {
+            incoming = batches.next() => match incoming {
                 None => return,
                 Some(Incoming::Committed(batch)) => {
                     for of_school in batch.chunk_by(|one, next| one.school == next.school) {
                         let dense = tail.take(of_school);
                         slice.deliver(&dense, &mut deliver).await;
-                        batches.told(&dense);
+                        batches.dispatched(&dense);
                         if !tail.has_hole(of_school[0].school) {
                             // Events that were delivered before, or whose school is not in memory, count as delivered,
                             // too.
-                            batches.told(of_school);
+                            batches.dispatched(of_school);
                         }
                     }
                     batches.done();
@@ -127,7 +127,7 @@ pub async fn follow(
                     }
                     let dense = tail.heed(&hint);
                     slice.deliver(&dense, &mut deliver).await;
-                    batches.told(&dense);
+                    batches.dispatched(&dense);
                 }
             }
         }

@@ -26,11 +26,11 @@ pub(super) fn forwarded_values<'r>(
     name: &str,
 ) -> impl DoubleEndedIterator<Item = &'r str> {
     let peer = request.remote().map(|peer| peer.ip());
-    let is_told = peer.is_some_and(|peer| is_trusted(request, peer));
+    let is_from_proxy = peer.is_some_and(|peer| is_trusted(request, peer));
     let lines: Vec<&str> = request.headers().get(name).collect();
     lines
         .into_iter()
-        .filter(move |_| is_told)
+        .filter(move |_| is_from_proxy)
         .flat_map(|line| line.split(','))
         .map(str::trim)
 }

@@ -1,7 +1,7 @@
 //! Logs that other nodes write to, too.
 //!
 //! The hub of such logs holds only schools that somebody here listens to, and until a while after the last listener has
-//! left. Only of those is it told what others commit, so only their windows are up to date.
+//! left. Only for those does it receive what others commit, so only their windows are up to date.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

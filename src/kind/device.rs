@@ -206,7 +206,8 @@ pub struct Device {
     /// The `seq` of the event that published its status, and its time.
     pub reported_status: (u64, DateTime<Utc>),
     /// The `seq` of the event that published its information, and its time, if there was one.
-    pub told_info: Option<(u64, DateTime<Utc>)>,
+    #[serde(rename = "told_info")]
+    pub reported_info: Option<(u64, DateTime<Utc>)>,
     /// When it was created.
     pub created_at: DateTime<Utc>,
     /// When to check next whether it is still flapping.
@@ -264,13 +265,13 @@ impl Subject for Device {
     fn places(&self, _: u64) -> [Option<u64>; 2] {
         [
             Some(self.reported_status.0),
-            self.told_info.map(|told| told.0),
+            self.reported_info.map(|info| info.0),
         ]
     }
 
     fn current(&self, id: &SubjectId, _: At, _: DateTime<Utc>) -> Vec<(At, Draft)> {
         let mut current = vec![(self.reported_status, status_draft(id, self))];
-        current.extend(self.told_info.map(|at| (at, info_draft(id, self))));
+        current.extend(self.reported_info.map(|at| (at, info_draft(id, self))));
         current
     }
 
@@ -373,7 +374,7 @@ pub fn apply(
     });
     let is_described = !is_new && (name, lease_secs) != (&next.name, next.lease_secs);
     if info != next.info.get() || is_described {
-        next.told_info = Some((seq, context.now));
+        next.reported_info = Some((seq, context.now));
         drafts.push(info_draft(id, &next));
     }
     Ok(Outcome::new(next, drafts))
@@ -391,7 +392,7 @@ impl Device {
             changes: VecDeque::new(),
             info: merged("info", None, Map::new(), context.limits.metadata())?,
             reported_status: (context.next_seq, context.now),
-            told_info: None,
+            reported_info: None,
             created_at: context.now,
             check_uptime: None,
         })

@@ -171,11 +171,11 @@ pub(super) fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwne
 }
 
 /// Returns a percentage, clamped to 0 to 100 if it is out of range by no more than a rounding error; otherwise `None`.
-pub(crate) fn percent(told: f64) -> Option<f64> {
+pub(crate) fn percent(reported: f64) -> Option<f64> {
     const NOISE: f64 = 1e-9;
     // The addition turns `-0.0` into `0.0`, so that the sign is not printed.
-    let clamped = told.clamp(0.0, 100.0) + 0.0;
-    ((told - clamped).abs() <= NOISE).then_some(clamped)
+    let clamped = reported.clamp(0.0, 100.0) + 0.0;
+    ((reported - clamped).abs() <= NOISE).then_some(clamped)
 }
 
 /// Checks that a text is within its limit, and returns it.

@@ -73,12 +73,12 @@ pub struct Shared {
 impl Shared {
     /// Returns what a device's state says, with these heartbeats.
     pub fn new(device: &Device, heard: Option<Heartbeats>) -> Shared {
-        let told_info = device.told_info.map_or(0, |(seq, _)| seq);
+        let reported_info = device.reported_info.map_or(0, |(seq, _)| seq);
         Shared {
             status: device.status,
             lease_secs: device.lease_secs,
             lease_uptime: device.lease_uptime,
-            seq: device.reported_status.0.max(told_info),
+            seq: device.reported_status.0.max(reported_info),
             heard,
         }
     }

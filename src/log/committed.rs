@@ -60,7 +60,7 @@ struct UnderWay {
     /// The newest `seq` that was committed.
     committed: u64,
     /// The newest `seq` that was dispatched. Initially the one before the oldest event in flight.
-    told: u64,
+    dispatched: u64,
     changed: Arc<Notify>,
 }
 
@@ -139,7 +139,7 @@ impl Committed {
     /// Returns how many of the events that were sent have not been dispatched.
     pub fn behind(&self) -> u64 {
         let schools = self.way.schools();
-        let behind = |own: &UnderWay| own.committed.saturating_sub(own.told);
+        let behind = |own: &UnderWay| own.committed.saturating_sub(own.dispatched);
         schools.values().map(behind).sum()
     }
 
@@ -161,7 +161,7 @@ impl Committed {
         async move {
             loop {
                 let changed = match way.schools().get(&school) {
-                    Some(own) if own.told < target => Arc::clone(&own.changed).notified_owned(),
+                    Some(own) if own.dispatched < target => Arc::clone(&own.changed).notified_owned(),
                     _ => return,
                 };
                 changed.await;
@@ -186,7 +186,7 @@ impl Batches {
         self.hint_is_next = !self.hint_is_next;
         let Batches { batches, hints, .. } = self;
         // Biased, so that simulations are deterministic.
-        let told = match self.hint_is_next {
+        let next = match self.hint_is_next {
             true => tokio::select! {
                 biased;
                 Some(hint) = hints.recv() => Some(Incoming::Hint(hint)),
@@ -198,8 +198,8 @@ impl Batches {
                 Some(hint) = hints.recv() => Some(Incoming::Hint(hint)),
             },
         };
-        self.has_taken = matches!(told, Some(Incoming::Committed(_)));
-        told
+        self.has_taken = matches!(next, Some(Incoming::Committed(_)));
+        next
     }
 
     /// Counts a hint that contained nothing new.
@@ -233,15 +233,15 @@ impl Batches {
     }
 
     /// Records that these events were dispatched.
-    pub fn told(&mut self, events: &[Arc<Event>]) {
+    pub fn dispatched(&mut self, events: &[Arc<Event>]) {
         let mut schools = self.way.schools();
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let newest = of_school[of_school.len() - 1].seq;
             let school = of_school[0].school;
             if let Some(own) = schools.get_mut(&school) {
-                own.told = own.told.max(newest);
+                own.dispatched = own.dispatched.max(newest);
                 own.changed.notify_waiters();
-                if own.told >= own.committed {
+                if own.dispatched >= own.committed {
                     schools.remove(&school);
                 }
             }
@@ -286,7 +286,7 @@ impl Way {
                 .entry(of_school[0].school)
                 .or_insert_with(|| UnderWay {
                     committed: 0,
-                    told: of_school[0].seq - 1,
+                    dispatched: of_school[0].seq - 1,
                     changed: Arc::default(),
                 });
             own.committed = own.committed.max(newest);

@@ -223,7 +223,7 @@ impl Notifier for Configured {
     }
 
     fn delivered(&self, event: &Event) {
-        self.pace.told(&self.rules, event);
+        self.pace.delivered(&self.rules, event);
     }
 
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {

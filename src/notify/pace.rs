@@ -66,7 +66,7 @@ impl Pace {
             Every::Milestone => true,
             Every::Percent(step) => {
                 let place =
-                    |told: LastDelivery| told.progress.map(|own| (own / f64::from(step)).floor());
+                    |delivery: LastDelivery| delivery.progress.map(|own| (own / f64::from(step)).floor());
                 place(now) != place(last)
             }
             Every::Seconds(secs) => (now.at - last.at).num_seconds() >= i64::from(secs),
@@ -74,7 +74,7 @@ impl Pace {
     }
 
     /// Records what was delivered.
-    pub(super) fn told(&self, rules: &[Rule], event: &Event) {
+    pub(super) fn delivered(&self, rules: &[Rule], event: &Event) {
         if rules.iter().any(|rule| rule.every != Every::Milestone) {
             let name = (event.school, event.kind, event.subject.clone());
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -73,7 +73,7 @@ struct Lease {
 
 /// A heartbeat, as it is answered, saved and shared.
 pub(super) struct Renewed {
-    pub(super) told: HeartbeatAnswer,
+    pub(super) answer: HeartbeatAnswer,
     pub(super) heard: Heard,
     pub(super) before: Option<Uptime>,
     /// Whether the device now comes online, if no other node hears it.
@@ -83,7 +83,7 @@ pub(super) struct Renewed {
 impl Renewed {
     /// Whether the device is not online, as far as this node knows.
     pub(super) fn is_away(&self) -> bool {
-        self.told.status != Status::Online
+        self.answer.status != Status::Online
     }
 }
 
@@ -220,7 +220,7 @@ impl Leases {
             self.unshared.push(address.clone());
         }
         Some(Renewed {
-            told: answer((held.status, held.lease_secs), heard),
+            answer: answer((held.status, held.lease_secs), heard),
             heard,
             before: held.before,
             arrives: held.status != Status::Online && held.beats >= HEARTBEATS_TO_ONLINE,
@@ -232,10 +232,10 @@ impl Leases {
         address: Address,
         seq: u64,
         status: Status,
-        told: &LeaseUpdate,
+        update: &LeaseUpdate,
         now: Uptime,
     ) {
-        let standing = (status, told.lease_secs);
+        let standing = (status, update.lease_secs);
         if !self.held.contains_key(&address) {
             if status != Status::Offline {
                 self.insert(address, standing, now, seq);
@@ -250,7 +250,7 @@ impl Leases {
         // before the wall clock was set back, and is ignored.
         let whole = lease(held.lease_secs);
         let most = whole + Duration::from_secs(CLOCK_SKEW_SECS.unsigned_abs());
-        let left = told.last_seen.map(|seen_at| seen_at + whole - Utc::now());
+        let left = update.last_seen.map(|seen_at| seen_at + whole - Utc::now());
         let left = left.and_then(|left| left.to_std().ok());
         if let Some(left) = left.filter(|left| *left <= most) {
             held.deadline = held.deadline.max(now + left.min(whole));

@@ -150,7 +150,7 @@ impl Presence {
                 Some(own) => {
                     let (heard, before) = (own.heard, own.before);
                     let arrive = own.arrives.then_some(Command::Arrive { heard, before });
-                    (Ok(own.told), arrive)
+                    (Ok(own.answer), arrive)
                 }
             });
         }
@@ -209,10 +209,10 @@ impl Presence {
     pub fn observe(&self, events: &[Arc<Event>]) {
         for event in events.iter().filter(|event| event.kind == device::KIND) {
             let status = Status::parse(event.draft.status);
-            if let Some((status, told)) = status.zip(LeaseUpdate::by(&event.draft)) {
+            if let Some((status, update)) = status.zip(LeaseUpdate::by(&event.draft)) {
                 let address = (event.school, event.subject.clone());
                 let now = self.clock.now();
-                self.lock().observe(address, event.seq, status, &told, now);
+                self.lock().observe(address, event.seq, status, &update, now);
             }
         }
     }

@@ -151,7 +151,7 @@ impl Presence {
             for device in devices {
                 let renewed = leases.beat(&(school, device.clone()), heard);
                 let online = renewed.as_ref().filter(|own| !own.is_away());
-                beaten.push(online.map(|own| (Ok(own.told), None)));
+                beaten.push(online.map(|own| (Ok(own.answer), None)));
                 if online.is_none() {
                     let earlier = pressing.get(device).map(|own| own.last.uptime);
                     let before = renewed.map_or(earlier, |own| own.before);

@@ -221,11 +221,11 @@ mod tests {
     /// Otherwise, the ticks of a subject that reports constantly would be sent only after the others have become
     /// silent.
     #[test]
-    fn a_tick_that_is_overdue_behind_others_is_told_and_not_replaced() {
+    fn an_overdue_tick_is_delivered_and_not_replaced() {
         let begin = Instant::now();
         let at = |millis| begin + Duration::from_millis(millis);
         let mut conflator = Conflator::new(Duration::from_millis(100));
-        let mut told = Vec::new();
+        let mut delivered = Vec::new();
         for (seq, subject, millis) in [
             (1, "busy", 0),
             (2, "other", 50),
@@ -236,14 +236,14 @@ mod tests {
             (5, "busy", 120),
         ] {
             let now = at(millis);
-            let mut out = |event: Arc<Event>| told.push(event.seq);
+            let mut out = |event: Arc<Event>| delivered.push(event.seq);
             conflator.push(event(seq, subject, false), now, now, &mut out);
         }
-        assert_eq!(told, [1, 2]);
-        conflator.release(at(150), at(150), &mut |event| told.push(event.seq));
-        assert_eq!(told, [1, 2, 3, 4]);
-        conflator.release(at(200), at(200), &mut |event| told.push(event.seq));
-        assert_eq!(told, [1, 2, 3, 4, 5]);
+        assert_eq!(delivered, [1, 2]);
+        conflator.release(at(150), at(150), &mut |event| delivered.push(event.seq));
+        assert_eq!(delivered, [1, 2, 3, 4]);
+        conflator.release(at(200), at(200), &mut |event| delivered.push(event.seq));
+        assert_eq!(delivered, [1, 2, 3, 4, 5]);
     }
 
     /// A subject that ticks constantly wakes its readers once per interval, by their timers.
@@ -278,13 +278,13 @@ mod tests {
         let begin = Instant::now();
         let at = |millis| begin + Duration::from_millis(millis);
         let mut conflator = Conflator::new(Duration::from_millis(100));
-        let mut told = Vec::new();
+        let mut delivered = Vec::new();
         for (seq, millis) in [(1, 0), (2, 30), (3, 60)] {
             let now = at(millis);
-            let mut out = |event: Arc<Event>| told.push(event.seq);
+            let mut out = |event: Arc<Event>| delivered.push(event.seq);
             conflator.push(event(seq, "a", false), now, now, &mut out);
         }
-        conflator.release(at(100), at(100), &mut |event| told.push(event.seq));
-        assert_eq!(told, [1, 3]);
+        conflator.release(at(100), at(100), &mut |event| delivered.push(event.seq));
+        assert_eq!(delivered, [1, 3]);
     }
 }

@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_told_from_the_message_that_carries_it() {
+    fn a_command_is_parsed_from_its_message() {
         for text in [
             r#"{"type":"publish","id":7,"op":"jobs.start","job_id":"a","action":"x"}"#,
             r#"{"op":"jobs.start","id":7,"job_id":"a","action":"x","type":"publish"}"#,

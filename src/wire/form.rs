@@ -80,14 +80,14 @@ pub(super) fn schemas(form: Form, generator: &mut SchemaGenerator) -> Vec<Value>
 }
 
 fn flat(event: &Event) -> Option<Message> {
-    if let Some(sample) = characteristic::told::<Sample>(&event.draft) {
+    if let Some(sample) = characteristic::payload_of::<Sample>(&event.draft) {
         return message("sample", FlatSample::from(sample));
     }
-    if let Some(opened) = characteristic::told::<Opened>(&event.draft) {
+    if let Some(opened) = characteristic::payload_of::<Opened>(&event.draft) {
         let violation = FlatViolation::from(opened);
         return message("violation", FlatOpened { violation });
     }
-    if let Some(ack) = characteristic::told::<Ack>(&event.draft) {
+    if let Some(ack) = characteristic::payload_of::<Ack>(&event.draft) {
         let fields = FlatAck {
             violation_id: &ack.violation_id,
             characteristic_id: &ack.characteristic_id,
@@ -97,7 +97,7 @@ fn flat(event: &Event) -> Option<Message> {
         };
         return message("ack_update", fields);
     }
-    let limits = characteristic::told::<InForce>(&event.draft)?;
+    let limits = characteristic::payload_of::<InForce>(&event.draft)?;
     let fields = FlatLimits {
         characteristic_id: &limits.characteristic_id,
         ucl: limits.ucl,

@@ -182,7 +182,7 @@ proptest! {
             for draft in &outcome.drafts {
                 seq += 1;
                 let is_status = *draft.event_type == device::DEVICE_STATUS_UPDATE;
-                let place = if is_status { Some(after.reported_status) } else { after.told_info };
+                let place = if is_status { Some(after.reported_status) } else { after.reported_info };
                 prop_assert_eq!(place, Some((seq, at(now))));
             }
             if let Some(before) = &before {

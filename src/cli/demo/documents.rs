@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_text_is_told_by_its_byte() {
+    fn a_file_that_is_not_text_is_recognized_by_its_byte() {
         assert_eq!(
             read(b"ab\xffcd", 3).unwrap_err().to_string(),
             "not a text file: no UTF-8 at byte 2"

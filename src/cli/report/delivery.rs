@@ -10,7 +10,7 @@ use crate::cli::run::is_unchanged_since;
 use crate::cli::{Exit, Failure};
 use crate::id::SubjectId;
 
-/// What a job is told, under one idempotency key: however often it is sent, it takes effect once.
+/// What is reported for a job, under one idempotency key: however often it is sent, it takes effect once.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::cli) struct Delivery {
     pub(in crate::cli) job_id: String,

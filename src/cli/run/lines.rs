@@ -172,7 +172,7 @@ impl Perform for Page {
         if params.first() != Some(&&b"9"[..]) || number(1) != Some(4) {
             return;
         }
-        let told = match (number(2), number(3)) {
+        let taskbar = match (number(2), number(3)) {
             (Some(0), _) => Taskbar::Cleared,
             (Some(1), Some(percent @ 0..=100)) => Taskbar::At(percent),
             (Some(3), _) => Taskbar::Indeterminate,
@@ -180,7 +180,7 @@ impl Perform for Page {
             (Some(2 | 4), Some(percent @ 1..=100)) => Taskbar::At(percent),
             _ => return,
         };
-        self.said.push(Said::Taskbar(told));
+        self.said.push(Said::Taskbar(taskbar));
     }
 
     fn esc_dispatch(&mut self, intermediates: &[u8], _: bool, byte: u8) {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_what_a_person_sees_and_redrawn_ones_are_told_apart() {
+    fn lines_are_what_a_person_sees_and_redrawn_ones_are_marked() {
         for (parts, expected) in [
             (&["a\r\nb\n"][..], vec![line("a", false), line("b", false)]),
             (&["\u{1b}[31mred\u{1b}[0m\n"], vec![line("red", false)]),
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_progress_told_to_a_terminal_is_read() {
+    fn the_progress_shown_by_a_terminal_is_read() {
         for (text, expected) in [
             ("\u{1b}]9;4;1;40\u{7}", Some(Taskbar::At(40))),
             ("\u{1b}]9;4;3\u{1b}\\", Some(Taskbar::Indeterminate)),

@@ -76,8 +76,8 @@ impl Observer {
     }
 
     /// Reads a line that the command has reported on purpose.
-    pub(super) fn told(&mut self, line: &str) {
-        post(&self.board, self.progress.told(line));
+    pub(super) fn reported(&mut self, line: &str) {
+        post(&self.board, self.progress.reported(line));
     }
 
     /// Takes note of how far the command has read its input, in percent.

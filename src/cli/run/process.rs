@@ -131,7 +131,7 @@ fn open_screen() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ours.into(), theirs.as_fd().try_clone_to_owned()?))
 }
 
-/// Returns why a command could not be started, so that "not found" is told apart.
+/// Returns why a command could not be started, so that "not found" can be distinguished.
 fn cause(error: pty_process::Error) -> io::Error {
     match error {
         pty_process::Error::Io(error) => error,

@@ -119,7 +119,7 @@ impl Running {
 
     /// Waits until the command has ended and its output has been passed on. Returns how it ended.
     pub(super) fn wait(mut self, board: &Board) -> Ended {
-        let mut told = None;
+        let mut by_signal = None;
         let status = loop {
             if let Some(status) = self.process.ended() {
                 break status;
@@ -148,7 +148,7 @@ impl Running {
                             self.process.signal(signal);
                         }
                         if signals::ends(signal) {
-                            told = Some(format!("Ended by {}", outcome::name(signal.as_raw())));
+                            by_signal = Some(format!("Ended by {}", outcome::name(signal.as_raw())));
                         }
                     }
                 }
@@ -180,7 +180,7 @@ impl Running {
             let is_interrupt = signal.is_some_and(|signal| interrupts.contains(&signal));
             (is_interrupt || was_interrupted && !status.success()).then(|| "Interrupted".to_owned())
         };
-        let cancelled = board.cancelled().or(told).or_else(by_keys);
+        let cancelled = board.cancelled().or(by_signal).or_else(by_keys);
         Ended {
             status,
             cancelled,

@@ -74,7 +74,7 @@ pub(super) fn follow(reader: &OwnedFd, observer: &Mutex<Observer>, ended: &Arc<P
                 let mut observer = observer.lock().unwrap_or_else(PoisonError::into_inner);
                 lines.read(&buffer[..count], |said| {
                     if let Said::Line { text, .. } = said {
-                        observer.told(&text);
+                        observer.reported(&text);
                     }
                 });
             }

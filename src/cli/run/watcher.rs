@@ -42,7 +42,7 @@ impl Watcher {
             // Interrupted: as if nothing had come.
             let has_ended = poll(&mut ended, Some(&period)).is_ok_and(|count| count > 0);
             if let Some(line) = self.file.as_mut().and_then(ProgressFile::news) {
-                self.observe(|observer| observer.told(&line));
+                self.observe(|observer| observer.reported(&line));
             }
             if has_ended {
                 break;

@@ -53,7 +53,7 @@ impl Screen {
             return print_line(&json_line(message));
         }
         let (Some(bars), Some(id)) = (&mut self.bars, message["job_id"].as_str()) else {
-            return lines::line(message).map_or(Ok(()), |line| self.tell(&line));
+            return lines::line(message).map_or(Ok(()), |line| self.print(&line));
         };
         // Ids are unique in a school only.
         let id = format!("{} {id}", message["school_id"]);
@@ -64,7 +64,7 @@ impl Screen {
     }
 
     /// Prints a line above the bars, or on standard output for scripts.
-    fn tell(&self, line: &str) -> Result<(), Failure> {
+    fn print(&self, line: &str) -> Result<(), Failure> {
         match &self.bars {
             Some(bars) => {
                 bars.say(line);
@@ -392,11 +392,11 @@ mod tests {
         let expected = format!("and {} more (2 stalled, {} waiting)", rows + 13, rows + 11);
         assert_eq!(last, expected);
         assert_eq!(bars.slots[1].message().trim(), "– STALLED");
-        let told = bars.show(
+        let line = bars.show(
             "x",
             &json!({"status": "completed", "metadata": {"title": "At work"}}),
         );
-        assert!(told.unwrap().starts_with("completed"));
+        assert!(line.unwrap().starts_with("completed"));
         assert!(bars.slots[0].message().contains("STALLED"));
     }
 

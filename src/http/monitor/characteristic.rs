@@ -104,7 +104,7 @@ struct Shown {
 
 impl Shown {
     fn add(&mut self, event: &Event, dispersion: Option<&Dispersion>, now: DateTime<Utc>) {
-        let Some(sample) = characteristic::told::<Sample>(&event.draft) else {
+        let Some(sample) = characteristic::payload_of::<Sample>(&event.draft) else {
             return;
         };
         let (value, in_control, id) = (sample.mean, sample.in_control, &*sample.sample_id);

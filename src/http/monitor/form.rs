@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_told_as_people_tell_them() {
+    fn times_are_formatted_for_people() {
         for (secs, text) in [
             (0, "now"),
             (-5, "5 s ago"),

@@ -63,15 +63,15 @@ async fn job_page(
     let milestones: Vec<Value> = milestones
         .iter()
         .map(|event| {
-            let told = event.draft.payload::<Report>();
+            let report = event.draft.payload::<Report>();
             let is_asked = |own: &Report| own.cancel_requested && own.status == Status::InProgress;
             json!({
                 "at": time(event.at, now),
                 "status": event.draft.status,
-                "message": told.map(|own| &own.message),
-                "stalled": told.map(|own| own.stalled),
-                "is_asked": told.is_some_and(is_asked),
-                "attempt": told.map(|own| own.attempt),
+                "message": report.map(|own| &own.message),
+                "stalled": report.map(|own| own.stalled),
+                "is_asked": report.is_some_and(is_asked),
+                "attempt": report.map(|own| own.attempt),
             })
         })
         .collect();
@@ -116,10 +116,10 @@ fn progress(
     let mut reports: Vec<Point> = Vec::new();
     let mut rows = Vec::new();
     for event in events {
-        let Some(told) = event.draft.payload::<Report>() else {
+        let Some(report) = event.draft.payload::<Report>() else {
             continue;
         };
-        let (Some(percent), attempt) = (told.progress, u64::from(told.attempt)) else {
+        let (Some(percent), attempt) = (report.progress, u64::from(report.attempt)) else {
             continue;
         };
         // Every attempt begins at 0 before its first report. The line of an attempt starts when the job leaves that state.
@@ -135,7 +135,7 @@ fn progress(
         rows.push(json!({
             "at": time(event.at, now),
             "percent": is_report.then(|| format!("{percent:.1}")),
-            "message": told.message,
+            "message": report.message,
             "attempt": attempt,
         }));
     }

@@ -110,8 +110,8 @@ fn device_row(id: &SubjectId, device: &Device, now: DateTime<Utc>) -> Value {
 }
 
 fn characteristic_row(id: &SubjectId, own: &Characteristic, now: DateTime<Utc>) -> Value {
-    let told = own.last_sample.as_ref().and_then(LastSample::told);
-    let value = told.and_then(|told| told.mean);
+    let sample = own.last_sample.as_ref().and_then(LastSample::payload);
+    let value = sample.and_then(|sample| sample.mean);
     json!({
         "id": id,
         "name": own.name.as_deref(),
@@ -119,7 +119,7 @@ fn characteristic_row(id: &SubjectId, own: &Characteristic, now: DateTime<Utc>) 
         "unit": own.unit.as_deref(),
         "status": own.status(),
         "value": value.map(short),
-        "zone": told.and_then(|told| told.zone.as_deref()),
+        "zone": sample.and_then(|sample| sample.zone.as_deref()),
         "sampled": optional_time(own.last_sample.as_ref().map(|sample| sample.at), now),
         "samples": count(own.sample_count),
         "limits": own.limits.as_ref().map(|limits| json!({

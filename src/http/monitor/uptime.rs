@@ -27,9 +27,9 @@ impl Uptime {
         device: &Device,
     ) -> Result<Uptime, StoreError> {
         let subject = stored.event.subject.clone();
-        let told = Which::Type(&device::DEVICE_STATUS_UPDATE);
+        let updates = Which::Type(&device::DEVICE_STATUS_UPDATE);
         let store = tidings.store();
-        let events = store.last_events(school, device::KIND, subject, told, UPTIME_EVENTS);
+        let events = store.last_events(school, device::KIND, subject, updates, UPTIME_EVENTS);
         let mut stretches: Vec<Stretch> = events
             .await?
             .iter()

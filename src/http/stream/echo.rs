@@ -113,13 +113,13 @@ async fn every_case_of_the_autobahn_suite_is_passed_strictly() {
         log_level: rocket::config::LogLevel::Off,
         ..rocket::Config::release_default()
     };
-    let (tell_port, port) = tokio::sync::oneshot::channel();
-    let tell_port = std::sync::Mutex::new(Some(tell_port));
+    let (port_sender, port) = tokio::sync::oneshot::channel();
+    let port_sender = std::sync::Mutex::new(Some(port_sender));
     let liftoff = rocket::fairing::AdHoc::on_liftoff("port", move |rocket| {
         let port = rocket.config().port;
         Box::pin(async move {
-            let tell_port = tell_port.lock().unwrap().take().unwrap();
-            tell_port.send(port).unwrap();
+            let port_sender = port_sender.lock().unwrap().take().unwrap();
+            port_sender.send(port).unwrap();
         })
     });
     let rocket = rocket::custom(config)

@@ -39,7 +39,7 @@ impl Payload for Enveloped<InForce> {
 }
 
 /// Returns the payload of a draft or event, without the envelope: a [`Sample`], [`Opened`], [`Ack`] or [`InForce`].
-pub fn told<P: 'static>(draft: &Draft) -> Option<&P>
+pub fn payload_of<P: 'static>(draft: &Draft) -> Option<&P>
 where
     Enveloped<P>: Payload,
 {
@@ -288,7 +288,7 @@ pub fn sample_draft(characteristic: &Characteristic) -> Option<Draft> {
 
 impl LastSample {
     /// Returns the payload of its message.
-    pub fn told(&self) -> Option<&Sample> {
+    pub fn payload(&self) -> Option<&Sample> {
         let enveloped = self.fields.payload::<Enveloped<Sample>>()?;
         Some(&enveloped.payload)
     }
@@ -301,7 +301,7 @@ pub fn violation_draft(violation: &Violation) -> Draft {
 
 /// Returns the severity of the violation that a message reports, if it reports one.
 pub fn severity(draft: &Draft) -> Option<Severity> {
-    told::<Opened>(draft).map(|opened| opened.severity)
+    payload_of::<Opened>(draft).map(|opened| opened.severity)
 }
 
 /// Returns the event for an acknowledgement by `act`, or for its withdrawal by `act`.

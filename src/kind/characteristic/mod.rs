@@ -36,7 +36,7 @@ use self::limits::ControlLimits;
 use self::message::Details;
 pub use self::message::{
     Ack, Collecting, Enveloped, InForce, Opened, Sample, limits_draft, sample_draft, severity,
-    told, violation_draft,
+    payload_of, violation_draft,
 };
 use self::nelson::Rule;
 pub use self::rules::apply;
@@ -310,7 +310,8 @@ pub struct Characteristic {
     /// The last sample.
     pub last_sample: Option<LastSample>,
     /// The `seq` of the event that published the limits, and its time.
-    pub told_limits: (u64, DateTime<Utc>),
+    #[serde(rename = "told_limits")]
+    pub published_limits: (u64, DateTime<Utc>),
     /// When the characteristic was created.
     pub created_at: DateTime<Utc>,
 }
@@ -476,11 +477,11 @@ impl Subject for Characteristic {
 
     fn places(&self, _: u64) -> [Option<u64>; 2] {
         let sample = self.last_sample.as_ref();
-        [Some(self.told_limits.0), sample.map(|last| last.seq)]
+        [Some(self.published_limits.0), sample.map(|last| last.seq)]
     }
 
     fn current(&self, id: &SubjectId, _: At, _: DateTime<Utc>) -> Vec<(At, Draft)> {
-        let mut current = vec![(self.told_limits, limits_draft(id, self))];
+        let mut current = vec![(self.published_limits, limits_draft(id, self))];
         let sample = self.last_sample.as_ref().zip(sample_draft(self));
         current.extend(sample.map(|(last, draft)| ((last.seq, last.at), draft)));
         current

@@ -38,17 +38,17 @@ pub fn apply(
     };
     match command {
         Command::Register(register) => {
-            let told =
+            let published =
                 |own: &Characteristic| (own.limits.clone(), own.baseline.clone(), own.status());
-            let before = told(&next);
+            let before = published(&next);
             describe(&mut next, register)?;
-            if characteristic.is_none() || before != told(&next) {
-                change.tell_limits(&mut next);
+            if characteristic.is_none() || before != published(&next) {
+                change.publish_limits(&mut next);
             }
         }
         Command::Limits(limits) => {
             set_limits(&mut next, limits)?;
-            change.tell_limits(&mut next);
+            change.publish_limits(&mut next);
         }
         Command::Sample(sample) => change.take(&mut next, sample)?,
         Command::Violation(violation) => change.report(&mut next, violation)?,
@@ -76,8 +76,8 @@ impl Change<'_> {
         self.context.next_seq + self.drafts.len() as u64
     }
 
-    pub(super) fn tell_limits(&mut self, next: &mut Characteristic) {
-        next.told_limits = (self.next_seq(), self.context.now);
+    pub(super) fn publish_limits(&mut self, next: &mut Characteristic) {
+        next.published_limits = (self.next_seq(), self.context.now);
         self.drafts.push(limits_draft(self.id, next));
     }
 
@@ -232,7 +232,7 @@ fn new(context: &Context<'_>) -> Characteristic {
         sample_count: 0,
         violation_count: 0,
         last_sample: None,
-        told_limits: (context.next_seq, context.now),
+        published_limits: (context.next_seq, context.now),
         created_at: context.now,
     }
 }

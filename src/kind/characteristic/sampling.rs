@@ -63,13 +63,13 @@ impl Change<'_> {
                 Verdict::default()
             }
         };
-        self.tell_sample(next, sample, sample_id, measured.as_ref(), verdict);
+        self.publish_sample(next, sample, sample_id, measured.as_ref(), verdict);
         self.learn(next, measured.as_ref());
         Ok(())
     }
 
     /// Publishes a sample and the violations that it opens.
-    fn tell_sample(
+    fn publish_sample(
         &mut self,
         next: &mut Characteristic,
         sample: &NewSample,
@@ -101,15 +101,15 @@ impl Change<'_> {
             Class::Milestone
         };
         let seq = self.next_seq();
-        let told = draft(class, next.status(), payload);
+        let sample = draft(class, next.status(), payload);
         next.last_sample = Some(LastSample {
-            fields: told.fields.clone(),
+            fields: sample.fields.clone(),
             sample_id,
             seq,
             at: self.context.now,
             status: next.status(),
         });
-        self.drafts.push(told);
+        self.drafts.push(sample);
         self.drafts
             .extend(verdict.opened.iter().map(violation_draft));
         self.violations.extend(verdict.opened);
@@ -124,7 +124,7 @@ impl Change<'_> {
         sample_id: &Arc<str>,
     ) -> Verdict {
         let (mean, lines) = (measured.mean, limits.chart.lines());
-        let previous = next.last_sample.as_ref().and_then(|last| last.told()?.mean);
+        let previous = next.last_sample.as_ref().and_then(|last| last.payload()?.mean);
         let dispersion = limits
             .dispersion
             .and_then(|own| own.judge(&measured.values, previous));
@@ -262,7 +262,7 @@ impl Change<'_> {
         next.baseline = None;
         let dispersion = Dispersion::new(dispersion, &charts.dispersion);
         enforce(next, charts.location, Some(dispersion), method, samples);
-        self.tell_limits(next);
+        self.publish_limits(next);
     }
 }
 

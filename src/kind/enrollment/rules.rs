@@ -195,15 +195,15 @@ impl Session {
                 status: before.status.as_str(),
             });
         }
-        let told = match report.progress {
-            Some(told) => {
-                let told = percent(told).ok_or_else(|| RuleError::Invalid {
+        let reported = match report.progress {
+            Some(reported) => {
+                let reported = percent(reported).ok_or_else(|| RuleError::Invalid {
                     field: "progress",
                     expected: "must be a number from 0 to 100".into(),
                 })?;
                 // The rest is reserved for completion.
-                let told = u8::try_from(whole(told)).unwrap_or(u8::MAX);
-                told.min(Status::Processing.progress())
+                let reported = u8::try_from(whole(reported)).unwrap_or(u8::MAX);
+                reported.min(Status::Processing.progress())
             }
             None => status.progress(),
         };
@@ -214,7 +214,7 @@ impl Session {
             _ => 66,
         });
         let by_scans = counted.filter(|_| self.total_attempts.is_some());
-        self.progress = before.progress.max(by_scans.unwrap_or(told));
+        self.progress = before.progress.max(by_scans.unwrap_or(reported));
         if status != before.status {
             self.message = status.default_message().into();
         }

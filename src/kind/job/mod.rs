@@ -303,7 +303,7 @@ pub struct Job {
 impl Subject for Job {
     fn describe(&self, id: &SubjectId, now: DateTime<Utc>) -> Draft {
         let eta = self.eta.and_then(|eta| eta.as_of(now));
-        told(id, self, eta, Class::Milestone)
+        state_draft(id, self, eta, Class::Milestone)
     }
 
     fn text_bytes(&self) -> usize {
@@ -455,10 +455,10 @@ impl Payload for Report {
 
 /// Returns a job's state as an event of `class`.
 pub fn draft(id: &SubjectId, job: &Job, class: Class) -> Draft {
-    told(id, job, job.eta, class)
+    state_draft(id, job, job.eta, class)
 }
 
-fn told(id: &SubjectId, job: &Job, eta: Option<Eta>, class: Class) -> Draft {
+fn state_draft(id: &SubjectId, job: &Job, eta: Option<Eta>, class: Class) -> Draft {
     let (result, error) = match &job.end {
         Some(End::Result(result)) => (Some(Arc::clone(result)), None),
         Some(End::Error(error)) => (None, Some(error.clone())),

@@ -26,7 +26,7 @@ pub fn apply(
     if let Some(job) = job {
         fence(job, command, names.last())?;
     }
-    let (mut job, told) = match (command, job) {
+    let (mut job, changes) = match (command, job) {
         (Command::Create(create), None) => {
             let job = created(create, context)?;
             (job.clone(), vec![(job, Class::Milestone)])
@@ -67,9 +67,9 @@ pub fn apply(
     if command.is_of_worker() && !job.reporters.are_last(&names) {
         Arc::make_mut(&mut job.reporters).join(&names);
     }
-    let drafts: Vec<_> = told
+    let drafts: Vec<_> = changes
         .iter()
-        .map(|(told, class)| draft(id, told, *class))
+        .map(|(state, class)| draft(id, state, *class))
         .collect();
     Ok(Outcome {
         answer: drafts.len().saturating_sub(1),
@@ -306,8 +306,8 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
         // The silence may have outdated the estimate.
         next.estimate(context);
         let outdated = match (&job.eta, &next.eta) {
-            (Some(told), Some(later)) => told.is_outdated_by(later, context.now),
-            (told, later) => told.is_some() || later.is_some(),
+            (Some(published), Some(later)) => published.is_outdated_by(later, context.now),
+            (published, later) => published.is_some() || later.is_some(),
         };
         if !outdated {
             next.eta = job.eta;

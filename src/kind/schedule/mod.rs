@@ -225,7 +225,8 @@ pub struct Schedule {
     /// When the last of them was expected.
     pub missed_at: Option<DateTime<Utc>>,
     /// When a missed run was last published as a milestone.
-    pub told_missed_at: Option<DateTime<Utc>>,
+    #[serde(rename = "told_missed_at")]
+    pub missed_published_at: Option<DateTime<Utc>>,
     /// The run that started last.
     pub last_run: Option<Run>,
     /// When the last run is late, if it has not ended by then.

@@ -117,7 +117,7 @@ fn replaced(
         due_at,
         missed_since: None,
         missed_at: None,
-        told_missed_at: None,
+        missed_published_at: None,
         last_run,
         late_at,
         created_at: schedule.map_or(context.now, |own| own.created_at),
@@ -137,7 +137,7 @@ fn removed(own: &Schedule, context: &Context<'_>) -> (Schedule, Option<Class>) {
         status: Status::Removed,
         missed_since: None,
         missed_at: None,
-        told_missed_at: None,
+        missed_published_at: None,
         late_at: None,
         finished_at: Some(context.now),
         check_uptime: None,
@@ -176,7 +176,7 @@ fn checked(
     next.judge(&timing, now);
     let class = next.published_as(own, now);
     if next.status == Status::Missed && class == Some(Class::Milestone) {
-        next.told_missed_at = Some(now);
+        next.missed_published_at = Some(now);
     }
     next.plan_check(context);
     (next, class)
@@ -195,7 +195,7 @@ impl Schedule {
             if timing.counts_for(run.started_at, self.due_at)
                 || (self.missed_at).is_some_and(|missed| run.started_at >= missed)
             {
-                (self.missed_since, self.missed_at, self.told_missed_at) = (None, None, None);
+                (self.missed_since, self.missed_at, self.missed_published_at) = (None, None, None);
                 // Not before what the schedule waits for already: it may be younger than the run.
                 self.due_at = self
                     .due_at
@@ -234,15 +234,15 @@ impl Schedule {
         }
         if self.missed_at > before.missed_at {
             let again = TimeDelta::seconds(MISSED_AGAIN_SECS);
-            let is_due = self.told_missed_at.is_none_or(|told| now - told >= again);
+            let is_due = self.missed_published_at.is_none_or(|published| now - published >= again);
             return Some(if is_due {
                 Class::Milestone
             } else {
                 Class::Tick
             });
         }
-        let told = |own: &Schedule| (own.due_at, own.last_run.clone());
-        (told(self) != told(before)).then_some(Class::Tick)
+        let published = |own: &Schedule| (own.due_at, own.last_run.clone());
+        (published(self) != published(before)).then_some(Class::Tick)
     }
 
     fn plan_check(&mut self, context: &Context<'_>) {

@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_is_told_beside_the_events() {
+    fn the_status_is_published_in_addition_to_the_events() {
         for (topic, status) in [
             ("tidings/{school_id}/{kind}/{subject}", "tidings/ops/status"),
             ("a/b/school-{school_id}/{kind}", "a/b/ops/status"),

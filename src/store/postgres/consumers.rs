@@ -302,7 +302,7 @@ async fn bury(
     school: SchoolId,
     letter: &DeadLetter,
 ) -> QueryResult<()> {
-    let told = (
+    let columns = (
         dead_letters::event_type.eq(&letter.event_type),
         dead_letters::kind.eq(&letter.kind),
         dead_letters::subject_id.eq(&letter.subject),
@@ -315,7 +315,7 @@ async fn bury(
             dead_letters::school_id.eq(school.get()),
             dead_letters::name.eq(name),
             dead_letters::seq.eq(signed(letter.seq)),
-            told.clone(),
+            columns.clone(),
         ))
         .on_conflict((
             dead_letters::school_id,
@@ -323,7 +323,7 @@ async fn bury(
             dead_letters::seq,
         ))
         .do_update()
-        .set(told)
+        .set(columns)
         .execute(conn)
         .await?;
     // By when they were given up: what was set aside is, long after later events.

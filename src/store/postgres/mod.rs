@@ -324,7 +324,7 @@ fn database_error(error: diesel::result::Error) -> StoreError {
             | DatabaseErrorKind::SerializationFailure,
             _,
         ) => true,
-        DatabaseError(DatabaseErrorKind::Unknown, told) => {
+        DatabaseError(DatabaseErrorKind::Unknown, info) => {
             let ends = [
                 "deadlock detected",
                 "terminating connection",
@@ -332,7 +332,7 @@ fn database_error(error: diesel::result::Error) -> StoreError {
                 "starting up",
                 "recovery mode",
             ];
-            ends.iter().any(|end| told.message().contains(end))
+            ends.iter().any(|end| info.message().contains(end))
         }
         _ => false,
     };

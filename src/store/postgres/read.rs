@@ -165,7 +165,7 @@ pub(super) async fn replay(
 ) -> QueryResult<Page> {
     let Bounds { head, floor } = bounds(conn, scope.school).await?;
     let mut through = head;
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     for source in sources(scope) {
         let range = (after, through.seq);
         let part = source.part(conn, epoch, scope.school, range).await?;
@@ -173,19 +173,19 @@ pub(super) async fn replay(
             // This source may have more: the page ends at the lowest `seq` up to which all sources are complete.
             through = through.min(last.place());
         }
-        told.extend(part.events.into_iter().filter(|event| scope.matches(event)));
+        events.extend(part.events.into_iter().filter(|event| scope.matches(event)));
         // Done here, because otherwise memory would hold one page per source.
-        through = cut(&mut told, through);
+        through = cut(&mut events, through);
         // A wide event of a subject in scope is found in two sources.
-        told.dedup_by_key(|event| event.seq);
+        events.dedup_by_key(|event| event.seq);
     }
     if fold {
-        told = without_superseded(told);
+        events = without_superseded(events);
         if through.seq < head.seq {
-            let ticks = told.iter().filter(|event| event.is_tick());
+            let ticks = events.iter().filter(|event| event.is_tick());
             let subjects = ticks.map(|event| (event.kind, event.subject.clone()));
             let last = superseding(conn, scope.school, subjects.collect()).await?;
-            told.retain(|event| {
+            events.retain(|event| {
                 let later = last.get(&(event.kind, event.subject.clone()));
                 let later = later.filter(|later| later.seq > event.seq);
                 let is_superseded = later.is_some_and(|later| {
@@ -197,7 +197,7 @@ pub(super) async fn replay(
         }
     }
     Ok(Page {
-        events: told,
+        events,
         through,
         head,
         newest: head,
@@ -222,13 +222,13 @@ impl Source<'_> {
         school: SchoolId,
         (mut after, through): (u64, u64),
     ) -> QueryResult<Selected> {
-        let mut told = Selected {
+        let mut selected = Selected {
             events: Vec::new(),
             is_whole: false,
         };
         let (mut bytes, mut limit) = (0, READ_PAGE / 8);
-        while told.events.len() < READ_PAGE && bytes <= READ_PAGE_BYTES {
-            limit = limit.min(READ_PAGE - told.events.len());
+        while selected.events.len() < READ_PAGE && bytes <= READ_PAGE_BYTES {
+            limit = limit.min(READ_PAGE - selected.events.len());
             let rows = self.rows(conn, school, (after, through), limit).await?;
             let is_last = rows.len() < limit;
             let before = bytes;
@@ -236,20 +236,20 @@ impl Source<'_> {
                 let event = row.into_event(epoch)?;
                 bytes += event.draft.fields.len();
                 after = event.seq;
-                told.events.push(Arc::new(event));
+                selected.events.push(Arc::new(event));
                 if bytes > READ_PAGE_BYTES {
-                    return Ok(told);
+                    return Ok(selected);
                 }
             }
             if is_last {
-                told.is_whole = true;
-                return Ok(told);
+                selected.is_whole = true;
+                return Ok(selected);
             }
             if bytes - before < READ_PAGE_BYTES / 8 {
                 limit = READ_PAGE;
             }
         }
-        Ok(told)
+        Ok(selected)
     }
 
     async fn rows(
@@ -296,7 +296,7 @@ pub(super) async fn snapshot(
 ) -> QueryResult<Page> {
     let Bounds { head, floor } = bounds(conn, scope.school).await?;
     let upto = upto.unwrap_or(head);
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     let mut through = upto.seq;
     for kind in kind::KINDS {
         let all = scope.listens_to_all(*kind);
@@ -318,25 +318,25 @@ pub(super) async fn snapshot(
         }
         // This kind may have more: the page ends at the lowest `seq` up to which all kinds are complete.
         through = through.min(selection.range.1);
-        told.extend(selection.events);
+        events.extend(selection.events);
     }
     let through = match through == upto.seq {
         true => upto,
         false => Place::untagged(through),
     };
-    let through = cut(&mut told, through);
+    let through = cut(&mut events, through);
     let untagged = |event: &&Event| event.tag.is_none() && event.seq > floor.seq;
-    let seqs: Vec<i64> = told
+    let seqs: Vec<i64> = events
         .iter()
         .filter(untagged)
         .map(|event| signed(event.seq))
         .collect();
     let tags = tags(conn, scope.school, &seqs).await?;
-    for event in &mut told {
+    for event in &mut events {
         event.tag = event.tag.or_else(|| tags.get(&event.seq).copied());
     }
     Ok(Page {
-        events: told.into_iter().map(Arc::new).collect(),
+        events: events.into_iter().map(Arc::new).collect(),
         through,
         head: upto,
         newest: head,
@@ -431,12 +431,12 @@ impl Selection<'_> {
                 .select((subjects::told_seq, SubjectRow::as_select()))
                 .load(conn)
                 .await?;
-            for (told, row) in rows {
+            for (seq, row) in rows {
                 let (id, stored) = row.into_stored()?;
                 bytes += stored.state.text_bytes();
-                self.tell(&id, &stored);
+                self.add_snapshots(&id, &stored);
                 if bytes > READ_PAGE_BYTES {
-                    self.range.1 = self.range.1.min(unsigned(told));
+                    self.range.1 = self.range.1.min(unsigned(seq));
                 }
             }
             if bytes > READ_PAGE_BYTES {
@@ -463,7 +463,7 @@ impl Selection<'_> {
         for (seq, row) in found {
             let (id, stored) = row.into_stored()?;
             bytes += stored.state.text_bytes();
-            self.tell(&id, &stored);
+            self.add_snapshots(&id, &stored);
             if bytes > READ_PAGE_BYTES {
                 self.range.1 = self.range.1.min(unsigned(seq));
                 break;
@@ -473,7 +473,7 @@ impl Selection<'_> {
     }
 
     /// Adds the events that represent a subject and are in the range and in scope.
-    fn tell(&mut self, id: &SubjectId, stored: &Stored) {
+    fn add_snapshots(&mut self, id: &SubjectId, stored: &Stored) {
         if self.scope.active_only && stored.state.is_over() {
             return;
         }

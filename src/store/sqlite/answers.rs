@@ -1,10 +1,10 @@
 //! What requests with an idempotency key were answered, for as long as the key is remembered.
 //!
 //! An answer is an event, and so is in the log. It is kept here from when the log lets go of it, or from the beginning if
-//! the request changed nothing: whatever becomes of the subject, a repetition is told what the first request was told.
+//! the request changed nothing: whatever becomes of the subject, a repetition gets the answer of the first request.
 //!
 //! The answers of a school have a budget of bytes, `idempotency_answer_bytes`. Beyond it the oldest leave, and their keys
-//! stay: a repetition is not carried out a second time, and is told what the subject has become. Triggers keep the sum
+//! stay: a repetition is not carried out a second time, and gets the current state of the subject. Triggers keep the sum
 //! (`schools.answer_bytes`, migration 17), so that nothing is ever counted anew.
 
 use std::sync::Arc;

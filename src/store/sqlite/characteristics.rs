@@ -136,8 +136,8 @@ impl<'a> CharacteristicRow<'a> {
             sample_at: last.map(|sample| millis(sample.at)),
             sample_status: last.map(|sample| sample.status.into()),
             sample_fields: last.map(|sample| sample.fields.as_str().into()),
-            limits_seq: signed(own.told_limits.0),
-            limits_at: millis(own.told_limits.1),
+            limits_seq: signed(own.published_limits.0),
+            limits_at: millis(own.published_limits.1),
             created_at: millis(own.created_at),
             created_seq: signed(stored.created_seq),
             last_seq: signed(stored.last.seq),
@@ -208,7 +208,7 @@ impl<'a> CharacteristicRow<'a> {
             sample_count: unsigned(self.sample_count),
             violation_count: unsigned(self.violation_count),
             last_sample,
-            told_limits: (unsigned(self.limits_seq), from_millis(self.limits_at)?),
+            published_limits: (unsigned(self.limits_seq), from_millis(self.limits_at)?),
             created_at: from_millis(self.created_at)?,
         };
         let id = self
@@ -245,11 +245,11 @@ impl Table for CharacteristicsTable {
         epoch: Epoch,
         selection: &Selection<'_>,
     ) -> QueryResult<Selected> {
-        let mut told = Vec::new();
+        let mut events = Vec::new();
         let school = selection.school;
-        let mut tell = |id: &SubjectId, draft: Draft, (seq, at)| {
+        let mut add = |id: &SubjectId, draft: Draft, (seq, at)| {
             let place = (epoch, Place::untagged(seq));
-            told.push(Event::snapshot(
+            events.push(Event::snapshot(
                 place,
                 school,
                 characteristic::KIND,
@@ -278,7 +278,7 @@ impl Table for CharacteristicsTable {
         for violation in open {
             let draft = characteristic::violation_draft(&violation);
             let place = (violation.seq, violation.at);
-            tell(&violation.characteristic_id, draft, place);
+            add(&violation.characteristic_id, draft, place);
         }
         if let Some(ids) = &selection.subjects {
             for id in ids {
@@ -286,14 +286,14 @@ impl Table for CharacteristicsTable {
                 let Some(own) = stored.as_ref().and_then(|own| own.state.characteristic()) else {
                     continue;
                 };
-                tell(id, characteristic::limits_draft(id, own), own.told_limits);
+                add(id, characteristic::limits_draft(id, own), own.published_limits);
                 if let Some((draft, last)) =
                     characteristic::sample_draft(own).zip(own.last_sample.as_ref())
                 {
-                    tell(id, draft, (last.seq, last.at));
+                    add(id, draft, (last.seq, last.at));
                 }
             }
-            return Ok(selection.first_of(told, selection.upto));
+            return Ok(selection.first_of(events, selection.upto));
         }
         // Each by an index in the order of the log.
         let (after, upto) = (signed(range.0), signed(range.1));
@@ -340,7 +340,7 @@ impl Table for CharacteristicsTable {
         for row in by_limits {
             let (id, stored) = row.into_stored()?;
             if let Some(own) = stored.state.characteristic() {
-                tell(&id, characteristic::limits_draft(&id, own), own.told_limits);
+                add(&id, characteristic::limits_draft(&id, own), own.published_limits);
             }
         }
         let by_sample = samples
@@ -354,10 +354,10 @@ impl Table for CharacteristicsTable {
             if let Some((draft, own)) = last
                 && let Some(last) = &own.last_sample
             {
-                tell(&id, draft, (last.seq, last.at));
+                add(&id, draft, (last.seq, last.at));
             }
         }
-        Ok(selection.first_of(told, through))
+        Ok(selection.first_of(events, through))
     }
 
     /// A sample is superseded by a later sample only.

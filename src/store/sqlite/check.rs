@@ -30,15 +30,15 @@ pub(super) fn check(conn: &mut SqliteConnection, lock: &DatabaseLock) -> Result<
     let file = lock.database();
     let size = file.metadata().map_or(0, |file| file.len());
     let is_over = AtomicBool::new(false);
-    let (over, told) = channel::<()>();
+    let (over, ended) = channel::<()>();
     let (read, looks) = (AtomicU64::new(0), ReadBytes::of_this_thread());
     let done = || read.load(Ordering::Relaxed) + looks.since_then().min(size);
     let found = std::thread::scope(|scope| {
         let ahead = Builder::new().name("tidings-read-ahead".into());
-        let teller = Builder::new().name("tidings-check".into());
+        let reporter = Builder::new().name("tidings-check".into());
         // The check does without them if there are no more threads to be had.
         let _ = ahead.spawn_scoped(scope, || read_ahead(file, &read, &is_over));
-        let _ = teller.spawn_scoped(scope, move || tell(&told, begun, size, done));
+        let _ = reporter.spawn_scoped(scope, move || report_progress(&ended, begun, size, done));
         let found = diesel::sql_query("PRAGMA quick_check(1)").load::<Found>(conn);
         is_over.store(true, Ordering::Relaxed);
         drop(over);
@@ -74,7 +74,7 @@ fn read_ahead(file: &File, read: &AtomicU64, is_over: &AtomicBool) {
 }
 
 /// Tells the log now and then how far the check is: of the bytes to be read ahead and of those to be looked at, how many were.
-fn tell(over: &Receiver<()>, begun: Instant, size: u64, done: impl Fn() -> u64) {
+fn report_progress(over: &Receiver<()>, begun: Instant, size: u64, done: impl Fn() -> u64) {
     let total = size.min(READ_AHEAD_MAX_BYTES) + size;
     while over.recv_timeout(CHECK_LOG_PERIOD) == Err(RecvTimeoutError::Timeout) {
         // An estimate: some pages are looked at twice.

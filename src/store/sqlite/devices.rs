@@ -86,8 +86,8 @@ impl<'a> DeviceRow<'a> {
             info: device.info.get().into(),
             status_seq: signed(device.reported_status.0),
             status_at: millis(device.reported_status.1),
-            info_seq: device.told_info.map(|(seq, _)| signed(seq)),
-            info_at: device.told_info.map(|(_, at)| millis(at)),
+            info_seq: device.reported_info.map(|(seq, _)| signed(seq)),
+            info_at: device.reported_info.map(|(_, at)| millis(at)),
             created_at: millis(device.created_at),
             check_uptime: device.check_uptime.map(uptime_millis),
             created_seq: signed(stored.created_seq),
@@ -118,7 +118,7 @@ impl<'a> DeviceRow<'a> {
                 .collect::<QueryResult<VecDeque<_>>>()?,
             info: raw(self.info)?,
             reported_status: (unsigned(self.status_seq), from_millis(self.status_at)?),
-            told_info: self
+            reported_info: self
                 .info_seq
                 .zip(info_at)
                 .map(|(seq, at)| (unsigned(seq), at)),
@@ -152,25 +152,25 @@ impl Table for DevicesTable {
         epoch: Epoch,
         selection: &Selection<'_>,
     ) -> QueryResult<Selected> {
-        let mut told = Vec::new();
-        let tell_status = |id: &SubjectId, device: &Device| {
+        let mut events = Vec::new();
+        let status_event = |id: &SubjectId, device: &Device| {
             let (draft, place) = (device::status_draft(id, device), device.reported_status);
-            told_event(epoch, selection.school, id, draft, place)
+            snapshot_event(epoch, selection.school, id, draft, place)
         };
-        let tell_info = |id: &SubjectId, device: &Device| {
-            let place = device.told_info?;
+        let info_event = |id: &SubjectId, device: &Device| {
+            let place = device.reported_info?;
             let draft = device::info_draft(id, device);
-            Some(told_event(epoch, selection.school, id, draft, place))
+            Some(snapshot_event(epoch, selection.school, id, draft, place))
         };
         if let Some(subjects) = &selection.subjects {
             for id in subjects {
                 let stored = self.load(conn, selection.school, id)?;
                 if let Some(device) = stored.as_ref().and_then(|stored| stored.state.device()) {
-                    told.push(tell_status(id, device));
-                    told.extend(tell_info(id, device));
+                    events.push(status_event(id, device));
+                    events.extend(info_event(id, device));
                 }
             }
-            return Ok(selection.first_of(told, selection.upto));
+            return Ok(selection.first_of(events, selection.upto));
         }
         // Statuses and infos: each by an index in the order of the log.
         let (after, upto) = (signed(selection.after), signed(selection.upto));
@@ -216,7 +216,7 @@ impl Table for DevicesTable {
             .load::<DeviceRow<'_>>(conn)?;
         for row in by_status {
             let (id, stored) = row.into_stored()?;
-            told.extend(stored.state.device().map(|device| tell_status(&id, device)));
+            events.extend(stored.state.device().map(|device| status_event(&id, device)));
         }
         let by_info = infos
             .select(DeviceRow::as_select())
@@ -224,14 +224,14 @@ impl Table for DevicesTable {
             .load::<DeviceRow<'_>>(conn)?;
         for row in by_info {
             let (id, stored) = row.into_stored()?;
-            told.extend(
+            events.extend(
                 stored
                     .state
                     .device()
-                    .and_then(|device| tell_info(&id, device)),
+                    .and_then(|device| info_event(&id, device)),
             );
         }
-        Ok(selection.first_of(told, through))
+        Ok(selection.first_of(events, through))
     }
 
     fn overdue(
@@ -244,7 +244,7 @@ impl Table for DevicesTable {
     }
 }
 
-fn told_event(
+fn snapshot_event(
     epoch: Epoch,
     school: SchoolId,
     id: &SubjectId,

@@ -88,7 +88,7 @@ struct TotalRow {
     dead: i64,
 }
 
-/// Makes a notifier known. A new one begins at the end of each log: nobody wants to be told of the past.
+/// Makes a notifier known. A new one begins at the end of each log, so that past events are not delivered.
 pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Begun> {
     conn.immediate_transaction(|conn| {
         let is_new = diesel::insert_or_ignore_into(notifiers::table)

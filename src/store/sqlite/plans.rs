@@ -283,7 +283,7 @@ fn every_read(conn: &mut SqliteConnection) {
 }
 
 #[test]
-fn every_read_goes_by_an_index_in_the_order_that_it_is_told_in() {
+fn every_read_uses_an_index_in_the_order_of_its_result() {
     let all = plans(every_read);
     assert!(all.len() > 30, "{all:#?}");
     for plan in &all {

@@ -140,27 +140,27 @@ pub(super) fn replay(
 ) -> QueryResult<Page> {
     let Bounds { head, floor } = bounds(conn, scope.school)?;
     let mut through = head;
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     for source in sources(scope) {
         let part = part(conn, epoch, scope.school, &source, (after, through.seq))?;
         if let Some(last) = part.last().filter(|_| !part.is_whole) {
             // This source may have more: the page ends where the first such source ends.
             through = through.min(last.place());
         }
-        told.extend(part.events.into_iter().filter(|event| scope.matches(event)));
+        events.extend(part.events.into_iter().filter(|event| scope.matches(event)));
         // Done here, because otherwise memory would hold one page per source.
-        through = cut(&mut told, through);
+        through = cut(&mut events, through);
         // A wide event of a subject in scope comes from two sources.
-        told.dedup_by_key(|event| event.seq);
+        events.dedup_by_key(|event| event.seq);
     }
     if fold {
-        told = without_superseded(told);
+        events = without_superseded(events);
         if through.seq < head.seq {
-            leave_out_superseded_later(conn, scope, &mut told)?;
+            leave_out_superseded_later(conn, scope, &mut events)?;
         }
     }
     Ok(Page {
-        events: told,
+        events,
         through,
         head,
         newest: head,
@@ -230,10 +230,10 @@ fn part(
 fn leave_out_superseded_later(
     conn: &mut SqliteConnection,
     scope: &Scope,
-    told: &mut Vec<Arc<Event>>,
+    events: &mut Vec<Arc<Event>>,
 ) -> QueryResult<()> {
     for (kind, table) in TABLES {
-        let ticks = told
+        let ticks = events
             .iter()
             .filter(|event| event.is_tick() && event.kind == *kind);
         let subjects: Vec<&str> = ticks.map(|event| event.subject.as_str()).collect();
@@ -241,7 +241,7 @@ fn leave_out_superseded_later(
             continue;
         }
         let last = table.last_events(conn, scope.school, &subjects)?;
-        told.retain(|event| {
+        events.retain(|event| {
             let later = last
                 .get(event.subject.as_str())
                 .filter(|later| later.seq > event.seq);
@@ -266,7 +266,7 @@ pub(super) fn snapshot(
 ) -> QueryResult<Page> {
     let Bounds { head, floor } = bounds(conn, scope.school)?;
     let upto = upto.unwrap_or(head);
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     let mut through = upto.seq;
     for (kind, table) in TABLES {
         let all = scope.listens_to_all(*kind);
@@ -287,20 +287,20 @@ pub(super) fn snapshot(
         let part = table.snapshot(conn, epoch, &selection)?;
         // This kind may have more: the page ends where the first such kind ends.
         through = through.min(part.through);
-        told.extend(part.events);
+        events.extend(part.events);
     }
     let through = match through == upto.seq {
         true => upto,
         false => Place::untagged(through),
     };
-    let through = cut(&mut told, through);
-    for event in &mut told {
+    let through = cut(&mut events, through);
+    for event in &mut events {
         if event.tag.is_none() && event.seq > floor.seq {
             event.tag = tag_at(conn, scope.school, signed(event.seq))?;
         }
     }
     Ok(Page {
-        events: told.into_iter().map(Arc::new).collect(),
+        events: events.into_iter().map(Arc::new).collect(),
         through,
         head: upto,
         newest: head,

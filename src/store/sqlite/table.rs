@@ -461,9 +461,9 @@ macro_rules! table_of_what_ends {
             selection: &Selection<'_>,
         ) -> QueryResult<$crate::store::sqlite::table::Selected> {
             use $crate::store::sqlite::limit::Limit as _;
-            let mut told = Vec::new();
-            let mut tell = |id: SubjectId, stored: Stored| {
-                told.push(stored.snapshot(epoch, (selection.school, $kind, id), Utc::now()));
+            let mut events = Vec::new();
+            let mut add = |id: SubjectId, stored: Stored| {
+                events.push(stored.snapshot(epoch, (selection.school, $kind, id), Utc::now()));
             };
             if let Some(subjects) = &selection.subjects {
                 // The places first: if many subjects are large, only those of this page are read.
@@ -481,14 +481,14 @@ macro_rules! table_of_what_ends {
                     let left_out = |own: &Stored| selection.active_only && own.state.is_over();
                     if let Some(stored) = stored.filter(|own| !left_out(own)) {
                         bytes += stored.state.text_bytes();
-                        tell(subject.clone(), stored);
+                        add(subject.clone(), stored);
                     }
                     if bytes > $crate::config::READ_PAGE_BYTES {
                         through = through.min(unsigned(place));
                         break;
                     }
                 }
-                return Ok(selection.first_of(told, through));
+                return Ok(selection.first_of(events, through));
             }
             // Active subjects and each terminal status are read separately, each by an index in the order of the log.
             let wanted = |status: &&str| {
@@ -540,7 +540,7 @@ macro_rules! table_of_what_ends {
                     let (id, stored) = row?.into_stored()?;
                     bytes += stored.state.text_bytes();
                     let place = stored.last.seq;
-                    tell(id, stored);
+                    add(id, stored);
                     if bytes > $crate::config::READ_PAGE_BYTES {
                         // This source may have more: the page ends here at the latest.
                         through = through.min(place);
@@ -548,7 +548,7 @@ macro_rules! table_of_what_ends {
                     }
                 }
             }
-            Ok(selection.first_of(told, through))
+            Ok(selection.first_of(events, through))
         }
 
         fn last_events(

@@ -161,7 +161,7 @@ impl Progress {
 
     /// Reads a line by which a script reports: `40/200 Reading rows`, `20%`, `20`, `Step 3/10`, or only a message. Or a program reports in its
     /// own way: `ffmpeg -progress pipe:3`, `apt-get -o APT::Status-Fd=3`.
-    pub(super) fn told(&mut self, text: &str) -> News {
+    pub(super) fn reported(&mut self, text: &str) -> News {
         let line = Line {
             text: text.trim(),
             is_redrawn: false,
@@ -234,9 +234,9 @@ fn names(command: &[OsString], program: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn told(lines: &[&str]) -> Vec<News> {
+    fn reported(lines: &[&str]) -> Vec<News> {
         let mut progress = Progress::of(&[]);
-        lines.iter().map(|line| progress.told(line)).collect()
+        lines.iter().map(|line| progress.reported(line)).collect()
     }
 
     fn news(percent: Option<f64>, message: &str) -> News {
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn programs_report_in_their_own_way_on_a_descriptor_of_their_own() {
         assert_eq!(
-            told(&[
+            reported(&[
                 "dlstatus:1:50.0:Retrieving file 1 of 2",
                 "pmstatus:bash:50.0:Unpacking"
             ]),
@@ -259,7 +259,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            told(&[
+            reported(&[
                 "out_time=00:00:05.000000",
                 "speed=2x",
                 "progress=continue",
@@ -275,7 +275,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            told(&["40/200 Reading rows", "Step 3/10: build", "frame=10"]),
+            reported(&["40/200 Reading rows", "Step 3/10: build", "frame=10"]),
             [
                 news(Some(20.0), "Reading rows"),
                 news(Some(30.0), "Step 3/10: build"),
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn what_a_script_counts_counts_once_it_grows_even_if_it_can_be_a_date() {
         assert_eq!(
-            told(&["1/10 Reading a", "2/10 Reading b", "11/28 backup started"]),
+            reported(&["1/10 Reading a", "2/10 Reading b", "11/28 backup started"]),
             [
                 news(None, "1/10 Reading a"),
                 news(Some(20.0), "2/10 Reading b"),
@@ -294,7 +294,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            told(&["0/10 Reading a", "1/10 Reading b"]),
+            reported(&["0/10 Reading a", "1/10 Reading b"]),
             [
                 news(Some(0.0), "Reading a"),
                 news(Some(10.0), "1/10 Reading b")

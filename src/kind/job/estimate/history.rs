@@ -79,12 +79,12 @@ fn spread(logs: &[f64], middle: f64) -> f64 {
 fn course(past: &[Past]) -> [f64; TENTHS + 2] {
     /// The minimum weight of the uniform course, so that no tenth takes zero time.
     const EVEN: f64 = 0.05;
-    let told: Vec<Course> = past.iter().filter_map(|job| job.course).collect();
-    let trust = (1.0 - EVEN) * told.len() as f64 / (told.len() as f64 + 1.0);
+    let courses: Vec<Course> = past.iter().filter_map(|job| job.course).collect();
+    let trust = (1.0 - EVEN) * courses.len() as f64 / (courses.len() as f64 + 1.0);
     std::array::from_fn(|tenth| {
         let even = tenth as f64 / (TENTHS + 1) as f64;
         let between = (1..=TENTHS).contains(&tenth);
-        let usual = between.then(|| told.iter().map(|own| own[tenth - 1]).collect());
+        let usual = between.then(|| courses.iter().map(|own| own[tenth - 1]).collect());
         match usual.and_then(median) {
             Some(usual) => trust * usual + (1.0 - trust) * even,
             None => even,

@@ -80,8 +80,11 @@ impl Process {
     /// Shuts the server down.
     pub(crate) fn terminate(&mut self) {
         let id = self.child.id().to_string();
-        let told = Command::new("kill").args(["-s", "TERM", &id]).status();
-        assert!(told.is_ok_and(|status| status.success()), "the server runs");
+        let signalled = Command::new("kill").args(["-s", "TERM", &id]).status();
+        assert!(
+            signalled.is_ok_and(|status| status.success()),
+            "the server runs"
+        );
         self.child.wait().expect("the server ends");
     }
 

@@ -169,7 +169,7 @@ fn who_is_patient_is_woken_by_a_milestone() {
 }
 
 /// A mailbox that is too small says so, and what comes afterwards is kept: nothing falls between.
-fn what_a_lagging_reader_misses_it_is_told_to_read() {
+fn a_lagging_reader_is_asked_to_read_what_it_misses() {
     let hub = Arc::new(Hub::new(8, 2));
     let attachment = listen(&hub);
     let log = Arc::new(Mutex::new(0));
@@ -195,7 +195,7 @@ fn what_a_lagging_reader_misses_it_is_told_to_read() {
     publisher.join().expect("it ends well");
 }
 
-/// A reader that is told to close learns of it, asleep or not.
+/// A reader that is to close learns of it, asleep or not.
 fn a_close_is_heard_among_events() {
     let hub = Arc::new(Hub::new(8, 8));
     let attachment = listen(&hub);
@@ -277,8 +277,8 @@ fn main() {
             who_is_patient_is_woken_by_a_milestone,
         ),
         (
-            "what a lagging reader misses it is told to read",
-            what_a_lagging_reader_misses_it_is_told_to_read,
+            "a lagging reader is asked to read what it misses",
+            a_lagging_reader_is_asked_to_read_what_it_misses,
         ),
         (
             "a close is heard among events",

@@ -145,7 +145,7 @@ impl Rule for Median {
 /// Tidings' own rule, called as the server calls it: at each report, and when the estimate is due for an update.
 pub(crate) struct Ours {
     estimator: Estimator,
-    told: Option<Eta>,
+    eta: Option<Eta>,
     look: Option<f64>,
     heard: f64,
     stall_after: Option<f64>,
@@ -164,7 +164,7 @@ impl Ours {
         let past: Vec<Past> = run.earlier.iter().filter_map(Ours::past).collect();
         Ours {
             estimator: Estimator::starting(time(0.0), History::of(&past)),
-            told: None,
+            eta: None,
             look: None,
             heard: 0.0,
             stall_after: run.stall_after,
@@ -182,8 +182,8 @@ impl Ours {
         estimator.past(time(run.end))
     }
 
-    fn tell(&mut self, at: f64) {
-        self.told = self.estimator.estimate(time(at), Duration::ZERO);
+    fn update(&mut self, at: f64) {
+        self.eta = self.estimator.estimate(time(at), Duration::ZERO);
         let look = self.estimator.look_in(time(at), Duration::ZERO);
         self.look = look.map(|wait| at + wait.as_secs_f64());
     }
@@ -196,7 +196,7 @@ impl Ours {
 
     /// Returns the range of the time left.
     pub(crate) fn range(&self, at: f64) -> Option<(f64, f64)> {
-        self.told
+        self.eta
             .map(|eta| (secs(eta.low_at) - at, secs(eta.high_at) - at))
     }
 }
@@ -207,22 +207,22 @@ impl Rule for Ours {
             self.estimator.observe(progress, time(at));
         }
         self.heard = at;
-        self.tell(at);
+        self.update(at);
     }
 
     fn left(&mut self, at: f64) -> Option<f64> {
         // As the watchdog does.
-        while let Some(eta) = self.told {
+        while let Some(eta) = self.eta {
             let lapses = secs(eta.at).max(self.heard + 1.0);
             let due = self.look.map_or(lapses, |look| look.min(lapses));
             if due > at || self.is_stalled(due) {
                 break;
             }
-            self.tell(due);
-            if self.told.is_some_and(|later| secs(later.at) <= due + 1.0) {
+            self.update(due);
+            if self.eta.is_some_and(|later| secs(later.at) <= due + 1.0) {
                 break;
             }
         }
-        self.told.map(|eta| secs(eta.at) - at)
+        self.eta.map(|eta| secs(eta.at) - at)
     }
 }

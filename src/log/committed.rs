@@ -161,7 +161,9 @@ impl Committed {
         async move {
             loop {
                 let changed = match way.schools().get(&school) {
-                    Some(own) if own.dispatched < target => Arc::clone(&own.changed).notified_owned(),
+                    Some(own) if own.dispatched < target => {
+                        Arc::clone(&own.changed).notified_owned()
+                    }
                     _ => return,
                 };
                 changed.await;

@@ -65,8 +65,9 @@ impl Pace {
         rules.any(|rule| match rule.every {
             Every::Milestone => true,
             Every::Percent(step) => {
-                let place =
-                    |delivery: LastDelivery| delivery.progress.map(|own| (own / f64::from(step)).floor());
+                let place = |delivery: LastDelivery| {
+                    delivery.progress.map(|own| (own / f64::from(step)).floor())
+                };
                 place(now) != place(last)
             }
             Every::Seconds(secs) => (now.at - last.at).num_seconds() >= i64::from(secs),

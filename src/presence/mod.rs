@@ -212,7 +212,8 @@ impl Presence {
             if let Some((status, update)) = status.zip(LeaseUpdate::by(&event.draft)) {
                 let address = (event.school, event.subject.clone());
                 let now = self.clock.now();
-                self.lock().observe(address, event.seq, status, &update, now);
+                self.lock()
+                    .observe(address, event.seq, status, &update, now);
             }
         }
     }

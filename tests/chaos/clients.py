@@ -1,4 +1,4 @@
-"""Workers that publish and readers that listen, to whichever server they are told to: shared by the chaos of one server and of several."""
+"""Workers that publish and readers that listen, to the server that is given: shared by the chaos of one server and of several."""
 
 import asyncio
 import json

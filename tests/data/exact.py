@@ -1,7 +1,7 @@
 """What pencil and paper say of control charts: every number is a fraction, and nothing is rounded before the end.
 
 Prints the fixture exact.json: seeded characteristics, each with the body that registers it, its samples, what is to be
-told of each sample, and of the limits at the end. Many points are put exactly on a line, or where a publisher's own
+published of each sample, and of the limits at the end. Many points are put exactly on a line, or where a publisher's own
 rounding leaves them beside one; some are huge, some tiny beside their mean; some samples are gaps.
 
     python3 tests/data/exact.py > tests/data/exact.json
@@ -156,14 +156,14 @@ def chart_of(lines):
 
 
 def run(register, samples):
-    """What is to be told of each sample: mean, range, zone, rules, and value and zone on the dispersion chart."""
+    """What is to be published for each sample: mean, range, zone, rules, and value and zone on the dispersion chart."""
     size, asked = register["subgroup_size"], register["limits"]
     limits = None if "samples" in asked else asked
-    learning, points, previous, told = [], [], None, []
+    learning, points, previous, expected = [], [], None, []
     for sample in samples:
         if sample is None:
             points, previous = [], None
-            told.append(None)
+            expected.append(None)
             learning += [None] if learning and learning[-1] is not None else []
             continue
         values = [paper(value) for value in sample]
@@ -181,14 +181,14 @@ def run(register, samples):
                 rules |= {101} if zone.startswith("beyond") else set()
             said[2:4] = [chart.zone(middle), sorted(rules)]
         previous = middle
-        told.append(said)
+        expected.append(said)
         if limits is None:
             learning.append(values)
             if sum(own is not None for own in learning) == asked["samples"]:
                 limits = learnt(asked["method"], learning, size)
                 if limits is None:
                     learning = learning[2:] if learning[1] is None else learning[1:]
-    return told, limits
+    return expected, limits
 
 
 def series(source, size, given):
@@ -258,8 +258,8 @@ def case(source):
         # Range 3 and deviation 1.5; deviation 3 and range 6.
         samples += [[at(-1500), at(0), at(1500)], [at(-3000), at(0), at(3000)]]
     register = {"subgroup_size": size, "rules": [*range(1, 9), 101], "limits": limits}
-    told, final = run(register, samples)
-    return {"register": register, "samples": samples, "told": told, "limits": final}
+    expected, final = run(register, samples)
+    return {"register": register, "samples": samples, "expected": expected, "limits": final}
 
 
 def main():

@@ -65,7 +65,7 @@ async fn an_acknowledgement_reaches_every_connection_of_the_school() {
     let ack = json!({"reason": "known", "user": "Ada"});
     server.report("/api/violations/1.1/ack", ack).await;
     for (path, ws) in &mut hearing {
-        let told = until_type(ws, "ack_update").await;
+        let messages = until_type(ws, "ack_update").await;
         let other = [
             "ack_update",
             "limits_update",
@@ -74,9 +74,10 @@ async fn an_acknowledgement_reaches_every_connection_of_the_school() {
             "job_progress",
         ];
         assert!(
-            told.iter()
+            messages
+                .iter()
                 .all(|own| other.contains(&own["type"].as_str().unwrap())),
-            "{path}: {told:?}"
+            "{path}: {messages:?}"
         );
     }
     for (path, ws) in &mut deaf {
@@ -87,14 +88,14 @@ async fn an_acknowledgement_reaches_every_connection_of_the_school() {
     let (_, ws) = &mut hearing[1];
     let start = json!({"type": "subscribe", "characteristic_ids": [1]});
     send(ws, &start.to_string()).await;
-    let told = until_type(ws, "ready").await;
+    let messages = until_type(ws, "ready").await;
     assert!(
-        told.iter().all(|own| own["type"] != "ack_update"),
-        "{told:?}"
+        messages.iter().all(|own| own["type"] != "ack_update"),
+        "{messages:?}"
     );
 }
 
-/// Where a cursor is brought, what is told before the first `subscribe` would lead past it.
+/// Where a cursor is brought, what is sent before the first `subscribe` would lead past it.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledgements_before_the_first_subscription_leave_no_gap() {
     let server = server().await;
@@ -128,27 +129,27 @@ async fn acknowledgements_before_the_first_subscription_leave_no_gap() {
     report("two").await;
 
     send(&mut with_cursor, r#"{"type":"subscribe","job_id":"a"}"#).await;
-    let told = until_type(&mut with_cursor, "ready").await;
-    let acks = |told: &[Value]| -> Vec<Value> {
-        let acks = told.iter().filter(|own| own["type"] == "ack_update");
+    let received = until_type(&mut with_cursor, "ready").await;
+    let acks = |messages: &[Value]| -> Vec<Value> {
+        let acks = messages.iter().filter(|own| own["type"] == "ack_update");
         acks.map(|own| own["seq"].clone()).collect()
     };
-    let messages = |told: &[Value]| -> Vec<Value> {
-        let reports = told.iter().filter(|own| own["type"] == "job_progress");
+    let messages = |messages: &[Value]| -> Vec<Value> {
+        let reports = messages.iter().filter(|own| own["type"] == "job_progress");
         reports.map(|own| own["message"].clone()).collect()
     };
-    assert_eq!(acks(&told), [first.clone(), second.clone()]);
-    assert_eq!(messages(&told), ["one", "two"]);
+    assert_eq!(acks(&received), [first.clone(), second.clone()]);
+    assert_eq!(messages(&received), ["one", "two"]);
 
     let subscribe = json!({"type": "subscribe", "job_id": "a", "cursor": from});
     send(&mut without, &subscribe.to_string()).await;
-    let told = until_type(&mut without, "ready").await;
+    let received = until_type(&mut without, "ready").await;
     assert_eq!(
-        acks(&told),
+        acks(&received),
         [first],
-        "what was told before is not told again"
+        "what was sent before is not sent again"
     );
-    assert_eq!(messages(&told), ["one", "two"]);
+    assert_eq!(messages(&received), ["one", "two"]);
 }
 
 /// An acknowledgement of school 1, and what is needed for one.
@@ -183,8 +184,8 @@ impl Acknowledging<'_> {
     }
 }
 
-fn acks(told: &[Value]) -> Vec<u64> {
-    let acks = told.iter().filter(|own| own["type"] == "ack_update");
+fn acks(messages: &[Value]) -> Vec<u64> {
+    let acks = messages.iter().filter(|own| own["type"] == "ack_update");
     acks.map(|own| own["seq"].as_u64().unwrap()).collect()
 }
 
@@ -209,13 +210,13 @@ async fn a_replay_beside_other_channels_has_the_acknowledgements_from_before_the
     let before = acknowledging.happen(3).await;
     let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
     send(&mut ws, r#"{"type":"subscribe","channels":["jobs"]}"#).await;
-    let told = until_type(&mut ws, "ready").await;
-    assert!(acks(&told).is_empty(), "{told:?}");
+    let messages = until_type(&mut ws, "ready").await;
+    assert!(acks(&messages).is_empty(), "{messages:?}");
     let after = acknowledging.happen(1).await;
     let subscribe = json!({"type": "subscribe", "channels": ["characteristics"], "cursor": from});
     send(&mut ws, &subscribe.to_string()).await;
-    let told = until_type(&mut ws, "ready").await;
-    let mut heard = acks(&told);
+    let messages = until_type(&mut ws, "ready").await;
+    let mut heard = acks(&messages);
     heard.sort_unstable();
     assert_eq!(heard, [before, after].concat(), "each once");
 
@@ -249,8 +250,8 @@ async fn an_acknowledgement_in_the_moment_of_a_subscription_is_heard() {
             send(&mut ws, r#"{"type":"subscribe","job_id":"a"}"#).await;
             until_type(&mut ws, "ready").await
         };
-        let (told, committed) = tokio::join!(subscribe, acknowledging.happen(1));
-        let mut heard = acks(&told);
+        let (received, committed) = tokio::join!(subscribe, acknowledging.happen(1));
+        let mut heard = acks(&received);
         if heard.is_empty() {
             heard = acks(&until_type(&mut ws, "ack_update").await);
         }
@@ -270,9 +271,9 @@ async fn a_connection_without_channels_that_lags_hears_each_acknowledgement_once
     let committed = acknowledging.happen(1_000).await;
     let mut heard = Vec::new();
     while heard.len() < committed.len() {
-        let told = receive(&mut ws).await.unwrap();
-        assert_eq!(told["type"], "ack_update");
-        heard.push(told["seq"].as_u64().unwrap());
+        let message = receive(&mut ws).await.unwrap();
+        assert_eq!(message["type"], "ack_update");
+        heard.push(message["seq"].as_u64().unwrap());
     }
     assert_eq!(
         heard, committed,
@@ -280,8 +281,8 @@ async fn a_connection_without_channels_that_lags_hears_each_acknowledgement_once
     );
     let subscribe = json!({"type": "subscribe", "job_id": "a", "cursor": from});
     send(&mut ws, &subscribe.to_string()).await;
-    let told = until_type(&mut ws, "ready").await;
-    assert_eq!(acks(&told).len(), 20, "those from before");
+    let messages = until_type(&mut ws, "ready").await;
+    assert_eq!(acks(&messages).len(), 20, "those from before");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -301,15 +302,15 @@ async fn leaving_channels_amid_a_replay_leaves_no_acknowledgement_out() {
             r#"{"type":"unsubscribe","channels":["characteristics"]}"#,
         )
         .await;
-        let mut told = until_type(&mut ws, "unsubscribed").await;
+        let mut messages = until_type(&mut ws, "unsubscribed").await;
         committed.extend(acknowledging.happen(1).await);
-        let cursor = told.last().unwrap()["cursor"].clone();
+        let cursor = messages.last().unwrap()["cursor"].clone();
         let (_, reached, _) = parts(&cursor);
         let subscribe =
             json!({"type": "subscribe", "channels": ["characteristics"], "cursor": cursor});
         send(&mut ws, &subscribe.to_string()).await;
-        told.extend(until_type(&mut ws, "ready").await);
-        let mut heard: Vec<u64> = acks(&told)
+        messages.extend(until_type(&mut ws, "ready").await);
+        let mut heard: Vec<u64> = acks(&messages)
             .into_iter()
             .filter(|seq| *seq > reached)
             .collect();
@@ -334,15 +335,15 @@ async fn a_heartbeat_before_the_first_subscription_keeps_the_cursor_that_was_bro
     let path = "/ws?heartbeat=message";
     let url = socket_url(&server.url, path, Some(&viewer(1)), from.as_str());
     let (mut ws, _) = tokio_tungstenite::connect_async(url).await.unwrap();
-    let told = until_type(&mut ws, "heartbeat").await;
-    assert_eq!(told.last().unwrap()["cursor"], from);
+    let messages = until_type(&mut ws, "heartbeat").await;
+    assert_eq!(messages.last().unwrap()["cursor"], from);
     // One that brought none stands nowhere; a subscription to nothing does not change that.
     let mut ws = socket(&server.url, path, &viewer(1)).await;
     send(&mut ws, r#"{"type":"subscribe","characteristic_ids":[]}"#).await;
-    let told = until_type(&mut ws, "heartbeat").await;
-    assert_eq!(field(&told, "type"), ["subscribed", "heartbeat"]);
-    for told in &told {
-        assert!(told.get("cursor").is_none(), "{told}");
+    let messages = until_type(&mut ws, "heartbeat").await;
+    assert_eq!(field(&messages, "type"), ["subscribed", "heartbeat"]);
+    for message in &messages {
+        assert!(message.get("cursor").is_none(), "{message}");
     }
 }
 

@@ -137,7 +137,7 @@ async fn headers_tokens_and_addresses_beyond_their_bounds_are_refused_before_the
     }
     // Below the bound of all headers, that of tokens.
     let most = TOKEN_MAX_BYTES;
-    for (bytes, told) in [
+    for (bytes, expected) in [
         (most, "it is not three parts"),
         (most + 1, "it has 16385 bytes; at most 16384 are accepted"),
     ] {
@@ -160,7 +160,7 @@ async fn headers_tokens_and_addresses_beyond_their_bounds_are_refused_before_the
             let answer = raw(&server, stranger.as_bytes()).await;
             let text = String::from_utf8_lossy(&answer);
             assert_eq!(status(&answer), Some(401), "{text}");
-            assert!(text.contains(told), "{text}");
+            assert!(text.contains(expected), "{text}");
         }
     }
     // Signing in leads back to an address, if that is short: the answer grows no faster than the request.
@@ -394,12 +394,12 @@ async fn connections_whose_first_request_does_not_arrive_are_closed() {
         .report("/api/jobs", json!({"job_id": "seen", "job_type": "t"}))
         .await;
     let mut story = Vec::new();
-    let told = async {
+    let received = async {
         while !story.windows(6).any(|part| part == b"\"seen\"") {
             story.push(streaming.read_u8().await.unwrap());
         }
     };
-    tokio::time::timeout(PATIENCE, told).await.unwrap();
+    tokio::time::timeout(PATIENCE, received).await.unwrap();
     // A connection that has been answered once can be used again.
     kept.write_all(head("GET /healthz", "Connection: close\r\n\r\n").as_bytes())
         .await
@@ -643,8 +643,8 @@ async fn fuzzed_requests_are_answered_and_break_nothing() {
             &first_cursor(&server).await,
         )
         .await;
-    let told = listener.until_ready().await;
-    let seqs: Vec<u64> = told
+    let messages = listener.until_ready().await;
+    let seqs: Vec<u64> = messages
         .iter()
         .filter_map(|message| message["seq"].as_u64())
         .collect();
@@ -696,8 +696,8 @@ async fn fuzzed_client_messages_are_answered_and_break_nothing() {
             let message = futures_util::StreamExt::next(&mut socket).await;
             let message = message.unwrap_or_else(|| panic!("seed {seed}: {path} was closed"));
             let text = message.unwrap().into_text().unwrap_or_default();
-            let told: Value = serde_json::from_str(&text).unwrap_or_default();
-            if told["type"] == "pong" && told["timestamp"] == "the last" {
+            let message: Value = serde_json::from_str(&text).unwrap_or_default();
+            if message["type"] == "pong" && message["timestamp"] == "the last" {
                 break;
             }
         }

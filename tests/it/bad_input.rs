@@ -314,7 +314,7 @@ async fn every_bad_request_gets_its_problem_and_has_no_effect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_large_is_refused_and_the_limit_is_told() {
+async fn a_request_that_is_too_large_is_rejected_with_the_limit() {
     let settings = json!({"body_limit_bytes": 2_000, "batch_limit_bytes": 4_000, "batch_limit_commands": 3, "metadata_limit_bytes": 100, "message_limit_bytes": 50});
     let server = server_with(settings).await;
     server.running_job("a").await;

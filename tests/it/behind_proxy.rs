@@ -173,8 +173,8 @@ async fn everything_leads_below(way: &Way) {
         for stream in page.attributes("data-stream") {
             let joint = if stream.contains('?') { '&' } else { '?' };
             let stream = format!("{stream}{joint}wait=0");
-            let told = way.ask("GET", &stream, &token, "").await;
-            assert_eq!(told.status, 200, "{stream}");
+            let response = way.ask("GET", &stream, &token, "").await;
+            assert_eq!(response.status, 200, "{stream}");
         }
     }
     assert!(links.len() >= 12, "{links:#?}");
@@ -223,7 +223,7 @@ async fn everything_leads_below(way: &Way) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: a real proxy"]
-async fn everything_stays_below_the_prefix_that_a_proxy_removes_and_tells() {
+async fn everything_stays_below_the_prefix_that_a_proxy_removes_and_forwards() {
     for value in ["/a/b", "/a/b/", "/a, /b"] {
         let way = Way::new(server().await, "/a/b", "", &[("X-Forwarded-Prefix", value)]);
         everything_leads_below(&way).await;
@@ -242,8 +242,8 @@ async fn everything_stays_below_the_base_path_whether_a_proxy_removes_it_or_not(
     everything_leads_below(&Way::new(server, "/events", "", &[])).await;
     // What the proxy says goes before what the settings say.
     let server = server_with(json!({"base_path": "/tidings"})).await;
-    let told = [("X-Forwarded-Prefix", "/other")];
-    everything_leads_below(&Way::new(server, "/other", "", &told)).await;
+    let headers = [("X-Forwarded-Prefix", "/other")];
+    everything_leads_below(&Way::new(server, "/other", "", &headers)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -325,7 +325,7 @@ async fn write(server: &Server, origin: &str, headers: &[(&str, &str)]) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trusted_proxy_tells_the_name_that_the_browser_knows() {
+async fn a_trusted_proxy_forwards_the_name_that_the_browser_knows() {
     const HOST: &str = "X-Forwarded-Host";
     const PORT: &str = "X-Forwarded-Port";
     const PROTO: &str = "X-Forwarded-Proto";
@@ -547,8 +547,8 @@ async fn a_client_is_where_a_trusted_proxy_says_and_else_where_it_connects_from(
     let figment =
         figment(&folder, &json!({"max_streams_per_address": 1})).merge(("ip_header", false));
     let server = launch(tidings::server(figment).unwrap(), folder).await;
-    let told = [[(REAL, "1.1.1.1")], [(FOR, "2.2.2.2")]];
-    assert!(are_one(server, &told[0], &told[1]).await);
+    let headers = [[(REAL, "1.1.1.1")], [(FOR, "2.2.2.2")]];
+    assert!(are_one(server, &headers[0], &headers[1]).await);
 }
 
 /// A real proxy and a real browser: signing in, a live page, and a button.

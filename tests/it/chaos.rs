@@ -52,11 +52,14 @@ async fn a_chaos_run_whose_server_does_not_start_again_ends_and_says_why() {
         .kill_on_drop(true);
     let output = tokio::time::timeout(PATIENCE, run.output()).await;
     let output = output.expect("the run ends").unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    let broken = told.split_once("BROKEN (seed 1): ").expect(&told).1;
-    assert!(broken.contains("start 2 ended with exit code 7"), "{told}");
-    assert!(broken.contains("no further start"), "{told}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{stdout}");
+    let broken = stdout.split_once("BROKEN (seed 1): ").expect(&stdout).1;
+    assert!(
+        broken.contains("start 2 ended with exit code 7"),
+        "{stdout}"
+    );
+    assert!(broken.contains("no further start"), "{stdout}");
 }
 
 /// What every story knows: events of one school, and whether the model says that a promise is broken.
@@ -85,19 +88,20 @@ reading = Reading(school, ALL, True, "reader")
 "#;
 
 /// Tells the model this story, which asserts what the model makes of it.
-fn tell(story: &str) {
+fn run_story(story: &str) {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     if !needs(&python) {
         return;
     }
-    let mut told = Command::new(python);
-    told.args(["-c", &format!("{STORY}{story}")])
+    let mut command = Command::new(python);
+    command
+        .args(["-c", &format!("{STORY}{story}")])
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env(
             "PYTHONPATH",
             concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos"),
         );
-    let output = told.output().unwrap();
+    let output = command.output().unwrap();
     assert!(
         output.status.success(),
         "{}",
@@ -108,7 +112,7 @@ fn tell(story: &str) {
 /// A power loss takes events that some have received. What is heard of the life before, later, says nothing of the present one.
 #[test]
 fn an_event_of_a_lost_life_that_is_heard_late_is_not_asked_for_in_the_next_one() {
-    tell(
+    run_story(
         r#"
 school.saw(event(2, "01", "lost"), 0)
 for seq, job in [(1, "a"), (2, "b")]:
@@ -124,7 +128,7 @@ reading.take(ready(2, "02"))
 
 #[test]
 fn the_chaos_model_allows_that_a_power_loss_takes_ticks_and_nothing_else() {
-    tell(
+    run_story(
         r#"
 school.acknowledge(event(1, "01", status="queued"), 0)
 school.acknowledge(event(2, "02"), 0)
@@ -145,7 +149,7 @@ assert "4-14 was acknowledged in life 1" in broken(Histories(school, 2).check_lo
 #[test]
 fn the_chaos_model_finds_a_reset_of_a_cursor_whose_event_is_there_and_a_lost_one_that_is_honoured()
 {
-    tell(
+    run_story(
         r#"
 def comes_back(cursor, *messages):
     school = School(1)
@@ -169,7 +173,7 @@ assert "e-2-02 was honoured in life 1, and the log has 2-12" in comes_back("e-2-
 
 #[test]
 fn the_chaos_model_finds_a_history_that_changes_in_its_middle_or_without_a_power_loss() {
-    tell(
+    run_story(
         r#"
 for seq, tag, life in [(1, "01", 0), (2, "02", 0), (1, "11", 1), (2, "02", 1)]:
     school.saw(event(seq, tag), life)
@@ -182,9 +186,9 @@ assert "another epoch" in broken(school.saw, event(3, "03") | {"cursor": "f-3-03
 
 #[test]
 fn the_chaos_model_asks_for_what_follows_a_cursor_in_the_life_in_which_it_is_honoured() {
-    tell(
+    run_story(
         r#"
-def across(*told):
+def across(*messages):
     school, life = School(1), 0
     reading = Reading(school, ALL, True, "reader")
     reading.connected("sse", None, 0)
@@ -192,7 +196,7 @@ def across(*told):
     for message in [event(2, "02"), event(3, "03")]:
         reading.take(message)
     reading.connected("sse", "e-2-02", 1)
-    for message in told:
+    for message in messages:
         reading.take(message)
     for seq, tag in [(1, "01"), (2, "02"), (3, "13"), (4, "14")]:
         school.saw(event(seq, tag), 1)
@@ -233,13 +237,13 @@ reset = {"type": "reset", "reason": "history_changed"}
 state = [event(1, "01") | {"snapshot": True}]
 "#;
 
-fn tell_of_several_nodes(story: &str) {
-    tell(&format!("{CLUSTER}{story}"));
+fn run_story_of_several_nodes(story: &str) {
+    run_story(&format!("{CLUSTER}{story}"));
 }
 
 #[test]
 fn the_model_of_several_nodes_finds_what_a_reader_missed_received_twice_or_out_of_order() {
-    tell_of_several_nodes(
+    run_story_of_several_nodes(
         r#"
 one = (LOST,)
 whole = (None, 0, *state, ready(1, "01"), *LOST[1:])
@@ -254,15 +258,15 @@ assert "before the state of" in judged((None, 0, ready(1, "01")), logs=one)
 assert not judged(whole, ("e-1-01", 0, *LOST[1:]), logs=one)
 assert "3 (every tick) is missing" in judged(whole, ("e-2-02", 0, LOST[3]), logs=one)
 milestone = [event(1, "01"), event(2, "02", status="queued"), event(3, "03")]
-told = (None, 0, *state, ready(1, "01"), milestone[2])
-assert "2 (a milestone) is missing" in judged(told, logs=(milestone,), every_tick=False)
+received = (None, 0, *state, ready(1, "01"), milestone[2])
+assert "2 (a milestone) is missing" in judged(received, logs=(milestone,), every_tick=False)
 "#,
     );
 }
 
 #[test]
 fn the_model_of_several_nodes_allows_a_reset_if_and_only_if_the_readers_event_was_lost() {
-    tell_of_several_nodes(
+    run_story_of_several_nodes(
         r#"
 begun = (None, 0, *state, ready(1, "01"), *LOST[1:])
 again = [event(2, "02") | {"snapshot": True}, event(4, "14", "b") | {"snapshot": True}, ready(4, "14")]
@@ -282,7 +286,7 @@ assert "was never in a log" in judged(begun + (event(5, "05"),))
 
 #[test]
 fn the_model_of_several_nodes_finds_an_acknowledged_event_that_its_life_does_not_have() {
-    tell_of_several_nodes(
+    run_story_of_several_nodes(
         r#"
 def answered(*answers, logs=(LOST, KEPT)):
     school = School(1)
@@ -306,7 +310,7 @@ assert "is not dense" in answered(*every, logs=(LOST, KEPT[:1] + KEPT[2:]))
 
 #[test]
 fn the_model_of_several_nodes_finds_a_device_that_was_heard_and_a_delivery_that_is_wrong() {
-    tell_of_several_nodes(
+    run_story_of_several_nodes(
         r#"
 import asyncio
 import sources

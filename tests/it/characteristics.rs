@@ -23,8 +23,8 @@ async fn around_zero(server: &Server, id: &str, rules: Value) {
 
 async fn sample(server: &Server, id: &str, value: f64) -> Value {
     let path = format!("/api/characteristics/{id}/samples");
-    let told = server.report(&path, json!({"value": value})).await;
-    told["payload"].clone()
+    let event = server.report(&path, json!({"value": value})).await;
+    event["payload"].clone()
 }
 
 async fn acknowledge(server: &Server, id: &str, token: &str, reason: &str) -> (u16, Value) {
@@ -210,11 +210,11 @@ async fn a_restart_changes_no_measurement_by_a_digit() {
         json!([]),
         "an equal mean rises no further"
     );
-    let told = put_value(&server, 98.569_069_463_286_95).await;
-    assert_eq!(told.to_string(), "98.56906946328695");
+    let value = put_value(&server, 98.569_069_463_286_95).await;
+    assert_eq!(value.to_string(), "98.56906946328695");
 }
 
-/// The value of a sample, as it is told.
+/// The value of a sample, as it is published.
 async fn put_value(server: &Server, value: f64) -> Value {
     let request = server.request("PUT", "/api/characteristics/single", &worker(1));
     assert_eq!(answer(request.json(&json!({}))).await.0, 200);
@@ -223,7 +223,7 @@ async fn put_value(server: &Server, value: f64) -> Value {
 
 /// The same key is answered the same way, also where the first request changed nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeated_request_that_changed_nothing_is_told_the_present_state() {
+async fn a_repeated_request_that_changed_nothing_gets_the_current_state() {
     let server = server().await;
     around_zero(&server, "a", json!([1])).await;
     sample(&server, "a", 9.0).await;

@@ -1,4 +1,4 @@
-//! Charts of values and means, and of their variation: exact against fractions, told, kept, and shown.
+//! Charts of values and means, and of their variation: exact against fractions, published, kept, and shown.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// Sends samples of one characteristic; returns the payloads that are told of them.
+/// Sends samples of one characteristic; returns the payloads that are published for them.
 async fn samples(server: &Server, id: &str, bodies: impl IntoIterator<Item = Value>) -> Vec<Value> {
     let lines = bodies.into_iter().map(|mut body| {
         body["op"] = json!("characteristics.samples");
@@ -44,13 +44,13 @@ async fn violations(server: &Server) -> Vec<Value> {
 #[ignore = "slow: very many samples"]
 async fn means_limits_and_verdicts_agree_with_exact_fractions() {
     /// Mean, range, zone, rules, and the point on the dispersion chart.
-    type Told = (f64, Value, Value, Value, Value);
+    type Expected = (f64, Value, Value, Value, Value);
     #[derive(Deserialize)]
     struct Case {
         register: Value,
         samples: Vec<Value>,
         /// Null of a gap.
-        told: Vec<Option<Told>>,
+        expected: Vec<Option<Expected>>,
         limits: Option<Value>,
     }
     let cases: Vec<Case> = serde_json::from_str(include_str!("../data/exact.json")).unwrap();
@@ -61,20 +61,25 @@ async fn means_limits_and_verdicts_agree_with_exact_fractions() {
         let path = format!("/api/characteristics/{id}");
         server.put(&path, case.register.clone()).await;
         let bodies = case.samples.iter().map(|values| json!({"values": values}));
-        let told = samples(&server, &id, bodies).await;
-        for ((told, expected), values) in told.iter().zip(&case.told).zip(&case.samples) {
-            let place = format!("{} {values} {told}", case.register);
+        let payloads = samples(&server, &id, bodies).await;
+        for ((payload, expected), values) in payloads.iter().zip(&case.expected).zip(&case.samples)
+        {
+            let place = format!("{} {values} {payload}", case.register);
             let Some((mean, range, zone, rules, dispersion)) = expected else {
                 assert_eq!(
-                    (&told["value"], &told["zone"]),
+                    (&payload["value"], &payload["zone"]),
                     (&Value::Null, &Value::Null)
                 );
                 continue;
             };
-            assert_eq!(told["mean"], json!(mean), "{place}");
-            assert_eq!(told["range"], *range, "{place}");
-            assert_eq!((&told["zone"], &told["rules"]), (zone, rules), "{place}");
-            let point = &told["dispersion"];
+            assert_eq!(payload["mean"], json!(mean), "{place}");
+            assert_eq!(payload["range"], *range, "{place}");
+            assert_eq!(
+                (&payload["zone"], &payload["rules"]),
+                (zone, rules),
+                "{place}"
+            );
+            let point = &payload["dispersion"];
             let own = (!point.is_null()).then(|| json!([point["value"], point["zone"]]));
             assert_eq!(json!(own), *dispersion, "{place}");
             for rule in rules.as_array().unwrap() {
@@ -118,7 +123,7 @@ async fn limits_by_standard_deviations_come_with_those_of_the_s_chart() {
     let expected = json!({"chart": "s", "center_line": 1.5, "ucl": 3.852, "lcl": 0.0});
     assert_eq!(limits["dispersion"], expected);
     // A standard deviation of 3.852 is on the limit, one of 3.9 beyond it; their means are on the center line.
-    let told = samples(
+    let payloads = samples(
         &server,
         "a",
         [
@@ -128,16 +133,16 @@ async fn limits_by_standard_deviations_come_with_those_of_the_s_chart() {
     )
     .await;
     assert_eq!(
-        told[0]["dispersion"],
+        payloads[0]["dispersion"],
         json!({"chart": "s", "value": 3.852, "zone": "zone_a_upper"})
     );
     assert_eq!(
-        told[1]["dispersion"],
+        payloads[1]["dispersion"],
         json!({"chart": "s", "value": 3.9, "zone": "beyond_ucl"})
     );
-    assert_eq!(field(&told, "in_control"), [true, false]);
-    assert_eq!(field(&told, "zone"), ["zone_c_upper", "zone_c_upper"]);
-    let opened = &told[1]["violations"][0];
+    assert_eq!(field(&payloads, "in_control"), [true, false]);
+    assert_eq!(field(&payloads, "zone"), ["zone_c_upper", "zone_c_upper"]);
+    let opened = &payloads[1]["violations"][0];
     assert_eq!(
         (&opened["rule_id"], &opened["chart"]),
         (&json!(101), &json!("s"))
@@ -173,11 +178,11 @@ async fn moving_ranges_are_judged_by_their_own_limits_if_their_rule_is_on() {
     );
     // From 52.1 to 46 is no distance too many, from 46 to 55 is one; both values are within their limits.
     let values = singles(&[46.0, 55.0, 47.0, 48.0]);
-    let told = samples(&server, "on", values.clone()).await;
+    let payloads = samples(&server, "on", values.clone()).await;
     let point = |index: usize| {
         (
-            told[index]["dispersion"]["value"].clone(),
-            told[index]["in_control"].clone(),
+            payloads[index]["dispersion"]["value"].clone(),
+            payloads[index]["in_control"].clone(),
         )
     };
     assert_eq!(
@@ -198,25 +203,28 @@ async fn moving_ranges_are_judged_by_their_own_limits_if_their_rule_is_on() {
         ),
         (&json!(101), &json!("mr"), &json!("critical"))
     );
-    let told = samples(&server, "off", values).await;
-    assert!(told.iter().all(|own| own["in_control"] == true), "{told:?}");
+    let payloads = samples(&server, "off", values).await;
+    assert!(
+        payloads.iter().all(|own| own["in_control"] == true),
+        "{payloads:?}"
+    );
     assert_eq!(
-        told[1]["dispersion"]["zone"], "beyond_ucl",
-        "told all the same"
+        payloads[1]["dispersion"]["zone"], "beyond_ucl",
+        "published all the same"
     );
     // The value itself is beyond its limits: another rule, and another chart.
-    let told = samples(
+    let payloads = samples(
         &server,
         "on",
         [json!({"value": null}), json!({"value": 99.0})],
     )
     .await;
     assert_eq!(
-        told[1]["dispersion"],
+        payloads[1]["dispersion"],
         Value::Null,
         "there is no moving range across a gap"
     );
-    let opened = &told[1]["violations"][0];
+    let opened = &payloads[1]["violations"][0];
     assert_eq!((&opened["rule_id"], opened.get("chart")), (&json!(1), None));
 }
 
@@ -227,8 +235,8 @@ async fn a_dispersion_chart_may_be_given_and_is_there_after_a_restart() {
     let limits = json!({"center_line": 10.0, "ucl": 13.0, "lcl": 7.0, "dispersion": dispersion});
     let ask = json!({"subgroup_size": 2, "rules": [1, {"rule_id": 101, "severity": "info"}], "limits": limits});
     first.put("/api/characteristics/a", ask.clone()).await;
-    let told = samples(&first, "a", [json!({"values": [9.0, 11.5]})]).await;
-    assert_eq!(told[0]["violations"][0]["severity"], "info");
+    let payloads = samples(&first, "a", [json!({"values": [9.0, 11.5]})]).await;
+    assert_eq!(payloads[0]["violations"][0]["severity"], "info");
     let flat = "/characteristics/a?shape=flat";
     let mut listener = first.listen(Transport::EventSource, flat).await;
     let before = listener.until_ready().await;
@@ -250,7 +258,7 @@ async fn a_dispersion_chart_may_be_given_and_is_there_after_a_restart() {
     assert_eq!(violations(&server).await, listed);
     server.put("/api/characteristics/a", ask).await;
     assert_eq!(payload(&server, "a").await["limits_version"], 1);
-    let told = samples(
+    let payloads = samples(
         &server,
         "a",
         [
@@ -259,8 +267,11 @@ async fn a_dispersion_chart_may_be_given_and_is_there_after_a_restart() {
         ],
     )
     .await;
-    assert_eq!(told[0]["violations"], json!([]), "the run goes on");
-    assert_eq!(told[1]["in_control"], true, "on the limit is not beyond it");
+    assert_eq!(payloads[0]["violations"], json!([]), "the run goes on");
+    assert_eq!(
+        payloads[1]["in_control"], true,
+        "on the limit is not beyond it"
+    );
     let page = server.request("GET", "/monitor/schools/1/characteristics/a", &viewer(1));
     let page = page.send().await.unwrap().text().await.unwrap();
     for part in [
@@ -302,8 +313,8 @@ async fn a_baseline_and_the_last_value_survive_a_restart() {
         json!({"chart": "mr", "center_line": 2.0, "ucl": 6.534, "lcl": 0.0})
     );
     let server = server_in(second.stop().await, json!({})).await;
-    let told = samples(&server, "a", singles(&[8.5])).await;
-    assert_eq!(told[0]["dispersion"]["value"], 1.5);
+    let payloads = samples(&server, "a", singles(&[8.5])).await;
+    assert_eq!(payloads[0]["dispersion"]["value"], 1.5);
 }
 
 /// Rows as the first edition wrote them: means and ranges in the baseline, nothing of charts.
@@ -335,10 +346,10 @@ async fn a_characteristic_of_the_first_edition_goes_on_as_it_was() {
     .unwrap();
     drop(conn);
     let server = server_in(folder, json!({})).await;
-    let told = samples(&server, "judged", singles(&[0.5])).await;
-    assert_eq!(told[0]["zone"], "zone_c_upper");
+    let payloads = samples(&server, "judged", singles(&[0.5])).await;
+    assert_eq!(payloads[0]["zone"], "zone_c_upper");
     assert_eq!(
-        (&told[0]["dispersion"], &told[0]["rules"]),
+        (&payloads[0]["dispersion"], &payloads[0]["rules"]),
         (&Value::Null, &json!([]))
     );
     assert_eq!(violations(&server).await[0]["chart"], Value::Null);
@@ -401,11 +412,11 @@ async fn a_chart_that_does_not_fit_is_refused_with_a_reason() {
     }
     // A violation that was found elsewhere may say on which chart.
     let path = "/api/characteristics/five/violations";
-    let told = server
+    let event = server
         .report(path, json!({"rule_id": 101, "chart": "r"}))
         .await;
-    assert_eq!(told["payload"]["rule_name"], "Dispersion beyond limits");
-    assert_eq!(told["payload"]["chart"], "r");
+    assert_eq!(event["payload"]["rule_name"], "Dispersion beyond limits");
+    assert_eq!(event["payload"]["chart"], "r");
     let (status, _) = server
         .post(path, &worker(1), json!({"rule_id": 101, "chart": "z"}))
         .await;

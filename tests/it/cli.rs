@@ -75,7 +75,7 @@ fn an_unknown_or_invalid_setting_stops_the_start_and_is_named() {
 }
 
 #[test]
-fn an_address_in_use_is_told() {
+fn an_address_in_use_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let output = run(command(folder.path()).arg("serve").env(

@@ -24,9 +24,9 @@ fn database(folder: &Path) -> PathBuf {
 async fn send(url: &str, method: &str, path: &str, body: Value) -> Value {
     let url = format!("{url}{path}");
     let request = reqwest::Client::new().request(method.parse().unwrap(), url);
-    let (status, told) = answer(request.bearer_auth(far_token()).json(&body)).await;
-    assert!(status < 300, "{method} {path}: {status} {told}");
-    told
+    let (status, response) = answer(request.bearer_auth(far_token()).json(&body)).await;
+    assert!(status < 300, "{method} {path}: {status} {response}");
+    response
 }
 
 /// A worker's token that is good for a month, so that a step of the clock does not end it.
@@ -148,7 +148,7 @@ fn wall_clock(folder: &Path) -> Option<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn a_process_that_was_stopped_blames_nobody_for_the_silence() {
+async fn silence_while_the_process_was_stopped_does_not_count() {
     let folder = tempfile::tempdir().unwrap();
     let server = Process::start(command(folder.path()).arg("serve"));
     begin(&server.url).await;
@@ -156,8 +156,8 @@ async fn a_process_that_was_stopped_blames_nobody_for_the_silence() {
     server.signal("CONT");
     // The watchdog and the leases are looked at several times meanwhile.
     live_on(&database(folder.path()), 2_000).await;
-    let told = story(&server.url).await;
-    assert_eq!(told.iter().find(is_end), None, "{told:?}");
+    let events = story(&server.url).await;
+    assert_eq!(events.iter().find(is_end), None, "{events:?}");
     assert_eq!(standing(&server.url).await, alive());
     // What stays silent while the server listens ends all the same.
     until("everything has ended", async || {
@@ -205,7 +205,7 @@ impl Waiting {
 /// Each is almost over when the process stops, and has spoken again before it goes on.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn what_waits_in_the_sockets_is_heard_before_anybody_is_judged() {
+async fn reports_waiting_in_the_sockets_are_read_before_silence_is_checked() {
     let folder = tempfile::tempdir().unwrap();
     let server = Process::start(command(folder.path()).arg("serve"));
     let mut lines = Vec::new();
@@ -231,8 +231,8 @@ async fn what_waits_in_the_sockets_is_heard_before_anybody_is_judged() {
     }
     live_on(&database(folder.path()), 1_500).await;
     assert_eq!(standing(&server.url).await, alive());
-    let told = story(&server.url).await;
-    assert_eq!(told.iter().find(is_end), None, "{told:?}");
+    let events = story(&server.url).await;
+    assert_eq!(events.iter().find(is_end), None, "{events:?}");
 }
 
 /// The real binary under a wall clock that can be set.
@@ -365,7 +365,7 @@ async fn a_wall_clock_that_is_set_while_running_removes_nothing_and_ends_nobody(
         assert_eq!(timed.stored(), stored, "after {days} days");
         assert_eq!(standing(timed.url()).await, alive(), "after {days} days");
     }
-    // It is told once, and not at every look.
+    // It is logged once, and not at every check.
     assert!(!timed.sweeps(-2).await);
     timed.end();
     let log = reading.join().unwrap();

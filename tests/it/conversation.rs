@@ -39,12 +39,12 @@ fn create(id: &str) -> job::Create {
 }
 
 /// A transport that writes nothing down.
-struct Told {
+struct Output {
     messages: Vec<Value>,
     room: usize,
 }
 
-impl Outbox for Told {
+impl Outbox for Output {
     fn has_room(&self) -> bool {
         self.messages.len() < self.room
     }
@@ -70,7 +70,7 @@ impl Outbox for Told {
 
 struct Talk {
     session: Session,
-    told: Told,
+    output: Output,
 }
 
 impl Talk {
@@ -97,7 +97,7 @@ impl Talk {
         };
         Talk {
             session: Session::new(Arc::clone(service), dialect, beginning),
-            told: Told {
+            output: Output {
                 messages: Vec::new(),
                 room: usize::MAX,
             },
@@ -105,25 +105,25 @@ impl Talk {
     }
 
     fn say(&mut self, message: Value) {
-        self.session.receive(&message.to_string(), &mut self.told);
+        self.session.receive(&message.to_string(), &mut self.output);
     }
 
-    /// Drives the conversation until this has been told, and returns all that was.
+    /// Drives the conversation until this has been sent, and returns all that was sent.
     async fn until(&mut self, is_it: impl Fn(&Value) -> bool) -> Vec<Value> {
-        let Talk { session, told } = self;
-        let told_all = poll_fn(|cx| {
+        let Talk { session, output } = self;
+        let all_output = poll_fn(|cx| {
             loop {
-                let answered = session.poll_answer(cx, told) == Poll::Ready(true);
-                let any = answered | session.resume(told) | session.poll_deliveries(cx, told);
-                if let Some(at) = told.messages.iter().position(&is_it) {
-                    return Poll::Ready(told.messages.drain(..=at).collect::<Vec<_>>());
+                let answered = session.poll_answer(cx, output) == Poll::Ready(true);
+                let any = answered | session.resume(output) | session.poll_deliveries(cx, output);
+                if let Some(at) = output.messages.iter().position(&is_it) {
+                    return Poll::Ready(output.messages.drain(..=at).collect::<Vec<_>>());
                 }
                 if !any {
                     return Poll::Pending;
                 }
             }
         });
-        timeout(PATIENCE, told_all).await.expect("it is told")
+        timeout(PATIENCE, all_output).await.expect("it is sent")
     }
 }
 
@@ -153,38 +153,41 @@ async fn a_conversation_needs_no_socket() {
     talk.say(json!({"type": "ping", "timestamp": 7}));
     assert_eq!(talk.until(is("pong")).await[0]["timestamp"], 7);
     talk.say(json!({"type": "subscribe", "channels": ["jobs/a", "jobs/b"]}));
-    let told = talk.until(is("ready")).await;
-    assert_eq!(field(&told, "type")[..1], ["error"], "{told:?}");
-    assert_eq!(told[0]["channels"], json!(["jobs/b"]));
-    let states: Vec<_> = told.iter().filter(|own| own["snapshot"] == true).collect();
-    assert_eq!(states.len(), 1, "{told:?}");
+    let messages = talk.until(is("ready")).await;
+    assert_eq!(field(&messages, "type")[..1], ["error"], "{messages:?}");
+    assert_eq!(messages[0]["channels"], json!(["jobs/b"]));
+    let states: Vec<_> = messages
+        .iter()
+        .filter(|own| own["snapshot"] == true)
+        .collect();
+    assert_eq!(states.len(), 1, "{messages:?}");
     assert_eq!(states[0]["job_id"], "a");
     publications.publish(&worker, create("b")).await.unwrap();
-    let told = talk.until(|message| message["job_id"] == "b").await;
-    assert_eq!(told.len(), 1);
-    talk.session.close(Close::TryAgainLater, &mut talk.told);
+    let messages = talk.until(|message| message["job_id"] == "b").await;
+    assert_eq!(messages.len(), 1);
+    talk.session.close(Close::TryAgainLater, &mut talk.output);
     assert_eq!(talk.until(is("closing")).await.len(), 1);
     assert_eq!(talk.session.ended(), Some(Close::TryAgainLater));
     tidings.close().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_conversation_tells_no_more_than_there_is_room_for() {
+async fn a_conversation_sends_no_more_than_there_is_room_for() {
     let (tidings, _folder) = start(json!({}));
     let worker = Caller::in_process("importer", school(1));
     let mut talk = Talk::begin(&tidings, access(Role::Viewer), Dialect::MULTIPLEXED);
     talk.say(json!({"type": "subscribe", "channels": ["jobs"]}));
     talk.until(is("ready")).await;
-    talk.told.room = 2;
+    talk.output.room = 2;
     for id in ["a", "b", "c"] {
         let published = tidings.publications().publish(&worker, create(id));
         published.await.unwrap();
     }
-    let told = talk.until(|message| message["job_id"] == "b").await;
-    assert_eq!(field(&told, "job_id"), ["a", "b"]);
-    assert!(talk.told.messages.is_empty(), "the third waits for room");
-    let told = talk.until(|message| message["job_id"] == "c").await;
-    assert_eq!(told.len(), 1);
+    let messages = talk.until(|message| message["job_id"] == "b").await;
+    assert_eq!(field(&messages, "job_id"), ["a", "b"]);
+    assert!(talk.output.messages.is_empty(), "the third waits for room");
+    let messages = talk.until(|message| message["job_id"] == "c").await;
+    assert_eq!(messages.len(), 1);
     tidings.close().await.unwrap();
 }
 

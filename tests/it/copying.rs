@@ -10,13 +10,13 @@ use crate::support::*;
 
 /// Returns the command `tidings copy` with these arguments, its exit code, and what it said.
 fn copy(folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
-    let told = run(command(folder)
+    let output = run(command(folder)
         .env_remove("TIDINGS_DATABASE_URL")
         .arg("copy")
         .args(arguments));
-    let text = [told.stdout, told.stderr].concat();
+    let text = [output.stdout, output.stderr].concat();
     (
-        told.status.code(),
+        output.status.code(),
         String::from_utf8_lossy(&text).into_owned(),
     )
 }
@@ -114,9 +114,9 @@ async fn publish(server: &Process, school: i64) -> Vec<Value> {
     let mut answers = Vec::new();
     for (number, (method, path, body)) in requests().into_iter().enumerate() {
         let key = format!("key-{number}");
-        let (status, told) = send(server, method, path, (&worker(school), &key), &body).await;
-        assert!(status < 300, "{path}: {status} {told}");
-        answers.push(told);
+        let (status, response) = send(server, method, path, (&worker(school), &key), &body).await;
+        assert!(status < 300, "{path}: {status} {response}");
+        answers.push(response);
     }
     answers
 }
@@ -137,9 +137,9 @@ async fn seen(server: &Process, school: i64) -> Vec<Value> {
         let request = reqwest::Client::new()
             .get(format!("{}{path}", server.url))
             .bearer_auth(viewer(school));
-        let (status, told) = answer(request).await;
-        assert_eq!(status, 200, "{path}: {told}");
-        seen.push(told);
+        let (status, response) = answer(request).await;
+        assert_eq!(status, 200, "{path}: {response}");
+        seen.push(response);
     }
     seen
 }
@@ -159,16 +159,16 @@ async fn clients_go_on_with_their_cursors_on_the_copy_and_no_key_is_carried_out_
     let new = json!({"job_type": "backup"});
     let (status, key) = answer(pings.bearer_auth(admin_of(3)).json(&new)).await;
     assert_eq!(status, 201, "{key}");
-    let (code, told) = copy(folder.path(), &["--to", &url]);
-    assert_eq!(code, Some(1), "{told}");
-    assert!(told.contains("stop the server"), "{told}");
+    let (code, output) = copy(folder.path(), &["--to", &url]);
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("stop the server"), "{output}");
     server.terminate();
 
-    let (code, told) = copy(folder.path(), &["--to", &url]);
-    assert_eq!(code, Some(0), "{told}");
+    let (code, output) = copy(folder.path(), &["--to", &url]);
+    assert_eq!(code, Some(0), "{output}");
     assert!(
-        told.contains("Copied 3 schools,") && told.contains("and 12 subjects."),
-        "{told}"
+        output.contains("Copied 3 schools,") && output.contains("and 12 subjects."),
+        "{output}"
     );
 
     let mut node = on_postgres(folder.path(), &url);
@@ -208,13 +208,13 @@ async fn clients_go_on_with_their_cursors_on_the_copy_and_no_key_is_carried_out_
     }
     for (number, (method, path, body)) in requests().into_iter().enumerate() {
         let key = format!("key-{number}");
-        let (_, told) = send(&node, method, path, (&worker(1), &key), &body).await;
+        let (_, response) = send(&node, method, path, (&worker(1), &key), &body).await;
         assert_eq!(
-            told["cursor"], answers[number]["cursor"],
+            response["cursor"], answers[number]["cursor"],
             "{path} is repeated"
         );
     }
-    let (_, told) = send(
+    let (_, response) = send(
         &node,
         "POST",
         "/api/jobs",
@@ -222,12 +222,12 @@ async fn clients_go_on_with_their_cursors_on_the_copy_and_no_key_is_carried_out_
         &json!({"job_type": "t"}),
     )
     .await;
-    assert!(told["seq"].as_u64() > answers.last().unwrap()["seq"].as_u64());
+    assert!(response["seq"].as_u64() > answers.last().unwrap()["seq"].as_u64());
     node.terminate();
 
-    let (code, told) = copy(folder.path(), &["--to", &url]);
-    assert_eq!(code, Some(1), "{told}");
-    assert!(told.contains("is not empty"), "{told}");
+    let (code, output) = copy(folder.path(), &["--to", &url]);
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("is not empty"), "{output}");
 }
 
 /// The messages for a reader of school 1 that comes back with a cursor.
@@ -266,8 +266,8 @@ async fn a_copy_that_was_interrupted_is_not_opened_and_is_repeated_with_what_cam
     publish(&server, 1).await;
     publish(&server, 2).await;
     server.terminate();
-    let (code, told) = copy(folder.path(), &["--to", &url]);
-    assert_eq!(code, Some(0), "{told}");
+    let (code, output) = copy(folder.path(), &["--to", &url]);
+    assert_eq!(code, Some(0), "{output}");
     // As it would be if it had been interrupted within the second school.
     let epoch = "INSERT INTO meta SELECT 'copied_from', value FROM meta WHERE key = 'epoch'";
     let mut undone = epoch.to_owned();
@@ -293,20 +293,20 @@ async fn a_copy_that_was_interrupted_is_not_opened_and_is_repeated_with_what_cam
     let refused = run(command(folder.path())
         .env("TIDINGS_DATABASE_URL", &url)
         .arg("serve"));
-    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(
-        !refused.status.success() && told.contains("incomplete copy"),
-        "{told}"
+        !refused.status.success() && stderr.contains("incomplete copy"),
+        "{stderr}"
     );
     // The server goes on for a while, in the school that was complete.
     let mut server = on_sqlite(folder.path());
     let later = json!({"job_id": "later", "job_type": "import"});
     let key = (&*worker(1), "later");
-    let (status, told) = send(&server, "POST", "/api/jobs", key, &later).await;
-    assert_eq!(status, 201, "{told}");
+    let (status, response) = send(&server, "POST", "/api/jobs", key, &later).await;
+    assert_eq!(status, 201, "{response}");
     server.terminate();
-    let (code, told) = copy(folder.path(), &["--to", &url]);
-    assert_eq!(code, Some(0), "{told}");
+    let (code, output) = copy(folder.path(), &["--to", &url]);
+    assert_eq!(code, Some(0), "{output}");
     let node = on_postgres(folder.path(), &url);
     assert_eq!(seen(&node, 2).await[2]["job_id"], "done");
     let jobs = &seen(&node, 1).await[0];
@@ -338,8 +338,11 @@ fn what_cannot_be_copied_is_a_usage_error() {
             "there is no database at nowhere.db",
         ),
     ] {
-        let (code, told) = copy(folder.path(), &arguments);
-        assert_eq!(code, Some(expected), "{told}");
-        assert!(told.contains(said) && !told.contains("secret"), "{told}");
+        let (code, output) = copy(folder.path(), &arguments);
+        assert_eq!(code, Some(expected), "{output}");
+        assert!(
+            output.contains(said) && !output.contains("secret"),
+            "{output}"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Every cursor that is ever sent, on any transport, at any moment, is safe to come back with.
 //!
 //! The checker speaks HTTP and WebSocket by itself, takes cursors as opaque, and knows what was committed from the answers
-//! to its own writes. It notes each cursor with what it had been told until then, comes back with some of them over any
+//! to its own writes. It notes each cursor with what it had received until then, comes back with some of them over any
 //! transport, and must find every milestone of the same scope.
 
 use std::collections::{BTreeSet, HashMap};
@@ -27,7 +27,7 @@ const RETURNS: usize = 6;
 /// Milestones that were committed: `seq` and job.
 type Committed = Arc<Mutex<Vec<(u64, &'static str)>>>;
 
-/// An event that a client was told.
+/// An event that a client received.
 #[derive(Debug, Clone, Copy)]
 struct Heard {
     seq: u64,
@@ -35,7 +35,7 @@ struct Heard {
     snapshot: bool,
 }
 
-/// A cursor, for which channels it was sent, and how much had been told until then.
+/// A cursor, for which channels it was sent, and how much had been received until then.
 #[derive(Debug, Clone)]
 struct Place {
     cursor: String,
@@ -91,7 +91,7 @@ impl Notes {
     }
 }
 
-/// Milestones of a place's scope that somebody who has come back to it, and has heard all of this, was neither told nor has
+/// Milestones of a place's scope that somebody who has come back to it, and has received all of this, has neither received nor
 /// had the later state of.
 fn missing(committed: &[(u64, &'static str)], place: &Place, heard: &[Heard]) -> Vec<u64> {
     let hears =
@@ -100,7 +100,7 @@ fn missing(committed: &[(u64, &'static str)], place: &Place, heard: &[Heard]) ->
         let of_job = |own: &&Heard| own.job == job;
         let first = heard.iter().position(|own| own.job == job);
         let is_state = |own: &Heard| own.snapshot && seq <= own.seq;
-        // Of a job that goes on while it would be told, the next event is the state. After a cursor that cannot be: from
+        // Of a job that goes on while it would be delivered, the next event is the state. After a cursor that cannot be: from
         // there on every milestone must come.
         let begins_later = first.is_some_and(|first| {
             let may_begin = first < place.heard.len() || seq <= place.seq;
@@ -124,9 +124,9 @@ async fn work(base: String, committed: Committed, mut rng: Rng) {
     let token = worker(1);
     let report = async |path: String, body: Value| {
         let request = http.post(format!("{base}{path}")).bearer_auth(&token);
-        let (status, told) = answer(request.json(&body)).await;
-        assert!(status < 300, "{path}: {told}");
-        told["seq"].as_u64().unwrap()
+        let (status, response) = answer(request.json(&body)).await;
+        assert!(status < 300, "{path}: {response}");
+        response["seq"].as_u64().unwrap()
     };
     for job in JOBS {
         let body = json!({"job_id": job, "job_type": "t", "status": "in_progress"});
@@ -186,10 +186,10 @@ async fn listen(
                         server.request("GET", &format!("{path}&wait=0&cursor={next}"), &viewer(1));
                     request = request.header("Accept", "application/json");
                 }
-                let (_, told) = answer(request).await;
-                let messages = told["messages"].as_array().unwrap();
+                let (_, response) = answer(request).await;
+                let messages = response["messages"].as_array().unwrap();
                 messages.iter().for_each(|message| notes.hear(message));
-                let cursor = told["cursor"].as_str().unwrap();
+                let cursor = response["cursor"].as_str().unwrap();
                 notes.sent(cursor, "the answer to a poll", None);
                 next = Some(cursor.to_owned());
             }
@@ -245,7 +245,7 @@ async fn take(socket: &mut Socket, notes: &mut Notes) -> Value {
                     notes.sent(message["cursor"].as_str().unwrap(), "unsubscribed", None);
                     let left = channels(&message);
                     notes.scope.retain(|own| !left.contains(own));
-                    // If it comes again without a cursor, its state is told anew.
+                    // If it comes again without a cursor, its state is sent again.
                     let is_left = |own: &Heard| left.contains(&format!("jobs/{}", own.job));
                     notes.heard.retain(|own| !is_left(own));
                     return message;
@@ -282,7 +282,7 @@ async fn multiplexed(server: &Server, rng: &mut Rng, known: &[Place]) -> Notes {
     while signs == 0 {
         signs += usize::from(take(&mut socket, &mut notes).await["type"] == "heartbeat");
     }
-    // Nothing was told: a cursor would be for nothing, or for what is wanted.
+    // Nothing was sent: a cursor would be for nothing, or for what is wanted.
     notes
         .places
         .iter_mut()
@@ -426,9 +426,9 @@ async fn a_connection_that_listens_to_nothing_is_sent_no_cursor() {
     let ask = async |ws: &mut Socket, notes: &mut Notes, ask: Value, until: &str| {
         ws.send(Message::text(ask.to_string())).await.unwrap();
         loop {
-            let told = take(ws, notes).await;
-            if told["type"] == until {
-                return told;
+            let message = take(ws, notes).await;
+            if message["type"] == until {
+                return message;
             }
         }
     };
@@ -437,10 +437,10 @@ async fn a_connection_that_listens_to_nothing_is_sent_no_cursor() {
     ask(&mut ws, &mut notes, other, "error").await;
     let nothing = json!({"type": "unsubscribe", "channels": ["jobs"]});
     ws.send(Message::text(nothing.to_string())).await.unwrap();
-    let told = receive_type(&mut ws, "unsubscribed").await;
-    assert!(told.get("cursor").is_none(), "{told}");
-    let told = receive_type(&mut ws, "heartbeat").await;
-    assert!(told.get("cursor").is_none(), "{told}");
+    let message = receive_type(&mut ws, "unsubscribed").await;
+    assert!(message.get("cursor").is_none(), "{message}");
+    let message = receive_type(&mut ws, "heartbeat").await;
+    assert!(message.get("cursor").is_none(), "{message}");
     // What was listened to ended somewhere; from then on there is nothing again.
     let jobs = json!({"type": "subscribe", "channels": ["jobs"]});
     let ready = ask(&mut ws, &mut notes, jobs.clone(), "ready").await;
@@ -448,27 +448,27 @@ async fn a_connection_that_listens_to_nothing_is_sent_no_cursor() {
     let left = ask(&mut ws, &mut notes, left, "unsubscribed").await;
     assert_eq!(left["cursor"], ready["cursor"]);
     server.report("/api/jobs/a/complete", json!({})).await;
-    let told = receive_type(&mut ws, "heartbeat").await;
-    assert!(told.get("cursor").is_none(), "{told}");
+    let message = receive_type(&mut ws, "heartbeat").await;
+    assert!(message.get("cursor").is_none(), "{message}");
     // Coming back to it from where it ended misses nothing.
     let again = json!({"type": "subscribe", "channels": ["jobs"], "cursor": left["cursor"]});
-    let told = ask(&mut ws, &mut notes, again, "job_progress").await;
+    let state = ask(&mut ws, &mut notes, again, "job_progress").await;
     assert_eq!(
-        (&told["status"], told.get("snapshot")),
+        (&state["status"], state.get("snapshot")),
         (&json!("completed"), None)
     );
 }
 
 async fn receive_type(ws: &mut Socket, wanted: &str) -> Value {
     loop {
-        let told = listener::receive(ws).await.unwrap();
-        if told["type"] == wanted {
-            return told;
+        let message = listener::receive(ws).await.unwrap();
+        if message["type"] == wanted {
+            return message;
         }
     }
 }
 
-/// A job that changes between two pages of a list is told by the stream that goes on from either page's cursor.
+/// A job that changes between two pages of a list is delivered by the stream that goes on from either page's cursor.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_page_of_a_list_has_a_cursor_that_loses_no_change_of_an_earlier_page() {
     let server = server().await;
@@ -488,16 +488,17 @@ async fn every_page_of_a_list_has_a_cursor_that_loses_no_change_of_an_earlier_pa
     }
     let cursor = page["cursor"].as_str().unwrap();
     let mut listener = server.resume(Transport::Poll, "/jobs", cursor).await;
-    let told = listener.until_ready().await;
+    let messages = listener.until_ready().await;
     assert!(
-        told.iter()
+        messages
+            .iter()
             .any(|own| own["job_id"] == changed && own["status"] == "completed")
     );
 }
 
 /// More of an added channel was missed than is read at a time.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_channel_that_is_added_from_a_cursor_is_told_to_its_end_however_long_it_is() {
+async fn a_channel_that_is_added_from_a_cursor_is_delivered_to_its_end_however_long_it_is() {
     let server = server_with(json!({"publishes_per_sec": 0})).await;
     server.running_job("a").await;
     let start = server.running_job("b").await;
@@ -505,17 +506,19 @@ async fn a_channel_that_is_added_from_a_cursor_is_told_to_its_end_however_long_i
     let line = |message| json!({"op": "jobs.progress", "job_id": "b", "message": message});
     let lines = messages.iter().map(|own| format!("{}\n", line(own)));
     let answers = server.batch(&worker(1), lines.collect::<String>()).await;
-    let is_told = |answer: &Value| answer["event"]["cursor"].is_string();
-    assert!(answers.iter().all(is_told), "{answers:?}");
+    let has_cursor = |answer: &Value| answer["event"]["cursor"].is_string();
+    assert!(answers.iter().all(has_cursor), "{answers:?}");
     let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
     send(&mut ws, r#"{"type": "subscribe", "job_id": "a"}"#).await;
     until_type(&mut ws, "ready").await;
     let ask = json!({"type": "subscribe", "job_id": "b", "cursor": start["cursor"]});
     send(&mut ws, &ask.to_string()).await;
-    let told = until_type(&mut ws, "ready").await;
-    let told = told
+    let received = until_type(&mut ws, "ready").await;
+    let reports = received
         .iter()
         .filter(|message| message["type"] == "job_progress");
-    let told: Vec<&str> = told.map(|own| own["message"].as_str().unwrap()).collect();
-    assert_eq!(told, messages);
+    let texts: Vec<&str> = reports
+        .map(|own| own["message"].as_str().unwrap())
+        .collect();
+    assert_eq!(texts, messages);
 }

@@ -43,21 +43,28 @@ async fn far_reader(
     stream
 }
 
-/// Reads until this was told, and returns everything.
+/// Reads until this was received, and returns everything.
 async fn read_to(stream: &mut TcpStream, wanted: &str) -> String {
-    let mut told = Vec::new();
-    while !String::from_utf8_lossy(&told).contains(wanted) {
-        let part = tokio::time::timeout(PATIENCE, stream.read_buf(&mut told)).await;
+    let mut received = Vec::new();
+    while !String::from_utf8_lossy(&received).contains(wanted) {
+        let part = tokio::time::timeout(PATIENCE, stream.read_buf(&mut received)).await;
         let count = part.expect("something in time").unwrap();
-        assert!(count > 0, "it ended: {}", String::from_utf8_lossy(&told));
+        assert!(
+            count > 0,
+            "it ended: {}",
+            String::from_utf8_lossy(&received)
+        );
     }
-    String::from_utf8_lossy(&told).into_owned()
+    String::from_utf8_lossy(&received).into_owned()
 }
 
-/// What is told, without the sizes of the chunks that it comes in: only they stand between carriage returns.
-fn without_chunks(told: &str) -> String {
+/// What was received, without the sizes of the chunks that it comes in: only they stand between carriage returns.
+fn without_chunks(received: &str) -> String {
     let is_size = |part: &&str| u64::from_str_radix(part, 16).is_ok();
-    told.split("\r\n").filter(|part| !is_size(part)).collect()
+    received
+        .split("\r\n")
+        .filter(|part| !is_size(part))
+        .collect()
 }
 
 fn port(server: &Server) -> u16 {
@@ -129,33 +136,33 @@ fn vanish(loss: Loss, embedded: bool) {
 
 #[test]
 #[ignore = "slow: waits for timeouts"]
-fn readers_behind_a_black_hole_lose_their_place_over_each_transport() {
+fn readers_behind_a_black_hole_are_disconnected_on_each_transport() {
     vanish(Loss::NoWayBack, false);
 }
 
 #[test]
 #[ignore = "slow: waits for timeouts"]
-fn readers_whose_machines_are_unplugged_lose_their_place_over_each_transport() {
+fn readers_whose_machines_are_unplugged_are_disconnected_on_each_transport() {
     vanish(Loss::Unplugged, false);
 }
 
 #[test]
 #[ignore = "slow: waits for timeouts"]
-fn readers_of_another_application_lose_their_place_over_each_transport() {
+fn readers_of_another_application_are_disconnected_on_each_transport() {
     vanish(Loss::NoWayBack, true);
 }
 
 /// Its receive window is closed before others die, and is so still when they are found dead.
 #[test]
 #[ignore = "slow: takes seconds"]
-fn a_reader_that_takes_nothing_for_longer_than_the_dead_are_waited_for_keeps_its_place() {
+fn a_live_reader_that_takes_nothing_for_longer_than_the_dead_peer_timeout_stays_connected() {
     keep_the_slow(false);
 }
 
 /// Its buffer becomes smaller than the window that it has offered: its machine drops what does not fit, and answers.
 #[test]
 #[ignore = "slow: takes seconds"]
-fn a_reader_whose_machine_takes_less_than_it_offered_keeps_its_place() {
+fn a_reader_whose_machine_takes_less_than_it_offered_stays_connected() {
     keep_the_slow(true);
 }
 
@@ -198,8 +205,8 @@ fn keep_the_slow(shrinks: bool) {
         .await;
         let last = json!({"message": "the last"});
         server.report("/api/jobs/a/complete", last).await;
-        let told = read_to(&mut slow, "\"the last\"").await;
-        let seqs = without_chunks(&told).matches("\"seq\":").count();
+        let received = read_to(&mut slow, "\"the last\"").await;
+        let seqs = without_chunks(&received).matches("\"seq\":").count();
         assert_eq!(seqs, EVENTS + 1, "without a gap, over the same connection");
     });
 }

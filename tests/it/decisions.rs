@@ -110,7 +110,7 @@ fn deciding_changes_no_fact_and_the_same_facts_lead_to_the_same() {
     let mut before = Decisions::default();
     decided(&rules, &mut facts, &mut before, &[create("a")]);
     facts.take_in(&mut before);
-    let told = |facts: &mut Memory| {
+    let answers_of = |facts: &mut Memory| {
         let mut decisions = Decisions::default();
         let envelopes = [
             with_key(job("a", "start", json!({})), "k", "1"),
@@ -123,9 +123,9 @@ fn deciding_changes_no_fact_and_the_same_facts_lead_to_the_same() {
             .map(|event| (event.seq, event.draft.fields.clone()));
         fields.collect::<Vec<_>>()
     };
-    let first = told(&mut facts);
+    let first = answers_of(&mut facts);
     assert_eq!(first.len(), 2);
-    assert_eq!(told(&mut facts), first);
+    assert_eq!(answers_of(&mut facts), first);
     assert_eq!(facts.events.len(), 1);
 }
 
@@ -166,7 +166,7 @@ fn a_key_is_used_once_within_a_group_and_afterwards() {
     assert_eq!(facts.states.len(), 1);
 }
 
-/// The rest of a group is not told of a commit that failed, and the next one finds the facts as they were.
+/// The rest of a group is not affected by a commit that failed, and the next one finds the facts as they were.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_fails_has_no_effect_and_the_next_one_begins_where_it_did() {
     let memory = Memory {
@@ -189,7 +189,7 @@ async fn a_commit_that_fails_has_no_effect_and_the_next_one_begins_where_it_did(
     let receipts = append(vec![create("a")]).await.unwrap();
     assert!(matches!(&receipts[0], Ok(Receipt::Committed(event)) if event.seq == 1));
     let batch = batches.recv().await.unwrap();
-    assert_eq!(batch.len(), 1, "what failed is told to nobody");
+    assert_eq!(batch.len(), 1, "what failed is delivered to nobody");
     assert_eq!(metrics.peek().commits, 1);
     let closing = tokio::spawn(async move { handle.close().await });
     let answer = thread.join().unwrap().expect("somebody waits");

@@ -146,7 +146,7 @@ fn time(value: &Value) -> chrono::DateTime<chrono::FixedOffset> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: a whole demo"]
-async fn the_demos_school_lives_until_it_is_told_to_end() {
+async fn the_demos_school_runs_until_it_is_stopped() {
     let folder = tempfile::tempdir().unwrap();
     let process = start(folder.path(), &[]);
     let mut listener = listen(&process).await;
@@ -161,7 +161,7 @@ async fn the_demos_school_lives_until_it_is_told_to_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_demo_that_is_told_to_end_amid_its_documents_ends_well() {
+async fn a_demo_that_is_stopped_amid_its_documents_ends_well() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("documents")).unwrap();
     std::fs::write(folder.path().join("documents/long"), "many parts").unwrap();
@@ -176,7 +176,7 @@ async fn a_demo_that_is_told_to_end_amid_its_documents_ends_well() {
 
 /// From its first line on, with requests of its simulators under way and their connections open.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_demo_ends_promptly_whenever_it_is_told_to() {
+async fn a_demo_ends_promptly_whenever_it_is_stopped() {
     for lines in [0, 1, 8, 20] {
         let folder = tempfile::tempdir().unwrap();
         let mut process = start(folder.path(), &[]);
@@ -331,8 +331,11 @@ async fn a_document_that_is_cancelled_while_it_waits_is_passed_over() {
     );
     let mut listener = listen(&process).await;
     let named = |title: &'static str| move |message: &Value| message["metadata"]["title"] == title;
-    let told = listener.take_until(named("b")).await;
-    let id = told.last().unwrap()["job_id"].as_str().unwrap().to_owned();
+    let messages = listener.take_until(named("b")).await;
+    let id = messages.last().unwrap()["job_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let cancel = reqwest::Client::new()
         .post(format!("{}/api/jobs/{id}/cancel", process.url))
         .bearer_auth(worker(1))
@@ -456,8 +459,8 @@ async fn a_demo_without_documents_says_so_and_what_goes_on() {
         let folder = tempfile::tempdir().unwrap();
         let mut process = start(folder.path(), arguments);
         let mut said = String::new();
-        let told = goes_on.unwrap_or("There are no documents in");
-        while !said.contains(told) {
+        let expected = goes_on.unwrap_or("There are no documents in");
+        while !said.contains(expected) {
             let length = std::io::BufRead::read_line(&mut process.stdout, &mut said).unwrap();
             assert!(length > 0, "{said}");
         }

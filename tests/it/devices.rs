@@ -105,7 +105,10 @@ async fn a_last_will_takes_effect_at_once() {
         .report("/api/devices/door/status", json!({"status": "offline"}))
         .await;
     let next = listener.next().await.unwrap();
-    assert_eq!(next["status"], "offline", "and nothing was told in between");
+    assert_eq!(
+        next["status"], "offline",
+        "and nothing was delivered in between"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,7 +252,8 @@ async fn everyone_is_doubted_even_if_the_store_fails_at_first() {
     }
     assert_eq!(of.len(), 600);
     assert!(
-        of.values().all(|told| *told == ["unknown", "offline"]),
+        of.values()
+            .all(|statuses| *statuses == ["unknown", "offline"]),
         "each is doubted first"
     );
 }
@@ -286,17 +290,17 @@ async fn flapping_is_marked_and_not_hidden() {
     let mut marks = Vec::new();
     for round in 0..5 {
         let status = if round % 2 == 0 { "online" } else { "offline" };
-        let told = server
+        let event = server
             .report("/api/devices/door/status", json!({"status": status}))
             .await;
-        assert_eq!(told["status"], status, "each change is told");
-        marks.push(told["flapping"].as_bool().unwrap());
+        assert_eq!(event["status"], status, "each change is published");
+        marks.push(event["flapping"].as_bool().unwrap());
     }
     assert_eq!(marks, [false, false, false, false, true], "the fourth time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_tells_status_and_info_and_any_of_its_cursors_is_safe() {
+async fn a_snapshot_contains_status_and_info_and_any_of_its_cursors_is_safe() {
     let server = server().await;
     register(
         &server,
@@ -319,7 +323,7 @@ async fn a_snapshot_tells_status_and_info_and_any_of_its_cursors_is_safe() {
         .await;
     let mut listener = server.listen(Transport::WebSocket, "/devices").await;
     let before = listener.until_ready().await;
-    let told: Vec<_> = before[1..before.len() - 1]
+    let snapshot: Vec<_> = before[1..before.len() - 1]
         .iter()
         .map(|message| {
             assert_eq!(message["snapshot"], true);
@@ -331,7 +335,7 @@ async fn a_snapshot_tells_status_and_info_and_any_of_its_cursors_is_safe() {
         })
         .collect();
     assert_eq!(
-        told,
+        snapshot,
         [
             ("b", "device_status_update", 3),
             ("b", "device_info_update", 4),
@@ -342,8 +346,8 @@ async fn a_snapshot_tells_status_and_info_and_any_of_its_cursors_is_safe() {
     let after = before.iter().find(|message| message["seq"] == 4);
     let cursor = after.unwrap()["cursor"].as_str().unwrap();
     let mut rest = server.resume(Transport::Poll, "/devices", cursor).await;
-    let told = rest.until_ready().await;
-    let info = told
+    let messages = rest.until_ready().await;
+    let info = messages
         .iter()
         .find(|message| message["type"] == "device_info_update");
     assert_eq!(info.unwrap()["info"], json!({"firmware": "1.1"}));
@@ -367,9 +371,9 @@ async fn a_new_name_or_lease_is_no_change_of_status() {
         json!({"name": "Front door", "lease_secs": 1}),
     )
     .await;
-    let told = listener.next().await.unwrap();
+    let message = listener.next().await.unwrap();
     assert_eq!(
-        (&told["type"], &told["name"], &told["lease_secs"]),
+        (&message["type"], &message["name"], &message["lease_secs"]),
         (
             &json!("device_info_update"),
             &json!("Front door"),

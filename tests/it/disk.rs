@@ -59,12 +59,12 @@ pub(crate) async fn log(url: &str) -> Vec<u64> {
             messages.iter().all(|message| message["type"] != "reset"),
             "{page}"
         );
-        let told: Vec<u64> = messages
+        let delivered: Vec<u64> = messages
             .iter()
             .filter_map(|message| message["seq"].as_u64())
             .collect();
-        seqs.extend(&told);
-        if told.is_empty() {
+        seqs.extend(&delivered);
+        if delivered.is_empty() {
             return seqs;
         }
         cursor = page["cursor"].as_str().unwrap().to_owned();
@@ -95,7 +95,7 @@ pub(crate) fn refusal_of(command: &mut Command) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_database_is_not_served_and_left_as_it_is() {
+async fn a_damaged_database_is_not_served_and_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     some_jobs(folder.path(), 40).await;
     let path = database(folder.path());
@@ -180,7 +180,7 @@ async fn a_database_that_may_not_be_written_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: takes seconds"]
-async fn somebody_elses_lock_is_waited_for_and_then_told_and_nothing_is_lost() {
+async fn a_lock_of_another_process_is_waited_for_and_then_reported_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     let server = Process::start(command(folder.path()).arg("serve"));
     let create = |id: &str| json!({"job_id": id, "job_type": "t"});
@@ -198,7 +198,7 @@ async fn somebody_elses_lock_is_waited_for_and_then_told_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_is_full_is_told_and_what_was_acknowledged_is_there_once_in_order() {
+async fn a_full_disk_is_reported_and_every_acknowledged_event_is_stored_once_in_order() {
     let folder = tempfile::tempdir().unwrap();
     some_jobs(folder.path(), 1).await;
     // No file may grow beyond this: writing fails as it does on a full disk.
@@ -231,8 +231,8 @@ async fn a_disk_that_is_full_is_told_and_what_was_acknowledged_is_there_once_in_
     assert_eq!(about_commits.count(), 1, "{said}");
     assert!(lines.len() <= 2, "{said}");
     let server = Process::start(command(folder.path()).arg("serve"));
-    let told = log(&server.url).await;
-    assert_eq!(told, (1..=acknowledged).collect::<Vec<u64>>());
+    let logged = log(&server.url).await;
+    assert_eq!(logged, (1..=acknowledged).collect::<Vec<u64>>());
     let body = json!({"job_id": "again", "job_type": "t"});
     assert_eq!(post(&server.url, "/api/jobs", body).await.0, 201);
 }
@@ -296,15 +296,15 @@ async fn a_clock_that_jumps_changes_neither_order_nor_progress() {
     listener.until_ready().await;
     for (percent, hours) in [(10, 0), (20, 48), (30, -3), (40, 5), (50, -24)] {
         set_clock(&clock, hours * 3_600);
-        let (status, told) = send("/api/jobs/j/progress", json!({ "progress": percent })).await;
-        assert_eq!(status, 200, "{told}");
+        let (status, response) = send("/api/jobs/j/progress", json!({ "progress": percent })).await;
+        assert_eq!(status, 200, "{response}");
         let heard = listener.next().await.unwrap();
         assert_eq!(
             (&heard["seq"], &heard["progress"]),
-            (&told["seq"], &json!(f64::from(percent)))
+            (&response["seq"], &json!(f64::from(percent)))
         );
     }
-    let (status, told) = send("/api/jobs/j/complete", json!({})).await;
-    assert_eq!((status, &told["seq"]), (200, &json!(7)));
+    let (status, response) = send("/api/jobs/j/complete", json!({})).await;
+    assert_eq!((status, &response["seq"]), (200, &json!(7)));
     assert_eq!(listener.next().await.unwrap()["status"], "completed");
 }

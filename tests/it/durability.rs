@@ -273,12 +273,12 @@ fn a_file_that_is_no_database_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_stream_is_told_when_to_come_back_and_a_second_signal_waits_for_nobody() {
+async fn every_stream_receives_a_reconnect_delay_and_a_second_signal_ends_the_server_immediately() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = process::Process::start(process::command(folder.path()).arg("serve"));
     let mut listeners = Vec::new();
     for number in 0..12 {
-        // A poll that is not under way has nothing to be told.
+        // A poll that is not under way gets no message.
         let transport = [Transport::EventSource, Transport::WebSocket][number % 2];
         let mut listener = Listener::open(transport, &server.url, "/jobs", &viewer(1), None).await;
         listener.until_ready().await;

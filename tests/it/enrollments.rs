@@ -65,9 +65,9 @@ async fn a_session_goes_from_ready_to_complete_on_every_transport() {
         }
         assert_eq!(done["quality_score"], 87.5);
         let mut one = server.listen(transport, "/enrollments/s1").await;
-        let told = one.until_ready().await;
-        assert_eq!(told[1]["type"], "enrollment_complete");
-        assert_eq!(told[1]["snapshot"], true);
+        let messages = one.until_ready().await;
+        assert_eq!(messages[1]["type"], "enrollment_complete");
+        assert_eq!(messages[1]["snapshot"], true);
     }
 }
 
@@ -84,15 +84,15 @@ async fn with_attempts_progress_counts_scans_and_does_not_fall_back() {
         ),
         (&json!("7"), &json!(1), &json!(3))
     );
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for attempt in 1..=3 {
         for status in ["placing", "capturing", "processing"] {
             let body = json!({"status": status, "attempt": attempt, "total_attempts": 3});
             let answer = server.report("/api/enrollments/s/progress", body).await;
-            told.push(answer["progress"].as_u64().unwrap());
+            reported.push(answer["progress"].as_u64().unwrap());
         }
     }
-    assert_eq!(told, [0, 0, 0, 33, 33, 33, 66, 66, 66]);
+    assert_eq!(reported, [0, 0, 0, 33, 33, 33, 66, 66, 66]);
     let (status, _) = server
         .post(
             "/api/enrollments/s/progress",
@@ -116,8 +116,8 @@ async fn the_last_third_is_for_the_end() {
     let server = server().await;
     start(&server, "s", "door").await;
     let body = json!({"progress": 90, "status": "placing"});
-    let told = server.report("/api/enrollments/s/progress", body).await;
-    assert_eq!(told["progress"], 66);
+    let event = server.report("/api/enrollments/s/progress", body).await;
+    assert_eq!(event["progress"], 66);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,10 +229,10 @@ async fn a_session_whose_device_falls_silent_ends_with_timeout() {
 async fn float_noise_at_the_ends_of_the_range_is_no_error() {
     let server = server().await;
     start(&server, "s", "door").await;
-    for (told, kept) in [(-1e-10, 0), (50.0, 50), (100.00000000000001, 66)] {
-        let body = json!({"progress": told});
+    for (sent, kept) in [(-1e-10, 0), (50.0, 50), (100.00000000000001, 66)] {
+        let body = json!({"progress": sent});
         let answer = server.report("/api/enrollments/s/progress", body).await;
-        assert_eq!(answer["progress"], kept, "{told}");
+        assert_eq!(answer["progress"], kept, "{sent}");
     }
 }
 

@@ -53,7 +53,7 @@ async fn send(server: &Server, method: &str, path: &str, body: impl Into<reqwest
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_number_that_would_be_rounded_is_refused_by_its_place_on_every_way_in() {
+async fn a_number_that_would_be_rounded_is_rejected_with_its_location_by_every_endpoint() {
     let server = server().await;
     server.running_job("a").await;
     server.put("/api/devices/d", json!({})).await;
@@ -92,37 +92,49 @@ async fn a_number_that_would_be_rounded_is_refused_by_its_place_on_every_way_in(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_number_that_is_accepted_is_told_as_it_was_sent() {
+async fn every_number_that_is_accepted_is_returned_as_it_was_sent() {
     let server = server().await;
     server.running_job("a").await;
     server.put("/api/devices/d", json!({})).await;
     let sent = r#"{"a":18446744073709551615,"b":-9223372036854775808,"c":9007199254740993,"d":1.0,"e":0.1,"f":-0.0,"g":"123456789012345678901234567890","h":5e-324,"i":1.7976931348623157e+308,"j":[0.30000000000000004]}"#;
-    let told_by = async |method: &str, path: &str, body: String| {
+    let response_to = async |method: &str, path: &str, body: String| {
         let request = server.request(method, path, &worker(1)).body(body);
         let response = request.send().await.unwrap();
         let (status, text) = (response.status(), response.text().await.unwrap());
         assert_eq!(status, 200, "{text}");
         text
     };
-    let told = told_by(
+    let response = response_to(
         "POST",
         "/api/jobs/a/progress",
         format!(r#"{{"metadata":{sent}}}"#),
     );
-    let told = told.await;
-    assert!(told.contains(&format!(r#""metadata":{sent}"#)), "{told}");
-    let told = told_by(
+    let response = response.await;
+    assert!(
+        response.contains(&format!(r#""metadata":{sent}"#)),
+        "{response}"
+    );
+    let response = response_to(
         "POST",
         "/api/devices/d/info",
         format!(r#"{{"info":{sent}}}"#),
     );
-    let told = told.await;
-    assert!(told.contains(&format!(r#""info":{sent}"#)), "{told}");
+    let response = response.await;
+    assert!(
+        response.contains(&format!(r#""info":{sent}"#)),
+        "{response}"
+    );
     let line = format!(r#"{{"op":"jobs.complete","job_id":"a","result":{sent}}}"#);
-    let told = told_by("POST", "/api/batch", line).await;
-    assert!(told.contains(&format!(r#""result":{sent}"#)), "{told}");
-    let told = told_by("GET", "/api/jobs/a", String::new()).await;
-    assert!(told.contains(&format!(r#""metadata":{sent}"#)), "{told}");
+    let response = response_to("POST", "/api/batch", line).await;
+    assert!(
+        response.contains(&format!(r#""result":{sent}"#)),
+        "{response}"
+    );
+    let response = response_to("GET", "/api/jobs/a", String::new()).await;
+    assert!(
+        response.contains(&format!(r#""metadata":{sent}"#)),
+        "{response}"
+    );
 }
 
 /// Once whole numbers are exact, two that differ never share a fingerprint.

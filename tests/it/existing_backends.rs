@@ -50,13 +50,13 @@ async fn an_id_may_be_any_text_and_is_percent_encoded_in_addresses() {
         for transport in Transport::ALL {
             let twice = encoded.replace('%', "%25");
             for scope in [format!("/jobs/{encoded}"), format!("?channel=jobs/{twice}")] {
-                let told = server.listen(transport, &scope).await.until_ready().await;
+                let messages = server.listen(transport, &scope).await.until_ready().await;
                 assert_eq!(
-                    told[0]["channels"],
+                    messages[0]["channels"],
                     json!([format!("jobs/{encoded}")]),
                     "{transport:?}"
                 );
-                assert_eq!(told[1]["job_id"], id, "{transport:?} {scope}");
+                assert_eq!(messages[1]["job_id"], id, "{transport:?} {scope}");
             }
         }
         let mut ws = socket(&server.url, &format!("/progress/ws/{encoded}"), &viewer(1)).await;
@@ -70,9 +70,9 @@ async fn an_id_may_be_any_text_and_is_percent_encoded_in_addresses() {
             subscribe["type"] = json!("subscribe");
             send(&mut ws, &subscribe.to_string()).await;
             loop {
-                let told = receive(&mut ws).await.unwrap();
-                assert_ne!(told["type"], "error", "{told}");
-                if told["type"] == "ready" {
+                let message = receive(&mut ws).await.unwrap();
+                assert_ne!(message["type"], "error", "{message}");
+                if message["type"] == "ready" {
                     break;
                 }
             }
@@ -87,8 +87,8 @@ async fn an_id_may_be_any_text_and_is_percent_encoded_in_addresses() {
                 .await;
             let url = format!("{}{}&wait=0", server.url, ticket["url"].as_str().unwrap());
             let request = server.http.get(url).header("Accept", "application/json");
-            let (status, told) = answer(request).await;
-            assert_eq!((status, &told["messages"][1]["job_id"]), (200, &json!(id)));
+            let (status, reply) = answer(request).await;
+            assert_eq!((status, &reply["messages"][1]["job_id"]), (200, &json!(id)));
         }
         // The page links to it.
         let page = server.request("GET", "/monitor/schools/1/jobs", &viewer(1));
@@ -130,9 +130,9 @@ async fn an_upload_may_have_any_name() {
         (&json!("initial_state"), 3)
     );
     for id in ["a\"b.pdf", "c\\d.pdf", "e\u{2028}f"] {
-        let told = receive(&mut ws).await.unwrap();
+        let message = receive(&mut ws).await.unwrap();
         assert_eq!(
-            (&told["type"], &told["file_id"]),
+            (&message["type"], &message["file_id"]),
             (&json!("progress_update"), &json!(id))
         );
     }
@@ -158,14 +158,14 @@ async fn an_id_of_any_kind_may_have_128_bytes() {
         .await;
     characteristic(&server, &id).await;
     let path = format!("/api/characteristics/{id}");
-    let told = server
+    let event = server
         .report(&format!("{path}/samples"), json!({"value": 9}))
         .await;
-    let sample_id = told["payload"]["sample_id"].clone();
+    let sample_id = event["payload"]["sample_id"].clone();
     assert_eq!(sample_id, format!("{id}.1"));
     let body = json!({"rule_id": 2, "sample_id": sample_id});
-    let told = server.report(&format!("{path}/violations"), body).await;
-    let violation_id = told["payload"]["violation_id"].as_str().unwrap();
+    let event = server.report(&format!("{path}/violations"), body).await;
+    let violation_id = event["payload"]["violation_id"].as_str().unwrap();
     let ack = json!({"reason": "known"});
     server
         .report(&format!("/api/violations/{violation_id}/ack"), ack)

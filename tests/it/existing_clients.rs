@@ -166,7 +166,7 @@ impl Endpoint {
         client
     }
 
-    /// Which of the answers to writes is the event that is told here.
+    /// Which of the answers to writes is the event that is sent here.
     fn own<'a>(&self, answers: &'a [Value]) -> &'a Value {
         let own = |answer: &&Value| match answer["type"].as_str().unwrap() {
             "job_progress" => self.scope.starts_with("/jobs"),
@@ -246,7 +246,7 @@ async fn events_until(client: &mut Client, last: &Value) -> Vec<Value> {
     }
 }
 
-/// Lets things happen until one is heard live: after the snapshot, and after `ready` where that is told. Returns its `seq`.
+/// Lets things happen until one is heard live: after the snapshot, and after `ready` where that is sent. Returns its `seq`.
 async fn until_live(
     endpoint: &Endpoint,
     client: &mut Client,
@@ -255,17 +255,17 @@ async fn until_live(
 ) -> Value {
     let mut is_ready = endpoint.path.split('?').next() != Some("/ws");
     loop {
-        let told = happen(server, 1, step).await;
-        let told = endpoint.own(&told)["seq"].clone();
+        let events = happen(server, 1, step).await;
+        let seq = endpoint.own(&events)["seq"].clone();
         let last = loop {
             let message = client.next().await;
             is_ready |= message["type"] == "ready";
-            if message["seq"] == told {
+            if message["seq"] == seq {
                 break message;
             }
         };
         if is_ready && last.get("snapshot").is_none() {
-            return told;
+            return seq;
         }
     }
 }

@@ -107,7 +107,7 @@ struct Node {
     committed: Committed,
     /// What the store commits, which the test hands on, or not.
     own: Batches,
-    /// What the feed is told.
+    /// What the feed receives.
     hints: Option<Batches>,
     place: TempDir,
 }
@@ -147,7 +147,7 @@ fn node() -> Node {
 }
 
 impl Node {
-    /// Carries out a job's commands and returns their events, of which nobody is told yet.
+    /// Carries out a job's commands and returns their events, which are not delivered yet.
     async fn commit(&mut self, number: i64, commands: Vec<Envelope>) -> Vec<Arc<Event>> {
         let receipts = self.log.store.append(school(number), commands);
         for receipt in receipts.await.unwrap() {
@@ -170,8 +170,8 @@ impl Node {
         let mut hints = self.hints.take().unwrap();
         tokio::spawn(async move {
             let offered = Arc::clone(&hub);
-            let tell = move |events: &[Arc<Event>]| offered.offer(events).wake();
-            feed::follow(&mut hints, &hub, log, tell, std::future::pending()).await;
+            let deliver = move |events: &[Arc<Event>]| offered.offer(events).wake();
+            feed::follow(&mut hints, &hub, log, deliver, std::future::pending()).await;
         })
     }
 
@@ -259,14 +259,18 @@ async fn a_crowd_that_comes_back_reads_and_encodes_each_event_once() {
     let mut node = node();
     make(&mut node, 1, TICKS).await;
     let mut crowd: Vec<Subscription> = (0..READERS).map(|_| node.open(1, Some(1))).collect();
-    let told = futures_util::future::join_all(crowd.iter_mut().map(until_ready)).await;
-    for events in &told {
+    let received = futures_util::future::join_all(crowd.iter_mut().map(until_ready)).await;
+    for events in &received {
         let seqs: Vec<u64> = events.iter().map(|event| event.seq).collect();
         assert_eq!(seqs, (2..=TICKS as u64 + 2).collect::<Vec<_>>());
     }
-    for (index, event) in told[0].iter().enumerate() {
+    for (index, event) in received[0].iter().enumerate() {
         let shares = |events: &Vec<Arc<Event>>| Arc::ptr_eq(&events[index], event);
-        assert!(told.iter().all(shares), "with its encodings: {}", event.seq);
+        assert!(
+            received.iter().all(shares),
+            "with its encodings: {}",
+            event.seq
+        );
     }
     let stretches = node.log.stretches.load(Ordering::SeqCst);
     assert!(
@@ -278,7 +282,7 @@ async fn a_crowd_that_comes_back_reads_and_encodes_each_event_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_whose_hint_was_lost_are_told_before_those_that_follow() {
+async fn events_whose_hint_was_lost_are_delivered_before_those_that_follow() {
     let mut node = node();
     let events = make(&mut node, 1, 5).await;
     let following = node.follow();
@@ -294,7 +298,7 @@ async fn events_whose_hint_was_lost_are_told_before_those_that_follow() {
     for seq in 8..=10 {
         assert_eq!(next_event(&mut subscription).await, seq);
     }
-    // A hint twice is told once.
+    // A hint that arrives twice is delivered once.
     let again = node.report("twice").await;
     node.committed.send(again.clone()).await.unwrap();
     node.committed.send(again).await.unwrap();
@@ -358,32 +362,35 @@ async fn a_reader_that_stands_before_what_a_new_hub_was_offered_reads_the_log() 
     let _lost = node.report("lost").await;
     let next = node.report("next").await;
     node.hub.offer(&next).wake();
-    let told = until_ready(&mut subscription).await;
+    let events = until_ready(&mut subscription).await;
     assert_eq!(
-        told.iter().map(|event| event.seq).collect::<Vec<_>>(),
+        events.iter().map(|event| event.seq).collect::<Vec<_>>(),
         [4, 5]
     );
 }
 
 /// A server that stops does not wait until everybody has read the log.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_is_catching_up_is_told_to_close_before_the_rest_of_the_log() {
+async fn a_reader_that_is_catching_up_receives_the_close_before_the_rest_of_the_log() {
     let page = usize::try_from(SEGMENT_EVENTS).unwrap();
     let mut node = node();
     make(&mut node, 1, 3 * page).await;
     let mut subscription = node.open(1, Some(1));
     assert_eq!(next_event(&mut subscription).await, 2);
     node.hub.close_all(|| Close::Done);
-    let mut told = 1;
+    let mut delivered = 1;
     let close = loop {
         match subscription.next().await.expect("a farewell") {
-            Delivery::Event(_) => told += 1,
+            Delivery::Event(_) => delivered += 1,
             Delivery::Control(Control::Closing { close, .. }) => break close,
             Delivery::Control(_) => {}
         }
     };
     assert_eq!(close, Close::Done);
-    assert!(told <= page, "{told} were told, and not only what was read");
+    assert!(
+        delivered <= page,
+        "{delivered} were delivered, and not only what was read"
+    );
     assert!(subscription.next().await.is_none(), "nothing follows");
 }
 
@@ -483,8 +490,8 @@ async fn a_first_reader_misses_nothing_that_is_committed_while_it_reads() {
     // It listens, and has not read anything: the hub knows no head yet.
     node.report("meanwhile").await;
     node.committed.hints().give(Hint::UpTo(school(1), 4));
-    let told = until_ready(&mut subscription).await;
-    let seqs: Vec<u64> = told.iter().map(|event| event.seq).collect();
+    let events = until_ready(&mut subscription).await;
+    let seqs: Vec<u64> = events.iter().map(|event| event.seq).collect();
     assert_eq!(seqs, [2, 3, 4]);
     node.report("after").await;
     node.committed.hints().give(Hint::UpTo(school(1), 5));
@@ -551,7 +558,7 @@ async fn live_readers_are_reset_when_a_number_is_assigned_again() {
     }
 }
 
-/// The log has replaced the event that was delivered last, and nobody here is told of the one that replaced it.
+/// The log has replaced the event that was delivered last, and this node gets no hint of the one that replaced it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_later_event_alone_shows_that_the_one_before_it_was_lost() {
     let mut node = node();
@@ -587,8 +594,8 @@ async fn a_reader_is_not_reset_for_a_lost_event_that_it_was_never_sent() {
     node.committed.send(first).await.unwrap();
     let mut subscription = node.open_with(1, None, Duration::from_secs(3_600));
     until_ready(&mut subscription).await;
-    let told = node.report("told").await;
-    node.committed.send(told).await.unwrap();
+    let events = node.report("delivered").await;
+    node.committed.send(events).await.unwrap();
     assert_eq!(next_event(&mut subscription).await, 4);
     let fail_over = node.fork();
     let held = node.report("held back").await;
@@ -608,7 +615,7 @@ async fn a_reader_is_not_reset_for_a_lost_event_that_it_was_never_sent() {
     node.committed
         .hints()
         .give(Hint::Events(replacement.clone()));
-    let told = loop {
+    let delivered = loop {
         match subscription.next().await.expect("it goes on") {
             Delivery::Event(event) => break event,
             Delivery::Control(control) => {
@@ -616,33 +623,37 @@ async fn a_reader_is_not_reset_for_a_lost_event_that_it_was_never_sent() {
             }
         }
     };
-    assert_eq!(told.place(), replacement[0].place());
+    assert_eq!(delivered.place(), replacement[0].place());
     following.abort();
 }
 
 /// Nobody listens when the database fails over, so that only the next replay can notice it.
 #[tokio::test(flavor = "multi_thread")]
-async fn replays_that_share_what_was_read_tell_nothing_that_the_log_has_lost() {
+async fn replays_that_share_a_read_deliver_nothing_that_the_log_has_lost() {
     let mut node = node();
     make(&mut node, 1, 1).await;
     let fail_over = node.fork();
     node.report("lost").await;
     node.report("lost, too").await;
-    let told = until_ready(&mut node.open(1, Some(1))).await;
-    assert_eq!(told.len(), 4, "what is lost later was read, and is shared");
+    let delivered = until_ready(&mut node.open(1, Some(1))).await;
+    assert_eq!(
+        delivered.len(),
+        4,
+        "what is lost later was read, and is shared"
+    );
     node.hub.forget_idle(Duration::ZERO);
     let mut batches = fail_over();
     let store = node.log.copy.get().unwrap();
-    let mut kept: Vec<Arc<Event>> = told[..2].to_vec();
+    let mut kept: Vec<Arc<Event>> = delivered[..2].to_vec();
     for texts in [&["another"][..], &["and one more", "and the last"]] {
         let report = |text: &&str| job("a", "progress", json!({ "message": text }));
         let reports = texts.iter().map(report).collect();
         store.append(school(1), reports).await.unwrap();
         kept.extend(batches.try_recv().unwrap());
-        let told = until_ready(&mut node.open(1, Some(1))).await;
+        let delivered = until_ready(&mut node.open(1, Some(1))).await;
         let places =
             |events: &[Arc<Event>]| events.iter().map(|event| event.place()).collect::<Vec<_>>();
-        assert_eq!(places(&told), places(&kept));
+        assert_eq!(places(&delivered), places(&kept));
     }
 }
 
@@ -665,10 +676,10 @@ async fn events_that_are_read_while_the_log_fails_over_are_of_one_history() {
         store.append(school(1), reports).await.unwrap();
     };
     *node.log.afterwards.lock().unwrap() = Some(fails_over.boxed());
-    let told = until_ready(&mut node.open(1, Some(1))).await;
+    let delivered = until_ready(&mut node.open(1, Some(1))).await;
     let kept = node.log.now().read_stretch(school(1), 1, 7).await.unwrap();
     assert_eq!(kept.events.len(), 6);
     let places =
         |events: &[Arc<Event>]| events.iter().map(|event| event.place()).collect::<Vec<_>>();
-    assert_eq!(places(&told), places(&kept.events));
+    assert_eq!(places(&delivered), places(&kept.events));
 }

@@ -95,8 +95,8 @@ async fn an_unlabelled_report_of_a_worker_of_an_earlier_attempt_has_no_effect() 
             // Nobody has heard of them: the next message is the new worker's.
             if starts {
                 let body = json!({"worker": new_name, "progress": 20});
-                let told = sent(&server, &new, "progress", body).await;
-                assert_eq!(listener.next().await.unwrap(), told);
+                let event = sent(&server, &new, "progress", body).await;
+                assert_eq!(listener.next().await.unwrap(), event);
             }
         }
         let done = sent(
@@ -149,9 +149,9 @@ async fn a_worker_takes_a_job_again_by_start_or_by_the_number_of_the_attempt() {
         retried(&server, &same, None).await;
         assert_eq!(send(&server, &same, "progress", json!({})).await.0, 409);
         sent(&server, &same, verb, joins).await;
-        let told = sent(&server, &same, "progress", json!({"progress": 5})).await;
+        let event = sent(&server, &same, "progress", json!({"progress": 5})).await;
         assert_eq!(
-            (&told["attempt"], &told["progress"]),
+            (&event["attempt"], &event["progress"]),
             (&json!(2), &json!(5.0))
         );
         sent(&server, &same, "complete", json!({})).await;
@@ -187,12 +187,12 @@ async fn who_reported_is_known_after_a_restart_and_a_repeated_request_gets_its_f
     };
     let job = json!({"job_id": "j", "job_type": "t", "status": "in_progress"});
     first.report("/api/jobs", job).await;
-    let told = keyed(&first).await;
-    assert_eq!(told.0, 200);
+    let answered = keyed(&first).await;
+    assert_eq!(answered.0, 200);
     sent(&first, &old, "fail", json!({"error": "x"})).await;
     sent(&first, &token("ann", Role::Admin), "retry", json!({})).await;
     let server = server_in(first.stop().await, json!({})).await;
-    assert_eq!(keyed(&server).await, told);
+    assert_eq!(keyed(&server).await, answered);
     let (status, problem) = send(&server, &old, "progress", json!({"progress": 4})).await;
     assert_eq!((status, &problem["code"]), (409, &json!("stale-attempt")));
     let (_, job) = server.get("/api/jobs/j", &viewer(1)).await;
@@ -203,13 +203,13 @@ async fn who_reported_is_known_after_a_restart_and_a_repeated_request_gets_its_f
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_worker_is_told_with_the_job_and_on_its_page_and_not_to_listeners() {
+async fn the_worker_is_shown_with_the_job_and_on_its_page_and_not_to_listeners() {
     let server = server().await;
     let event = server.running_job("j").await;
     let worker_of = async || server.get("/api/jobs/j", &viewer(1)).await.1["worker"].clone();
     assert_eq!(worker_of().await, Value::Null);
     for name in ["a<b", "host-2"] {
-        let told = sent(&server, &worker(1), "progress", json!({"worker": name})).await;
+        let published = sent(&server, &worker(1), "progress", json!({"worker": name})).await;
         let fields = |event: &Value| {
             event
                 .as_object()
@@ -219,7 +219,7 @@ async fn the_worker_is_told_with_the_job_and_on_its_page_and_not_to_listeners() 
                 .collect::<Vec<_>>()
         };
         assert_eq!(
-            fields(&told),
+            fields(&published),
             fields(&event),
             "an event has the fields that it had"
         );

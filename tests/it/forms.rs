@@ -40,21 +40,24 @@ async fn publish(server: &Server) -> (Value, Value) {
 async fn flat(server: &Server, cursor: &str, last: &Value) -> Vec<Value> {
     let scope = "/characteristics?shape=flat&tick_ms=0&id_type=number";
     let mut listener = server.resume(Transport::EventSource, scope, cursor).await;
-    let told = listener.take_until(|own| own["seq"] == *last).await;
-    told.into_iter().filter(|own| own["seq"].is_u64()).collect()
+    let messages = listener.take_until(|own| own["seq"] == *last).await;
+    messages
+        .into_iter()
+        .filter(|own| own["seq"].is_u64())
+        .collect()
 }
 
 /// The events of jobs as uploads up to a number.
 async fn uploads(server: &Server, cursor: &str, last: &Value) -> Vec<Value> {
     let path = format!("/ws/upload-progress?cursor={cursor}");
     let mut socket = socket(&server.url, &path, &viewer(1)).await;
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     loop {
         let message = receive(&mut socket).await.expect("it stays open");
         let is_last = message["seq"] == *last;
-        told.extend(Some(message).filter(|own| own["seq"].is_u64()));
+        events.extend(Some(message).filter(|own| own["seq"].is_u64()));
         if is_last {
-            return told;
+            return events;
         }
     }
 }

@@ -22,7 +22,7 @@ const ENDPOINTS: [&str; 7] = [
     "/progress/ws/a",
 ];
 
-/// An answer: its status line and headers in lower case, and its body if its length is told.
+/// An answer: its status line and headers in lower case, and its body if its length is given.
 struct Answer {
     head: String,
     body: String,
@@ -255,7 +255,7 @@ async fn a_version_other_than_13_is_answered_with_the_one_to_upgrade_to() {
 
 /// A browser would otherwise be sent an event stream where it wants a WebSocket, or nothing that says why.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_a_proxy_has_stripped_is_told_so() {
+async fn a_handshake_that_a_proxy_has_stripped_is_rejected_with_the_reason() {
     let server = server().await;
     server.running_job("a").await;
     let version = "Sec-WebSocket-Version: 13";

@@ -150,9 +150,9 @@ impl Machine {
     async fn post(&self, token: &str, id: &str) -> Value {
         let request = reqwest::Client::new().post(format!("{}/api/jobs", self.url));
         let body = json!({"job_id": id, "job_type": "t"});
-        let (status, told) = answer(request.bearer_auth(token).json(&body)).await;
-        assert_eq!(status, 201, "{told}");
-        told
+        let (status, response) = answer(request.bearer_auth(token).json(&body)).await;
+        assert_eq!(status, 201, "{response}");
+        response
     }
 
     async fn has(&self, token: &str, id: &str) -> bool {
@@ -161,7 +161,7 @@ impl Machine {
     }
 }
 
-/// What a reader is told that comes back with this cursor: the reason of a `reset`, or the jobs since.
+/// What a reader receives that comes back with this cursor: the reason of a `reset`, or the jobs since.
 pub(crate) async fn comes_back(
     url: &str,
     token: &str,
@@ -208,7 +208,7 @@ async fn the_pages_install_upgrade_back_up_and_restore_a_server() {
     let since = comes_back(&machine.url, &token, &first["cursor"]).await;
     assert_eq!(since.unwrap(), ["second"], "cursors stay valid");
 
-    let (mut told, mut lost) = (vec![first, second], Vec::new());
+    let (mut kept, mut lost) = (vec![first, second], Vec::new());
     for (round, (backup, restore)) in [
         (vacuum, restore),
         (backup, restore),
@@ -222,9 +222,9 @@ async fn the_pages_install_upgrade_back_up_and_restore_a_server() {
         lost.push(machine.post(&token, &name).await);
         machine.run(restore);
         assert!(machine.has(&token, "second").await && !machine.has(&token, &name).await);
-        told.push(machine.post(&token, &format!("other{round}")).await);
-        for told in &told {
-            let since = comes_back(&machine.url, &token, &told["cursor"]).await;
+        kept.push(machine.post(&token, &format!("other{round}")).await);
+        for event in &kept {
+            let since = comes_back(&machine.url, &token, &event["cursor"]).await;
             assert!(since.is_ok(), "{since:?}");
         }
         for lost in &lost {

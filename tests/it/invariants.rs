@@ -26,7 +26,7 @@ async fn invariant_1_commit_precedes_fan_out_and_answer() {
     let mut listener = server.listen(Transport::WebSocket, "/jobs?tick_ms=0").await;
     listener.until_ready().await;
     for progress in 1..=50 {
-        let told = server
+        let event = server
             .report("/api/jobs/a/progress", json!({"progress": progress}))
             .await;
         let stored = server
@@ -40,9 +40,9 @@ async fn invariant_1_commit_precedes_fan_out_and_answer() {
             .await
             .unwrap()
             .unwrap();
-        assert_eq!(told["seq"], stored.event.seq);
+        assert_eq!(event["seq"], stored.event.seq);
         let heard = listener.next().await.unwrap();
-        assert_eq!(heard["seq"], told["seq"]);
+        assert_eq!(heard["seq"], event["seq"]);
     }
 }
 
@@ -279,7 +279,7 @@ async fn invariant_6_a_dead_reader_slows_nobody() {
     lively.until_ready().await;
     let filler = "x".repeat(4_000);
     for step in 0..2_000 {
-        let told = server
+        let event = server
             .report(
                 "/api/jobs/a/progress",
                 json!({"message": filler, "metadata": {"step": step}}),
@@ -287,7 +287,7 @@ async fn invariant_6_a_dead_reader_slows_nobody() {
             .await;
         if step % 100 == 99 {
             let heard = lively
-                .take_until(|message| message["seq"] == told["seq"])
+                .take_until(|message| message["seq"] == event["seq"])
                 .await;
             assert_eq!(heard.len(), 100);
         }
@@ -401,10 +401,10 @@ async fn invariant_10_of_two_ends_one_counts() {
 async fn invariant_11_a_cursor_names_an_event() {
     let server = server().await;
     server.running_job("a").await;
-    let told = server
+    let event = server
         .report("/api/jobs/a/progress", json!({"progress": 5}))
         .await;
-    let (epoch, seq, tag) = parts(&told["cursor"]);
+    let (epoch, seq, tag) = parts(&event["cursor"]);
     let lost = format!(
         "{epoch}-{seq}-{:08x}",
         !u32::from_str_radix(&tag, 16).unwrap()
@@ -416,7 +416,7 @@ async fn invariant_11_a_cursor_names_an_event() {
     ] {
         // A poll would wait until there is something to tell.
         if !matches!(transport, Transport::Poll) {
-            let known = told["cursor"].as_str().unwrap();
+            let known = event["cursor"].as_str().unwrap();
             let mut listener = server.resume(transport, "/jobs", known).await;
             let types = field(&listener.until_ready().await, "type").len();
             assert_eq!(types, 2, "`connected` and `ready`: nothing was missed");

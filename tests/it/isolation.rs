@@ -27,7 +27,7 @@ async fn things(server: &Server) {
         .await;
 }
 
-/// What a verb wants to be told.
+/// The body that a verb needs.
 fn body(collection: &str, verb: &str) -> Value {
     match (collection, verb) {
         ("jobs", "fail") => json!({"error": {"code": "x", "message": "y"}}),
@@ -59,19 +59,19 @@ fn with_query(path: &str, query: &str) -> String {
     }
 }
 
-/// What a WebSocket is told that is closed again.
+/// What a WebSocket receives that is closed again.
 async fn farewell(url: &str) -> (Vec<Value>, Option<u16>) {
     until_closed(&mut connect_async(url).await.unwrap().0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_schools_ids_over_every_way_in() {
+async fn another_schools_ids_are_not_accepted_by_any_endpoint() {
     not_there_for(&admin_of(2), "").await;
 }
 
 /// The same for a token of several schools, which names with each request that it is about another one.
 #[tokio::test(flavor = "multi_thread")]
-async fn another_schools_ids_over_every_way_in_with_a_token_for_several_schools() {
+async fn another_schools_ids_are_not_accepted_with_a_token_for_several_schools() {
     not_there_for(&for_schools(&[2, 4], Role::Admin), "school_id=2").await;
 }
 
@@ -298,10 +298,10 @@ async fn not_heard_by(other: &str, query: &str) {
             send(&mut ws, &message.to_string()).await;
             // In between, `subscribed` and `ready`: what is asked for is heard of once this school has it.
             answers.push(loop {
-                let told = receive(&mut ws).await.unwrap();
-                match told["type"].as_str() {
+                let received = receive(&mut ws).await.unwrap();
+                match received["type"].as_str() {
                     Some("subscribed" | "ready") => {}
-                    _ => break told,
+                    _ => break received,
                 }
             });
         }
@@ -396,7 +396,7 @@ async fn channel_limits_escaped_within_a_websocket() {
         .report("/api/violations/theirs.1/ack", json!({"reason": "seen"}))
         .await;
     assert_eq!(listener.next().await.unwrap()["type"], "ack_update");
-    // Who holds a device is not told to those who may only name it.
+    // Who holds a device is not shown to those who may only name it.
     let mut limited = claims(Some(1), Role::Worker);
     limited.channels = Some(vec!["enrollments/x".into()]);
     let wanted = json!({"session_id": "x", "device_id": "theirs", "student_id": "s"});

@@ -251,7 +251,7 @@ fn silence_is_flagged_and_then_ends_the_job() {
             .unwrap()
             .drafts
             .is_empty(),
-        "told once"
+        "published once"
     );
     let revived = run(Some(&stalled.state), &progress(5.0), 100)
         .unwrap()
@@ -485,9 +485,9 @@ proptest! {
             prop_assert!(drafts.is_empty() || after.eta.is_none_or(|eta| eta.at >= at(now) - TimeDelta::milliseconds(1)), "no end is foretold that has passed");
             prop_assert_eq!(after.check_uptime.is_some(), after.status == Status::InProgress);
             for draft in &drafts {
-                let told: serde_json::Value = serde_json::from_str(&draft.fields).unwrap();
-                let status: Status = told["status"].as_str().unwrap().parse().unwrap();
-                prop_assert_eq!(told.get("result").is_some() as u8 + told.get("error").is_some() as u8, status.is_terminal() as u8);
+                let fields: serde_json::Value = serde_json::from_str(&draft.fields).unwrap();
+                let status: Status = fields["status"].as_str().unwrap().parse().unwrap();
+                prop_assert_eq!(fields.get("result").is_some() as u8 + fields.get("error").is_some() as u8, status.is_terminal() as u8);
                 prop_assert!(draft.class == tidings::event::Class::Milestone || before.as_ref().map(|b| b.status) == Some(after.status),
                     "a tick changes no status");
             }

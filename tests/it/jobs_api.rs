@@ -31,17 +31,17 @@ async fn a_job_goes_from_start_to_finish_with_one_post_each() {
         say("start", json!({"message": "Reading"})).await["message"],
         "Reading"
     );
-    let told = say(
+    let event = say(
         "progress",
         json!({"progress": 33.3, "metadata": {"page": 3}}),
     )
     .await;
     assert_eq!(
-        (&told["progress"], &told["metadata"]),
+        (&event["progress"], &event["metadata"]),
         (&json!(33.3), &json!({"pages": 9, "page": 3}))
     );
-    assert_eq!(told["message"], "Reading", "what is not said stays");
-    assert_eq!(told["cancel_requested"], false);
+    assert_eq!(event["message"], "Reading", "what is not said stays");
+    assert_eq!(event["cancel_requested"], false);
     say("cancel", json!({})).await;
     assert_eq!(
         say("progress", json!({"progress": 40})).await["cancel_requested"],
@@ -152,10 +152,10 @@ async fn the_list_is_paged_filtered_and_goes_over_into_a_stream() {
         2,
         "nothing lies between"
     );
-    let told = server
+    let event = server
         .report("/api/jobs/j3/progress", json!({"progress": 1}))
         .await;
-    assert_eq!(listener.next().await.unwrap(), told);
+    assert_eq!(listener.next().await.unwrap(), event);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -328,7 +328,7 @@ async fn a_batch_with_an_idempotency_key_can_be_sent_again_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: takes seconds"]
-async fn a_silent_job_is_flagged_and_then_failed_and_everyone_is_told() {
+async fn a_silent_job_is_flagged_and_then_failed_and_every_listener_receives_it() {
     let server = server().await;
     let mut listener = server.listen(Transport::WebSocket, "/jobs").await;
     listener.until_ready().await;
@@ -409,10 +409,10 @@ async fn finished_jobs_leave_after_their_events_have() {
     assert_eq!(jobs().await, 2);
     sweep_at(3).await;
     assert_eq!(jobs().await, 1, "what still runs stays");
-    let told = server
+    let event = server
         .report("/api/jobs/running/progress", json!({"progress": 5}))
         .await;
-    assert_eq!(told["seq"], 4, "numbers are never used again");
+    assert_eq!(event["seq"], 4, "numbers are never used again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -493,9 +493,9 @@ async fn a_report_with_a_lower_progress_is_a_sign_of_life_that_keeps_the_higher_
         json!(-0.0),
     ] {
         let body = json!({"progress": lower, "message": format!("at {lower}"), "metadata": {"seen": lower}});
-        let told = server.report("/api/jobs/a/progress", body).await;
+        let event = server.report("/api/jobs/a/progress", body).await;
         assert_eq!(
-            (&told["progress"], &told["message"]),
+            (&event["progress"], &event["message"]),
             (&json!(40.0), &json!(format!("at {lower}")))
         );
     }
@@ -505,10 +505,10 @@ async fn a_report_with_a_lower_progress_is_a_sign_of_life_that_keeps_the_higher_
         (99.99999999999999, 99.99999999999999),
         (100.00000000000001, 100.0),
     ] {
-        let told = server
+        let event = server
             .report("/api/jobs/a/progress", json!({"progress": asked}))
             .await;
-        assert_eq!(told["progress"], kept, "{asked}");
+        assert_eq!(event["progress"], kept, "{asked}");
     }
     for wrong in [-0.001, 100.001, 1e300] {
         let body = json!({"progress": wrong});
@@ -680,13 +680,13 @@ async fn a_report_of_another_attempt_has_no_effect() {
         }
     }
     assert_eq!(server.get("/api/jobs/a", &viewer(1)).await.1, before);
-    let told = server
+    let event = server
         .report(
             "/api/jobs/a/complete",
             json!({"attempt": 2, "result": "mine"}),
         )
         .await;
-    assert_eq!(told["result"], "mine");
+    assert_eq!(event["result"], "mine");
     // Also when it is over: a worker learns that it was not its own end.
     let body = json!({"attempt": 1, "result": "not mine"});
     let (_, problem) = server.post("/api/jobs/a/complete", &worker(1), body).await;

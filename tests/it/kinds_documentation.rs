@@ -179,15 +179,15 @@ async fn enrollment_tables(server: &Server) -> Vec<(&'static str, String)> {
     ];
     let create = |id: &str| json!({"session_id": id, "device_id": format!("d-{id}")});
     let transitions = transitions(server, "enrollments", &statuses, create, &commands).await;
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     for (id, verb, body) in [
         ("a", "complete", json!({"quality_score": 80})),
         ("b", "error", code_of),
         ("c", "cancel", none),
     ] {
-        told.push(server.report("/api/enrollments", create(id)).await);
+        events.push(server.report("/api/enrollments", create(id)).await);
         let path = format!("/api/enrollments/{id}/{verb}");
-        told.push(server.report(&path, body).await);
+        events.push(server.report(&path, body).await);
     }
     let codes: Vec<Vec<String>> = enrollment::ERROR_CODES
         .iter()
@@ -199,7 +199,7 @@ async fn enrollment_tables(server: &Server) -> Vec<(&'static str, String)> {
             "enrollment codes",
             table(&["code", "default text of `error`"], &codes),
         ),
-        ("enrollment messages", fields(&told, false)),
+        ("enrollment messages", fields(&events, false)),
     ]
 }
 
@@ -207,11 +207,11 @@ async fn device_tables(server: &Server) -> Vec<(&'static str, String)> {
     let put = async |id: &str| {
         let path = format!("/api/devices/{id}");
         let body = json!({"info": {"model": "X"}});
-        let (_, told) = answer(server.request("PUT", &path, &worker(1)).json(&body)).await;
-        told
+        let (_, response) = answer(server.request("PUT", &path, &worker(1)).json(&body)).await;
+        response
     };
     let mut rows = Vec::new();
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     for status in ["unknown", "online", "offline"] {
         let mut row = vec![code(status)];
         for (verb, times, body) in [
@@ -221,7 +221,7 @@ async fn device_tables(server: &Server) -> Vec<(&'static str, String)> {
             ("status", 1, json!({"status": "offline"})),
         ] {
             let id = format!("{status}-{}", row.len());
-            told.push(put(&id).await);
+            events.push(put(&id).await);
             if status != "unknown" {
                 let path = format!("/api/devices/{id}/status");
                 server.report(&path, json!({"status": status})).await;
@@ -236,7 +236,7 @@ async fn device_tables(server: &Server) -> Vec<(&'static str, String)> {
         rows.push(row);
     }
     let info = json!({"info": {"model": "Y"}});
-    told.push(server.report("/api/devices/online-1/info", info).await);
+    events.push(server.report("/api/devices/online-1/info", info).await);
     let head = [
         "status",
         "one heartbeat",
@@ -246,7 +246,7 @@ async fn device_tables(server: &Server) -> Vec<(&'static str, String)> {
     ];
     vec![
         ("device transitions", table(&head, &rows)),
-        ("device messages", fields(&told, false)),
+        ("device messages", fields(&events, false)),
     ]
 }
 
@@ -275,7 +275,7 @@ async fn characteristic_tables(server: &Server) -> Vec<(&'static str, String)> {
     let since = begun["cursor"].as_str().unwrap();
     let of = async |scope: &str| -> Vec<Value> {
         let mut listener = server.resume(Transport::WebSocket, scope, since).await;
-        let told = listener.until_ready().await;
+        let messages = listener.until_ready().await;
         let mut own = vec![];
         let fresh = format!("{scope}{}", if scope.contains('?') { "&" } else { "?" });
         let mut snapshot = server.listen(Transport::WebSocket, &fresh).await;
@@ -287,7 +287,7 @@ async fn characteristic_tables(server: &Server) -> Vec<(&'static str, String)> {
                 .filter(|message| message["snapshot"] == true),
         );
         own.retain(|message| message["type"] != "sample");
-        own.extend(told[1..told.len() - 1].iter().cloned());
+        own.extend(messages[1..messages.len() - 1].iter().cloned());
         own
     };
     let enveloped = of("/characteristics/a").await;
@@ -310,7 +310,7 @@ async fn schedule_tables(server: &Server) -> Vec<(&'static str, String)> {
             .await
             .1
     };
-    let told = put("t-0", &rule).await;
+    let response = put("t-0", &rule).await;
     let mut rows = Vec::new();
     // How a run is missed takes a minute at least: tests/it/schedules.rs moves the clock.
     for status in ["on_time", "late", "removed"] {
@@ -375,7 +375,7 @@ async fn schedule_tables(server: &Server) -> Vec<(&'static str, String)> {
     ];
     vec![
         ("schedule transitions", table(&head, &rows)),
-        ("schedule messages", fields(&[told], false)),
+        ("schedule messages", fields(&[response], false)),
     ]
 }
 
@@ -383,11 +383,11 @@ async fn upload_tables(server: &Server) -> Vec<(&'static str, String)> {
     let path = "/ws/upload-progress";
     server.running_job("upload").await;
     let mut socket = listener::socket(&server.url, path, &viewer(1)).await;
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     for _ in 0..2 {
-        told.push(listener::receive(&mut socket).await.unwrap());
+        received.push(listener::receive(&mut socket).await.unwrap());
     }
-    vec![("upload messages", fields(&told, false))]
+    vec![("upload messages", fields(&received, false))]
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -122,7 +122,7 @@ async fn who_publishes_too_fast_waits_and_others_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_sends_too_much_is_told_and_closed() {
+async fn a_client_that_sends_too_much_gets_an_error_and_is_closed() {
     let server = server_with(json!({"client_messages_per_sec": 5})).await;
     let mut socket = listener::socket(&server.url, "/ws", &viewer(1)).await;
     for _ in 0..50 {
@@ -151,9 +151,9 @@ async fn a_school_has_so_many_subjects_and_no_more_also_after_a_restart() {
     let lines: String = (0..5)
         .map(|n| format!("{{\"op\":\"jobs.create\",\"job_id\":\"j{n}\",\"job_type\":\"t\"}}\n"))
         .collect();
-    let told = first.batch(&worker(1), lines).await;
-    assert_eq!(field(&told, "status"), [200, 200, 200, 409, 409]);
-    assert_eq!(told[3]["problem"]["code"], "too-many-subjects");
+    let results = first.batch(&worker(1), lines).await;
+    assert_eq!(field(&results, "status"), [200, 200, 200, 409, 409]);
+    assert_eq!(results[3]["problem"]["code"], "too-many-subjects");
     // What is there goes on, and another school has its own.
     first.report("/api/jobs/j0/start", json!({})).await;
     let job = json!({"job_id": "theirs", "job_type": "t"});
@@ -170,8 +170,8 @@ async fn a_school_has_so_many_subjects_and_no_more_also_after_a_restart() {
     }
     for (id, status) in [("s1", 201), ("s2", 409)] {
         let session = json!({"session_id": id, "device_id": id});
-        let told = first.post("/api/enrollments", &worker(1), session).await;
-        assert_eq!(told.0, status, "{told:?}");
+        let response = first.post("/api/enrollments", &worker(1), session).await;
+        assert_eq!(response.0, status, "{response:?}");
     }
     let second = server_in(first.stop().await, settings).await;
     let job = json!({"job_id": "one-more", "job_type": "t"});
@@ -313,9 +313,9 @@ async fn what_is_too_large_is_refused_and_the_setting_named() {
         assert_eq!(refusals(&server, code, limit).await, before + 1, "{limit}");
     }
     // A line of a batch is as large as the body of its command.
-    let told = server.batch(&worker(1), lines(1, 2_100)).await;
+    let results = server.batch(&worker(1), lines(1, 2_100)).await;
     assert_eq!(
-        (&told[0]["status"], &told[0]["problem"]["limit"]),
+        (&results[0]["status"], &results[0]["problem"]["limit"]),
         (&json!(413), &json!("body_limit_bytes"))
     );
     // Over a WebSocket.
@@ -344,13 +344,13 @@ async fn what_is_too_large_is_refused_and_the_setting_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_are_counted_over_every_transport() {
     let server = server_with(json!({"max_streams_per_user": 3})).await;
-    let told = server.running_job("a").await;
+    let event = server.running_job("a").await;
     let token = viewer(1);
     let _event_source = server.listen(Transport::EventSource, "/jobs").await;
     let mut socket = listener::socket(&server.url, "/ws", &token).await;
     let poll = server
         .request("GET", "/events/jobs?wait=30", &token)
-        .header("Last-Event-ID", told["cursor"].as_str().unwrap())
+        .header("Last-Event-ID", event["cursor"].as_str().unwrap())
         .header("Accept", "application/json");
     let mut poll = poll.send().await.unwrap();
     assert!(poll.chunk().await.unwrap().is_some());
@@ -366,7 +366,7 @@ async fn streams_are_counted_over_every_transport() {
     }
     let url = listener::socket_url(&server.url, "/events/jobs", Some(&token), None);
     assert_eq!(listener::refused(&url).await, 429);
-    // Those that are accepted first are told so and closed.
+    // Those that are accepted first get an error and are closed.
     for path in [
         "/ws",
         "/ws/samples",
@@ -435,7 +435,7 @@ async fn the_figures_are_for_administrators_of_all_schools() {
             "{line} is not in:\n{text}"
         );
     }
-    // Each metric is explained, before it is told and in the documentation.
+    // Each metric is explained, in its help text and in the documentation.
     let documentation = page::text("docs/http-api.md");
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let mut name = line.split(['{', ' ']).next().unwrap();

@@ -230,9 +230,9 @@ async fn a_link_opens_what_it_was_signed_for_and_nothing_else() {
         ),
         (format!("/badge/jobs/a?{query}"), 404, "not found"),
     ] {
-        let (told, text) = badge(&server, &changed).await;
+        let (got, text) = badge(&server, &changed).await;
         assert_eq!(
-            (told, text),
+            (got, text),
             (status, format!("status: {said}")),
             "{changed}"
         );
@@ -272,8 +272,8 @@ async fn a_link_is_made_for_what_its_maker_reaches_and_for_as_long() {
         (&viewer(1), "nothing/1", 422),
         (&admin(), "jobs/a", 400),
     ] {
-        let (told, answer) = server.post("/api/links", token, asked(channel)).await;
-        assert_eq!(told, status, "{channel}: {answer}");
+        let (got, answer) = server.post("/api/links", token, asked(channel)).await;
+        assert_eq!(got, status, "{channel}: {answer}");
     }
     // An admin's link can stay; others end with their token.
     let (_, own) = server.post("/api/links", &admin_of(1), asked("jobs")).await;

@@ -23,7 +23,7 @@ fn refusal_by(folder: &Path, path: &Path, arguments: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_path_to_a_database_lets_a_second_process_in() {
+async fn no_path_to_a_database_lets_a_second_process_open_it() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Process::start(command(folder.path()).arg("serve"));
     let path = database(folder.path());

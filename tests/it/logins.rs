@@ -63,10 +63,10 @@ async fn both_kinds_of_token_of_an_existing_login_are_let_in_as_the_settings_say
         None,
     )
     .await;
-    let told = listener.until_ready().await;
-    assert_eq!(told[0]["school_id"], 3);
+    let messages = listener.until_ready().await;
+    assert_eq!(messages[0]["school_id"], 3);
     assert!(
-        told.iter().all(|message| message["job_id"].is_null()),
+        messages.iter().all(|message| message["job_id"].is_null()),
         "no event of school 1"
     );
     let job = json!({"job_type": "t"});
@@ -303,7 +303,7 @@ fn a_map_says_what_our_own_names_mean_in_another_login() {
         Ok(Role::Worker),
         "and adds to our own names"
     );
-    assert!(role("Root").is_err(), "names are told apart by case");
+    assert!(role("Root").is_err(), "names are case-sensitive");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! `docs/migrating-from-fastapi.md`: back ends that call in-process broadcasters call the drop-ins instead, and their pages,
-//! at the endpoints that they use, are told the same.
+//! at the endpoints that they use, receive the same.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -82,13 +82,13 @@ fn reporter() -> String {
 }
 
 /// So many messages, with these fields only.
-async fn told(socket: &mut Socket, count: usize, fields: &[&str]) -> Vec<Value> {
-    let mut told = Vec::new();
+async fn receive_fields(socket: &mut Socket, count: usize, fields: &[&str]) -> Vec<Value> {
+    let mut messages = Vec::new();
     for _ in 0..count {
         let message = receive(socket).await.unwrap();
-        told.push(fields.iter().map(|name| message[name].clone()).collect());
+        messages.push(fields.iter().map(|name| message[name].clone()).collect());
     }
-    told
+    messages
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,16 +101,16 @@ async fn an_enrollment_back_end_reaches_its_pages_through_the_drop_in() {
     }
     let code = r#"
 async def main():
-    tell = EnrollmentProgressBroadcaster()
+    broadcaster = EnrollmentProgressBroadcaster()
     for scan in (1, 2, 3):
         for progress, status in ((0, "ready"), (33, "placing"), (66, "capturing"), (100, "complete")):
-            await tell.broadcast_progress(7, "s 1", progress, status, f"{status} {scan}")
-    await tell.broadcast_completion(school_id=7, session_id="s 1", quality_score=87)
-    await tell.broadcast_cancelled(7, "s/2", message="No time")
-    await tell.broadcast_error(7, "s3", "Sensor is dirty")
-    await tell.broadcast_error(7, "s3", "Again")
-    await tell.broadcast_error(8, "s3", "Another school's")
-    print(tell.get_connection_count(7))
+            await broadcaster.broadcast_progress(7, "s 1", progress, status, f"{status} {scan}")
+    await broadcaster.broadcast_completion(school_id=7, session_id="s 1", quality_score=87)
+    await broadcaster.broadcast_cancelled(7, "s/2", message="No time")
+    await broadcaster.broadcast_error(7, "s3", "Sensor is dirty")
+    await broadcaster.broadcast_error(7, "s3", "Again")
+    await broadcaster.broadcast_error(8, "s3", "Another school's")
+    print(broadcaster.get_connection_count(7))
 asyncio.run(main())
 "#;
     let Some((printed, logged)) =
@@ -125,7 +125,7 @@ asyncio.run(main())
     );
     let fields = ["session_id", "status", "progress", "message"];
     // Each session is made known first.
-    assert_eq!(told(&mut page, 1, &fields).await[0][1], "ready");
+    assert_eq!(receive_fields(&mut page, 1, &fields).await[0][1], "ready");
     let mut expected = Vec::new();
     for scan in 1..=3 {
         for (status, progress) in [
@@ -144,9 +144,9 @@ asyncio.run(main())
         }
     }
     expected.push(json!(["s 1", "complete", 100, "Enrollment complete"]));
-    assert_eq!(told(&mut page, 13, &fields).await, expected);
+    assert_eq!(receive_fields(&mut page, 13, &fields).await, expected);
     let fields = ["type", "session_id", "message", "error"];
-    let ends = told(&mut page, 4, &fields).await;
+    let ends = receive_fields(&mut page, 4, &fields).await;
     assert_eq!(
         (&ends[1], &ends[3]),
         (
@@ -154,7 +154,7 @@ asyncio.run(main())
             &json!(["enrollment_error", "s3", null, "Sensor is dirty"])
         )
     );
-    let ends = told(&mut other, 2, &fields).await;
+    let ends = receive_fields(&mut other, 2, &fields).await;
     assert_eq!(
         ends[1],
         json!(["enrollment_error", "s3", null, "Another school's"])
@@ -168,10 +168,10 @@ async fn a_health_checker_reaches_its_pages_through_the_drop_in() {
     assert_eq!(receive(&mut page).await.unwrap()["type"], "connected");
     let code = r#"
 async def main():
-    tell = DeviceStatusBroadcaster()
-    await tell.broadcast_device_status(7, 21, "online", last_seen=now)
-    await tell.broadcast_device_status(7, 21, "offline")
-    await tell.broadcast_device_info(7, 22, {"firmware": "4.2"})
+    broadcaster = DeviceStatusBroadcaster()
+    await broadcaster.broadcast_device_status(7, 21, "online", last_seen=now)
+    await broadcaster.broadcast_device_status(7, 21, "offline")
+    await broadcaster.broadcast_device_info(7, 22, {"firmware": "4.2"})
 asyncio.run(main())
 "#;
     let ran = backend(&server.url, &reporter(), server.folder.path(), code).await;
@@ -179,7 +179,7 @@ asyncio.run(main())
     assert_eq!(logged, "");
     let fields = ["device_id", "status", "last_seen", "info"];
     assert_eq!(
-        told(&mut page, 4, &fields).await,
+        receive_fields(&mut page, 4, &fields).await,
         [
             json!([21, "online", "2026-01-31T09:30:00.000Z", null]),
             json!([21, "offline", "2026-01-31T09:30:00.000Z", null]),
@@ -199,20 +199,20 @@ async fn a_celery_worker_reaches_its_pages_through_the_drop_in() {
         .await;
     let mut page = socket(&server.url, "/progress/ws/j", &token_of_process()).await;
     let code = r#"
-tell = ProcessingJobLifecycle
-tell.mark_queued("j", queue_name="scans", task_id="t1")
-print(tell.mark_started("j")["attempt"])
-tell.mark_progress("j", progress=40, message="Page 2", metadata={"page": 2})
-tell.mark_failed("j", error_message="Out of memory")
-print(tell.mark_started("j")["attempt"])
-tell.mark_completed("j", result_payload={"pages": 3})
+lifecycle = ProcessingJobLifecycle
+lifecycle.mark_queued("j", queue_name="scans", task_id="t1")
+print(lifecycle.mark_started("j")["attempt"])
+lifecycle.mark_progress("j", progress=40, message="Page 2", metadata={"page": 2})
+lifecycle.mark_failed("j", error_message="Out of memory")
+print(lifecycle.mark_started("j")["attempt"])
+lifecycle.mark_completed("j", result_payload={"pages": 3})
 # Made by itself, made before, and cancelled while it waited.
-waiting = tell.enqueue("scan", {"path": "x"})
-print(tell.mark_started(waiting)["status"], tell.mark_progress(42, 10)["job_type"])
-waiting = tell.enqueue("scan", {})
+waiting = lifecycle.enqueue("scan", {"path": "x"})
+print(lifecycle.mark_started(waiting)["status"], lifecycle.mark_progress(42, 10)["job_type"])
+waiting = lifecycle.enqueue("scan", {})
 call("POST", f"/api/jobs/{waiting}/cancel", {})
-print(tell.mark_started(waiting)["status"])
-print(tell.mark_completed(42, "x" * 20_000)["status"])
+print(lifecycle.mark_started(waiting)["status"])
+print(lifecycle.mark_completed(42, "x" * 20_000)["status"])
 "#;
     let ran = backend(&server.url, &reporter(), server.folder.path(), code).await;
     let Some((printed, logged)) = ran else { return };
@@ -228,7 +228,7 @@ print(tell.mark_completed(42, "x" * 20_000)["status"])
     };
     let failed = with(json!({"page": 2, "error": "Out of memory"}));
     assert_eq!(
-        told(&mut page, 8, &fields).await,
+        receive_fields(&mut page, 8, &fields).await,
         [
             json!(["pending", 0.0, "Pending", {}]),
             json!(["queued", 0.0, "Queued", queue]),
@@ -263,13 +263,13 @@ async fn a_process_control_back_end_reaches_its_charts_through_the_drop_in() {
     }
     let code = r#"
 async def main():
-    tell = AlertNotifier()
-    await tell.control_limits_updated(Event(characteristic_id=3, center_line=5.0, ucl=8.0, lcl=2.0, method="own", sample_count=25))
-    await tell.sample_processed(Event(characteristic_id=3, sample_id=501, mean=9.0, zone="beyond_ucl", in_control=False, timestamp=now))
-    await tell.notify_violation_created(Event(violation_id=9001, sample_id=501, characteristic_id=3, rule_id=1,
+    notifier = AlertNotifier()
+    await notifier.control_limits_updated(Event(characteristic_id=3, center_line=5.0, ucl=8.0, lcl=2.0, method="own", sample_count=25))
+    await notifier.sample_processed(Event(characteristic_id=3, sample_id=501, mean=9.0, zone="beyond_ucl", in_control=False, timestamp=now))
+    await notifier.notify_violation_created(Event(violation_id=9001, sample_id=501, characteristic_id=3, rule_id=1,
                                               rule_name="Beyond limits", severity="CRITICAL", timestamp=now))
-    await tell.notify_violation_acknowledged(Event(violation_id=9001, user="ann", reason="Tool changed", timestamp=now))
-    await tell.sample_processed(Event(characteristic_id=4, sample_id=502, mean=1.0, zone="zone_c_upper", in_control=True, timestamp=now))
+    await notifier.notify_violation_acknowledged(Event(violation_id=9001, user="ann", reason="Tool changed", timestamp=now))
+    await notifier.sample_processed(Event(characteristic_id=4, sample_id=502, mean=1.0, zone="zone_c_upper", in_control=True, timestamp=now))
 asyncio.run(main())
 "#;
     let ran = backend(&server.url, &reporter(), server.folder.path(), code).await;
@@ -358,7 +358,7 @@ print("goes on")
 
 /// The page's own lines, with a broadcaster as such back ends have it.
 #[tokio::test(flavor = "multi_thread")]
-async fn while_a_back_end_rolls_over_it_tells_both() {
+async fn during_a_rollover_a_back_end_reports_to_both() {
     let server = server_of_the_page().await;
     let folder = tempfile::tempdir().unwrap();
     let app = folder.path().join("app");

@@ -623,7 +623,7 @@ async fn a_token_in_an_address_opens_no_page_and_a_form_that_came_too_late_leads
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn forms_sent_too_fast_are_told_when_to_come_back() {
+async fn forms_sent_too_fast_are_answered_with_a_delay() {
     let server = server_with(json!({"publishes_per_sec": 1, "batch_limit_commands": 2})).await;
     server.running_job("j").await;
     let mut last = StatusCode::SEE_OTHER;

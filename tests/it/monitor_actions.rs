@@ -351,18 +351,18 @@ async fn ticking_several_statuses_shows_all_of_them_page_by_page() {
     };
     // The second is an older bookmark.
     for query in ["status=failed&status=stalled", "status=failed&stalled=true"] {
-        let (mut told, mut path) = (Vec::new(), format!("?sort=oldest&{query}"));
+        let (mut listed, mut path) = (Vec::new(), format!("?sort=oldest&{query}"));
         loop {
             let seen = text(&server, &format!("{SCHOOL}/jobs{path}"), &viewer(1)).await;
             assert_eq!(seen.matches(" checked").count(), 2, "{query}");
-            told.extend(keys(&seen));
+            listed.extend(keys(&seen));
             let Some(at) = seen.find("\" rel=\"next\"") else {
                 break;
             };
             let start = seen[..at].rfind("href=\"").unwrap() + 6;
             path = seen[start..at].replace("&amp;", "&");
         }
-        assert_eq!(told, wanted, "each once and in order: {query}");
+        assert_eq!(listed, wanted, "each once and in order: {query}");
     }
     let only = async |query: &str, begins: &str| {
         let seen = text(&server, &format!("{SCHOOL}/jobs?{query}"), &viewer(1)).await;
@@ -423,7 +423,7 @@ async fn signing_in_says_that_a_token_has_expired_and_when() {
         let seen = text(&server, "/monitor/sign-in", &sign(&old)).await;
         assert!(seen.contains("Sign in"), "{exp}");
     }
-    // Nobody is told of what he has not brought.
+    // A browser that has sent no expired token gets no message about one.
     let fresh = text(&server, "/monitor/sign-in", &worker(1)).await;
     assert!(!fresh.contains("expired") && !fresh.contains("role=\"alert\""));
 }
@@ -471,7 +471,7 @@ async fn a_page_that_is_not_there_keeps_the_tabs_of_the_school() {
     let seen = missing("/monitor/schools/1/nothing", "").await;
     assert!(
         seen.contains("<title>404 – Tidings</title>"),
-        "a stranger is told of none"
+        "a stranger is shown none"
     );
     let mut limited = claims(Some(1), Role::Viewer);
     limited.channels = Some(vec!["devices".into()]);

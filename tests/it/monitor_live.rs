@@ -494,7 +494,7 @@ async fn a_page_that_nobody_sees_has_no_stream_and_goes_on_where_it_was() {
     assert_eq!(
         page.evaluate(value).await,
         Value::Null,
-        "nothing is told yet"
+        "nothing is delivered yet"
     );
     page.evaluate(&hide(false)).await;
     page.until(&format!("{value} === '88'")).await;

@@ -57,15 +57,15 @@ async fn hostile_school(server: &Server) {
             let job = json!({"job_id": id, "job_type": job_type, "status": "in_progress", "message": text, "metadata": metadata});
             server.report("/api/jobs", job).await;
             let path = format!("/api/jobs/{escaped}{ending}");
-            let told = json!({"progress": 30, "message": text, "worker": cut(text, 120)});
-            server.report(&format!("{path}/progress"), told).await;
+            let progress = json!({"progress": 30, "message": text, "worker": cut(text, 120)});
+            server.report(&format!("{path}/progress"), progress).await;
             let error = json!({"code": cut(text, 64), "message": text});
-            let told = match end {
+            let outcome = match end {
                 Some("fail") => json!({"error": error}),
                 _ => json!({"result": {"file": text}}),
             };
             if let Some(end) = end {
-                server.report(&format!("{path}/{end}"), told).await;
+                server.report(&format!("{path}/{end}"), outcome).await;
             }
         }
         let session = json!({"session_id": id, "device_id": id, "student_id": cut(text, 120), "message": text, "total_attempts": 3});
@@ -185,10 +185,10 @@ async fn crowded_school(server: &Server) {
         lines.push(json!({"op": "characteristics.samples", "characteristic_id": id, "value": 9.0}));
     }
     let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    for told in server.batch(&worker(1), lines).await {
+    for result in server.batch(&worker(1), lines).await {
         assert!(
-            told["status"].as_u64().is_none_or(|status| status < 300),
-            "{told}"
+            result["status"].as_u64().is_none_or(|status| status < 300),
+            "{result}"
         );
     }
     until("all 500 have stalled", async || {

@@ -166,10 +166,10 @@ async fn a_job_is_cancelled_and_retried_from_its_page() {
     click(&mut page, "form[action$='/cancel'] button").await;
     page.until("document.body.innerText.includes('has been asked to stop')")
         .await;
-    let told = server
+    let event = server
         .report("/api/jobs/j/progress", json!({"progress": 10}))
         .await;
-    assert_eq!(told["cancel_requested"], true, "the worker is told");
+    assert_eq!(event["cancel_requested"], true, "the worker is informed");
     server
         .report("/api/jobs/j/cancel", json!({"force": true}))
         .await;

@@ -168,12 +168,12 @@ async fn a_node_that_starts_before_its_database_waits_for_it_and_says_so() {
     let mut log = String::new();
     let mut stderr = Patient(child.0.stderr.take().unwrap());
     stderr.read_to_string(&mut log).unwrap();
-    for told in [
+    for expected in [
         "the server cannot start yet",
         "Connection refused",
         "the database can be reached",
     ] {
-        assert!(log.contains(told), "{told}: {log}");
+        assert!(log.contains(expected), "{expected}: {log}");
     }
     assert!(!log.contains("hush"), "{log}");
 }
@@ -190,8 +190,8 @@ async fn a_node_that_its_database_refuses_does_not_start() {
     let mut stderr = Patient(child.0.stderr.take().unwrap());
     stderr.read_to_string(&mut log).unwrap();
     assert!(!status_of(&mut child.0).success());
-    for told in ["`database_url`", "refuses the connection", "does not exist"] {
-        assert!(log.contains(told), "{told}: {log}");
+    for expected in ["`database_url`", "refuses the connection", "does not exist"] {
+        assert!(log.contains(expected), "{expected}: {log}");
     }
 }
 

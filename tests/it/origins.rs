@@ -322,9 +322,9 @@ async fn a_wildcard_allows_the_hosts_below_a_domain_and_no_others() {
         ("https://a.example.com:8443", false),
     ] {
         let headers = preflight(&server, origin, None).await;
-        let told = headers.get("access-control-allow-origin");
+        let allowed_origin = headers.get("access-control-allow-origin");
         assert_eq!(
-            told.map(|told| told == origin),
+            allowed_origin.map(|value| value == origin),
             allowed.then_some(true),
             "{origin}"
         );

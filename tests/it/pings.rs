@@ -64,7 +64,7 @@ async fn a_run_is_reported_from_its_start_to_its_end_by_any_method() {
     let heard = listener
         .take_until(|own| own["status"] == "completed")
         .await;
-    let told: Vec<_> = heard
+    let reported: Vec<_> = heard
         .iter()
         .map(|own| {
             (
@@ -73,8 +73,8 @@ async fn a_run_is_reported_from_its_start_to_its_end_by_any_method() {
             )
         })
         .collect();
-    assert_eq!(told.first(), Some(&("in_progress", 0.0)));
-    assert_eq!(told.last(), Some(&("completed", 100.0)));
+    assert_eq!(reported.first(), Some(&("in_progress", 0.0)));
+    assert_eq!(reported.last(), Some(&("completed", 100.0)));
     let all = jobs(&server, "backup").await;
     assert_eq!(statuses(&all), ["completed"]);
     assert_eq!(all[0]["message"], "Done");
@@ -158,7 +158,7 @@ async fn a_plain_number_is_progress_with_a_key_that_was_created_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_repeated_has_no_further_effect() {
+async fn a_repeated_ping_has_no_further_effect() {
     let server = server().await;
     let (key, _) = key(&server, "n").await;
     for _ in 0..3 {
@@ -185,7 +185,7 @@ async fn what_is_repeated_has_no_further_effect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn overlapping_runs_are_told_apart_by_their_rid() {
+async fn overlapping_runs_are_distinguished_by_their_rid() {
     let server = server().await;
     let (key, _) = key(&server, "o").await;
     for rid in ["1", "2"] {
@@ -236,7 +236,7 @@ async fn a_run_that_the_next_one_finds_unended_has_failed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_asks_for_json_is_told_of_the_job_and_any_other_gets_nothing() {
+async fn a_client_that_asks_for_json_receives_the_job_and_any_other_gets_nothing() {
     let server = server().await;
     let (key, _) = key(&server, "j").await;
     let url = format!("{}/ping/{key}/start", server.url);

@@ -211,14 +211,14 @@ async fn a_command_on_the_socket_that_is_rejected_has_the_problem_of_a_line_and_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_may_not_publish_is_told_so_and_the_connection_goes_on() {
+async fn a_client_that_may_not_publish_gets_an_error_and_stays_connected() {
     let server = server().await;
     server.running_job("a").await;
     let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
     send(&mut ws, &publish(7, progress("a", 1))).await;
-    let told = receive(&mut ws).await.unwrap();
+    let received = receive(&mut ws).await.unwrap();
     assert_eq!(
-        (&told["type"], &told["code"], &told["id"]),
+        (&received["type"], &received["code"], &received["id"]),
         (&json!("error"), &json!("forbidden"), &json!(7))
     );
     let auth = json!({"type": "auth", "token": worker(1)});
@@ -299,17 +299,18 @@ async fn a_client_that_reads_no_answers_is_slowed_down_and_slows_nobody_else() {
     let server = server().await;
     server.running_job("a").await;
     let ws = socket(&server.url, "/ws", &worker(1)).await;
-    let (mut tell, mut told): Halves = ws.split();
+    let (mut outgoing, mut incoming): Halves = ws.split();
     let filler = "x".repeat(3_000);
     let sender = tokio::spawn(async move {
         for id in 0..COMMANDS {
             let command =
                 json!({"op": "jobs.progress", "job_id": "a", "message": format!("{id} {filler}")});
-            tell.send(Message::text(publish(id, command)))
+            outgoing
+                .send(Message::text(publish(id, command)))
                 .await
                 .unwrap();
         }
-        tell
+        outgoing
     });
     // The server stops reading, so that the sender waits.
     let mut last = 0;
@@ -324,7 +325,7 @@ async fn a_client_that_reads_no_answers_is_slowed_down_and_slows_nobody_else() {
     server.running_job("b").await;
     for id in 0..COMMANDS {
         let text = loop {
-            let message = timeout(PATIENCE, told.next()).await.unwrap();
+            let message = timeout(PATIENCE, incoming.next()).await.unwrap();
             if let Message::Text(text) = message.unwrap().unwrap() {
                 break text;
             }
@@ -348,7 +349,7 @@ async fn what_has_an_effect_is_answered_before_the_socket_or_the_stream_is_close
         server.running_job("b").await;
         let token = if stops { worker(1) } else { worker_for(2) };
         let ws = socket(&server.url, "/ws", &token).await;
-        let (mut tell, mut told): Halves = ws.split();
+        let (mut outgoing, mut incoming): Halves = ws.split();
         let mut batch = Batch::open(&server, "", &token).await;
         let lines = batch.lines.take().unwrap();
         let publisher = tokio::spawn(async move {
@@ -357,7 +358,7 @@ async fn what_has_an_effect_is_answered_before_the_socket_or_the_stream_is_close
                     id,
                     json!({"op": "jobs.progress", "job_id": "a", "message": format!("{id}")}),
                 );
-                if tell.send(Message::text(message)).await.is_err() {
+                if outgoing.send(Message::text(message)).await.is_err() {
                     break;
                 }
             }
@@ -375,7 +376,7 @@ async fn what_has_an_effect_is_answered_before_the_socket_or_the_stream_is_close
         let on_socket = tokio::spawn(async move {
             let mut last = None;
             loop {
-                let message = timeout(PATIENCE, told.next())
+                let message = timeout(PATIENCE, incoming.next())
                     .await
                     .unwrap()
                     .unwrap()
@@ -417,8 +418,8 @@ async fn what_has_an_effect_is_answered_before_the_socket_or_the_stream_is_close
             true => server_in(server.stop().await, json!({})).await,
             false => server,
         };
-        for (job, told) in [("a", on_socket), ("b", on_stream)] {
-            let last = told.await.unwrap();
+        for (job, answered) in [("a", on_socket), ("b", on_stream)] {
+            let last = answered.await.unwrap();
             let (_, job) = server.get(&format!("/api/jobs/{job}"), &viewer(1)).await;
             assert_eq!(Some(&job["message"]), last.as_ref(), "stops: {stops}");
         }

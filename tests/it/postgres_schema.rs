@@ -135,9 +135,9 @@ async fn counting(database: &str, text: &'static [u8]) -> (String, Arc<AtomicUsi
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
             let server = TcpStream::connect(&postgres).await.unwrap();
-            let ((mut asks, mut reads), (mut told, mut asked)) =
+            let ((mut asks, mut reads), (mut answers, mut asked)) =
                 (client.into_split(), server.into_split());
-            tokio::spawn(async move { tokio::io::copy(&mut told, &mut reads).await });
+            tokio::spawn(async move { tokio::io::copy(&mut answers, &mut reads).await });
             let counted = Arc::clone(&counted);
             tokio::spawn(async move {
                 let (mut part, mut tail) = (vec![0; 64 * 1024], Vec::new());
@@ -168,8 +168,8 @@ async fn the_statement_of_a_commit_is_sent_once_and_not_with_every_commit() {
     for number in 0..50 {
         let id = format!("j{number}");
         let create = job(&id, "create", json!({"job_type": "scan"}));
-        let told = store.append(1.try_into().unwrap(), vec![create]).await;
-        told.unwrap().pop().unwrap().unwrap();
+        let receipts = store.append(1.try_into().unwrap(), vec![create]).await;
+        receipts.unwrap().pop().unwrap().unwrap();
     }
     assert_eq!(sent.load(Ordering::SeqCst), 1);
 }
@@ -178,9 +178,9 @@ async fn the_statement_of_a_commit_is_sent_once_and_not_with_every_commit() {
 async fn a_database_that_cannot_be_reached_is_named_without_its_password() {
     // Nothing listens on port 1.
     let error = open("postgres://u:secret@127.0.0.1:1/d").err().unwrap();
-    let told = format!("{error} {error:?}");
+    let text = format!("{error} {error:?}");
     assert!(
-        told.contains("cannot be reached") && !told.contains("secret"),
-        "{told}"
+        text.contains("cannot be reached") && !text.contains("secret"),
+        "{text}"
     );
 }

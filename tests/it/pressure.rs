@@ -88,7 +88,7 @@ async fn a_burst_to_readers_that_hardly_read_stays_within_the_stated_memory_and_
     let last = format!("j{}", JOBS - 1);
     let is_last =
         move |message: &Value| message["job_id"] == *last && message["status"] == "completed";
-    let told = tokio::spawn({
+    let reader = tokio::spawn({
         let is_last = is_last.clone();
         async move { lively.take_until(is_last).await }
     });
@@ -106,14 +106,14 @@ async fn a_burst_to_readers_that_hardly_read_stays_within_the_stated_memory_and_
         }
         batch(lines).await;
     }
-    let told = told.await.unwrap();
+    let received = reader.await.unwrap();
     let grown = server.peak_memory() - before;
     let readers = EACH * 4 + 1;
     let stated = readers * (CONNECTION + PAGE) + SCHOOL + UNDER_WAY;
     assert!(grown < stated, "{grown} bytes more, {stated} are stated");
 
     // Of those that took nothing, one of each transport has the patience to read it all now.
-    let mut stories = vec![(told, None)];
+    let mut stories = vec![(received, None)];
     for mut listener in [stalled.swap_remove(EACH), stalled.swap_remove(0)] {
         stories.push((
             listener.take_until(&is_last).await,
@@ -139,7 +139,7 @@ async fn a_burst_to_readers_that_hardly_read_stays_within_the_stated_memory_and_
 /// Killed, started again, and everybody is back in the same instant, each from where it was.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn clients_that_come_back_all_at_once_after_a_restart_are_told_what_they_missed_once() {
+async fn clients_that_reconnect_all_at_once_after_a_restart_receive_what_they_missed_once() {
     const CLIENTS: usize = 300;
     const EVENTS: usize = 60;
     let folder = tempfile::tempdir().unwrap();
@@ -280,11 +280,11 @@ async fn a_client_that_asks_and_does_not_listen_is_slowed_and_costs_a_bounded_am
     );
 }
 
-/// Where an answer is the state itself: who asks faster than he can be told is heard no faster than that, or what is to be
-/// told would pile up.
+/// Where an answer is the state itself: a client that asks faster than it reads is read no faster than that, or what is to be
+/// sent would pile up.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn a_client_that_asks_faster_than_it_can_be_told_is_heard_as_fast_as_it_is_told() {
+async fn a_client_that_asks_faster_than_it_reads_is_read_only_as_fast_as_it_reads() {
     const QUESTIONS: usize = 500;
     let server = server_with(json!({"client_messages_per_sec": 0})).await;
     server.running_job("a").await;
@@ -302,11 +302,11 @@ async fn a_client_that_asks_faster_than_it_can_be_told_is_heard_as_fast_as_it_is
         }
         count(&heard, r#""job_id":"a""#)
     };
-    let (asked, told) = tokio::join!(asking, hearing);
+    let (asked, answered) = tokio::join!(asking, hearing);
     asked.unwrap();
     // One is carried out, and one waits.
-    let ahead = QUESTIONS.saturating_sub(told);
-    assert!(ahead <= 2, "{ahead} are to be told yet");
+    let ahead = QUESTIONS.saturating_sub(answered);
+    assert!(ahead <= 2, "{ahead} are still to be sent");
 }
 
 /// What is sent behind a question whose answer takes long: the server reads some of it, and the rest when it has answered.
@@ -329,13 +329,16 @@ async fn messages_are_judged_by_when_they_arrive_and_not_by_when_they_are_answer
     };
     for batch in 0..BATCHES {
         let jobs = batch * JOBS..(batch + 1) * JOBS;
-        let told = server
+        let results = server
             .batch(&worker(1), jobs.map(create).collect::<String>())
             .await;
-        assert!(told.iter().all(|line| line["status"] == 200), "{told:?}");
+        assert!(
+            results.iter().all(|line| line["status"] == 200),
+            "{results:?}"
+        );
     }
     let mut stream = narrow(&server.url, Transport::WebSocket, "/ws").await;
-    // The second one waits until all jobs are told, and what follows waits behind it.
+    // The second one waits until all jobs are sent, and what follows waits behind it.
     let mut asked = Vec::new();
     for channel in ["jobs", "devices"] {
         let question = json!({"type": "subscribe", "channels": [channel]});
@@ -377,7 +380,7 @@ async fn hear(stream: &mut (impl AsyncRead + Unpin), heard: &mut Vec<u8>) {
     let mut part = vec![0; 64 * 1024];
     let count = tokio::time::timeout(PATIENCE, stream.read(&mut part))
         .await
-        .expect("it is told more")
+        .expect("it receives more")
         .unwrap();
     let last = &heard[heard.len().saturating_sub(300)..];
     let last = String::from_utf8_lossy(last);

@@ -42,54 +42,54 @@ macro_rules! through {
 }
 
 through! { nginx, Nginx:
-    events_are_told_when_they_happen_on_every_transport_with_one_cursor,
+    events_arrive_when_they_happen_on_every_transport_with_one_cursor,
     quiet_streams_outlive_the_idle_time_out,
     large_events_and_batches_pass_whole,
-    the_server_is_told_who_asks_and_how,
-    events_are_told_when_they_happen_over_http_2,
+    the_server_learns_the_client_and_the_protocol,
+    events_arrive_when_they_happen_over_http_2,
 }
 
 through! { haproxy, HaProxy:
-    events_are_told_when_they_happen_on_every_transport_with_one_cursor,
+    events_arrive_when_they_happen_on_every_transport_with_one_cursor,
     quiet_streams_outlive_the_idle_time_out,
     large_events_and_batches_pass_whole,
-    the_server_is_told_who_asks_and_how,
-    events_are_told_when_they_happen_over_http_2,
+    the_server_learns_the_client_and_the_protocol,
+    events_arrive_when_they_happen_over_http_2,
 }
 
 through! { caddy, Caddy:
-    events_are_told_when_they_happen_on_every_transport_with_one_cursor,
+    events_arrive_when_they_happen_on_every_transport_with_one_cursor,
     quiet_streams_outlive_the_idle_time_out,
     large_events_and_batches_pass_whole,
-    the_server_is_told_who_asks_and_how,
-    events_are_told_when_they_happen_over_http_2,
+    the_server_learns_the_client_and_the_protocol,
+    events_arrive_when_they_happen_over_http_2,
 }
 
 through! { apache, Apache:
-    events_are_told_when_they_happen_on_every_transport_with_one_cursor,
+    events_arrive_when_they_happen_on_every_transport_with_one_cursor,
     quiet_streams_outlive_the_idle_time_out,
     large_events_and_batches_pass_whole,
-    the_server_is_told_who_asks_and_how,
-    events_are_told_when_they_happen_over_http_2,
+    the_server_learns_the_client_and_the_protocol,
+    events_arrive_when_they_happen_over_http_2,
 }
 
 through! { traefik, Traefik:
-    events_are_told_when_they_happen_on_every_transport_with_one_cursor,
+    events_arrive_when_they_happen_on_every_transport_with_one_cursor,
     quiet_streams_outlive_the_idle_time_out,
     large_events_and_batches_pass_whole,
-    the_server_is_told_who_asks_and_how,
-    events_are_told_when_they_happen_over_http_2,
+    the_server_learns_the_client_and_the_protocol,
+    events_arrive_when_they_happen_over_http_2,
 }
 
 through! { squid, Squid:
-    events_are_told_when_they_happen_on_every_transport_with_one_cursor,
+    events_arrive_when_they_happen_on_every_transport_with_one_cursor,
     quiet_streams_outlive_the_idle_time_out,
     large_events_and_batches_pass_whole,
-    the_server_is_told_who_asks_and_how,
+    the_server_learns_the_client_and_the_protocol,
 }
 
 through! { squid_as_a_forward_proxy, SquidForward:
-    events_are_told_when_they_happen_on_every_transport_with_one_cursor,
+    events_arrive_when_they_happen_on_every_transport_with_one_cursor,
     quiet_streams_outlive_the_idle_time_out,
     large_events_and_batches_pass_whole,
 }
@@ -233,7 +233,7 @@ fn is_event(message: &Value) -> bool {
     message["type"] == "job_progress"
 }
 
-async fn events_are_told_when_they_happen_on_every_transport_with_one_cursor(program: Program) {
+async fn events_arrive_when_they_happen_on_every_transport_with_one_cursor(program: Program) {
     let Some(site) = Site::open(program, json!({}), &[]).await else {
         return;
     };
@@ -247,16 +247,19 @@ async fn events_are_told_when_they_happen_on_every_transport_with_one_cursor(pro
             .listen(transport, "/jobs?tick_ms=0", cursor.as_deref())
             .await;
         // The snapshot, then what nobody heard. Nothing is published while it is waited for.
-        let told = listener.until_ready().await;
-        assert_eq!(told[0]["type"], "connected", "{transport:?}");
-        let missed: Vec<&Value> = told.iter().filter(|message| is_event(message)).collect();
-        assert_eq!(missed.len(), 1, "{transport:?}: {told:?}");
+        let messages = listener.until_ready().await;
+        assert_eq!(messages[0]["type"], "connected", "{transport:?}");
+        let missed: Vec<&Value> = messages
+            .iter()
+            .filter(|message| is_event(message))
+            .collect();
+        assert_eq!(missed.len(), 1, "{transport:?}: {messages:?}");
         assert_eq!(missed[0]["cursor"], last["cursor"], "{transport:?}");
         for step in 0..3 {
             // One small event at a time: it comes without waiting for the next.
             let published = site.progress(&format!("{transport:?} {step}")).await;
-            let told = listener.take_until(is_event).await;
-            assert_eq!(told.last(), Some(&published), "{transport:?}");
+            let messages = listener.take_until(is_event).await;
+            assert_eq!(messages.last(), Some(&published), "{transport:?}");
         }
         cursor = listener.cursor;
         last = site.progress("nobody listens").await;
@@ -280,7 +283,7 @@ async fn quiet_streams_outlive_the_idle_time_out(program: Program) {
             site.progress("it was quiet").await;
         }
     };
-    let told = |heard: &str| heard.contains("it was quiet");
+    let has_arrived = |heard: &str| heard.contains("it was quiet");
 
     let event_source = async {
         let mut parts = site.stream("/events/jobs", "text/event-stream", "").await;
@@ -292,7 +295,7 @@ async fn quiet_streams_outlive_the_idle_time_out(program: Program) {
         };
         hear(&mut parts, &mut heard, quiet).await;
         publish_once().await;
-        hear(&mut parts, &mut heard, told).await;
+        hear(&mut parts, &mut heard, has_arrived).await;
     };
     let web_socket = async {
         let url = socket_url(&site.url, "/events/jobs", Some(&viewer(1)), None);
@@ -307,7 +310,7 @@ async fn quiet_streams_outlive_the_idle_time_out(program: Program) {
                         publish_once().await;
                     }
                 }
-                Message::Text(text) if told(&text) => break,
+                Message::Text(text) if has_arrived(&text) => break,
                 Message::Text(_) => {}
                 other => panic!("{other:?}"),
             }
@@ -322,7 +325,7 @@ async fn quiet_streams_outlive_the_idle_time_out(program: Program) {
         hear(&mut parts, &mut heard, quiet).await;
         publish_once().await;
         hear(&mut parts, &mut heard, |heard| heard.ends_with('}')).await;
-        assert!(told(&heard), "{heard}");
+        assert!(has_arrived(&heard), "{heard}");
         serde_json::from_str::<Value>(&heard).unwrap();
     };
     tokio::join!(event_source, web_socket, poll);
@@ -353,8 +356,8 @@ async fn large_events_and_batches_pass_whole(program: Program) {
     assert_eq!(status, 200, "{published}");
     assert!(published.to_string().len() > 200_000);
     for listener in &mut listeners {
-        let told = listener.take_until(is_event).await;
-        assert_eq!(told.last(), Some(&published));
+        let messages = listener.take_until(is_event).await;
+        assert_eq!(messages.last(), Some(&published));
     }
     // As large as the server takes.
     let limit = tidings::config::Settings::default().batch_limit_bytes;
@@ -371,7 +374,7 @@ async fn large_events_and_batches_pass_whole(program: Program) {
     assert!(response.text().await.unwrap().contains(r#""job_id":"b""#));
 }
 
-async fn the_server_is_told_who_asks_and_how(program: Program) {
+async fn the_server_learns_the_client_and_the_protocol(program: Program) {
     let Some(site) = Site::open(program, json!({}), &[]).await else {
         return;
     };
@@ -404,7 +407,7 @@ async fn the_server_is_told_who_asks_and_how(program: Program) {
     assert_eq!(secure, expected(&site.proxy.secure_url, "https"));
 }
 
-async fn events_are_told_when_they_happen_over_http_2(program: Program) {
+async fn events_arrive_when_they_happen_over_http_2(program: Program) {
     if !needs("curl") {
         return;
     }
@@ -449,8 +452,8 @@ async fn streams_and_polls_pass_a_proxy_that_speaks_http_1_0_with_the_server() {
         listener.until_ready().await;
         for step in 0..3 {
             let published = site.progress(&format!("{transport:?} {step}")).await;
-            let told = listener.take_until(is_event).await;
-            assert_eq!(told.last(), Some(&published), "{transport:?}");
+            let messages = listener.take_until(is_event).await;
+            assert_eq!(messages.last(), Some(&published), "{transport:?}");
         }
     }
 }

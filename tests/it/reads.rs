@@ -127,7 +127,7 @@ async fn a_search_answers_with_what_it_has_found_when_its_time_is_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: very many rows"]
-async fn a_search_whose_caller_has_gone_reads_no_further_window() {
+async fn a_search_whose_client_has_disconnected_reads_no_further_window() {
     let server = server().await;
     fill(&server, 1, 20_000).await;
     fill(&server, 2, 10).await;
@@ -249,8 +249,8 @@ async fn a_filtered_stream_finds_the_one_that_fits_window_by_window() {
     ] {
         let before = store.windows();
         let mut listener = server.listen(Transport::EventSource, scope).await;
-        let told = listener.until_ready().await;
-        let ids: Vec<&Value> = told
+        let messages = listener.until_ready().await;
+        let ids: Vec<&Value> = messages
             .iter()
             .filter(|message| message["type"] == "job_progress")
             .map(|message| &message["job_id"])

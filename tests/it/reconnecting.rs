@@ -17,9 +17,9 @@ fn module() -> String {
         .replace("export async function", "async function")
 }
 
-/// The states that a page was told, by their `seq`.
-async fn told(page: &mut Page) -> Vec<u64> {
-    let seqs = "window.told.filter((own) => own.seq).map((own) => own.seq)";
+/// The states that a page received, by their `seq`.
+async fn received_seqs(page: &mut Page) -> Vec<u64> {
+    let seqs = "window.received.filter((own) => own.seq).map((own) => own.seq)";
     let seqs = page.evaluate(seqs).await;
     serde_json::from_value(seqs).unwrap()
 }
@@ -59,16 +59,17 @@ async fn a_page_stays_connected_through_restarts_and_expired_tickets() {
     page.visit(&format!("{url}/healthz")).await;
     page.until("location.pathname === '/healthz'").await;
     page.evaluate(&format!(
-        "{} window.told = []; window.states = []; listen({{ channels: ['jobs'], token: () => '{}', \
-         onMessage: (message) => told.push(message), onState: (state) => states.push(state) }}); true",
+        "{} window.received = []; window.states = []; listen({{ channels: ['jobs'], token: () => '{}', \
+         onMessage: (message) => received.push(message), onState: (state) => states.push(state) }}); true",
         module(),
         viewer(1)
     ))
     .await;
-    page.until("told.some((own) => own.type === 'ready')").await;
-    // Once told when to come back, and once without a word.
-    for (seq, is_told) in [(2, true), (3, false)] {
-        if is_told {
+    page.until("received.some((own) => own.type === 'ready')")
+        .await;
+    // Once with a delay in a close message, and once without any message.
+    for (seq, has_delay) in [(2, true), (3, false)] {
+        if has_delay {
             server.terminate();
         } else {
             server.kill();
@@ -77,25 +78,25 @@ async fn a_page_stays_connected_through_restarts_and_expired_tickets() {
         server = start(&port);
         let message = format!("after restart {seq}");
         post("/a/progress", json!({"message": message})).await;
-        page.until_within(&format!("told.some((own) => own.seq === {seq})"), 60)
+        page.until_within(&format!("received.some((own) => own.seq === {seq})"), 60)
             .await;
     }
     post("/a/complete", json!({})).await;
-    page.until("told.some((own) => own.status === 'completed')")
+    page.until("received.some((own) => own.status === 'completed')")
         .await;
-    let seqs = told(&mut page).await;
+    let seqs = received_seqs(&mut page).await;
     assert!(
         seqs.is_sorted_by(|one, next| one < next),
         "each once and in order: {seqs:?}"
     );
-    let snapshots = "told.filter((own) => own.snapshot).length";
+    let snapshots = "received.filter((own) => own.snapshot).length";
     assert_eq!(page.evaluate(snapshots).await, 1, "and it never began anew");
 }
 
-/// What will not be better tomorrow is told to the page, and what the page throws ends the loop.
+/// The page receives permanent errors, and what the page throws ends the loop.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: a real browser"]
-async fn a_page_is_told_what_cannot_be_and_stops_when_it_likes() {
+async fn a_page_receives_permanent_errors_and_can_stop_at_any_time() {
     if !needs("chromium") {
         return;
     }
@@ -130,8 +131,8 @@ async fn a_page_is_told_what_cannot_be_and_stops_when_it_likes() {
             "ended string",
         ),
     ] {
-        let told = page.evaluate(&outcome(options)).await;
-        assert_eq!(told, expected, "{options}");
+        let outcome_seen = page.evaluate(&outcome(options)).await;
+        assert_eq!(outcome_seen, expected, "{options}");
     }
     until("no stream is left open", async || {
         server.tidings.streams() == 0
@@ -150,16 +151,17 @@ async fn a_page_listens_to_a_server_below_a_path() {
     let mut page = Page::open().await;
     page.visit(&format!("{}/healthz", server.url)).await;
     page.until("location.pathname === '/healthz'").await;
-    page.evaluate(&format!("{} window.told = []; true", module()))
+    page.evaluate(&format!("{} window.received = []; true", module()))
         .await;
     for base in ["/tidings".to_owned(), format!("{}/tidings", server.url)] {
         page.evaluate(&format!(
-            "told.length = 0; listen({{ server: '{base}', channels: ['jobs'], token: () => '{}', \
-             onMessage: (message) => told.push(message) }}); true",
+            "received.length = 0; listen({{ server: '{base}', channels: ['jobs'], token: () => '{}', \
+             onMessage: (message) => received.push(message) }}); true",
             viewer(1)
         ))
         .await;
-        page.until("told.some((own) => own.type === 'ready')").await;
+        page.until("received.some((own) => own.type === 'ready')")
+            .await;
     }
 }
 
@@ -172,8 +174,8 @@ async fn stays_connected(script: impl Fn(&str, &str) -> Command) {
     let port = url.rsplit(':').next().unwrap().to_owned();
     let post = async |path: &str, body: Value| {
         let request = reqwest::Client::new().post(format!("{url}/api/jobs{path}"));
-        let (status, told) = answer(request.bearer_auth(worker(1)).json(&body)).await;
-        assert!(status < 300, "{told}");
+        let (status, response) = answer(request.bearer_auth(worker(1)).json(&body)).await;
+        assert!(status < 300, "{response}");
     };
     let create = json!({"job_id": "a", "job_type": "t", "status": "in_progress"});
     post("", create).await;
@@ -199,16 +201,16 @@ async fn stays_connected(script: impl Fn(&str, &str) -> Command) {
             .collect()
     };
     let hears = async |seq: u64| {
-        until("it is told", async || {
+        until("it is delivered", async || {
             assert!(running.runs(), "it goes on");
             seqs().contains(&seq)
         })
         .await;
     };
     hears(1).await;
-    // Once told when to come back, and once without a word.
-    for (seq, is_told) in [(2, true), (3, false)] {
-        if is_told {
+    // Once with a delay in a close message, and once without any message.
+    for (seq, has_delay) in [(2, true), (3, false)] {
+        if has_delay {
             server.terminate();
         } else {
             server.kill();

@@ -1,4 +1,4 @@
-//! Several nodes over one log: what one commits, readers on every node are told, in order and once, whatever the bus does.
+//! Several nodes over one log: readers on every node receive what one commits, in order and once, whatever the bus does.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -147,8 +147,8 @@ impl Database {
         let offered = Arc::clone(&hub);
         let following = tokio::spawn(async move {
             let hub = Arc::clone(&offered);
-            let tell = move |events: &[Arc<Event>]| offered.offer(events).wake();
-            feed::follow(&mut batches, &hub, log, tell, std::future::pending()).await;
+            let deliver = move |events: &[Arc<Event>]| offered.offer(events).wake();
+            feed::follow(&mut batches, &hub, log, deliver, std::future::pending()).await;
         });
         Node {
             hub,
@@ -235,9 +235,9 @@ async fn until_ready(subscription: &mut Subscription) {
 }
 
 /// Checks that exactly the events after `from` up to `upto` come next, in order.
-async fn is_told(subscription: &mut Subscription, from: u64, upto: u64) {
+async fn receives_all(subscription: &mut Subscription, from: u64, upto: u64) {
     let mut next = from + 1;
-    let told = async {
+    let receiving = async {
         while next <= upto {
             match subscription.next().await.expect("it goes on") {
                 Delivery::Event(event) => {
@@ -249,8 +249,8 @@ async fn is_told(subscription: &mut Subscription, from: u64, upto: u64) {
             }
         }
     };
-    let told = tokio::time::timeout(PATIENCE, told).await;
-    assert!(told.is_ok(), "{next} never came");
+    let in_time = tokio::time::timeout(PATIENCE, receiving).await;
+    assert!(in_time.is_ok(), "{next} never came");
 }
 
 /// Two nodes on which a job is being done, with a reader on each.
@@ -277,7 +277,7 @@ async fn in_memory(database: &mut Database) -> (Arc<Exchange>, [(Node, Subscript
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_node_commits_readers_on_every_node_are_told_without_reading_the_log() {
+async fn readers_on_every_node_receive_what_one_node_commits_without_reading_the_log() {
     let mut database = database();
     let (exchange, [(one, mut first), (other, mut second)]) = in_memory(&mut database).await;
     one.subscribes(&exchange, 0, &[1]).await;
@@ -288,8 +288,8 @@ async fn what_one_node_commits_readers_on_every_node_are_told_without_reading_th
         let before = head;
         head = database.commit(node, 1, 1 + round % 4).await;
         // Each in turn, so that none of their messages cross.
-        is_told(&mut first, before, head).await;
-        is_told(&mut second, before, head).await;
+        receives_all(&mut first, before, head).await;
+        receives_all(&mut second, before, head).await;
     }
     let reads = database.log.stretches.load(Ordering::SeqCst);
     assert!(reads < 10, "{reads} reads for {head} events");
@@ -314,11 +314,11 @@ async fn messages_that_are_lost_doubled_late_or_reordered_change_nothing_for_a_r
         }
         exchange.keeps(false);
         if round % 10 == 0 {
-            is_told(&mut first, before, head).await;
-            is_told(&mut second, before, head).await;
+            receives_all(&mut first, before, head).await;
+            receives_all(&mut second, before, head).await;
         } else {
-            is_told(&mut second, before, head).await;
-            is_told(&mut first, before, head).await;
+            receives_all(&mut second, before, head).await;
+            receives_all(&mut first, before, head).await;
         }
     }
 }
@@ -333,8 +333,8 @@ async fn a_bus_that_is_down_loses_no_event() {
         let before = head;
         database.commit(&one, 1, 3).await;
         head = database.commit(&other, 1, 3).await;
-        is_told(&mut first, before, head).await;
-        is_told(&mut second, before, head).await;
+        receives_all(&mut first, before, head).await;
+        receives_all(&mut second, before, head).await;
         let (bus, _) = one.relay.read();
         assert_eq!(bus.connected, !is_down);
     }
@@ -346,8 +346,8 @@ async fn without_any_bus_the_log_is_enough() {
     let buses: [Arc<dyn Bus>; 2] = [Arc::new(LocalBus), Arc::new(LocalBus)];
     let [(one, mut first), (_other, mut second)] = two_nodes(&mut database, buses).await;
     let head = database.commit(&one, 1, 10).await;
-    is_told(&mut first, 1, head).await;
-    is_told(&mut second, 1, head).await;
+    receives_all(&mut first, 1, head).await;
+    receives_all(&mut second, 1, head).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -361,7 +361,7 @@ async fn a_node_subscribes_only_to_schools_that_somebody_on_it_listens_to() {
     assert_eq!(one.hub.schools(), 1, "what nobody listens to is not kept");
     let mut third = other.open(3, 1);
     other.subscribes(&exchange, 1, &[1, 3]).await;
-    is_told(&mut third, 1, 3).await;
+    receives_all(&mut third, 1, 3).await;
     drop((first, third));
     one.hub.forget_idle(Duration::ZERO);
     other.hub.forget_idle(Duration::ZERO);
@@ -372,15 +372,15 @@ async fn a_node_subscribes_only_to_schools_that_somebody_on_it_listens_to() {
         database.commit(&one, number, 2).await;
     }
     let head = database.commit(&one, 1, 1).await;
-    is_told(&mut second, 1, head).await;
+    receives_all(&mut second, 1, head).await;
     let received = other.relay.read().0.received - before;
     assert!(received <= 1, "{received} messages arrived for one of them");
     // The last reader comes back: nothing that was committed meanwhile is missing.
     let mut again = one.open(3, 1);
-    is_told(&mut again, 1, 5).await;
+    receives_all(&mut again, 1, 5).await;
     one.subscribes(&exchange, 0, &[3]).await;
     let head = database.commit(&other, 3, 1).await;
-    is_told(&mut again, 5, head).await;
+    receives_all(&mut again, 5, head).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -394,7 +394,7 @@ async fn a_reader_that_comes_while_others_commit_misses_nothing() {
         let from = head;
         let mut reader = other.open(1, from);
         let reading = tokio::spawn(async move {
-            is_told(&mut reader, from, from + 3).await;
+            receives_all(&mut reader, from, from + 3).await;
         });
         for _ in 0..round % 4 {
             tokio::task::yield_now().await;
@@ -408,7 +408,7 @@ async fn a_reader_that_comes_while_others_commit_misses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn over_redis_every_reader_is_told_everything_while_redis_is_killed_and_restarted() {
+async fn over_redis_every_reader_receives_everything_while_redis_is_killed_and_restarted() {
     let Some(mut server) = RedisServer::start() else {
         return;
     };
@@ -433,8 +433,8 @@ async fn over_redis_every_reader_is_told_everything_while_redis_is_killed_and_re
         let before = head;
         database.commit(&one, 1, 2).await;
         head = database.commit(&other, 1, 1).await;
-        is_told(&mut first, before, head).await;
-        is_told(&mut second, before, head).await;
+        receives_all(&mut first, before, head).await;
+        receives_all(&mut second, before, head).await;
     }
     for node in [&one, &other] {
         until("it works again", async || node.relay.read().0.connected).await;
@@ -449,7 +449,7 @@ async fn over_redis_every_reader_is_told_everything_while_redis_is_killed_and_re
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn over_notifications_of_postgres_every_reader_is_told_everything() {
+async fn over_notifications_of_postgres_every_reader_receives_everything() {
     let Some(server) = postgres::database() else {
         return;
     };
@@ -469,8 +469,8 @@ async fn over_notifications_of_postgres_every_reader_is_told_everything() {
         let before = head;
         database.commit(&one, 1, 2).await;
         head = database.commit(&other, 1, 1).await;
-        is_told(&mut first, before, head).await;
-        is_told(&mut second, before, head).await;
+        receives_all(&mut first, before, head).await;
+        receives_all(&mut second, before, head).await;
     }
     let (bus, hints) = one.relay.read();
     assert!(bus.received > 0 && hints.taken > 0, "{bus:?} {hints:?}");

@@ -1,4 +1,4 @@
-//! A database that is not as it was left: a power loss and older copies, whose readers are told apart by their cursors, and what
+//! A database that is not as it was left: a power loss and older copies, whose readers are distinguished by their cursors, and what
 //! is refused until `tidings new-epoch`.
 
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ fn start(folder: &Path) -> Process {
 }
 
 async fn report(server: &Process, path: &str, body: Value) -> Value {
-    let (status, told) = post(&server.url, path, body).await;
-    assert!(status < 300, "{told}");
-    told["cursor"].clone()
+    let (status, response) = post(&server.url, path, body).await;
+    assert!(status < 300, "{response}");
+    response["cursor"].clone()
 }
 
 async fn create(server: &Process, id: &str) -> Value {
@@ -28,9 +28,13 @@ async fn create(server: &Process, id: &str) -> Value {
 
 /// The exit code, standard output and standard error of `tidings new-epoch`.
 fn new_epoch(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let told = run(command(folder).arg("new-epoch").args(arguments));
+    let output = run(command(folder).arg("new-epoch").args(arguments));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (told.status.code(), text(&told.stdout), text(&told.stderr))
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
 }
 
 fn lock_file(folder: &Path) -> PathBuf {
@@ -135,9 +139,9 @@ async fn after_a_power_loss_a_reader_of_lost_ticks_is_reset_and_every_other_one_
         assert_eq!(of_lost, ["history_changed"; 2], "{passed}");
         assert_eq!(resets(&server, &[&number]).await, ["unknown_epoch"]);
         let body = json!({"progress": 10 + passed});
-        let told = report(&server, "/api/jobs/a/progress", body).await;
-        assert_eq!(parts(&told).0, epoch);
-        assert_eq!(parts(&told).1, seq + 1 + passed);
+        let event = report(&server, "/api/jobs/a/progress", body).await;
+        assert_eq!(parts(&event).0, epoch);
+        assert_eq!(parts(&event).1, seq + 1 + passed);
     }
     for transport in Transport::ALL {
         let open = async |cursor: &Value| {
@@ -146,12 +150,12 @@ async fn after_a_power_loss_a_reader_of_lost_ticks_is_reset_and_every_other_one_
             let mut back = Listener::open(transport, &server.url, path, &viewer(1), cursor).await;
             back.until_ready().await
         };
-        let told = open(&kept).await;
-        let progress = field(&told, "progress");
+        let messages = open(&kept).await;
+        let progress = field(&messages, "progress");
         let progress: Vec<_> = progress.into_iter().filter(|own| own.is_f64()).collect();
         assert_eq!(progress, [10.0, 11.0, 12.0, 13.0], "{transport:?}");
-        let told = open(&lost[1]).await;
-        assert_eq!(told[1]["reason"], "history_changed", "{transport:?}");
+        let messages = open(&lost[1]).await;
+        assert_eq!(messages[1]["reason"], "history_changed", "{transport:?}");
     }
     server.terminate();
 }
@@ -231,7 +235,7 @@ fn put(copy: &Path, folder: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn an_older_copy_in_the_place_of_the_database_is_accepted_and_only_readers_of_what_it_lacks_are_reset()
+async fn an_older_copy_of_the_database_is_accepted_and_only_readers_of_what_it_lacks_are_reset()
  {
     let folder = tempfile::tempdir().unwrap();
     let path = database(folder.path());
@@ -285,7 +289,7 @@ async fn an_older_copy_in_the_place_of_the_database_is_accepted_and_only_readers
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_without_its_journal_and_another_database_are_refused_and_left_as_they_are() {
+async fn a_copy_without_its_journal_and_another_database_are_rejected_and_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     let path = database(folder.path());
     let (torn, whole) = (folder.path().join("torn"), folder.path().join("whole"));
@@ -423,9 +427,9 @@ async fn a_new_epoch_asks_first_and_says_by_its_exit_code_how_it_ended() {
             for (name, value) in own.env("TERM", "dumb").get_envs() {
                 shell.env(name, value.unwrap_or_default());
             }
-            let told = shell.output().unwrap();
-            let shown = String::from_utf8_lossy(&told.stdout);
-            assert_eq!(told.status.code(), Some(expected), "{answer}: {shown}");
+            let output = shell.output().unwrap();
+            let shown = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(output.status.code(), Some(expected), "{answer}: {shown}");
             assert!(
                 shown.contains("This cannot be undone. Continue? [y/N]"),
                 "{shown}"

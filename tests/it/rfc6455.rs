@@ -332,13 +332,13 @@ async fn a_close_is_answered_with_its_code_and_a_bad_one_is_a_protocol_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_text_is_told_and_the_connection_goes_on() {
+async fn a_message_that_is_not_text_gets_an_error_and_the_connection_goes_on() {
     let server = server().await;
     let mut wire = Wire::open(&server).await;
     wire.send(&frame(FIN | BINARY, &[0, 1, 2])).await;
     let (opcode, payload) = wire.next().await;
-    let told: Value = serde_json::from_slice(&payload).unwrap();
-    assert_eq!((opcode, &told["code"]), (TEXT, &json!("not_text")));
+    let error: Value = serde_json::from_slice(&payload).unwrap();
+    assert_eq!((opcode, &error["code"]), (TEXT, &json!("not_text")));
     wire.send(&frame(FIN | TEXT, &message("on and on"))).await;
     assert_eq!(wire.echo().await, "on and on");
 }

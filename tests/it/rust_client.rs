@@ -100,16 +100,16 @@ fn short_lived(role: Role) -> (Credential, Arc<AtomicUsize>) {
 
 /// Returns every message with a `seq`, up to one about the job `end`.
 async fn until_the_end(mut messages: Watch) -> Vec<(u64, String)> {
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     loop {
         let message = messages.next().await.expect("it goes on").unwrap();
         assert_ne!(message.message_type(), "reset");
         let Some(seq) = message.seq() else { continue };
         let [job, status, progress] =
             ["job_id", "status", "progress"].map(|field| message.get(field).clone());
-        told.push((seq, format!("{job} {status} {progress}")));
+        received.push((seq, format!("{job} {status} {progress}")));
         if job == "end" {
-            return told;
+            return received;
         }
     }
 }
@@ -202,18 +202,23 @@ async fn through_restarts_cut_connections_and_expiring_tokens_everyone_has_the_w
     );
 
     let credential = Credential::token(viewer(1));
-    let told = until_the_end(reader(&direct, credential, Transport::LongPoll)).await;
+    let received = until_the_end(reader(&direct, credential, Transport::LongPoll)).await;
     assert!(
-        told.iter().map(|(seq, _)| *seq).eq(1..=told.len() as u64),
-        "{told:?}"
+        received
+            .iter()
+            .map(|(seq, _)| *seq)
+            .eq(1..=received.len() as u64),
+        "{received:?}"
     );
     for number in 0..JOBS {
         let ended = format!("\"job-{number}\" \"completed\" 100");
-        let ends = told.iter().filter(|(_, state)| state.starts_with(&ended));
-        assert_eq!(ends.count(), 1, "{told:?}");
+        let ends = received
+            .iter()
+            .filter(|(_, state)| state.starts_with(&ended));
+        assert_eq!(ends.count(), 1, "{received:?}");
     }
     for (reader, _) in readers {
-        assert_eq!(reader.await.unwrap(), told);
+        assert_eq!(reader.await.unwrap(), received);
     }
     server.terminate();
 }

@@ -85,7 +85,7 @@ fn jumped(run: Option<Run>) -> Command {
 /// Applies checks one after the other: the time, the run that is seen. Tells the status and the class of the event of each.
 fn lives(own: &Schedule, checks: &[(i64, Option<Run>)]) -> Vec<(Status, Option<Class>)> {
     let mut own = own.clone();
-    let mut told = Vec::new();
+    let mut published = Vec::new();
     for (secs, run) in checks {
         let (next, class) = after(Some(&own), &check(run.clone()), *secs).unwrap();
         // The same check of another node changes nothing.
@@ -95,10 +95,10 @@ fn lives(own: &Schedule, checks: &[(i64, Option<Run>)]) -> Vec<(Status, Option<C
             (next.status, next.due_at, None)
         );
         assert!(next.check_uptime.is_some());
-        told.push((next.status, class));
+        published.push((next.status, class));
         own = next;
     }
-    told
+    published
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_run_that_does_not_start_in_time_is_missed_until_one_starts() {
     use Status::*;
     let late_run = Some(run("b", 5 * HOUR, None));
     let ended = Some(run("b", 5 * HOUR, Some(6 * HOUR)));
-    let told = lives(
+    let published = lives(
         &nightly(),
         &[
             (3 * HOUR, None),
@@ -130,7 +130,7 @@ fn a_run_that_does_not_start_in_time_is_missed_until_one_starts() {
         (OnTime, None),
         (Missed, Some(Milestone)),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(published, expected);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_run_that_does_not_end_in_time_is_late_until_it_ends() {
     use Status::*;
     let start = 3 * HOUR - 30;
     let going = Some(run("a", start, None));
-    let told = lives(
+    let published = lives(
         &nightly(),
         &[
             (3 * HOUR, going.clone()),
@@ -156,12 +156,12 @@ fn a_run_that_does_not_end_in_time_is_late_until_it_ends() {
         (Late, None),
         (OnTime, Some(Milestone)),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(published, expected);
 }
 
 /// A server that was down for weeks says so once, and while runs are missed in a row the milestone comes back.
 #[test]
-fn what_was_missed_in_a_downtime_is_told_once() {
+fn runs_missed_during_a_downtime_are_published_once() {
     let (own, class) = after(Some(&nightly()), &check(None), 10 * 24 * HOUR + 4 * HOUR).unwrap();
     assert_eq!(
         (own.status, class),

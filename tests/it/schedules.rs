@@ -10,16 +10,16 @@ use crate::support::*;
 /// Whatever reports the job, the schedule of its school hears of it, and streams, lists and pages tell when it is late.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn a_late_run_is_told_by_every_transport_and_shown_until_it_ends() {
+async fn a_late_run_is_delivered_by_every_transport_and_shown_until_it_ends() {
     let server = server().await;
     let rule = json!({"cron": "0 0 1 1 *", "time_zone": "Europe/Berlin", "max_run_secs": 1});
     for school in [1, 2] {
         let request = server.request("PUT", "/api/schedules/import", &worker(school));
-        let (status, told) = answer(request.json(&rule)).await;
+        let (status, response) = answer(request.json(&rule)).await;
         assert_eq!(
-            (status, &told["status"]),
+            (status, &response["status"]),
             (200, &json!("on_time")),
-            "{told}"
+            "{response}"
         );
     }
     let mut listeners = Vec::new();
@@ -95,8 +95,8 @@ async fn a_late_run_is_told_by_every_transport_and_shown_until_it_ends() {
         ("PUT", "/api/schedules/a%20b", 422),
     ] {
         let request = server.request(method, path, &worker(1));
-        let (got, told) = answer(request.json(&rule)).await;
-        assert_eq!(got, status, "{method} {path} {told}");
+        let (got, response) = answer(request.json(&rule)).await;
+        assert_eq!(got, status, "{method} {path} {response}");
     }
     let remove = server.request("DELETE", "/api/schedules/import", &viewer(1));
     assert_eq!(answer(remove).await.0, 403);
@@ -135,9 +135,9 @@ impl Clocked {
         let mut claims = claims(Some(1), Role::Worker);
         claims.exp += 30.0 * 86_400.0;
         let request = reqwest::Client::new().request(method.parse().unwrap(), url);
-        let (status, told) = answer(request.bearer_auth(sign(&claims)).json(&body)).await;
-        assert!(status < 300, "{method} {path}: {status} {told}");
-        told
+        let (status, response) = answer(request.bearer_auth(sign(&claims)).json(&body)).await;
+        assert!(status < 300, "{method} {path}: {status} {response}");
+        response
     }
 
     async fn get(&self, path: &str) -> Value {
@@ -148,7 +148,7 @@ impl Clocked {
 /// The planned check is a minute of uptime away; the start of the server looks at once.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn what_was_due_while_the_server_was_down_or_slept_is_missed_when_it_is_back() {
+async fn a_run_due_while_the_server_was_down_or_suspended_is_missed_when_it_is_back() {
     if !needs("cc") {
         return;
     }
@@ -214,10 +214,10 @@ async fn a_clock_that_jumps_causes_no_storm_on_a_running_server() {
     let transport = Transport::EventSource;
     let mut log = Listener::open(transport, url, query, &sign(&claims), Some(&from)).await;
     let story = log.until_ready().await;
-    let told = story.iter().filter(|own| own["seq"].is_u64());
-    assert!(told.clone().count() >= 80);
+    let events = story.iter().filter(|own| own["seq"].is_u64());
+    assert!(events.clone().count() >= 80);
     assert!(
-        told.clone().all(|own| own["status"] == "on_time"),
+        events.clone().all(|own| own["status"] == "on_time"),
         "{story:?}"
     );
 }

@@ -41,9 +41,12 @@ async fn a_schedule_is_set_listed_and_removed_from_the_command_line() {
     let set =
         "set nightly:backup --cron @yearly --time-zone Europe/Berlin --grace 15m --max-run 90s";
     let set: Vec<_> = set.split(' ').collect();
-    let told = lines(schedules(&server, &set)).await;
+    let printed = lines(schedules(&server, &set)).await;
     let start = "nightly:backup is on_time; the next run is expected at 2";
-    assert!(told.len() == 1 && told[0].starts_with(start), "{told:?}");
+    assert!(
+        printed.len() == 1 && printed[0].starts_with(start),
+        "{printed:?}"
+    );
     let kept = server
         .get("/api/schedules/nightly:backup", &viewer(1))
         .await;
@@ -60,10 +63,10 @@ async fn a_schedule_is_set_listed_and_removed_from_the_command_line() {
         );
     }
     let set = ["set", "import", "--every", "1d", "--grace", "1h", "--json"];
-    let told = lines(schedules(&server, &set)).await;
-    let told: Value = serde_json::from_str(&told[0]).unwrap();
+    let printed = lines(schedules(&server, &set)).await;
+    let rule: Value = serde_json::from_str(&printed[0]).unwrap();
     assert_eq!(
-        (&told["period_secs"], &told["grace_secs"]),
+        (&rule["period_secs"], &rule["grace_secs"]),
         (&json!(86_400), &json!(3_600))
     );
     server
@@ -103,8 +106,8 @@ async fn a_schedule_is_set_listed_and_removed_from_the_command_line() {
     );
     assert_eq!(table.len(), 3);
 
-    let told = lines(schedules(&server, &["remove", "import"])).await;
-    assert_eq!(told, ["import was removed"]);
+    let printed = lines(schedules(&server, &["remove", "import"])).await;
+    assert_eq!(printed, ["import was removed"]);
     let left = lines(schedules(&server, &["list", "--json"])).await;
     let left: Vec<Value> = left
         .iter()

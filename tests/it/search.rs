@@ -241,7 +241,7 @@ async fn looked_at(server: &Server, query: &str) -> (usize, u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: very many rows"]
-async fn a_search_over_many_jobs_reads_only_those_that_may_fit() {
+async fn a_search_over_many_jobs_reads_only_those_that_may_match() {
     let server = server().await;
     ended_jobs(&server, 2, 2_000).await;
     ended_jobs(&server, 1, 4_000).await;

@@ -213,7 +213,7 @@ fn a_setting_of_rockets_that_cannot_be_used_is_named_without_its_value() {
 }
 
 #[test]
-fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
+fn a_value_that_cannot_be_used_is_reported_in_a_sentence_with_its_key_and_place() {
     let number = "a whole number";
     for (name, value, words) in [
         ("ROCKET_WORKERS", "0", ["`workers`", "from 1 to 1024"]),
@@ -383,7 +383,7 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
 
 /// They are read when the server listens, after the log has begun.
 #[test]
-fn files_of_tls_that_cannot_be_used_are_told_with_the_settings_place() {
+fn tls_files_that_cannot_be_used_are_reported_with_the_settings_place() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = command(folder.path());
     let files = "{certs=\"a\",key=\"b\"}";
@@ -534,9 +534,9 @@ fn a_text_of_digits_in_the_environment_needs_no_quotes() {
                 base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, claims)
                     .unwrap();
             let claims = String::from_utf8(claims).unwrap();
-            let told = value.trim_matches('"');
+            let unquoted = value.trim_matches('"');
             if name.ends_with("ISSUER") || name.ends_with("AUDIENCE") {
-                assert!(claims.contains(&format!(":\"{told}\"")), "{claims}");
+                assert!(claims.contains(&format!(":\"{unquoted}\"")), "{claims}");
             }
         }
     }

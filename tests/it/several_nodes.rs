@@ -60,18 +60,18 @@ impl Shared {
 
     /// Returns the statuses that each subject has had.
     async fn history(&self) -> HashMap<String, Vec<&'static str>> {
-        let mut told: HashMap<String, Vec<&'static str>> = HashMap::new();
+        let mut statuses: HashMap<String, Vec<&'static str>> = HashMap::new();
         let scope = Arc::new(Scope::new(school(), [kind::channel("jobs").unwrap()]));
         let mut after = 0;
         loop {
             let page = self.store.replay(Arc::clone(&scope), after, false).await;
             let page = page.unwrap();
             for event in &page.events {
-                let own = told.entry(event.subject.to_string()).or_default();
+                let own = statuses.entry(event.subject.to_string()).or_default();
                 own.push(event.draft.status);
             }
             if page.through == page.head {
-                return told;
+                return statuses;
             }
             after = page.through.seq;
         }

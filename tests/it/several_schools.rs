@@ -326,9 +326,9 @@ async fn a_ticket_of_such_a_token_is_for_one_school() {
             let request = server.http.get(format!("{url}{also}"));
             answer(request.header("Accept", "application/json")).await
         };
-        let (status, told) = ask("").await;
+        let (status, response) = ask("").await;
         assert_eq!(status, 200);
-        assert_eq!(told["messages"][0]["school_id"], 1);
+        assert_eq!(response["messages"][0]["school_id"], 1);
         assert_eq!(ask("&school_id=2").await.0, 404, "and no other");
     }
 }

@@ -1,4 +1,4 @@
-//! The end of a server: every stream that was opened is told to close, and every write that was carried out is answered,
+//! The end of a server: every stream that was opened gets a close message, and every write that was carried out is answered,
 //! whoever connects in the same instant.
 //!
 //! By hand, with many: `STOP_ROUNDS=200 STOP_STREAMS=5000 cargo test --release --test it -- shutdown::`.
@@ -79,9 +79,9 @@ const TRANSPORTS: [&str; 3] = [
 /// A close frame with code 1001, masked with zeros.
 const CLOSE: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
 
-/// Opens a stream, and returns all that it is told to its end.
+/// Opens a stream, and returns all that it receives until its end.
 async fn hear(place: Place, transport: &'static str, progress: Arc<Progress>) -> String {
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     let Ok(mut stream) = place.connect().await else {
         return String::new();
     };
@@ -94,8 +94,8 @@ async fn hear(place: Place, transport: &'static str, progress: Arc<Progress>) ->
         return String::new();
     }
     let (mut is_open, mut is_over) = (false, false);
-    while matches!(stream.read_buf(&mut told).await, Ok(1..)) {
-        let text = String::from_utf8_lossy(&told);
+    while matches!(stream.read_buf(&mut received).await, Ok(1..)) {
+        let text = String::from_utf8_lossy(&received);
         if text.contains(r#""type":"ready""#) && !std::mem::replace(&mut is_open, true) {
             progress.open.fetch_add(1, Ordering::Relaxed);
         }
@@ -106,12 +106,12 @@ async fn hear(place: Place, transport: &'static str, progress: Arc<Progress>) ->
             }
         }
     }
-    String::from_utf8_lossy(&told).into_owned()
+    String::from_utf8_lossy(&received).into_owned()
 }
 
 /// Posts a job, in a school of its own, and returns what is answered.
 async fn post(place: Place, id: String, progress: Arc<Progress>) -> (String, String) {
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     if let Ok(mut stream) = place.connect().await {
         progress.connected.fetch_add(1, Ordering::Relaxed);
         let body = json!({"job_id": id, "job_type": "test"}).to_string();
@@ -121,10 +121,10 @@ async fn post(place: Place, id: String, progress: Arc<Progress>) -> (String, Str
              Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         );
         if stream.write_all(request.as_bytes()).await.is_ok() {
-            while matches!(stream.read_buf(&mut told).await, Ok(1..)) {}
+            while matches!(stream.read_buf(&mut received).await, Ok(1..)) {}
         }
     }
-    (id, String::from_utf8_lossy(&told).into_owned())
+    (id, String::from_utf8_lossy(&received).into_owned())
 }
 
 /// Everybody who is connected when a server ends, or about to be.
@@ -163,15 +163,18 @@ impl Crowd {
         Crowd { streams, posts }
     }
 
-    /// Each stream that had begun was told to close, and these many at least had. Returns what the posts were answered.
+    /// Each stream that had begun got a close message, and at least these many had begun. Returns what the posts were answered.
     async fn look(self, open: usize) -> Vec<(String, String)> {
         let mut begun = 0;
         for stream in self.streams {
-            let told = timeout(PATIENCE, stream).await.expect("it ends").unwrap();
-            if told.contains(r#""type":"connected""#) {
+            let received = timeout(PATIENCE, stream).await.expect("it ends").unwrap();
+            if received.contains(r#""type":"connected""#) {
                 begun += 1;
-                assert!(told.contains(r#""type":"closing""#), "untold: {told}");
-                assert!(told.contains(r#""code":1001"#), "{told}");
+                assert!(
+                    received.contains(r#""type":"closing""#),
+                    "untold: {received}"
+                );
+                assert!(received.contains(r#""code":1001"#), "{received}");
             }
         }
         assert!(begun >= open, "{begun} of {open}");
@@ -191,9 +194,13 @@ async fn check_posts(folder: &Path, answers: Vec<(String, String)>) {
         .bearer_auth(viewer(2));
     let (_, list) = answer(list).await;
     let jobs = list["jobs"].as_array().unwrap();
-    for (id, told) in answers {
+    for (id, received) in answers {
         let is_there = jobs.iter().any(|job: &Value| job["job_id"] == *id);
-        assert_eq!(is_there, told.starts_with("HTTP/1.1 201"), "{id}: {told}");
+        assert_eq!(
+            is_there,
+            received.starts_with("HTTP/1.1 201"),
+            "{id}: {received}"
+        );
     }
 }
 
@@ -213,7 +220,7 @@ async fn end(folder: &Path, command: &mut Command, open: usize, arriving: usize,
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real processes end"]
-async fn every_stream_is_told_to_close_whoever_connects_in_the_same_instant() {
+async fn every_stream_receives_a_close_message_even_if_it_connects_in_the_same_instant() {
     let rounds = number("STOP_ROUNDS", 4);
     let (open, arriving) = (number("STOP_STREAMS", 60), 50);
     for round in 0..rounds {
@@ -227,7 +234,7 @@ async fn every_stream_is_told_to_close_whoever_connects_in_the_same_instant() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn every_stream_over_tls_is_told_to_close_whoever_connects_in_the_same_instant() {
+async fn every_stream_over_tls_receives_a_close_message_even_if_it_connects_in_the_same_instant() {
     for connected in [0, 25] {
         let folder = tempfile::tempdir().unwrap();
         if !tls::make_certificate(folder.path()) {
@@ -243,7 +250,7 @@ async fn every_stream_over_tls_is_told_to_close_whoever_connects_in_the_same_ins
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn every_stream_of_a_demo_is_told_to_close_whoever_connects_in_the_same_instant() {
+async fn every_stream_of_a_demo_receives_a_close_message_even_if_it_connects_in_the_same_instant() {
     for connected in [0, 25] {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("documents")).unwrap();
@@ -256,8 +263,8 @@ async fn every_stream_of_a_demo_is_told_to_close_whoever_connects_in_the_same_in
 /// An application has Rocket's own way to end, whose accept loop may notice before its fairings do.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real processes end"]
-async fn every_stream_of_another_application_is_told_to_close_whoever_connects_in_the_same_instant()
-{
+async fn every_stream_of_another_application_receives_a_close_message_even_if_it_connects_in_the_same_instant()
+ {
     for connected in [0, 5, 15, 30] {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let application = example::application(figment(&folder, &json!({})));
@@ -269,8 +276,8 @@ async fn every_stream_of_another_application_is_told_to_close_whoever_connects_i
                 let announce = std::sync::Mutex::new(Some(announce));
                 let liftoff = rocket::fairing::AdHoc::on_liftoff("announce", move |rocket| {
                     let announce = announce.lock().unwrap().take().unwrap();
-                    let told = announce.send((rocket.config().port, rocket.shutdown()));
-                    assert!(told.is_ok());
+                    let is_announced = announce.send((rocket.config().port, rocket.shutdown()));
+                    assert!(is_announced.is_ok());
                     Box::pin(async {})
                 });
                 let rocket = application.attach(liftoff).ignite().await.unwrap();
@@ -315,9 +322,9 @@ async fn connections_that_nobody_uses_do_not_hold_up_the_end() {
         let mut kept = TcpStream::connect(&address).await.unwrap();
         let request = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
         kept.write_all(request).await.unwrap();
-        let mut told = Vec::new();
-        while !told.ends_with(b"ok\n") {
-            assert!(kept.read_buf(&mut told).await.unwrap() > 0);
+        let mut received = Vec::new();
+        while !received.ends_with(b"ok\n") {
+            assert!(kept.read_buf(&mut received).await.unwrap() > 0);
         }
         let _silent = TcpStream::connect(&address).await.unwrap();
         let began = Instant::now();
@@ -347,18 +354,18 @@ async fn a_signal_that_is_not_to_stop_the_server_does_not_count_as_the_first_of_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_opens_while_the_server_stops_is_told_to_close_and_to_come_back() {
+async fn a_stream_that_opens_while_the_server_stops_receives_a_close_message_with_a_delay() {
     let server = server().await;
     server.running_job("a").await;
     server.tidings.stop();
     for transport in Transport::ALL {
         let mut listener = server.listen(transport, "/jobs").await;
-        let told = listener
+        let messages = listener
             .take_until(|message| message["type"] == "closing")
             .await;
-        assert_eq!(told.len(), 2, "{told:#?}");
-        assert_eq!(told[0]["type"], "connected");
-        let closing = &told[1];
+        assert_eq!(messages.len(), 2, "{messages:#?}");
+        assert_eq!(messages[0]["type"], "connected");
+        let closing = &messages[1];
         assert_eq!(
             (&closing["code"], &closing["reconnect"]),
             (&json!(1001), &json!(true))

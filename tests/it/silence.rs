@@ -167,10 +167,10 @@ async fn what_is_silent_ends(signal: &str) {
     )
     .await;
     let heard = log.until_ready().await;
-    let told = heard
+    let reports = heard
         .iter()
         .filter(|message| message["type"] == "job_progress");
-    let story: Vec<_> = told
+    let story: Vec<_> = reports
         .map(|message| (&message["stalled"], &message["error"]["code"]))
         .collect();
     let (no, yes, timeout) = (json!(false), json!(true), json!("timeout"));
@@ -188,7 +188,7 @@ async fn a_server_that_is_restarted_every_second_ends_what_is_silent() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn a_server_that_is_killed_every_second_ends_what_is_silent() {
+async fn a_server_that_is_killed_every_second_still_ends_silent_jobs_and_devices() {
     what_is_silent_ends("KILL").await;
 }
 
@@ -277,7 +277,7 @@ async fn begun(server: &Server, secs: u32) {
     }
 }
 
-async fn told(server: &Server) -> [Value; 4] {
+async fn published_states(server: &Server) -> [Value; 4] {
     let get = async |path: &str| server.get(path, &viewer(1)).await.1;
     let job = get("/api/jobs/j").await;
     let session = get("/api/enrollments/s").await;
@@ -308,7 +308,7 @@ async fn hours_of_downtime_do_not_count_as_silence() {
         json!("ready"),
         json!("unknown"),
     ];
-    assert_eq!(told(&server).await, expected);
+    assert_eq!(published_states(&server).await, expected);
     // The device takes up where it was.
     for status in ["unknown", "online"] {
         let beat = server
@@ -319,14 +319,14 @@ async fn hours_of_downtime_do_not_count_as_silence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_end_that_passed_while_the_server_was_down_is_told_anew_at_its_start() {
+async fn an_estimated_end_that_passed_while_the_server_was_down_is_published_again_at_its_start() {
     let first = server().await;
     first.running_job("j").await;
-    let mut told = json!(null);
+    let mut first_eta = json!(null);
     let mut progress = 0;
-    while told["eta_at"].is_null() {
+    while first_eta["eta_at"].is_null() {
         progress += 1;
-        told = first
+        first_eta = first
             .report("/api/jobs/j/progress", json!({"progress": progress}))
             .await;
     }
@@ -343,14 +343,14 @@ async fn an_end_that_passed_while_the_server_was_down_is_told_anew_at_its_start(
         let end = chrono::DateTime::parse_from_rfc3339(end).unwrap();
         Some(end.to_utc())
     };
-    until("a later end is told", async || {
+    until("a later end is published", async || {
         let asked = chrono::Utc::now();
         let (_, job) = server.get("/api/jobs/j", &viewer(1)).await;
         let (_, list) = server.get("/api/jobs", &viewer(1)).await;
         for job in [&job, &list["jobs"][0]] {
             assert!(end_of(job).is_none_or(|end| end > asked), "{job}");
         }
-        job["seq"].as_u64() > told["seq"].as_u64()
+        job["seq"].as_u64() > first_eta["seq"].as_u64()
     })
     .await;
 }
@@ -370,7 +370,7 @@ async fn a_wall_clock_that_was_set_back_does_not_keep_the_silent_alive() {
         json!("offline"),
     ];
     until("everything has ended", async || {
-        told(&server).await == expected
+        published_states(&server).await == expected
     })
     .await;
 }
@@ -420,7 +420,7 @@ async fn what_an_earlier_version_stored_counts_as_heard_of_at_the_upgrade() {
     let stalled = first(&|message| message["stalled"] == true).expect("it is flagged first");
     assert_eq!(stalled["status"], "in_progress");
     until("everything has ended", async || {
-        told(&server).await
+        published_states(&server).await
             == [
                 json!("failed"),
                 json!(false),

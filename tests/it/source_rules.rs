@@ -52,7 +52,7 @@ fn from<T: serde::de::DeserializeOwned>(body: Value) -> T {
     serde_json::from_value(body).unwrap()
 }
 
-fn told(draft: &Draft) -> Value {
+fn fields_of(draft: &Draft) -> Value {
     serde_json::from_str(&draft.fields).unwrap()
 }
 
@@ -160,7 +160,7 @@ proptest! {
             let silent = up(now).since(after.heard_uptime).as_secs() >= u64::from(after.lease_secs);
             prop_assert!(!(silent && matches!(command, enrollment::Command::Check)) || after.status.is_terminal());
             for draft in &outcome.drafts {
-                let fields = told(draft);
+                let fields = fields_of(draft);
                 prop_assert_eq!(&fields["status"], draft.status);
                 let changes = before.as_ref().map(|before| before.status) != Some(after.status);
                 prop_assert!(draft.class == Class::Milestone || !changes, "a tick changes no status");
@@ -169,7 +169,7 @@ proptest! {
         }
     }
 
-    /// What is told is what changed, and each event has the place that the state remembers.
+    /// What is published is what changed, and each event has the place that the state remembers.
     #[test]
     fn no_device_breaks_the_rules(steps in prop::collection::vec((any_device(), 0..200_i64), 1..40)) {
         let mut device: Option<device::Device> = None;
@@ -187,8 +187,8 @@ proptest! {
             }
             if let Some(before) = &before {
                 let changes = before.status != after.status || before.flapping != after.flapping;
-                let tells = outcome.drafts.iter().any(|draft| *draft.event_type == device::DEVICE_STATUS_UPDATE);
-                prop_assert!(tells || !changes, "every change is told");
+                let publishes = outcome.drafts.iter().any(|draft| *draft.event_type == device::DEVICE_STATUS_UPDATE);
+                prop_assert!(publishes || !changes, "every change is published");
                 prop_assert!(after.last_seen >= before.last_seen, "it is not seen before it was");
                 if let (true, Some(seen)) = (after.status == device::Status::Offline, before.last_seen) {
                     prop_assert!(after.last_seen >= Some(seen), "it stays when the device goes");
@@ -260,7 +260,7 @@ proptest! {
                     Some(own) => *own = violation.clone(),
                     None => {
                         let index = (violation.seq - first) as usize;
-                        let fields = told(&outcome.drafts[index]);
+                        let fields = fields_of(&outcome.drafts[index]);
                         prop_assert_eq!(&fields["payload"]["violation_id"], &json!(violation.id()));
                         violations.push(violation.clone());
                     }
@@ -268,7 +268,7 @@ proptest! {
             }
             prop_assert_eq!(after.violation_count, violations.len() as u64);
             if let characteristic::Command::Sample(_) = command {
-                let fields = told(&outcome.drafts[0]);
+                let fields = fields_of(&outcome.drafts[0]);
                 let payload = &fields["payload"];
                 let judged = before.as_ref().and_then(|before| before.limits.clone());
                 let is_gap = payload["value"].is_null();

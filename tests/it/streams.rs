@@ -1,4 +1,4 @@
-//! The stream contract, each behaviour told once and run over SSE, WebSocket and long poll: snapshots, filters, channels and folding.
+//! The stream contract, each behaviour stated once and run over SSE, WebSocket and long poll: snapshots, filters, channels and folding.
 
 mod ends;
 mod over_http;
@@ -53,9 +53,9 @@ over_every_transport! {
         assert_eq!(messages[2]["progress"], 30.0);
         assert_eq!(messages[3]["cursor"], messages[2]["cursor"]);
 
-        let told = server.report("/api/jobs/a/complete", json!({"result": {"pages": 3}})).await;
+        let event = server.report("/api/jobs/a/complete", json!({"result": {"pages": 3}})).await;
         let heard = listener.next().await.unwrap();
-        assert_eq!(heard, told, "the answer to the write and the event are the same message");
+        assert_eq!(heard, event, "the answer to the write and the event are the same message");
         assert_eq!((&heard["status"], &heard["progress"]), (&json!("completed"), &json!(100.0)));
         assert_eq!((heard.get("snapshot"), &heard["result"]), (None, &json!({"pages": 3})));
         assert_eq!(heard["seq"], 4);
@@ -92,7 +92,7 @@ over_every_transport! {
         assert_eq!(listener.next().await.unwrap()["job_id"], "a");
     }
 
-    async fn all_of_a_school_is_told_once_however_many_channels_an_event_is_on(transport) {
+    async fn every_event_of_a_school_is_delivered_once_however_many_channels_it_is_on(transport) {
         let server = server().await;
         server.running_job("a").await;
         let mut listener = server.listen(transport, "?channel=schools/1&channel=jobs&channel=jobs/a&tick_ms=0").await;
@@ -122,7 +122,7 @@ over_every_transport! {
         assert_eq!(listener.next().await.unwrap()["status"], "COMPLETED");
     }
 
-    /// The newest state of a busy job is told, few of the steps to it are, and its end always is.
+    /// The newest state of a busy job is delivered, few of the steps to it are, and its end always is.
     async fn ticks_fold_by_time_and_milestones_never_wait(transport) {
         let server = server().await;
         server.running_job("a").await;
@@ -301,8 +301,8 @@ async fn a_limit_on_the_size_of_events_cuts_what_is_large_and_says_so() {
             (1_024, false, false),
         ] {
             let scope = format!("/jobs/a?max_event_bytes={most}");
-            let told = server.listen(transport, &scope).await.until_ready().await;
-            let job = told
+            let messages = server.listen(transport, &scope).await.until_ready().await;
+            let job = messages
                 .iter()
                 .find(|own| own["type"] == "job_progress")
                 .unwrap();

@@ -11,13 +11,13 @@ use tidings::auth::Role;
 use crate::support::listener::{refused, socket_url};
 use crate::support::*;
 
-/// What a reader knows who takes everything down and comes back with the last cursor that he was told.
+/// What a reader knows that records everything and comes back with the last cursor that it received.
 #[derive(Default)]
 struct Diary {
     cursor: Option<String>,
     /// The newest message of each job.
     jobs: BTreeMap<String, Value>,
-    /// The numbers of all events, in the order in which they were told.
+    /// The numbers of all events, in the order in which they were delivered.
     seqs: Vec<u64>,
     milestones: BTreeSet<u64>,
     resets: usize,
@@ -211,8 +211,8 @@ async fn a_reset_in_mid_stream_is_followed_by_a_snapshot_on_any_transport() {
                 let is_over = |own: &Value| own["result"] == 1;
                 listener.take_until(is_over).await;
             }
-            let told = server.report("/api/jobs/b/complete", json!({})).await;
-            listener.take_until(|own| *own == told).await;
+            let event = server.report("/api/jobs/b/complete", json!({})).await;
+            listener.take_until(|own| *own == event).await;
         }
     }
 }
@@ -247,15 +247,19 @@ async fn a_filtered_replay_is_what_a_filtered_reader_would_have_heard() {
             ] {
                 let scope = format!("/jobs?{filter}");
                 let mut listener = server.resume(transport, &scope, start).await;
-                let told = listener.until_ready().await;
-                let told: Vec<&Value> = told.iter().filter(|own| own["seq"].is_u64()).collect();
-                let got: Vec<u64> = told.iter().filter_map(|own| own["seq"].as_u64()).collect();
+                let messages = listener.until_ready().await;
+                let events: Vec<&Value> =
+                    messages.iter().filter(|own| own["seq"].is_u64()).collect();
+                let got: Vec<u64> = events
+                    .iter()
+                    .filter_map(|own| own["seq"].as_u64())
+                    .collect();
                 assert_eq!(
                     got, seqs,
                     "{transport:?} {filter}, a window of {window_events}"
                 );
                 if filter.contains("upper") {
-                    assert!(told.iter().all(|own| own["status"] == "COMPLETED"));
+                    assert!(events.iter().all(|own| own["status"] == "COMPLETED"));
                 }
             }
         }
@@ -283,10 +287,13 @@ async fn a_set_of_several_kinds_is_one_ordered_stream() {
             server.report("/api/enrollments", beyond.clone()).await;
         }
         let mut listener = server.listen(transport, scope).await;
-        let told = listener.until_ready().await;
-        let seqs: Vec<u64> = told.iter().filter_map(|own| own["seq"].as_u64()).collect();
+        let messages = listener.until_ready().await;
+        let seqs: Vec<u64> = messages
+            .iter()
+            .filter_map(|own| own["seq"].as_u64())
+            .collect();
         assert!(seqs.is_sorted_by(|one, next| one < next));
-        let ids = |field: &str| told.iter().filter(|own| own[field].is_string()).count();
+        let ids = |field: &str| messages.iter().filter(|own| own[field].is_string()).count();
         assert!(ids("job_id") >= 300);
         assert!(
             ids("session_id") == 1 && seqs.len() >= 600,
@@ -314,10 +321,10 @@ async fn a_cursor_may_come_back_in_the_address_or_in_the_header_which_goes_first
             .to_owned(),
     );
     for progress in 1..=3 {
-        let told = server
+        let event = server
             .report("/api/jobs/a/progress", json!({"progress": progress}))
             .await;
-        cursors.push(told["cursor"].as_str().unwrap().to_owned());
+        cursors.push(event["cursor"].as_str().unwrap().to_owned());
     }
     for accept in ["text/event-stream", "application/json"] {
         for (query, header, first) in [
@@ -344,9 +351,9 @@ async fn a_cursor_may_come_back_in_the_address_or_in_the_header_which_goes_first
                     .unwrap();
                 text += std::str::from_utf8(&part.unwrap().unwrap()).unwrap();
             }
-            let told = text.split("\"seq\":").nth(1).unwrap();
+            let seq = text.split("\"seq\":").nth(1).unwrap();
             assert!(
-                told.starts_with(&first.to_string()),
+                seq.starts_with(&first.to_string()),
                 "{accept} {query}: {text}"
             );
         }
@@ -355,7 +362,7 @@ async fn a_cursor_may_come_back_in_the_address_or_in_the_header_which_goes_first
 
 /// The same refusals, whatever was to carry the stream.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_may_not_listen_is_told_so_in_the_same_way_on_every_transport() {
+async fn a_client_that_may_not_listen_gets_the_same_error_on_every_transport() {
     let settings = json!({"jwt_audience": "tidings", "max_streams_per_user": 1});
     let server = server_with(settings).await;
     let now = chrono::Utc::now().timestamp();
@@ -444,8 +451,8 @@ async fn who_may_not_listen_is_told_so_in_the_same_way_on_every_transport() {
     }
     let url = |path: &str| socket_url(&server.url, path, Some(&good), None);
     assert_eq!(refused(&url("/events/jobs")).await, 429);
-    let (_, told) = server.post("/api/jobs/a/start", &good, json!({})).await;
-    assert_eq!(listener.next().await.unwrap(), told);
+    let (_, response) = server.post("/api/jobs/a/start", &good, json!({})).await;
+    assert_eq!(listener.next().await.unwrap(), response);
 }
 
 /// Some clients offer to go on with another protocol whatever they ask for.
@@ -467,10 +474,10 @@ async fn who_offers_another_protocol_gets_what_he_accepts() {
     }
 }
 
-/// A client that is there and answers no ping is told why it is given up.
+/// A connected client that answers no ping gets a close message with the reason.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn who_answers_no_ping_is_told_before_it_is_given_up() {
+async fn a_client_that_answers_no_ping_gets_a_close_message_before_it_is_disconnected() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     let address = server.url.trim_start_matches("http://");
@@ -535,11 +542,11 @@ async fn a_poll_that_waits_shows_that_it_lives_and_its_cursor_moves_past_what_is
         ["connected", "ready"]
     );
     assert_eq!(answer["cursor"], other["cursor"]);
-    // When what it knew is no longer kept, what it was told is.
+    // When what it knew is no longer kept, what it received is.
     for transport in Transport::ALL {
         let cursor = answer["cursor"].as_str().unwrap();
         let mut listener = server.resume(transport, "/jobs/quiet", cursor).await;
-        let told = listener.until_ready().await;
-        assert_eq!(field(&told, "type"), ["connected", "ready"]);
+        let messages = listener.until_ready().await;
+        assert_eq!(field(&messages, "type"), ["connected", "ready"]);
     }
 }

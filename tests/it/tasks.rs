@@ -75,7 +75,7 @@ async fn after_close_no_task_of_the_server_runs() {
     for name in ["dispatcher", "presence", "retention", "websocket"] {
         assert!(running.contains(&name.into()), "{name}: {running:?}");
     }
-    // Its reader never reads what it is told.
+    // Its reader never reads what it is sent.
     server.stop().await;
     assert!(tidings.tasks().running().is_empty());
 }

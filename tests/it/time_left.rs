@@ -69,8 +69,8 @@ fn before_there_is_evidence_nothing_is_foretold() {
 #[test]
 fn messages_and_repeated_values_leave_the_end_where_it_is() {
     let job = steady(300);
-    let told = job.eta.unwrap().at;
-    assert!((secs_until(told, 300) - 700.0).abs() < 10.0, "{told}");
+    let eta_at = job.eta.unwrap().at;
+    assert!((secs_until(eta_at, 300) - 700.0).abs() < 10.0, "{eta_at}");
     let mut spoken = job;
     for secs in 301..310 {
         let report = if secs % 2 == 0 {
@@ -79,7 +79,7 @@ fn messages_and_repeated_values_leave_the_end_where_it_is() {
             progress(30.0)
         };
         spoken = run(Some(&spoken), &report, secs).unwrap().state;
-        let moved = (spoken.eta.unwrap().at - told).num_milliseconds().abs();
+        let moved = (spoken.eta.unwrap().at - eta_at).num_milliseconds().abs();
         assert!(moved < 1_000, "after {secs} s it has moved by {moved} ms");
     }
     // A request to cancel does not change the pace.
@@ -87,11 +87,11 @@ fn messages_and_repeated_values_leave_the_end_where_it_is() {
         .unwrap()
         .state;
     assert_eq!(asked.eta.map(|eta| eta.source), Some(EtaSource::Rate));
-    assert!((asked.eta.unwrap().at - told).num_milliseconds().abs() < 1_000);
+    assert!((asked.eta.unwrap().at - eta_at).num_milliseconds().abs() < 1_000);
 }
 
 #[test]
-fn of_a_stalled_job_nothing_is_foretold_and_the_stall_is_no_work() {
+fn a_stalled_job_has_no_estimate_and_the_stall_does_not_count_as_work() {
     let job = steady(500);
     let stalled = run(Some(&job), &Command::Check, 500 + 60).unwrap().state;
     assert!(stalled.stalled && stalled.eta.is_none());
@@ -138,9 +138,9 @@ fn history_is_a_prior_that_fades_with_evidence_and_when_it_is_outrun() {
 }
 
 #[test]
-fn an_end_that_lapses_in_silence_is_told_anew_until_the_job_is_stalled() {
+fn an_estimated_end_that_passes_in_silence_is_published_again_until_the_job_is_stalled() {
     let mut job = reported(&[(0, 0.0), (2, 30.0), (4, 60.0), (6, 90.0)]);
-    let mut told = 0;
+    let mut updates = 0;
     while !job.stalled {
         let look = job.check_uptime.unwrap();
         let secs = i64::try_from(look.millis()).unwrap() / 1000 + 1;
@@ -151,18 +151,18 @@ fn an_end_that_lapses_in_silence_is_told_anew_until_the_job_is_stalled() {
         }
         if !looked.state.stalled {
             assert!(looked.drafts.iter().all(|draft| draft.class == Class::Tick));
-            told += looked.drafts.len();
+            updates += looked.drafts.len();
         }
         job = looked.state;
     }
     assert_eq!(job.eta, None);
-    assert!((2..15).contains(&told), "told {told} times");
+    assert!((2..15).contains(&updates), "published {updates} times");
 }
 
 #[test]
 fn downtime_and_a_step_of_the_clock_are_no_silence_of_the_worker() {
     let job = steady(300);
-    let told = secs_until(job.eta.unwrap().at, 300);
+    let predicted = secs_until(job.eta.unwrap().at, 300);
     // An hour later by the wall clock, of which the server was up for five seconds.
     let context = Context {
         now: at(300 + 3_600),
@@ -170,7 +170,10 @@ fn downtime_and_a_step_of_the_clock_are_no_silence_of_the_worker() {
     };
     let looked = apply(&id(), Some(&job), &Command::Check, &context).unwrap();
     let left = secs_until(looked.state.eta.unwrap().at, 300 + 3_600);
-    assert!((left - told).abs() < 20.0, "{left} s, {told} s before");
+    assert!(
+        (left - predicted).abs() < 20.0,
+        "{left} s, {predicted} s before"
+    );
 }
 
 #[test]
@@ -226,7 +229,7 @@ fn what_is_read_from_the_store_foretells_the_same() {
 
 #[test]
 #[ignore = "slow: very many reports"]
-fn no_published_rule_tells_the_time_left_better() {
+fn no_published_rule_estimates_the_time_left_better() {
     let mut ranges = (0.0, 0.0);
     for workload in workloads::all(30, 1) {
         let row = comparison::compare(&workload);
@@ -254,7 +257,7 @@ fn no_published_rule_tells_the_time_left_better() {
 #[test]
 fn downtime_is_no_silence_either_once_the_worker_is_heard_again() {
     let job = steady(300);
-    let told = secs_until(job.eta.unwrap().at, 300);
+    let predicted = secs_until(job.eta.unwrap().at, 300);
     // Six minutes later by the wall clock, of which the server was up for some seconds.
     let later = |job: &Job, command: &Command, secs: i64| {
         let context = Context {
@@ -268,8 +271,8 @@ fn downtime_is_no_silence_either_once_the_worker_is_heard_again() {
     for word in [message(), progress(30.0), progress(10.0), cancel()] {
         let (spoken, left) = later(&job, &word, 305);
         assert!(
-            (left - told).abs() < 20.0,
-            "{word:?}: {left} s, {told} s before"
+            (left - predicted).abs() < 20.0,
+            "{word:?}: {left} s, {predicted} s before"
         );
         // A worker that stood still meanwhile, and one that went on.
         for (next, rest) in [(31.0, 690.0), (67.0, 330.0)] {
@@ -322,15 +325,23 @@ fn of_a_job_at_100_percent_that_is_not_completed_yet_nothing_absurd_is_foretold(
 }
 
 #[test]
-fn an_end_that_has_passed_is_not_told_to_anyone_who_asks() {
+fn an_estimated_end_that_has_passed_is_not_returned() {
     let job = steady(300);
     let eta = job.eta.unwrap();
-    let told = |now: DateTime<Utc>| -> serde_json::Value {
+    let described_at = |now: DateTime<Utc>| -> serde_json::Value {
         serde_json::from_str(&job.describe(&id(), now).fields).unwrap()
     };
     let times = ["eta_at", "eta_low_at", "eta_high_at", "eta_source"];
-    assert!(times.iter().all(|name| told(at(300))[name].is_string()));
-    let late = told(eta.low_at + TimeDelta::seconds(1));
-    assert!(late["eta_low_at"].as_str() > told(at(300))["eta_low_at"].as_str());
-    assert!(times.iter().all(|name| told(eta.at)[name].is_null()));
+    assert!(
+        times
+            .iter()
+            .all(|name| described_at(at(300))[name].is_string())
+    );
+    let late = described_at(eta.low_at + TimeDelta::seconds(1));
+    assert!(late["eta_low_at"].as_str() > described_at(at(300))["eta_low_at"].as_str());
+    assert!(
+        times
+            .iter()
+            .all(|name| described_at(eta.at)[name].is_null())
+    );
 }

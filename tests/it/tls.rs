@@ -86,15 +86,15 @@ async fn publish(server: &Process, folder: &Path, path: &str, body: Value) {
     let body = body.to_string();
     let more = format!("Content-Length: {}\r\n\r\n{body}", body.len());
     let mut stream = ask(server, folder, &format!("POST {path}"), &worker(1), &more).await;
-    until_told(&mut stream, "HTTP/1.1 20").await;
+    read_until(&mut stream, "HTTP/1.1 20").await;
 }
 
-async fn until_told(stream: &mut TlsStream<TcpStream>, wanted: &str) {
-    let mut told = Vec::new();
-    while !String::from_utf8_lossy(&told).contains(wanted) {
-        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut told)).await;
+async fn read_until(stream: &mut TlsStream<TcpStream>, wanted: &str) {
+    let mut received = Vec::new();
+    while !String::from_utf8_lossy(&received).contains(wanted) {
+        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut received)).await;
         let count = read.expect("something in time").unwrap();
-        assert!(count > 0, "{}", String::from_utf8_lossy(&told));
+        assert!(count > 0, "{}", String::from_utf8_lossy(&received));
     }
 }
 
@@ -111,10 +111,10 @@ async fn every_transport_is_served_over_tls() {
         let wanted = |kind: &str| format!("Accept: {kind}\r\n\r\n");
         let events = wanted("text/event-stream");
         let mut events = ask(&server, folder, "GET /events/jobs", &viewer, &events).await;
-        until_told(&mut events, r#""type":"ready""#).await;
+        read_until(&mut events, r#""type":"ready""#).await;
         let poll = wanted("application/json");
         let mut poll = ask(&server, folder, "GET /events/jobs?wait=60", &viewer, &poll).await;
-        until_told(&mut poll, r#""type":"ready""#).await;
+        read_until(&mut poll, r#""type":"ready""#).await;
         let stream = connect(&server, folder).await;
         let url = format!("wss://127.0.0.1/events/jobs?token={viewer}");
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
@@ -137,8 +137,8 @@ async fn every_transport_is_served_over_tls() {
             json!({"job_id": "over-tls", "job_type": "t"}),
         )
         .await;
-        until_told(&mut events, r#""job_id":"over-tls""#).await;
-        until_told(&mut poll, r#""job_id":"over-tls""#).await;
+        read_until(&mut events, r#""job_id":"over-tls""#).await;
+        read_until(&mut poll, r#""job_id":"over-tls""#).await;
         hear(r#""job_id":"over-tls""#).await;
         drop((events, poll, socket));
         assert_eq!(server.terminate(), Some(0));

@@ -240,13 +240,13 @@ async fn a_new_kind_publishes_streams_lists_and_shows_on_the_monitor() {
         let scope = "/parcels?id_type=number";
         let mut own = Listener::open(transport, &server.url, scope, &viewer(1), None).await;
         let snapshot = own.until_ready().await;
-        let told: Vec<_> = snapshot
+        let states: Vec<_> = snapshot
             .iter()
             .filter(|own| own["snapshot"] == true)
             .collect();
-        assert_eq!(told.len(), 1, "{transport:?} {snapshot:?}");
+        assert_eq!(states.len(), 1, "{transport:?} {snapshot:?}");
         assert_eq!(
-            (&told[0]["parcel_id"], &told[0]["status"]),
+            (&states[0]["parcel_id"], &states[0]["status"]),
             (&json!(7), &json!("sent"))
         );
         listeners.push(own);

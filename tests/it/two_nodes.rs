@@ -1,4 +1,4 @@
-//! Two real servers over one Postgres, with each bus: a client of one is told what happens on the other.
+//! Two real servers over one Postgres, with each bus: a client of one receives what happens on the other.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -56,8 +56,8 @@ async fn progress(server: &Server, job: &str, percent: u32) {
         .await;
 }
 
-/// Returns the messages up to the one that tells this progress.
-async fn tells(listener: &mut Listener, percent: u32) -> Vec<Value> {
+/// Returns the messages up to the one that reports this progress.
+async fn messages_until(listener: &mut Listener, percent: u32) -> Vec<Value> {
     let percent = f64::from(percent);
     listener
         .take_until(|message| message["progress"] == percent)
@@ -82,12 +82,15 @@ async fn everything_reaches_everybody(nodes: &[Server; 2]) {
     let mut all: Vec<Vec<Value>> = Vec::new();
     for listener in &mut listeners {
         let ends = |message: &Value| message["status"] == "completed";
-        let told = listener.take_until(ends).await;
-        let events = told.iter().filter(|own| own["type"] == "job_progress");
+        let messages = listener.take_until(ends).await;
+        let events = messages.iter().filter(|own| own["type"] == "job_progress");
         all.push(events.map(|own| own["cursor"].clone()).collect());
     }
     assert!(all[0].len() >= 20, "{:?}", all[0]);
-    assert!(all.iter().all(|told| *told == all[0]), "one order for all");
+    assert!(
+        all.iter().all(|order| *order == all[0]),
+        "one order for all"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,15 +127,18 @@ async fn a_cursor_of_one_server_resumes_on_another() {
         .await;
     first.until_ready().await;
     progress(&nodes[1], "a", 10).await;
-    let told = tells(&mut first, 10).await;
-    let cursor = told.last().unwrap()["cursor"].as_str().unwrap().to_owned();
+    let events = messages_until(&mut first, 10).await;
+    let cursor = events.last().unwrap()["cursor"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     drop(first);
     progress(&nodes[0], "a", 20).await;
     for transport in TRANSPORTS {
         let mut second = nodes[1].resume(transport, "/jobs?tick_ms=0", &cursor).await;
-        let told = second.until_ready().await;
-        let resets = told.iter().filter(|own| own["type"] == "reset").count();
-        let events = told.iter().filter(|own| own["type"] == "job_progress");
+        let messages = second.until_ready().await;
+        let resets = messages.iter().filter(|own| own["type"] == "reset").count();
+        let events = messages.iter().filter(|own| own["type"] == "job_progress");
         let percents: Vec<&Value> = events.map(|own| &own["progress"]).collect();
         assert_eq!((resets, percents), (0, vec![&json!(20.0)]));
     }
@@ -140,7 +146,7 @@ async fn a_cursor_of_one_server_resumes_on_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn a_server_whose_bus_is_down_is_ready_and_tells_everything() {
+async fn a_server_whose_bus_is_down_is_ready_and_delivers_everything() {
     let (Some(database), Some(mut redis)) = (postgres::database(), RedisServer::start()) else {
         return;
     };
@@ -158,14 +164,14 @@ async fn a_server_whose_bus_is_down_is_ready_and_tells_everything() {
     }
     for percent in 1..=3 {
         progress(&nodes[0], "a", percent).await;
-        tells(&mut listener, percent).await;
+        messages_until(&mut listener, percent).await;
     }
     redis.restart();
     for node in &nodes {
         until("the bus works again", async || is_connected(node).await).await;
     }
     progress(&nodes[0], "a", 4).await;
-    tells(&mut listener, 4).await;
+    messages_until(&mut listener, 4).await;
     let reads = metric(&nodes[1], "tidings_hole_reads_total").await;
     assert!(reads > Some(0.0), "the log was read instead: {reads:?}");
 }

@@ -143,8 +143,8 @@ async fn a_status_that_was_reached_before_the_cursor_is_known() {
     let server = server().await;
     // With a lease, a report creates the device.
     let online = json!({"status": "online", "lease_secs": 60});
-    let told = server.report("/api/devices/d7/status", online).await;
-    let cursor = told["cursor"].as_str().unwrap();
+    let event = server.report("/api/devices/d7/status", online).await;
+    let cursor = event["cursor"].as_str().unwrap();
     let arguments = ["devices/d7", "--until", "online", "--cursor", cursor];
     let output = ended(watch(&server, &arguments)).await;
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
@@ -168,14 +168,14 @@ async fn several_scopes_end_when_the_last_one_has() {
         .await;
     let (code, messages, said) = watching.end().await;
     assert_eq!((code, said.as_str()), (Some(11), ""));
-    let told: Vec<_> = messages
+    let printed: Vec<_> = messages
         .iter()
         .filter(|message| message["job_id"].is_string())
         .map(|message| (message["job_id"].clone(), message["status"].clone()))
         .collect();
     let expected = [("a", "completed"), ("b", "in_progress"), ("b", "cancelled")];
     assert_eq!(
-        told,
+        printed,
         expected.map(|(id, status)| (json!(id), json!(status)))
     );
 }
@@ -232,8 +232,8 @@ async fn the_command_runs_for_each_change_with_the_facts_and_nothing_of_them_is_
 async fn the_end_of_a_watch_always_runs_the_command() {
     let server = server().await;
     server.running_job("j").await;
-    let told = server.report("/api/jobs/j/complete", json!({})).await;
-    let cursor = told["cursor"].as_str().unwrap();
+    let event = server.report("/api/jobs/j/complete", json!({})).await;
+    let cursor = event["cursor"].as_str().unwrap();
     let execute = "echo $TIDINGS_SUBJECT $TIDINGS_STATUS";
     for more in [&[][..], &["--cursor", cursor]] {
         let arguments = [&["jobs/j", "--exec", execute], more].concat();

@@ -52,7 +52,7 @@ async fn the_multiplexed_socket_says_nothing_until_it_is_asked_and_then_acknowle
     assert_eq!(
         field(&messages, "type"),
         ["subscribed", "job_progress", "ready"],
-        "what is listened to already is not told again"
+        "what is listened to already is not sent again"
     );
     assert_eq!(
         (&messages[1]["job_id"], &messages[1]["snapshot"]),
@@ -233,7 +233,7 @@ async fn the_multiplexed_socket_honours_a_cursor_in_its_address() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn a_socket_without_a_channel_is_told_when_the_server_stops() {
+async fn a_socket_without_a_channel_receives_a_close_message_when_the_server_stops() {
     let server = server().await;
     let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
     send(&mut ws, r#"{"type":"ping"}"#).await;
@@ -289,11 +289,11 @@ async fn a_heartbeat_may_be_a_message_in_addition_to_the_ping() {
         match ws.next().await.unwrap().unwrap() {
             Message::Ping(_) => pinged = true,
             Message::Text(text) => {
-                let told: Value = serde_json::from_str(&text).unwrap();
-                assert_eq!(told["type"], "heartbeat");
+                let message: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(message["type"], "heartbeat");
                 assert!(
-                    told["cursor"].is_string() && told["timestamp"].is_string(),
-                    "{told}"
+                    message["cursor"].is_string() && message["timestamp"].is_string(),
+                    "{message}"
                 );
                 assert!(pinged);
                 break;

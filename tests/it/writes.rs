@@ -41,7 +41,7 @@ fn database(server: &Server) -> SqliteConnection {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_committed_before_a_commit_of_a_batch_failed_is_told_line_by_line() {
+async fn what_was_committed_before_a_commit_of_a_batch_failed_is_answered_line_by_line() {
     let server = server().await;
     server.running_job("a").await;
     // The first commit of the batch goes well, the second does not.
@@ -50,10 +50,13 @@ async fn what_was_committed_before_a_commit_of_a_batch_failed_is_told_line_by_li
         "CREATE TRIGGER full BEFORE INSERT ON events WHEN NEW.seq > 700 BEGIN SELECT RAISE(ABORT, 'full'); END",
     )
     .unwrap();
-    let told = server.batch(&worker(1), reports("a", 1_500)).await;
-    let done = told.iter().take_while(|line| line["status"] == 200).count();
+    let results = server.batch(&worker(1), reports("a", 1_500)).await;
+    let done = results
+        .iter()
+        .take_while(|line| line["status"] == 200)
+        .count();
     assert!((1..700).contains(&done), "{done}");
-    for line in &told[done..] {
+    for line in &results[done..] {
         assert_eq!(line["problem"]["code"], "unavailable", "{line}");
     }
     let (_, stored) = server.get("/api/jobs/a", &viewer(1)).await;
@@ -91,16 +94,19 @@ async fn a_key_holds_across_the_commits_of_a_batch() {
             .await
             .unwrap()
     };
-    let told = post(&lines).await;
+    let response = post(&lines).await;
     let event =
         |line: &str| serde_json::from_str::<Value>(line).unwrap()["event"]["cursor"].clone();
-    let (first, last) = (told.lines().next().unwrap(), told.lines().last().unwrap());
+    let (first, last) = (
+        response.lines().next().unwrap(),
+        response.lines().last().unwrap(),
+    );
     assert_eq!(
         event(first),
         event(last),
         "in a later commit of the same batch"
     );
-    assert_eq!(post(&lines).await, told, "and in a retry of the whole");
+    assert_eq!(post(&lines).await, response, "and in a retry of the whole");
     let (_, stored) = server.get("/api/jobs/a", &viewer(1)).await;
     assert_eq!(stored["message"], (GROUP_MAX_COMMANDS * 2).to_string());
 }
@@ -115,14 +121,17 @@ async fn a_batch_that_leads_to_too_much_is_refused_from_there_on_line_by_line() 
     let request = server.request("POST", "/api/batch", &worker(1)).body(lines);
     let text = request.send().await.unwrap().text().await.unwrap();
     assert!(text.len() < MOST * 2, "{} bytes", text.len());
-    let told: Vec<Value> = text
+    let results: Vec<Value> = text
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(told.len(), 101);
-    let done = told.iter().take_while(|line| line["status"] == 200).count();
+    assert_eq!(results.len(), 101);
+    let done = results
+        .iter()
+        .take_while(|line| line["status"] == 200)
+        .count();
     assert!((20..25).contains(&done), "{done}");
-    for line in &told[done..] {
+    for line in &results[done..] {
         assert_eq!(line["status"], 413, "{line}");
         assert_eq!(line["problem"]["code"], "batch-too-large");
         assert_eq!(line["problem"]["limit"], "batch_event_bytes");
@@ -140,10 +149,10 @@ async fn a_batch_that_leads_to_too_much_is_refused_from_there_on_line_by_line() 
     );
     // What is answered counts as well: a repeated line leads to nothing new.
     let keyed = r#"{"op":"jobs.progress","job_id":"big","message":"k","idempotency_key":"k"}"#;
-    let told = server
+    let results = server
         .batch(&worker(1), format!("{keyed}\n").repeat(100))
         .await;
-    let done = told.iter().filter(|line| line["status"] == 200).count();
+    let done = results.iter().filter(|line| line["status"] == 200).count();
     assert!((20..25).contains(&done), "{done}");
 }
 
@@ -179,8 +188,8 @@ async fn a_school_that_produces_too_much_waits_and_others_do_not() {
             json!({"op": "jobs.progress", "job_id": "a", "progress": 2, "school_id": school});
         format!("{line}\n")
     };
-    let told = server.batch(&admin(), line(1) + &line(2)).await;
-    assert_eq!(field(&told, "status"), [429, 200]);
+    let results = server.batch(&admin(), line(1) + &line(2)).await;
+    assert_eq!(field(&results, "status"), [429, 200]);
     until("it has paid", async || {
         let report = json!({"progress": 3});
         server
@@ -204,17 +213,17 @@ async fn while_several_schools_publish_batches_have_a_rate_and_reports_of_others
     let (greedy, token) = (worker(1), worker(2));
     let mut batch = std::pin::pin!(server.batch(&greedy, reports("a", 250)));
     let mut others = 0;
-    let told = loop {
+    let results = loop {
         let report = json!({"progress": 1});
         tokio::select! {
-            told = &mut batch => break told,
+            results = &mut batch => break results,
             (status, _) = server.post("/api/jobs/a/progress", &token, report) => {
                 assert_eq!(status, 200);
                 others += 1;
             }
         }
     };
-    assert!(told.iter().all(|line| line["status"] == 200));
+    assert!(results.iter().all(|line| line["status"] == 200));
     // 2.5 MB, of which the first turns, of some 140 KB each, are free.
     assert!(begun.elapsed() > Duration::from_millis(1_500));
     assert!(others > 20, "{others}");
@@ -289,15 +298,18 @@ async fn a_body_that_does_not_arrive_in_time_is_refused() {
             worker(1)
         );
         slow.write_all(head.as_bytes()).await.unwrap();
-        let mut told = Vec::new();
-        while !String::from_utf8_lossy(&told).contains("within 1 s") {
-            let read = tokio::time::timeout(PATIENCE, slow.read_buf(&mut told)).await;
-            let so_far = String::from_utf8_lossy(&told);
+        let mut received = Vec::new();
+        while !String::from_utf8_lossy(&received).contains("within 1 s") {
+            let read = tokio::time::timeout(PATIENCE, slow.read_buf(&mut received)).await;
+            let so_far = String::from_utf8_lossy(&received);
             assert!(matches!(read, Ok(Ok(1..))), "{path} {read:?} {so_far}");
         }
-        let told = String::from_utf8_lossy(&told);
-        assert!(told.starts_with("HTTP/1.1 400 "), "{told}");
-        assert!(told.contains(r#""limit":"body_timeout_secs""#), "{told}");
+        let received = String::from_utf8_lossy(&received);
+        assert!(received.starts_with("HTTP/1.1 400 "), "{received}");
+        assert!(
+            received.contains(r#""limit":"body_timeout_secs""#),
+            "{received}"
+        );
     }
 }
 

@@ -42,16 +42,16 @@ const WITH_TICKS: &str = super::SUBJECTS[0];
 /// A receiver at which some attempts fail.
 pub(super) struct Receiver {
     ledger: Arc<Ledger>,
-    told: Mutex<Told>,
+    received: Mutex<Received>,
 }
 
-struct Told {
+struct Received {
     rng: Rng,
     delivered: HashSet<(SchoolId, Place)>,
     /// The `seq` of the last event of each subject that the current process delivered.
     last: HashMap<(SchoolId, String), u64>,
     broken: Option<String>,
-    /// The fence under which it was told last, and how many steps had been refused.
+    /// The fence of the last delivery, and how many steps had been refused.
     fence: (u64, u64),
     /// The places in each log at which a failover has replaced events: after the first, up to the second.
     replaced: HashMap<SchoolId, Vec<(u64, u64)>>,
@@ -61,7 +61,7 @@ impl Receiver {
     pub(super) fn new(ledger: Arc<Ledger>, seed: u64) -> Receiver {
         Receiver {
             ledger,
-            told: Mutex::new(Told {
+            received: Mutex::new(Received {
                 rng: Rng::with_seed(seed),
                 delivered: HashSet::new(),
                 last: HashMap::new(),
@@ -73,40 +73,45 @@ impl Receiver {
     }
 
     /// Records that another process delivers from now on. It may begin with events that were delivered before.
-    pub(super) fn is_told_by_another(&self) {
-        self.told.lock().unwrap().last.clear();
+    pub(super) fn note_new_process(&self) {
+        self.received.lock().unwrap().last.clear();
     }
 
     /// Records that a failover has removed what was after the current heads, up to the heads before.
     pub(super) fn note_failover(&self, before: &HashMap<SchoolId, u64>) {
-        let mut told = self.told.lock().unwrap();
+        let mut received = self.received.lock().unwrap();
         for (school, head) in before {
             let lost = (self.ledger.head(*school), *head);
-            told.replaced.entry(*school).or_default().push(lost);
+            received.replaced.entry(*school).or_default().push(lost);
         }
     }
 
     /// Fails if any delivery has violated the guarantees.
     pub(super) fn check(&self) -> Result<(), String> {
         self.ledger.disk.broken().map_or(Ok(()), Err)?;
-        self.told.lock().unwrap().broken.clone().map_or(Ok(()), Err)
+        self.received
+            .lock()
+            .unwrap()
+            .broken
+            .clone()
+            .map_or(Ok(()), Err)
     }
 
     /// Returns which wanted and retained event was never delivered, if there is one.
     pub(super) fn lacks(&self) -> Option<String> {
-        let told = self.told.lock().unwrap();
+        let received = self.received.lock().unwrap();
         schools().into_iter().find_map(|school| {
             let floor = self.ledger.floor(school);
             let missing = |seq: &u64| {
                 let event = self.ledger.event(school, *seq).expect("below the head");
-                self.wants(&event) && !told.delivered.contains(&(school, event.place()))
+                self.wants(&event) && !received.delivered.contains(&(school, event.place()))
             };
             let seq = (floor + 1..=self.ledger.head(school)).find(missing)?;
             Some(format!("{seq} of school {school} was never delivered"))
         })
     }
 
-    fn hear(&self, told: &mut Told, notification: &Notification) -> Result<(), String> {
+    fn hear(&self, received: &mut Received, notification: &Notification) -> Result<(), String> {
         let school: SchoolId = notification.school_id.try_into().unwrap();
         let message: Value = serde_json::from_slice(&notification.json).unwrap();
         let cursor: Cursor = message["cursor"].as_str().unwrap().parse().unwrap();
@@ -115,8 +120,8 @@ impl Receiver {
         trace.note(format_args!("{cursor} of {school} is delivered"));
         // After a refused step, the notifier continues from the place that is written.
         let fence = (self.ledger.disk.last_fence(), self.ledger.disk.refused());
-        if std::mem::replace(&mut told.fence, fence) != fence {
-            told.last.clear();
+        if std::mem::replace(&mut received.fence, fence) != fence {
+            received.last.clear();
         }
         if self.ledger.has_lost(school, place) {
             // It was read before the failover.
@@ -127,19 +132,19 @@ impl Receiver {
             return Err(format!("{cursor} is delivered and not in the log"));
         }
         let subject = (school, notification.subject.clone());
-        let last = told.last.insert(subject, seq);
+        let last = received.last.insert(subject, seq);
         // After a failover, it continues from an earlier place.
-        let mut replaced = told.replaced.get(&school).into_iter().flatten();
+        let mut replaced = received.replaced.get(&school).into_iter().flatten();
         let is_again =
-            replaced.any(|(from, _)| seq <= *from) && told.delivered.contains(&(school, place));
+            replaced.any(|(from, _)| seq <= *from) && received.delivered.contains(&(school, place));
         if last.is_some_and(|last| last >= seq) && !is_again {
             return Err(format!("{cursor} is delivered after {last:?}"));
         }
-        told.delivered.insert((school, place));
+        received.delivered.insert((school, place));
         for earlier in self.ledger.floor(school) + 1..seq {
             let event = self.ledger.event(school, earlier).expect("before it");
             let is_due = self.wants(&event) && event.subject.as_str() == notification.subject;
-            if is_due && !told.delivered.contains(&(school, event.place())) {
+            if is_due && !received.delivered.contains(&(school, event.place())) {
                 return Err(format!("{cursor} is delivered before {earlier}"));
             }
         }
@@ -162,20 +167,22 @@ impl Notifier for Receiver {
     }
 
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
-        let mut told = self.told.lock().unwrap();
-        match told.rng.u8(0..12) {
+        let mut received = self.received.lock().unwrap();
+        match received.rng.u8(0..12) {
             0 => return Err(DeliveryError::unavailable("away")),
             1 => return Err(DeliveryError::refused("not this one")),
             2 => return Err(DeliveryError::Failed("cut off".into())),
             _ => {}
         }
-        let heard = self.hear(&mut told, notification);
-        told.broken = told.broken.take().or(heard.err());
+        let heard = self.hear(&mut received, notification);
+        received.broken = received.broken.take().or(heard.err());
         // The response may get lost.
-        match told.rng.u8(0..20) {
+        match received.rng.u8(0..20) {
             0 => {
                 let school = notification.school_id.try_into().unwrap();
-                told.last.remove(&(school, notification.subject.clone()));
+                received
+                    .last
+                    .remove(&(school, notification.subject.clone()));
                 Err(DeliveryError::Failed("no answer".into()))
             }
             _ => Ok(()),

@@ -26,7 +26,7 @@ pub(super) struct Place {
     pub(super) scope: Scope,
     pub(super) knowledge: Knowledge,
     /// The `seq` of the last event of each subject that was delivered.
-    pub(super) told: HashMap<SubjectId, u64>,
+    pub(super) delivered: HashMap<SubjectId, u64>,
 }
 
 fn subjects() -> impl Iterator<Item = SubjectId> {

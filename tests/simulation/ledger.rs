@@ -466,11 +466,11 @@ impl Log for Ledger {
                         .into_iter()
                         .any(|later| later.subject == event.subject && scope.matches(later))
             };
-            let told = page
+            let replayed = page
                 .into_iter()
                 .filter(|event| scope.matches(event) && !(fold && superseded(event)));
             Page {
-                events: told.map(as_stored).collect(),
+                events: replayed.map(as_stored).collect(),
                 through: log.place(through),
                 head: log.place(head),
                 newest: log.place(head),
@@ -511,7 +511,7 @@ impl Log for Ledger {
                 true => end,
                 false => log.place(states[STATES_A_PAGE - 1].seq),
             };
-            let told = |state: &&Arc<Event>| {
+            let snapshot = |state: &&Arc<Event>| {
                 Arc::new(Event::snapshot(
                     (state.epoch, state.place()),
                     state.school,
@@ -522,7 +522,7 @@ impl Log for Ledger {
                 ))
             };
             Page {
-                events: states.iter().map(told).collect(),
+                events: states.iter().map(snapshot).collect(),
                 through,
                 head: end,
                 newest: log.place(log.head()),

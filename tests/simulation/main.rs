@@ -200,7 +200,7 @@ fn start(rng: &mut Rng, ledger: &Arc<Ledger>, receiver: &Arc<Receiver>) -> Serve
     let offered = Arc::clone(&hub);
     let following = Box::pin(async move {
         let is_shared = log.is_shared();
-        let tell = |events: &[Arc<Event>]| {
+        let deliver = |events: &[Arc<Event>]| {
             // Of several nodes, the one that delivers may receive no hints of the school at all.
             if !is_shared {
                 notifiers.observe(events);
@@ -213,7 +213,7 @@ fn start(rng: &mut Rng, ledger: &Arc<Ledger>, receiver: &Arc<Receiver>) -> Serve
                 _ => offered.offer(events).wake(),
             }
         };
-        feed::follow(&mut batches, &offered, log, tell, std::future::pending()).await;
+        feed::follow(&mut batches, &offered, log, deliver, std::future::pending()).await;
     });
     Server {
         hub,
@@ -339,14 +339,14 @@ impl World {
         self.ledger.disk.fails_next(true);
         let answers = self.server.publisher.append(submissions);
         self.ledger.disk.fails_next(false);
-        let is_told = |answer: &Result<Vec<_>, StoreError>| match answer {
+        let is_correct = |answer: &Result<Vec<_>, StoreError>| match answer {
             Err(error) => *error == StoreError::NotCommitted,
             // There was nothing to write.
             Ok(receipts) => !receipts
                 .iter()
                 .any(|own| matches!(own, Ok(Receipt::Committed(_)))),
         };
-        if !answers.iter().all(is_told) || self.ledger.heads() != heads {
+        if !answers.iter().all(is_correct) || self.ledger.heads() != heads {
             return Err("a commit that failed has had an effect".into());
         }
         Ok(())
@@ -447,7 +447,7 @@ impl World {
         for _ in 0..YIELDS {
             tokio::task::yield_now().await;
         }
-        self.receiver.is_told_by_another();
+        self.receiver.note_new_process();
         self.ledger.disk.end_lease();
         if !with_power {
             self.lose_power()?;
@@ -694,7 +694,7 @@ fn run(seed: u64, fault: Option<Fault>) -> Result<usize, String> {
 fn run_all(seeds: Range<u64>) {
     let count = usize::try_from(seeds.end - seeds.start).unwrap();
     let deliveries = all_succeed(seeds, |seed| run(seed, None));
-    assert!(deliveries > count * 25, "much was told: {deliveries}");
+    assert!(deliveries > count * 25, "much was delivered: {deliveries}");
 }
 
 /// Runs these seeds, and returns the sum of their results. Stops at the first that fails, unless the seeds were chosen.
@@ -702,7 +702,7 @@ fn all_succeed(seeds: Range<u64>, run: impl Fn(u64) -> Result<usize, String>) ->
     let (mut sum, mut failures) = (0, Vec::new());
     for seed in seeds {
         match run(seed) {
-            Ok(told) => sum += told,
+            Ok(deliveries) => sum += deliveries,
             Err(fault) => failures.push(format!("TIDINGS_SEED={seed}: {fault}")),
         }
         if !failures.is_empty() && chosen_seeds().is_none() {
@@ -727,7 +727,7 @@ fn chosen_seeds() -> Option<Range<u64>> {
 }
 
 #[test]
-fn whatever_happens_every_reader_is_told_in_order_once_and_without_a_gap() {
+fn whatever_happens_every_reader_receives_events_in_order_once_and_without_a_gap() {
     run_all(chosen_seeds().unwrap_or(0..SEEDS_QUICK));
 }
 

@@ -93,7 +93,7 @@ struct Shadow {
     /// The last `seq` that was delivered.
     last: u64,
     /// The `seq` of the last event of each subject that was delivered.
-    told: HashMap<SubjectId, u64>,
+    delivered: HashMap<SubjectId, u64>,
     /// Nothing after this `seq` may be missing, and nothing up to `complete` is.
     since: Option<u64>,
     complete: u64,
@@ -132,7 +132,7 @@ impl Reader {
                 tells_all: tick.is_zero(),
                 is_multiplexed,
                 last: 0,
-                told: HashMap::new(),
+                delivered: HashMap::new(),
                 since: None,
                 complete: 0,
                 is_ready: false,
@@ -179,12 +179,12 @@ impl Reader {
             self.shadow.must_reset = true;
         } else {
             self.shadow.complete = self.shadow.complete.min(head);
-            self.shadow.told.retain(|_, seq| *seq <= head);
+            self.shadow.delivered.retain(|_, seq| *seq <= head);
         }
         self.knowledge.cut(head);
         for place in &mut self.places {
             place.knowledge.cut(head);
-            place.told.retain(|_, seq| *seq <= head);
+            place.delivered.retain(|_, seq| *seq <= head);
         }
         // Current states leave out a subject whose newest event is younger, because that event follows. If it is lost, the
         // subject is missing. The session notices that something was lost, and starts over. But the cursor of one of these
@@ -224,7 +224,7 @@ impl Reader {
             cursor,
             scope: self.scope.clone(),
             knowledge: Knowledge::default(),
-            told: HashMap::new(),
+            delivered: HashMap::new(),
         });
     }
 
@@ -245,7 +245,7 @@ impl Reader {
         } else if let Some(place) = rng.choice(&self.places).filter(|_| rng.bool()) {
             self.cursor = Some(place.cursor);
             self.knowledge = place.knowledge.clone();
-            self.shadow.told = place.told.clone();
+            self.shadow.delivered = place.delivered.clone();
         }
         self.has_resumed = self.cursor.is_some();
         if let Some(cursor) = self.cursor.filter(|_| !self.is_multiplexed()) {
@@ -349,7 +349,7 @@ impl Reader {
             self.cursor = session.subscription.resume_cursor();
             ledger
                 .trace
-                .told(format_args!("{:?}", self.scope.channels()), &delivery);
+                .delivered(format_args!("{:?}", self.scope.channels()), &delivery);
             let has_ended = session.ends.is_some_and(|ends| ends <= Instant::now());
             match delivery {
                 Delivery::Control(Control::Closing {
@@ -357,11 +357,14 @@ impl Reader {
                     ..
                 }) if session.ends.is_some() => session.is_over = true,
                 _ if has_ended || session.is_over => {
-                    return Err("something was told after the token had ended".into());
+                    return Err("something was delivered after the token had ended".into());
                 }
                 Delivery::Event(event) if self.is_of_lost_history(event.cursor(), ledger) => {
                     if event.seq <= self.shadow.last {
-                        return Err(format!("{} was told after {}", event.seq, self.shadow.last));
+                        return Err(format!(
+                            "{} was delivered after {}",
+                            event.seq, self.shadow.last
+                        ));
                     }
                     self.is_astray(event.cursor());
                 }
@@ -466,7 +469,7 @@ impl Reader {
             cursor,
             scope: scope.clone(),
             knowledge: self.knowledge.clone(),
-            told: self.shadow.told.clone(),
+            delivered: self.shadow.delivered.clone(),
         });
         Ok(())
     }
@@ -507,7 +510,7 @@ impl Reader {
                 let own = Channel::Subject(tidings::kind::job::KIND, subject.clone());
                 scope.channels().iter().any(|channel| channel.covers(&own))
             };
-            self.shadow.told.retain(|subject, _| hears(subject));
+            self.shadow.delivered.retain(|subject, _| hears(subject));
             self.knowledge.retain(hears);
         } else {
             let heard = |place: &&Place| place.scope.channels().contains(&channel);
@@ -535,11 +538,11 @@ impl Reader {
             return Ok(());
         }
         if self.shadow.must_reset {
-            return Err("it was never told that its history was lost".into());
+            return Err("it received no reset although its history was lost".into());
         }
         if !self.shadow.is_ready {
             let scope = self.scope.channels();
-            return Err(format!("{scope:?} was never told that it is up to date"));
+            return Err(format!("{scope:?} never received `ready`"));
         }
         let mut last: HashMap<SubjectId, u64> = HashMap::new();
         for seq in 1..=ledger.head(self.school()) {
@@ -549,15 +552,15 @@ impl Reader {
             }
         }
         for (subject, seq) in &last {
-            let told = self.shadow.told.get(subject);
+            let delivered = self.shadow.delivered.get(subject);
             let is_excused = || {
                 let cut = self.excused.get(subject);
                 let event = ledger.event(self.school(), *seq);
                 let is_tick = event.is_some_and(|event| event.is_tick());
                 !self.shadow.tells_all && is_tick && cut.is_some_and(|cut| seq <= cut)
             };
-            if told != Some(seq) && !is_excused() {
-                return Err(format!("of {subject} it knows {told:?}, not {seq}"));
+            if delivered != Some(seq) && !is_excused() {
+                return Err(format!("of {subject} it knows {delivered:?}, not {seq}"));
             }
         }
         Ok(())
@@ -578,14 +581,14 @@ fn expires_in(subscription: &mut Subscription, ttl: Duration) {
 }
 
 impl Shadow {
-    /// Whether events were lost that current states may have left out. Until it is told `ready`, its cursors are not safe.
+    /// Whether events were lost that current states may have left out. Until it receives `ready`, its cursors are not safe.
     fn is_partial(&self) -> bool {
         self.may_reset && !self.is_ready
     }
 
     fn begin_anew(&mut self) {
         self.last = 0;
-        self.told.clear();
+        self.delivered.clear();
         self.since = None;
         self.complete = 0;
         self.must_reset = false;
@@ -596,7 +599,7 @@ impl Shadow {
         let seq = event.seq;
         if self.must_reset {
             return Err(format!(
-                "{seq} was told of another life's cursor without a reset"
+                "{seq} was delivered after another life's cursor without a reset"
             ));
         }
         let original = ledger
@@ -611,7 +614,7 @@ impl Shadow {
         }
         if !self.is_multiplexed {
             if seq <= self.last {
-                return Err(format!("{seq} was told after {}", self.last));
+                return Err(format!("{seq} was delivered after {}", self.last));
             }
             if !event.snapshot {
                 self.nothing_is_missing(seq - 1, scope, ledger)?;
@@ -619,8 +622,8 @@ impl Shadow {
             }
         }
         self.last = seq;
-        let told = self.told.entry(event.subject.clone()).or_default();
-        *told = seq.max(*told);
+        let delivered = self.delivered.entry(event.subject.clone()).or_default();
+        *delivered = seq.max(*delivered);
         Ok(())
     }
 

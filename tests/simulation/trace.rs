@@ -46,12 +46,12 @@ impl Trace {
     }
 
     /// Records a delivery, without times of the wall clock.
-    pub(super) fn told(&self, reader: Arguments<'_>, delivery: &Delivery) {
+    pub(super) fn delivered(&self, reader: Arguments<'_>, delivery: &Delivery) {
         match delivery {
             Delivery::Control(Control::Heartbeat { cursor, .. }) => {
-                self.note(format_args!("{reader} is told a heartbeat at {cursor:?}"));
+                self.note(format_args!("{reader} receives a heartbeat at {cursor:?}"));
             }
-            other => self.note(format_args!("{reader} is told {other:?}")),
+            other => self.note(format_args!("{reader} receives {other:?}")),
         }
     }
 }

@@ -187,7 +187,7 @@ fn draft(id: &SubjectId, parcel: &Parcel) -> Draft {
     Draft::new(Class::Milestone, parcel.status(), update)
 }
 
-/// The rules: what becomes of a parcel by a command, and what is told of it. Pure.
+/// The rules: what becomes of a parcel by a command, and what is published about it. Pure.
 pub fn apply(
     id: &SubjectId,
     parcel: Option<&Parcel>,

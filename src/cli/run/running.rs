@@ -148,7 +148,8 @@ impl Running {
                             self.process.signal(signal);
                         }
                         if signals::ends(signal) {
-                            by_signal = Some(format!("Ended by {}", outcome::name(signal.as_raw())));
+                            by_signal =
+                                Some(format!("Ended by {}", outcome::name(signal.as_raw())));
                         }
                     }
                 }

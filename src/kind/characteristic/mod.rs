@@ -35,8 +35,8 @@ use self::exact::BigRational;
 use self::limits::ControlLimits;
 use self::message::Details;
 pub use self::message::{
-    Ack, Collecting, Enveloped, InForce, Opened, Sample, limits_draft, sample_draft, severity,
-    payload_of, violation_draft,
+    Ack, Collecting, Enveloped, InForce, Opened, Sample, limits_draft, payload_of, sample_draft,
+    severity, violation_draft,
 };
 use self::nelson::Rule;
 pub use self::rules::apply;

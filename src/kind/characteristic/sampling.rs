@@ -124,7 +124,10 @@ impl Change<'_> {
         sample_id: &Arc<str>,
     ) -> Verdict {
         let (mean, lines) = (measured.mean, limits.chart.lines());
-        let previous = next.last_sample.as_ref().and_then(|last| last.payload()?.mean);
+        let previous = next
+            .last_sample
+            .as_ref()
+            .and_then(|last| last.payload()?.mean);
         let dispersion = limits
             .dispersion
             .and_then(|own| own.judge(&measured.values, previous));

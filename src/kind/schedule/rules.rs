@@ -234,7 +234,9 @@ impl Schedule {
         }
         if self.missed_at > before.missed_at {
             let again = TimeDelta::seconds(MISSED_AGAIN_SECS);
-            let is_due = self.missed_published_at.is_none_or(|published| now - published >= again);
+            let is_due = self
+                .missed_published_at
+                .is_none_or(|published| now - published >= again);
             return Some(if is_due {
                 Class::Milestone
             } else {

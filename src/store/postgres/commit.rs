@@ -111,7 +111,8 @@ impl<'a> Subjects<'a> {
         self.last_seq.push(signed(stored.last.seq));
         self.last_tag.push(tag_bits(stored.last));
         self.last_at.push(millis(stored.last_at));
-        self.told_seq.push(signed(published_at.unwrap_or(stored.last.seq)));
+        self.told_seq
+            .push(signed(published_at.unwrap_or(stored.last.seq)));
         self.also_told_seq.push(also_published_at.map(signed));
         let past = own.past().map(|(_, past)| serde_json::to_string(&past));
         self.past.push(past.map(|past| past.expect("it is JSON")));

@@ -286,7 +286,11 @@ impl Table for CharacteristicsTable {
                 let Some(own) = stored.as_ref().and_then(|own| own.state.characteristic()) else {
                     continue;
                 };
-                add(id, characteristic::limits_draft(id, own), own.published_limits);
+                add(
+                    id,
+                    characteristic::limits_draft(id, own),
+                    own.published_limits,
+                );
                 if let Some((draft, last)) =
                     characteristic::sample_draft(own).zip(own.last_sample.as_ref())
                 {
@@ -340,7 +344,11 @@ impl Table for CharacteristicsTable {
         for row in by_limits {
             let (id, stored) = row.into_stored()?;
             if let Some(own) = stored.state.characteristic() {
-                add(&id, characteristic::limits_draft(&id, own), own.published_limits);
+                add(
+                    &id,
+                    characteristic::limits_draft(&id, own),
+                    own.published_limits,
+                );
             }
         }
         let by_sample = samples

@@ -216,7 +216,12 @@ impl Table for DevicesTable {
             .load::<DeviceRow<'_>>(conn)?;
         for row in by_status {
             let (id, stored) = row.into_stored()?;
-            events.extend(stored.state.device().map(|device| status_event(&id, device)));
+            events.extend(
+                stored
+                    .state
+                    .device()
+                    .map(|device| status_event(&id, device)),
+            );
         }
         let by_info = infos
             .select(DeviceRow::as_select())

@@ -131,7 +131,7 @@ pub struct Listening {
 
 pub static LISTENING: LazyLock<Listening> = LazyLock::new(|| {
     let (runtime, folder) = runtime();
-    let (told, listens) = std::sync::mpsc::channel();
+    let (started, address_of_server) = std::sync::mpsc::channel();
     let rocket = {
         let _entered = runtime.enter();
         tidings::server(figment(&folder)).expect("the settings are sound")
@@ -139,10 +139,10 @@ pub static LISTENING: LazyLock<Listening> = LazyLock::new(|| {
     let token = token(rocket.state());
     let rocket = rocket.attach(AdHoc::on_liftoff("Fuzzing: announce", move |rocket| {
         let address = SocketAddr::new(rocket.config().address, rocket.config().port);
-        Box::pin(async move { told.send(address).expect("the receiver waits") })
+        Box::pin(async move { started.send(address).expect("the receiver waits") })
     }));
     runtime.spawn(rocket.launch());
-    let address = listens.recv().expect("the server starts");
+    let address = address_of_server.recv().expect("the server starts");
     Listening {
         _runtime: runtime,
         address,

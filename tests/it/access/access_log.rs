@@ -142,9 +142,9 @@ fn so_many_refusals_are_logged_and_the_others_counted() {
         }
     });
     let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
-    let told = count("a credential was rejected");
+    let logged = count("a credential was rejected");
     // A busy machine may take more than one period for that.
-    assert!((1..REFUSALS).contains(&told), "{told}");
+    assert!((1..REFUSALS).contains(&logged), "{logged}");
     assert!(!log.contains("BAD-TOKEN"));
 }
 
@@ -201,14 +201,14 @@ fn each_stream_stands_in_the_log_at_debug_from_its_opening_to_its_end() {
 
 /// Whatever the level: no token, ticket or payload in what the server writes.
 #[test]
-fn credentials_in_a_log() {
+fn credentials_do_not_appear_in_a_log() {
     let folder = tempfile::tempdir().unwrap();
     log_of_everything(process::command(folder.path()));
 }
 
 /// The client of a database logs what it writes, at some level.
 #[test]
-fn credentials_and_payloads_in_a_log_over_postgres() {
+fn credentials_and_payloads_do_not_appear_in_a_log_over_postgres() {
     let folder = tempfile::tempdir().unwrap();
     if let Some(url) = store::postgres_of(folder.path()) {
         let mut command = process::command(folder.path());

@@ -50,9 +50,9 @@ async fn an_expired_ticket_reconnects_for_a_while_with_a_cursor() {
     server
         .report("/api/jobs/a/progress", json!({"progress": 2}))
         .await;
-    let (status, told) = open(Some(read)).await;
+    let (status, response) = open(Some(read)).await;
     assert_eq!(
-        (status, &told["messages"][1]["progress"]),
+        (status, &response["messages"][1]["progress"]),
         (200, &json!(2.0))
     );
     // Any cursor that a client was sent will do; a text that is not a cursor proves nothing.
@@ -70,13 +70,13 @@ async fn an_expired_ticket_reconnects_for_a_while_with_a_cursor() {
     })
     .await;
     let request = server.http.get(&url).header("Accept", "application/json");
-    let (status, told) = answer(request.header("Last-Event-ID", read.as_str().unwrap())).await;
+    let (status, response) = answer(request.header("Last-Event-ID", read.as_str().unwrap())).await;
     assert_eq!(
-        (status, &told["messages"][0]["school_id"]),
+        (status, &response["messages"][0]["school_id"]),
         (200, &json!(2))
     );
     assert!(
-        told["messages"]
+        response["messages"]
             .as_array()
             .unwrap()
             .iter()
@@ -118,7 +118,9 @@ async fn a_closing_promises_a_reconnection_only_where_the_credential_allows_one(
             "{text}"
         );
         let mut by_token = by_token;
-        let closing = by_token.take_until(|told| told["type"] == "closing").await;
+        let closing = by_token
+            .take_until(|message| message["type"] == "closing")
+            .await;
         assert_eq!(closing.last().unwrap()["reconnect"], true);
         stopping.await.unwrap();
     }
@@ -140,8 +142,10 @@ async fn a_closing_promises_no_reconnection_beyond_the_end_of_the_token() {
     }
     let stopping = tokio::spawn(server.stop());
     for (stream, returns) in &mut streams {
-        let told = stream.take_until(|told| told["type"] == "closing").await;
-        let closing = told.last().unwrap();
+        let messages = stream
+            .take_until(|message| message["type"] == "closing")
+            .await;
+        let closing = messages.last().unwrap();
         // The delay is drawn at random: one in a hundred falls within the half minute.
         let is_soon = closing["retry_ms"].as_u64().unwrap() < 30_000;
         assert_eq!(closing["reconnect"], *returns || is_soon, "{closing}");

@@ -1,4 +1,4 @@
-//! What a client whose token is refused is told.
+//! The answer to a client whose token is rejected.
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::part;
 use crate::support::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_token_is_told_which_check_it_failed() {
+async fn a_rejected_token_is_answered_with_the_check_that_it_failed() {
     let server =
         server_with(json!({"jwt_issuer": "school-office", "jwt_audience": "tidings"})).await;
     let now = chrono::Utc::now().timestamp();
@@ -70,8 +70,8 @@ async fn a_refused_token_is_told_which_check_it_failed() {
         ),
         (json!([1]), "its claims are not a JSON object"),
     ] {
-        let told = detail(&sign(&claims)).await;
-        assert!(told.contains(reason), "{claims}: {told}");
+        let reason_shown = detail(&sign(&claims)).await;
+        assert!(reason_shown.contains(reason), "{claims}: {reason_shown}");
     }
     let signed = |algorithm, secret: &[u8], claims: &Value| {
         let key = EncodingKey::from_secret(secret);
@@ -80,7 +80,7 @@ async fn a_refused_token_is_told_which_check_it_failed() {
     let none = format!("{}.{}.", part(&json!({"alg": "none"})), part(&good));
     let odd = format!("{}.{}.", part(&json!({"alg": "X\nY"})), part(&good));
     let no_alg = format!("{}.{}.", part(&json!({"typ": "JWT"})), part(&good));
-    // Of what stands in a token that nobody has signed nothing is told.
+    // The answer contains nothing of a token without a valid signature.
     let made_up = with("role", json!("root"));
     for (token, reason) in [
         (
@@ -107,17 +107,20 @@ async fn a_refused_token_is_told_which_check_it_failed() {
         ("x".into(), "it is not three parts in base64url"),
         ("a.b.c.d".into(), "it is not three parts in base64url"),
     ] {
-        let told = detail(&token).await;
-        assert!(told.contains(reason), "{told}");
+        let reason_shown = detail(&token).await;
+        assert!(reason_shown.contains(reason), "{reason_shown}");
     }
     let request = server.http.get(format!("{}/api/jobs", server.url));
     let (_, problem) = answer(request).await;
-    let told = problem["detail"].as_str().unwrap();
-    assert!(told.contains("Authorization: Bearer"), "{told}");
+    let explanation = problem["detail"].as_str().unwrap();
+    assert!(
+        explanation.contains("Authorization: Bearer"),
+        "{explanation}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_socket_or_renewal_is_told_the_same_as_a_refused_call() {
+async fn a_rejected_socket_or_renewal_gets_the_same_answer_as_a_rejected_request() {
     let server = server().await;
     server.running_job("a").await;
     let mut bad = json!(claims(Some(1), Role::Viewer));
@@ -149,7 +152,7 @@ async fn a_refused_socket_or_renewal_is_told_the_same_as_a_refused_call() {
     );
     let fresh = renewed(&viewer(1)).await;
     assert_eq!(fresh["type"], "authenticated", "and it goes on");
-    // What a sound token may not do is told, too.
+    // The answer also names what a valid token may not do.
     let (_, problem) = server
         .post("/api/jobs", &viewer(1), json!({"job_type": "t"}))
         .await;

@@ -41,9 +41,9 @@ async fn an_acknowledgement_reaches_everyone_who_listens_to_any_characteristic_o
         .get("/api/violations?acknowledged=false", &viewer(1))
         .await;
     assert_eq!(before["violations"][0]["violation_id"], "a.1");
-    let (status, told) = acknowledge(&server, "a.1", &worker(1), "Door was open").await;
-    assert_eq!(status, 200, "{told}");
-    let payload = &told["payload"];
+    let (status, event) = acknowledge(&server, "a.1", &worker(1), "Door was open").await;
+    assert_eq!(status, 200, "{event}");
+    let payload = &event["payload"];
     for (name, value) in [
         ("violation_id", json!("a.1")),
         ("characteristic_id", json!("a")),
@@ -59,7 +59,7 @@ async fn an_acknowledgement_reaches_everyone_who_listens_to_any_characteristic_o
         let heard = listener
             .take_until(|message| message["type"] == "ack_update")
             .await;
-        assert_eq!(heard.last(), Some(&told));
+        assert_eq!(heard.last(), Some(&event));
     }
     let (status, problem) = acknowledge(&server, "a.1", &worker(1), "Again").await;
     assert_eq!((status, &problem["code"]), (409, &json!("finished")));
@@ -80,10 +80,12 @@ async fn an_acknowledgement_reaches_everyone_who_listens_to_any_characteristic_o
     let cursor = before["cursor"].as_str().unwrap();
     for transport in Transport::ALL {
         let mut late = server.resume(transport, "/characteristics/b", cursor).await;
-        let told = late.until_ready().await;
+        let messages = late.until_ready().await;
         assert!(
-            told.iter().any(|message| message["type"] == "ack_update"),
-            "{told:?}"
+            messages
+                .iter()
+                .any(|message| message["type"] == "ack_update"),
+            "{messages:?}"
         );
     }
 }
@@ -104,8 +106,8 @@ async fn who_was_away_reads_an_acknowledgement_from_the_store() {
     for tick in ["", "?tick_ms=0"] {
         let scope = format!("/characteristics/b{tick}");
         let mut late = server.resume(Transport::WebSocket, &scope, cursor).await;
-        let told = late.until_ready().await;
-        let types = field(&told[1..told.len() - 1], "type");
+        let messages = late.until_ready().await;
+        let types = field(&messages[1..messages.len() - 1], "type");
         assert_eq!(types[0], "ack_update");
         assert_eq!(
             types.len(),
@@ -154,7 +156,7 @@ async fn a_sample_folds_only_into_a_later_sample() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_tells_limits_the_last_sample_and_open_violations_in_the_order_of_the_log() {
+async fn a_snapshot_contains_limits_the_last_sample_and_open_violations_in_the_order_of_the_log() {
     let server = server().await;
     around_zero(&server, "a", json!([1])).await;
     sample(&server, "a", 4.0).await;
@@ -164,16 +166,16 @@ async fn a_snapshot_tells_limits_the_last_sample_and_open_violations_in_the_orde
     sample(&server, "a", 0.5).await;
     for scope in ["/characteristics", "/characteristics/a"] {
         let mut listener = server.listen(Transport::EventSource, scope).await;
-        let told = listener.until_ready().await;
-        let told = &told[1..told.len() - 1];
+        let messages = listener.until_ready().await;
+        let snapshot = &messages[1..messages.len() - 1];
         assert_eq!(
-            field(told, "type"),
+            field(snapshot, "type"),
             ["control_limits", "violation", "sample"]
         );
-        assert!(told.iter().all(|message| message["snapshot"] == true));
-        assert_eq!(told[1]["payload"]["violation_id"], "a.2");
-        assert_eq!(told[2]["payload"]["value"], 0.5);
-        let seqs: Vec<u64> = told
+        assert!(snapshot.iter().all(|message| message["snapshot"] == true));
+        assert_eq!(snapshot[1]["payload"]["violation_id"], "a.2");
+        assert_eq!(snapshot[2]["payload"]["value"], 0.5);
+        let seqs: Vec<u64> = snapshot
             .iter()
             .map(|message| message["seq"].as_u64().unwrap())
             .collect();
@@ -191,9 +193,9 @@ async fn ids_name_some_of_the_characteristics() {
         let mut listener = server
             .listen(transport, "/characteristics?ids=1,3&tick_ms=0")
             .await;
-        let told = listener.until_ready().await;
+        let messages = listener.until_ready().await;
         assert_eq!(
-            told[0]["channels"],
+            messages[0]["channels"],
             json!(["characteristics/1", "characteristics/3"])
         );
         for id in ["1", "2", "3"] {
@@ -224,8 +226,8 @@ async fn the_flat_shape_says_the_same_without_the_envelope() {
             "/characteristics/a?shape=flat&tick_ms=0",
         )
         .await;
-    let told = flat.until_ready().await;
-    let limits = &told[1];
+    let messages = flat.until_ready().await;
+    let limits = &messages[1];
     assert_eq!(
         (
             &limits["type"],
@@ -290,11 +292,11 @@ async fn a_filtered_replay_keeps_the_newest_sample_that_it_lets_through() {
         let mut listener = server
             .resume(Transport::EventSource, scope, &format!("{epoch}-0"))
             .await;
-        let told = listener.until_ready().await;
-        let kept = told
+        let messages = listener.until_ready().await;
+        let kept = messages
             .iter()
             .any(|message| message["payload"]["sample_id"] == start);
-        assert!(kept, "{scope}: {told:?}");
+        assert!(kept, "{scope}: {messages:?}");
     }
 }
 
@@ -317,10 +319,12 @@ async fn an_acknowledgement_passes_a_filter_by_status() {
         assert_eq!(live.next().await.unwrap()["type"], "ack_update");
         let cursor = before["cursor"].as_str().unwrap();
         let mut late = server.resume(transport, scope, cursor).await;
-        let told = late.until_ready().await;
+        let messages = late.until_ready().await;
         assert!(
-            told.iter().any(|message| message["type"] == "ack_update"),
-            "{told:?}"
+            messages
+                .iter()
+                .any(|message| message["type"] == "ack_update"),
+            "{messages:?}"
         );
         sample(&server, "a", 9.0).await;
         sample(&server, "a", 0.0).await;

@@ -58,11 +58,11 @@ async fn a_rule_that_is_broken_opens_one_violation_for_each_run() {
             .await;
         listener.until_ready().await;
         let values = [0.0, 3.5, 4.0, 1.0, -3.1];
-        let mut told = Vec::new();
+        let mut answered = Vec::new();
         for value in values {
-            told.push(sample(&server, "temp", value).await);
+            answered.push(sample(&server, "temp", value).await);
         }
-        let zones: Vec<&Value> = field(&told, "zone");
+        let zones: Vec<&Value> = field(&answered, "zone");
         assert_eq!(
             zones,
             [
@@ -74,7 +74,7 @@ async fn a_rule_that_is_broken_opens_one_violation_for_each_run() {
             ]
         );
         assert_eq!(
-            field(&told, "in_control"),
+            field(&answered, "in_control"),
             [true, false, false, true, false]
         );
         let last = |message: &Value| message["payload"]["violation_id"] == "temp.2";
@@ -94,7 +94,7 @@ async fn a_rule_that_is_broken_opens_one_violation_for_each_run() {
         let first = &heard[2]["payload"];
         assert_eq!(first["violation_id"], "temp.1");
         assert_eq!(first["characteristic_id"], "temp");
-        assert_eq!(first["sample_id"], told[1]["sample_id"]);
+        assert_eq!(first["sample_id"], answered[1]["sample_id"]);
         assert_eq!(
             (&first["rule_id"], &first["severity"]),
             (&json!(1), &json!("critical"))
@@ -105,7 +105,7 @@ async fn a_rule_that_is_broken_opens_one_violation_for_each_run() {
             .filter(|message| message["type"] == "sample")
             .map(|message| message["payload"].clone())
             .collect();
-        assert_eq!(samples, told, "what is heard is what was answered");
+        assert_eq!(samples, answered, "what is heard is what was answered");
     }
 }
 
@@ -140,10 +140,10 @@ async fn a_verdict_that_is_certain_does_not_wait_for_a_full_window() {
         let id = format!("rule-{rule}");
         around_zero(&server, &id, json!([rule])).await;
         for count in 1..=10 {
-            let told = sample(&server, &id, value).await;
-            let opens = told["violations"].as_array().unwrap().len();
-            assert_eq!(opens, usize::from(count == number), "{told}");
-            assert_eq!(told["in_control"], count < number, "{told}");
+            let payload = sample(&server, &id, value).await;
+            let opens = payload["violations"].as_array().unwrap().len();
+            assert_eq!(opens, usize::from(count == number), "{payload}");
+            assert_eq!(payload["in_control"], count < number, "{payload}");
         }
     }
 }
@@ -172,16 +172,16 @@ async fn ties_and_means_fall_as_on_paper() {
         (0.0, "zone_a_lower"),
         (-0.0001, "beyond_lcl"),
     ] {
-        let told = sample(&server, "a", value).await;
-        assert_eq!(told["zone"], zone, "{value}");
+        let payload = sample(&server, "a", value).await;
+        assert_eq!(payload["zone"], zone, "{value}");
     }
     put(&server, "five", json!({"subgroup_size": 5})).await;
     let values = json!({"values": [0.72, 0.60, 0.85, 0.58, 0.60]});
-    let told = server
+    let event = server
         .report("/api/characteristics/five/samples", values)
         .await;
-    assert_eq!(told["payload"]["mean"].to_string(), "0.67");
-    assert_eq!(told["payload"]["range"].to_string(), "0.27");
+    assert_eq!(event["payload"]["mean"].to_string(), "0.67");
+    assert_eq!(event["payload"]["range"].to_string(), "0.27");
     // Huge values are judged like others, and tiny spreads beside a large mean are seen.
     for (id, center_line, sigma) in [("huge", 0.0, 3e299), ("tiny", 1e6, 1e-6)] {
         let limits = json!({"center_line": center_line, "ucl": center_line + 3.0 * sigma, "lcl": center_line - 3.0 * sigma});
@@ -192,14 +192,14 @@ async fn ties_and_means_fall_as_on_paper() {
             (-2.5, "zone_a_lower"),
             (3.2, "beyond_ucl"),
         ] {
-            let told = sample(&server, id, center_line + sigmas * sigma).await;
-            assert_eq!(told["zone"], zone, "{id} {sigmas}");
+            let payload = sample(&server, id, center_line + sigmas * sigma).await;
+            assert_eq!(payload["zone"], zone, "{id} {sigmas}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn switching_rules_off_is_told_if_it_ends_a_run() {
+async fn switching_rules_off_is_published_if_it_ends_a_run() {
     let server = server().await;
     around_zero(&server, "a", json!([1])).await;
     sample(&server, "a", 9.0).await;

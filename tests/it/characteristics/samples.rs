@@ -22,9 +22,13 @@ async fn limits_are_computed_from_the_first_samples_by_moving_range() {
     listener.until_ready().await;
     let data = [49.6, 47.6, 49.9, 51.3, 47.8, 51.2, 52.6, 52.4, 53.6, 52.1];
     for value in data {
-        let told = sample(&server, "flow", value).await;
-        assert_eq!(told["zone"], Value::Null, "there is nothing to judge it by");
-        assert_eq!(told["limits_version"], Value::Null);
+        let payload = sample(&server, "flow", value).await;
+        assert_eq!(
+            payload["zone"],
+            Value::Null,
+            "there is nothing to judge it by"
+        );
+        assert_eq!(payload["limits_version"], Value::Null);
     }
     let heard = listener
         .take_until(|message| message["type"] == "control_limits")
@@ -57,9 +61,9 @@ async fn limits_are_computed_from_the_first_samples_by_moving_range() {
         "describing it again changes nothing"
     );
     let given = json!({"center_line": 50.0, "ucl": 60.0, "lcl": 40.0});
-    let told = put(&server, "flow/limits", given).await;
-    assert_eq!(told["type"], "control_limits");
-    assert_eq!(told["payload"]["method"], "given");
+    let response = put(&server, "flow/limits", given).await;
+    assert_eq!(response["type"], "control_limits");
+    assert_eq!(response["payload"]["method"], "given");
     assert_eq!(sample(&server, "flow", 55.9).await["limits_version"], 2);
 }
 
@@ -101,7 +105,7 @@ async fn limits_of_subgroups_are_computed_by_their_ranges() {
 
 /// Whatever form a gap is sent in, it interrupts what goes on from sample to sample.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gap_is_told_without_a_verdict_and_breaks_runs() {
+async fn a_gap_is_published_without_a_judgement_and_breaks_runs() {
     let server = server().await;
     for transport in Transport::ALL {
         let id = format!("{transport:?}");
@@ -119,13 +123,13 @@ async fn a_gap_is_told_without_a_verdict_and_breaks_runs() {
             json!({"values": [null]}),
             json!({"value": null, "values": null, "sample_id": "not taken", "zone": null}),
         ] {
-            let told = server.report(&path, gap).await["payload"].clone();
+            let event = server.report(&path, gap).await["payload"].clone();
             for field in ["value", "mean", "zone", "judged_by", "limits_version"] {
-                assert_eq!(told[field], Value::Null, "{field}");
+                assert_eq!(event[field], Value::Null, "{field}");
             }
-            assert_eq!(told["in_control"], true);
+            assert_eq!(event["in_control"], true);
             assert_eq!(
-                (&told["rules"], &told["violations"]),
+                (&event["rules"], &event["violations"]),
                 (&json!([]), &json!([]))
             );
         }
@@ -163,8 +167,8 @@ async fn a_gap_in_the_flat_shape_and_in_a_snapshot_has_nulls() {
     let mut flat = server
         .listen(Transport::EventSource, "/characteristics/a?shape=flat")
         .await;
-    let told = flat.until_ready().await;
-    let last = told
+    let messages = flat.until_ready().await;
+    let last = messages
         .iter()
         .find(|message| message["type"] == "sample")
         .unwrap();
@@ -231,14 +235,14 @@ async fn a_subgroup_is_whole_or_a_gap() {
         (json!({"value": null}), None),
         (json!({"value": null, "values": [1.0, 2.0, 3.0]}), None),
     ] {
-        let (status, told) = server.post(path, &worker(1), body.clone()).await;
+        let (status, response) = server.post(path, &worker(1), body.clone()).await;
         match refused {
             Some(field) => {
                 assert_eq!(status, 422, "{body}");
-                let detail = told["detail"].as_str().unwrap();
+                let detail = response["detail"].as_str().unwrap();
                 assert!(detail.contains(&format!("`{field}`")), "{detail}");
             }
-            None => assert_eq!(status, 200, "{told}"),
+            None => assert_eq!(status, 200, "{response}"),
         }
     }
 }

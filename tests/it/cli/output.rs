@@ -67,7 +67,7 @@ async fn a_reader_that_has_gone_is_a_quiet_end() {
 }
 
 #[test]
-fn an_output_that_cannot_be_written_is_told() {
+fn an_output_that_cannot_be_written_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let full = std::fs::File::create("/dev/full").unwrap();
     let mut command = command(folder.path());
@@ -177,7 +177,7 @@ async fn nothing_that_a_terminal_would_obey_reaches_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn a_notice_is_told_to_its_end_in_60_columns() {
+async fn a_notice_is_printed_to_its_end_in_60_columns() {
     if !needs("script") {
         return;
     }
@@ -208,15 +208,15 @@ async fn a_notice_is_told_to_its_end_in_60_columns() {
     server.kill();
     let seen = blocking(move || {
         let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
-        let mut told = 0;
+        let mut attempts = 0;
         // That it is lost, and then that the server cannot be reached.
-        while told < 3 {
+        while attempts < 3 {
             let length = out.read(&mut part).unwrap();
             assert!(length > 0, "it ended: {}", text(&bytes));
             bytes.extend_from_slice(&part[..length]);
             let shown = console::strip_ansi_codes(&text(&bytes)).replace(['\r', '\n'], " ");
             let words: Vec<&str> = shown.split_whitespace().collect();
-            told = words.join(" ").matches("trying again in").count();
+            attempts = words.join(" ").matches("trying again in").count();
         }
         text(&bytes)
     })

@@ -64,7 +64,7 @@ async fn watching_an_enrollment_ends_with_its_outcome() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     let door = json!({"name": "Front door"});
     server.put("/api/devices/door", door).await;
-    for (id, verb, body, code, told) in [
+    for (id, verb, body, code, expected) in [
         (
             "good",
             "complete",
@@ -96,9 +96,9 @@ async fn watching_an_enrollment_ends_with_its_outcome() {
         let output = watched.await;
         assert_eq!(output.status.code(), Some(code), "{id}");
         let last = text(&output.stdout).lines().last().unwrap().to_owned();
-        assert!(last.contains(id) && last.contains(told), "{last}");
+        assert!(last.contains(id) && last.contains(expected), "{last}");
         until("the stream is gone", async || server.tidings.streams() == 0).await;
-        // Over before the cursor: nothing more is told of it, and still the outcome is known.
+        // Over before the cursor: nothing more is printed of it, and still the outcome is known.
         let cursor = ended["cursor"].as_str().unwrap();
         let scope = format!("enrollments/{id}");
         let mut again = watch(&server, &[&scope, "--cursor", cursor]);
@@ -108,7 +108,7 @@ async fn watching_an_enrollment_ends_with_its_outcome() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn watching_a_school_tells_every_kind_in_lines() {
+async fn watching_a_school_prints_every_kind_in_lines() {
     let server = server().await;
     let mut watching = watch(&server, &["schools/1"]);
     let mut child = Guarded(
@@ -170,11 +170,11 @@ async fn watching_a_school_tells_every_kind_in_lines() {
         ),
     ];
     let out = Patient(child.0.stdout.take().unwrap());
-    let told = blocking(move || {
+    let printed = blocking(move || {
         let lines = std::io::BufReader::new(out).lines();
         lines.take(9).collect::<Result<Vec<String>, _>>().unwrap()
     });
-    for (line, (what, rest)) in told.await.iter().zip(expected) {
+    for (line, (what, rest)) in printed.await.iter().zip(expected) {
         assert!(line.starts_with(&format!("{what:<13}{rest}")), "{line}");
     }
 }

@@ -23,9 +23,9 @@ async fn last_seen_is_the_time_of_a_devices_own_last_report() {
             .await;
     }
     for reported in ["unknown", "offline"] {
-        let told = status("never", json!({"status": reported})).await;
+        let event = status("never", json!({"status": reported})).await;
         assert_eq!(
-            told["last_seen"],
+            event["last_seen"],
             Value::Null,
             "{reported}: nobody has heard of it"
         );
@@ -44,36 +44,36 @@ async fn last_seen_is_the_time_of_a_devices_own_last_report() {
             .await;
     }
     for reported in ["unknown", "offline"] {
-        let told = status("beats", json!({"status": reported})).await;
+        let event = status("beats", json!({"status": reported})).await;
         assert_eq!(
-            at(&told),
+            at(&event),
             at(&beat),
             "{reported}: a third party's word keeps it"
         );
     }
     let lines = r#"{"op": "devices.status", "device_id": "beats", "status": "unknown"}"#;
-    let told = &server.batch(&worker(1), lines).await[0]["event"];
-    assert_eq!(at(told), at(&beat), "in a batch, too");
+    let event = &server.batch(&worker(1), lines).await[0]["event"];
+    assert_eq!(at(event), at(&beat), "in a batch, too");
 
     // A health checker may know when a device was heard of; its times may lack a zone.
-    let told = status(
+    let event = status(
         "checked",
         json!({"status": "online", "last_seen": "2026-01-31T09:30:00"}),
     )
     .await;
-    assert_eq!(told["last_seen"], "2026-01-31T09:30:00.000Z");
+    assert_eq!(event["last_seen"], "2026-01-31T09:30:00.000Z");
     let body = json!({"status": "offline", "last_seen": "2026-01-31T10:31:00.25+01:00"});
-    let told = status("checked", body).await;
-    assert_eq!(told["last_seen"], "2026-01-31T09:31:00.250Z");
+    let event = status("checked", body).await;
+    assert_eq!(event["last_seen"], "2026-01-31T09:31:00.250Z");
     // It does not go back.
-    let told = status(
+    let event = status(
         "checked",
         json!({"status": "online", "last_seen": "2020-01-01T00:00:00Z"}),
     )
     .await;
-    assert_eq!(told["last_seen"], "2026-01-31T09:31:00.250Z");
-    let told = status("checked", json!({"status": "offline"})).await;
-    assert_eq!(told["last_seen"], "2026-01-31T09:31:00.250Z");
+    assert_eq!(event["last_seen"], "2026-01-31T09:31:00.250Z");
+    let event = status("checked", json!({"status": "offline"})).await;
+    assert_eq!(event["last_seen"], "2026-01-31T09:31:00.250Z");
     let ahead = (chrono::Utc::now() + chrono::TimeDelta::seconds(60)).to_rfc3339();
     let body = json!({"status": "online", "last_seen": ahead});
     let (refused, problem) = server
@@ -87,9 +87,9 @@ async fn last_seen_is_the_time_of_a_devices_own_last_report() {
 async fn one_status_report_is_enough_for_a_device_that_nobody_registered() {
     let server = server().await;
     let body = json!({"status": "online", "lease_secs": 600});
-    let told = server.report("/api/devices/21/status", body).await;
+    let event = server.report("/api/devices/21/status", body).await;
     assert_eq!(
-        (&told["status"], &told["lease_secs"]),
+        (&event["status"], &event["lease_secs"]),
         (&json!("online"), &json!(600))
     );
     let (status, _) = server
@@ -105,13 +105,17 @@ async fn one_status_report_is_enough_for_a_device_that_nobody_registered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn scans_are_counted_by_themselves_where_nobody_counts_them() {
     let server = server().await;
-    let told = server
+    let event = server
         .report(
             "/api/enrollments",
             json!({"session_id": "s", "total_attempts": 3}),
         )
         .await;
-    assert_eq!(told["device_id"], Value::Null, "of no device in particular");
+    assert_eq!(
+        event["device_id"],
+        Value::Null,
+        "of no device in particular"
+    );
     server
         .report("/api/enrollments", json!({"session_id": "t"}))
         .await;
@@ -130,10 +134,10 @@ async fn scans_are_counted_by_themselves_where_nobody_counts_them() {
         "placing",
     ] {
         let body = json!({"status": status});
-        let told = server.report("/api/enrollments/s/progress", body).await;
+        let event = server.report("/api/enrollments/s/progress", body).await;
         seen.push((
-            told["attempt"].as_u64().unwrap(),
-            told["progress"].as_u64().unwrap(),
+            event["attempt"].as_u64().unwrap(),
+            event["progress"].as_u64().unwrap(),
         ));
     }
     assert_eq!(
@@ -157,16 +161,16 @@ async fn scans_are_counted_by_themselves_where_nobody_counts_them() {
         ("placing", json!(2)),
         ("processing", json!(2)),
     ] {
-        let told = server
+        let event = server
             .report("/api/enrollments/t/progress", json!({"status": status}))
             .await;
-        assert_eq!(told["attempt"], attempt);
+        assert_eq!(event["attempt"], attempt);
     }
 }
 
 /// A hook that comes back must not take the end of a session that it saw for a second one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_had_ended_before_a_connection_is_not_told_again() {
+async fn a_session_that_had_ended_before_a_connection_is_not_delivered_again() {
     let server = server().await;
     for id in ["s", "t"] {
         server
@@ -192,14 +196,14 @@ async fn a_session_that_had_ended_before_a_connection_is_not_told_again() {
         assert_eq!(connected["type"], "connected");
         send(&mut ws, "ping").await;
         loop {
-            let told = receive(&mut ws).await.unwrap();
-            if told["type"] == "pong" {
+            let message = receive(&mut ws).await.unwrap();
+            if message["type"] == "pong" {
                 break;
             }
-            assert_eq!(told["session_id"], "t", "{path}: {told}");
+            assert_eq!(message["session_id"], "t", "{path}: {message}");
         }
     }
-    // A page that brings its cursor is told what it missed.
+    // A page that brings its cursor receives what it missed.
     let url = format!("{path}&cursor=");
     let (_, before) = server.get("/api/enrollments/t", &viewer(1)).await;
     let mut ws = socket(
@@ -234,8 +238,8 @@ async fn last_seen_takes_in_beats_that_came_just_before_and_does_not_go_back() {
     for _ in 0..4 {
         for status in ["unknown", "offline"] {
             let body = json!({"status": status});
-            let told = server.report("/api/devices/21/status", body).await;
-            assert_eq!(told["flapping"], false);
+            let event = server.report("/api/devices/21/status", body).await;
+            assert_eq!(event["flapping"], false);
         }
     }
     // What a device is can be known without its having been heard of.

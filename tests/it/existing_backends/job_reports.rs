@@ -9,13 +9,13 @@ async fn one_report_is_enough_for_a_job_whose_type_it_names() {
     let server = server().await;
     for (verb, id) in [("start", "a"), ("progress", "b")] {
         let body = json!({"job_type": "document", "message": "Reading", "metadata": {"file": id}});
-        let told = server.report(&format!("/api/jobs/{id}/{verb}"), body).await;
+        let event = server.report(&format!("/api/jobs/{id}/{verb}"), body).await;
         assert_eq!(
             (
-                &told["status"],
-                &told["job_type"],
-                &told["message"],
-                &told["metadata"]["file"]
+                &event["status"],
+                &event["job_type"],
+                &event["message"],
+                &event["metadata"]["file"]
             ),
             (
                 &json!("in_progress"),
@@ -24,15 +24,15 @@ async fn one_report_is_enough_for_a_job_whose_type_it_names() {
                 &json!(id)
             )
         );
-        assert_eq!(told["seq"], if id == "a" { 1 } else { 2 }, "in one event");
+        assert_eq!(event["seq"], if id == "a" { 1 } else { 2 }, "in one event");
     }
-    let told = server
+    let event = server
         .report(
             "/api/jobs/b/progress",
             json!({"job_type": "document", "progress": 30}),
         )
         .await;
-    assert_eq!(told["progress"], 30.0);
+    assert_eq!(event["progress"], 30.0);
     let (status, problem) = server
         .post(
             "/api/jobs/b/progress",
@@ -64,21 +64,21 @@ async fn a_job_that_was_never_started_is_completed_by_way_of_in_progress() {
         let created = server.report("/api/jobs", create).await;
         let cursor = created["cursor"].as_str().unwrap().to_owned();
         let body = json!({"result": 1, "metadata": {"pages": 3}});
-        let told = server
+        let event = server
             .report(&format!("/api/jobs/{id}/complete"), body)
             .await;
         assert_eq!(
-            (&told["status"], &told["metadata"]["pages"]),
+            (&event["status"], &event["metadata"]["pages"]),
             (&json!("completed"), &json!(3))
         );
         let scope = format!("/jobs/{id}");
         for transport in Transport::ALL {
-            let told = server
+            let messages = server
                 .resume(transport, &scope, &cursor)
                 .await
                 .until_ready()
                 .await;
-            let statuses: Vec<_> = told
+            let statuses: Vec<_> = messages
                 .iter()
                 .filter_map(|own| own["status"].as_str())
                 .collect();
@@ -101,10 +101,10 @@ async fn an_error_may_be_a_text_or_come_without_a_code() {
     ] {
         server.running_job(id).await;
         let body = json!({"error": error, "metadata": {"tried": 2}});
-        let told = server.report(&format!("/api/jobs/{id}/fail"), body).await;
-        assert_eq!(told["error"], json!({"code": code, "message": "It broke"}));
+        let event = server.report(&format!("/api/jobs/{id}/fail"), body).await;
+        assert_eq!(event["error"], json!({"code": code, "message": "It broke"}));
         assert_eq!(
-            (&told["message"], &told["metadata"]["tried"]),
+            (&event["message"], &event["metadata"]["tried"]),
             (&json!("It broke"), &json!(2))
         );
     }
@@ -126,11 +126,11 @@ async fn an_error_may_be_a_text_or_come_without_a_code() {
         server
             .report("/api/enrollments", json!({"session_id": id}))
             .await;
-        let told = server
+        let event = server
             .report(&format!("/api/enrollments/{id}/error"), body)
             .await;
         assert_eq!(
-            (&told["code"], &told["error"]),
+            (&event["code"], &event["error"]),
             (&json!(code), &json!(error))
         );
     }

@@ -17,10 +17,10 @@ async fn a_verdict_that_comes_with_a_sample_is_passed_on_and_not_judged_again() 
     }
     let report = async |body: Value| server.report("/api/characteristics/7/samples", body).await;
     // Far beyond the limits here, and well by the publisher's.
-    let told =
+    let event =
         report(json!({"value": 9.0, "sample_id": 501, "zone": "zone_c_upper", "in_control": true}))
             .await;
-    assert_eq!(told["payload"]["judged_by"], "publisher");
+    assert_eq!(event["payload"]["judged_by"], "publisher");
     let sample = receive(&mut ws).await.unwrap();
     assert_eq!(
         (
@@ -36,12 +36,12 @@ async fn a_verdict_that_comes_with_a_sample_is_passed_on_and_not_judged_again() 
         {"violation_id": 9001, "rule_id": 2, "rule_name": "Nine on one side", "severity": "WARNING"},
         {"violation_id": "v-2", "rule_id": 77, "rule_name": "Trend of ours", "severity": "Info"},
     ]);
-    let told = report(json!({"value": 0.1, "sample_id": 502, "violations": violations})).await;
+    let event = report(json!({"value": 0.1, "sample_id": 502, "violations": violations})).await;
     assert_eq!(
         (
-            &told["payload"]["in_control"],
-            &told["payload"]["rules"],
-            &told["payload"]["zone"]
+            &event["payload"]["in_control"],
+            &event["payload"]["rules"],
+            &event["payload"]["zone"]
         ),
         (&json!(false), &json!([2, 77]), &Value::Null)
     );
@@ -65,11 +65,11 @@ async fn a_verdict_that_comes_with_a_sample_is_passed_on_and_not_judged_again() 
     let (_, found) = server.get("/api/characteristics/7", &viewer(1)).await;
     assert_eq!(found["status"], "out_of_control");
     // A sample without a verdict is judged here again.
-    let told = report(json!({"value": 0.2})).await;
+    let event = report(json!({"value": 0.2})).await;
     assert_eq!(
         (
-            &told["payload"]["judged_by"],
-            &told["payload"]["in_control"]
+            &event["payload"]["judged_by"],
+            &event["payload"]["in_control"]
         ),
         (&json!("server"), &json!(true))
     );
@@ -80,13 +80,13 @@ async fn a_verdict_that_comes_with_a_sample_is_passed_on_and_not_judged_again() 
         "violation_id": 9002, "rule_id": 1, "sample_id": 502, "severity": "critical",
         "timestamp": "2026-01-31T09:30:00",
     });
-    let told = server
+    let event = server
         .report("/api/characteristics/7/violations", body.clone())
         .await;
     assert_eq!(
         (
-            &told["payload"]["violation_id"],
-            &told["payload"]["timestamp"]
+            &event["payload"]["violation_id"],
+            &event["payload"]["timestamp"]
         ),
         (&json!("9002"), &json!("2026-01-31T09:30:00.000Z"))
     );
@@ -97,7 +97,7 @@ async fn a_verdict_that_comes_with_a_sample_is_passed_on_and_not_judged_again() 
     assert_eq!(
         (status, &problem["code"]),
         (409, &json!("already-exists")),
-        "told once"
+        "published once"
     );
     server
         .report(
@@ -197,8 +197,8 @@ async fn limits_may_be_one_sided_and_say_where_they_come_from_but_not_be_without
             .await;
     }
     let body = json!({"center_line": 5.0, "ucl": 8.0, "lcl": null, "method": "X-bar/S", "sample_count": 25});
-    let (status, told) = set("a", body).await;
-    let payload = &told["payload"];
+    let (status, response) = set("a", body).await;
+    let payload = &response["payload"];
     assert_eq!(
         (
             status,
@@ -217,16 +217,16 @@ async fn limits_may_be_one_sided_and_say_where_they_come_from_but_not_be_without
     );
     // On the open side nothing is out of control, however far away, but for a run.
     for value in [-100.0, 4.0, -1e9, 5.5, -3.0, 7.9] {
-        let told = server
+        let event = server
             .report("/api/characteristics/a/samples", json!({"value": value}))
             .await;
-        assert_eq!(told["payload"]["in_control"], true, "{told}");
+        assert_eq!(event["payload"]["in_control"], true, "{event}");
     }
-    let told = server
+    let event = server
         .report("/api/characteristics/a/samples", json!({"value": 8.1}))
         .await;
     assert_eq!(
-        (&told["payload"]["in_control"], &told["payload"]["zone"]),
+        (&event["payload"]["in_control"], &event["payload"]["zone"]),
         (&json!(false), &json!("beyond_ucl"))
     );
     // It is the same after a restart, and for those who come now.
@@ -293,13 +293,13 @@ async fn a_publishers_verdict_does_not_outlive_its_sample() {
     let server = server().await;
     server.put("/api/characteristics/a", json!({})).await;
     let report = async |body: Value| server.report("/api/characteristics/a/samples", body).await;
-    let told = report(json!({"value": 1, "in_control": false})).await;
-    assert_eq!(told["payload"]["in_control"], false);
-    let told = report(json!({"value": 1})).await;
+    let event = report(json!({"value": 1, "in_control": false})).await;
+    assert_eq!(event["payload"]["in_control"], false);
+    let event = report(json!({"value": 1})).await;
     assert_eq!(
         (
-            &told["payload"]["judged_by"],
-            &told["payload"]["in_control"]
+            &event["payload"]["judged_by"],
+            &event["payload"]["in_control"]
         ),
         (&Value::Null, &json!(true))
     );

@@ -3,7 +3,7 @@
 use super::*;
 
 over_every_client! {
-    async fn each_endpoint_tells_what_the_scope_tells_over_every_transport(clients) {
+    async fn each_endpoint_sends_what_the_scope_sends_over_every_transport(clients) {
         let origins: Vec<_> = clients.origin.iter().collect();
         let server = server_with(json!({"allowed_origins": origins})).await;
         furnish(&server, 1).await;
@@ -23,9 +23,9 @@ over_every_client! {
             let mut scopes = Vec::new();
             for transport in Transport::ALL {
                 let mut listener = server.listen(transport, &scope).await;
-                let mut told = listener.until_ready().await;
-                told.retain(|message| message["seq"].is_u64());
-                scopes.push((listener, told));
+                let mut messages = listener.until_ready().await;
+                messages.retain(|message| message["seq"].is_u64());
+                scopes.push((listener, messages));
             }
             let last = scopes[0].1.last().unwrap().clone();
             let heard = events_until(&mut client, &last).await;
@@ -34,8 +34,8 @@ over_every_client! {
                 Some(_) if watched.len() % 2 == 0 && watched.len() < 10 => {
                     let path = format!("/events{scope}&token={}", viewer(1));
                     let mut source = clients.event_source(&server, &path).await;
-                    let told = events_until(&mut source, &last).await;
-                    Some((source, told))
+                    let messages = events_until(&mut source, &last).await;
+                    Some((source, messages))
                 }
                 _ => None,
             };
@@ -69,33 +69,33 @@ over_every_client! {
         for (endpoint, mut client, mut heard, scopes, source) in watched {
             let last = endpoint.own(&ends);
             heard.extend(events_until(&mut client, last).await);
-            let mut told_by_all = Vec::new();
-            for (mut listener, mut told) in scopes {
-                told.extend(listener.take_until(|message| message["seq"] == last["seq"]).await);
-                told.retain(|message| message["seq"].is_u64());
-                told_by_all.push(told);
+            let mut all_messages = Vec::new();
+            for (mut listener, mut messages) in scopes {
+                messages.extend(listener.take_until(|message| message["seq"] == last["seq"]).await);
+                messages.retain(|message| message["seq"].is_u64());
+                all_messages.push(messages);
             }
-            if let Some((mut source, mut told)) = source {
-                told.extend(events_until(&mut source, last).await);
-                told_by_all.push(told);
+            if let Some((mut source, mut messages)) = source {
+                messages.extend(events_until(&mut source, last).await);
+                all_messages.push(messages);
             }
-            for told in told_by_all {
-                assert!(told.len() >= 5, "{}: {told:?}", endpoint.path);
+            for messages in all_messages {
+                assert!(messages.len() >= 5, "{}: {messages:?}", endpoint.path);
                 if !endpoint.scope.contains("characteristics") {
                     // What every connection hears, whatever it listens to.
-                    heard.retain(|told| told["type"] != "ack_update");
+                    heard.retain(|message| message["type"] != "ack_update");
                 }
                 if endpoint.first == "initial_state" {
-                    assert_uploads_of(&heard, &told);
+                    assert_uploads_of(&heard, &messages);
                 } else {
-                    assert_eq!(heard, told, "{}", endpoint.path);
+                    assert_eq!(heard, messages, "{}", endpoint.path);
                 }
             }
         }
     }
 }
 
-/// Asserts that these are the same jobs, told as uploads.
+/// Asserts that these are the same jobs, sent as uploads.
 #[track_caller]
 fn assert_uploads_of(uploads: &[Value], jobs: &[Value]) {
     assert_eq!(field(uploads, "seq"), field(jobs, "seq"));

@@ -6,12 +6,12 @@ use super::*;
 
 const PING: &str = r#"{"type":"ping"}"#;
 
-/// The next message of a type: what exists of what was asked for is told in between.
-async fn told_until(client: &mut Client, message_type: &str) -> Value {
+/// The next message of a type: the current states are sent in between.
+async fn message_of_type(client: &mut Client, message_type: &str) -> Value {
     loop {
-        let told = client.next().await;
-        if told["type"] == message_type {
-            return told;
+        let message = client.next().await;
+        if message["type"] == message_type {
+            return message;
         }
     }
 }
@@ -121,8 +121,8 @@ over_every_client! {
                 assert_has(&error, json!({"type": "error", "error": "Invalid JSON format"}));
             }
             assert_eq!(client.ask(r#"{"type":"dance"}"#).await["code"], "unknown_type", "{path}");
-            let told = happen(&server, 1, &mut step).await;
-            assert_eq!(client.next().await["seq"], endpoint.own(&told)["seq"], "{path}: and goes on");
+            let events = happen(&server, 1, &mut step).await;
+            assert_eq!(client.next().await["seq"], endpoint.own(&events)["seq"], "{path}: and goes on");
             client.leave().await;
         }
         until("nothing is left", async || server.tidings.streams() == 0).await;
@@ -140,19 +140,19 @@ over_every_client! {
             client.leave().await;
             let mut expected = Vec::new();
             for _ in 0..3 {
-                let told = happen(&server, 1, &mut step).await;
-                expected.push(endpoint.own(&told)["seq"].clone());
+                let events = happen(&server, 1, &mut step).await;
+                expected.push(endpoint.own(&events)["seq"].clone());
             }
             let mut client = endpoint.open(clients, &server, &viewer(1), Some(&cursor)).await;
             // This one may come in the midst of what was missed, or after it.
-            let told = happen(&server, 1, &mut step).await;
-            let last = endpoint.own(&told);
+            let events = happen(&server, 1, &mut step).await;
+            let last = endpoint.own(&events);
             expected.push(last["seq"].clone());
             let heard = events_until(&mut client, last).await;
             assert_eq!(field(&heard, "seq"), expected.iter().collect::<Vec<_>>(), "{path}");
             assert!(heard.iter().all(|event| event.get("snapshot").is_none()), "{path}");
-            let told = happen(&server, 1, &mut step).await;
-            let heard = events_until(&mut client, endpoint.own(&told)).await;
+            let events = happen(&server, 1, &mut step).await;
+            let heard = events_until(&mut client, endpoint.own(&events)).await;
             assert_eq!(heard.len(), 1, "{path}: {heard:?}");
         }
     }
@@ -164,7 +164,7 @@ over_every_client! {
         let mut step = 0;
         let missed = [happen(&server, 1, &mut step).await, happen(&server, 1, &mut step).await];
         let before = missed[0][0]["cursor"].as_str().unwrap();
-        let sample_seqs: Vec<_> = missed.iter().map(|told| &told[3]["seq"]).collect();
+        let sample_seqs: Vec<_> = missed.iter().map(|events| &events[3]["seq"]).collect();
         for path in ["/ws", "/ws/samples"] {
             let mut client = clients.open_as(&server, path, Some(&viewer(1)), Some(before)).await;
             let asked = json!({"type": "subscribe", "job_id": 7, "cursor": missed[1][0]["cursor"]});
@@ -185,19 +185,19 @@ over_every_client! {
             strangers.push(endpoint.open(clients, &server, &viewer(2), None).await);
             natives.push(endpoint.open(clients, &server, &viewer(1), None).await);
         }
-        let (mut step, mut told) = (0, Vec::new());
+        let (mut step, mut events) = (0, Vec::new());
         for _ in 0..3 {
-            told.extend(happen(&server, 1, &mut step).await);
+            events.extend(happen(&server, 1, &mut step).await);
         }
         // The next thing of their own is the next that they hear.
         let theirs = happen(&server, 2, &mut step).await;
-        told.reverse();
+        events.reverse();
         for ((endpoint, stranger), native) in ENDPOINTS.iter().zip(&mut strangers).zip(&mut natives) {
             let heard = events_until(stranger, endpoint.own(&theirs)).await;
             assert!(heard.iter().all(|event| event["school_id"] == 2), "{}: {heard:?}", endpoint.path);
             let live = heard.iter().filter(|event| event.get("snapshot").is_none()).count();
             assert!(live <= 1, "{}: {heard:?}", endpoint.path);
-            let heard = events_until(native, endpoint.own(&told)).await;
+            let heard = events_until(native, endpoint.own(&events)).await;
             assert!(heard.iter().all(|event| event["school_id"] == 1), "{}", endpoint.path);
         }
     }
@@ -215,8 +215,8 @@ over_every_client! {
             let (theirs, absent) = (path.replace("nobody", id), error.replace("nobody", id));
             for (path, error, token) in [(path, error, viewer(1)), (&theirs, &absent, viewer(2))] {
                 let mut client = clients.open_as(&server, path, Some(&token), None).await;
-                let told = client.next().await;
-                assert_has(&told, json!({"type": "error", "error": error}));
+                let message = client.next().await;
+                assert_has(&message, json!({"type": "error", "error": error}));
                 assert_eq!(client.closed().await, 1000, "{path}");
             }
         }
@@ -231,16 +231,16 @@ over_every_client! {
                 (r#"{"type":"subscribe","characteristic_ids":["1",99]}"#, "Characteristic 99 not found"),
             ] {
                 client.send(asked).await;
-                let told = told_until(&mut client, "error").await;
-                assert_has(&told, json!({"error": error}));
+                let message = message_of_type(&mut client, "error").await;
+                assert_has(&message, json!({"error": error}));
             }
             client.send(PING).await;
-            told_until(&mut client, "pong").await;
+            message_of_type(&mut client, "pong").await;
         }
     }
 
-    /// Only who may not is refused in silence: a request that is wrong is told what is wrong with it.
-    async fn a_bad_request_is_told_why_and_an_empty_parameter_is_none(clients) {
+    /// Only a client without permission is rejected without a message: a wrong request is answered with what is wrong.
+    async fn a_bad_request_is_answered_with_its_reason_and_an_empty_parameter_is_none(clients) {
         let server = server().await;
         furnish(&server, 1).await;
         for endpoint in ENDPOINTS {

@@ -17,7 +17,7 @@ const UPLOAD: &str =
 const JOB: &str = "job_id job_type status progress message metadata attempt eta_at eta_low_at eta_high_at eta_source stalled cancel_requested";
 
 over_every_client! {
-    async fn an_enrollment_is_told_in_its_four_messages(clients) {
+    async fn an_enrollment_is_reported_in_its_four_messages(clients) {
         let server = server().await;
         for (session, device) in [("s1", "door"), ("s2", "gate"), ("s3", "hall")] {
             let mut body = json!({"student_id": 4711, "total_attempts": 3});
@@ -27,12 +27,12 @@ over_every_client! {
         let mut all = clients.open(&server, "/ws/enrollment").await;
         let mut one = clients.open(&server, "/ws/enrollment?session_id=s1").await;
         let mut other = clients.open(&server, "/ws/enrollment?session_id=s2").await;
-        let told = all.take(4).await;
-        assert_eq!(field(&told[1..], "session_id"), ["s1", "s2", "s3"]);
+        let messages = all.take(4).await;
+        assert_eq!(field(&messages[1..], "session_id"), ["s1", "s2", "s3"]);
         for (client, session) in [(&mut one, "s1"), (&mut other, "s2")] {
-            let told = client.take(2).await;
-            assert_eq!(field(&told, "session_id"), [session, session]);
-            assert_fields(&told[1], &[EVENT, "snapshot", SESSION, "progress message"]);
+            let messages = client.take(2).await;
+            assert_eq!(field(&messages, "session_id"), [session, session]);
+            assert_fields(&messages[1], &[EVENT, "snapshot", SESSION, "progress message"]);
         }
         for (call, body) in [
             ("s1/progress", json!({"status": "placing", "attempt": 1})),
@@ -45,8 +45,8 @@ over_every_client! {
         ] {
             write(&server, 1, &format!("POST /api/enrollments/{call}"), body).await;
         }
-        let told = all.take(7).await;
-        let summary: Vec<Value> = told.iter().map(|message| {
+        let messages = all.take(7).await;
+        let summary: Vec<Value> = messages.iter().map(|message| {
             json!([message["type"], message["session_id"], message["status"], message["progress"]])
         }).collect();
         assert_eq!(summary, [
@@ -58,23 +58,23 @@ over_every_client! {
             json!(["enrollment_error", "s2", "error", null]),
             json!(["enrollment_cancelled", "s3", "cancelled", null]),
         ]);
-        for message in &told[..4] {
+        for message in &messages[..4] {
             assert_fields(message, &[EVENT, SESSION, "progress message"]);
         }
-        assert_fields(&told[4], &[EVENT, SESSION, "progress message quality_score"]);
-        assert_fields(&told[5], &[EVENT, SESSION, "error code"]);
-        assert_fields(&told[6], &[EVENT, SESSION, "message"]);
-        assert_has(&told[4], json!({"quality_score": 87.5, "device_id": "door", "student_id": "4711"}));
-        assert_has(&told[5], json!({"code": "duplicate_finger", "error": "This finger is enrolled already"}));
+        assert_fields(&messages[4], &[EVENT, SESSION, "progress message quality_score"]);
+        assert_fields(&messages[5], &[EVENT, SESSION, "error code"]);
+        assert_fields(&messages[6], &[EVENT, SESSION, "message"]);
+        assert_has(&messages[4], json!({"quality_score": 87.5, "device_id": "door", "student_id": "4711"}));
+        assert_has(&messages[5], json!({"code": "duplicate_finger", "error": "This finger is enrolled already"}));
         // Who named a session hears of it the same, and of no other.
-        assert_eq!(one.take(4).await, [&told[0], &told[2], &told[3], &told[4]].map(Value::clone));
-        assert_eq!(other.take(2).await, [&told[1], &told[5]].map(Value::clone));
+        assert_eq!(one.take(4).await, [&messages[0], &messages[2], &messages[3], &messages[4]].map(Value::clone));
+        assert_eq!(other.take(2).await, [&messages[1], &messages[5]].map(Value::clone));
         for client in [&mut all, &mut one, &mut other] {
             assert_eq!(client.ask("ping").await, json!({"type": "pong"}), "and nothing else");
         }
     }
 
-    async fn a_device_is_told_when_it_comes_and_goes_and_not_in_between(clients) {
+    async fn a_device_is_reported_when_it_comes_and_goes_and_not_in_between(clients) {
         let server = server().await;
         furnish(&server, 1).await;
         let endpoint = ENDPOINTS.iter().find(|endpoint| endpoint.path == "/ws/device-status").unwrap();
@@ -88,27 +88,27 @@ over_every_client! {
             write(&server, 1, "POST /api/devices/7/status", json!({"status": status})).await;
         }
         write(&server, 1, "POST /api/devices/7/info", json!({"info": {"firmware": "1.1"}})).await;
-        let told = client.take(4).await;
-        assert_eq!(field(&told[..3], "status"), ["unknown", "online", "offline"]);
-        for message in &told[..3] {
+        let messages = client.take(4).await;
+        assert_eq!(field(&messages[..3], "status"), ["unknown", "online", "offline"]);
+        for message in &messages[..3] {
             assert_has(message, json!({"type": "device_status_update", "device_id": 7}));
             assert_fields(message, &[EVENT, DEVICE]);
         }
-        assert_eq!(told[0]["last_seen"], Value::Null);
+        assert_eq!(messages[0]["last_seen"], Value::Null);
         let at = |message: &Value| {
             chrono::DateTime::parse_from_rfc3339(message["last_seen"].as_str().unwrap()).unwrap()
         };
-        assert!(at(&told[2]) >= at(&told[1]), "kept, and not cleared, when it goes");
-        assert_fields(&told[3], &[EVENT, "device_id info name lease_secs"]);
-        assert_has(&told[3], json!({"type": "device_info_update", "info": {"firmware": "1.1"}}));
+        assert!(at(&messages[2]) >= at(&messages[1]), "kept, and not cleared, when it goes");
+        assert_fields(&messages[3], &[EVENT, "device_id info name lease_secs"]);
+        assert_has(&messages[3], json!({"type": "device_info_update", "info": {"firmware": "1.1"}}));
         assert_eq!(client.ask("ping").await, json!({"type": "pong"}), "and nothing else");
-        // Who comes now is told both: the status and the info.
+        // A client that connects now receives both: the status and the info.
         let mut late = clients.open(&server, "/ws/device-status").await;
         let mut now = late.take(4).await;
         now.retain(|message| message["device_id"] == 7);
         assert_eq!(field(&now, "type"), ["device_status_update", "device_info_update"]);
         assert_has(&now[0], json!({"status": "offline", "snapshot": true}));
-        assert!(at(&now[0]) >= at(&told[2]), "it may have been heard of since");
+        assert!(at(&now[0]) >= at(&messages[2]), "it may have been heard of since");
     }
 
     async fn samples_come_enveloped_or_flat_however_they_were_asked_for(clients) {
@@ -166,36 +166,36 @@ over_every_client! {
         }
         let mut heard = Vec::new();
         for client in &mut enveloped {
-            let told = client.take(5).await;
-            assert_eq!(field(&told, "type"), ["sample", "sample", "violation", "ack_update", "control_limits"]);
-            for (message, payload) in told.iter().zip([SAMPLE, SAMPLE, VIOLATION, ACKNOWLEDGEMENT, LIMITS]) {
+            let messages = client.take(5).await;
+            assert_eq!(field(&messages, "type"), ["sample", "sample", "violation", "ack_update", "control_limits"]);
+            for (message, payload) in messages.iter().zip([SAMPLE, SAMPLE, VIOLATION, ACKNOWLEDGEMENT, LIMITS]) {
                 assert_fields(message, &[EVENT, "payload"]);
                 assert_fields(&message["payload"], &[payload]);
             }
-            assert_fields(&told[1]["payload"]["violations"][0], &[VIOLATION]);
-            assert_has(&told[1]["payload"], json!({
+            assert_fields(&messages[1]["payload"]["violations"][0], &[VIOLATION]);
+            assert_has(&messages[1]["payload"], json!({
                 "characteristic_id": 1, "value": 4.0, "mean": 4.0, "in_control": false, "zone": "beyond_ucl",
             }));
-            assert_has(&told[2]["payload"], json!({
+            assert_has(&messages[2]["payload"], json!({
                 "violation_id": "1.1", "characteristic_id": 1, "rule_id": 1, "severity": "critical",
-                "sample_id": told[1]["payload"]["sample_id"],
+                "sample_id": messages[1]["payload"]["sample_id"],
             }));
-            assert_has(&told[3]["payload"], json!({
+            assert_has(&messages[3]["payload"], json!({
                 "violation_id": "1.1", "characteristic_id": 1, "acknowledged": true, "ack_user": "Ada",
                 "user": "Ada", "ack_reason": "Door was open", "reason": "Door was open",
             }));
-            assert_has(&told[4]["payload"], json!({
+            assert_has(&messages[4]["payload"], json!({
                 "characteristic_id": 2, "center_line": 1.0, "ucl": 4.0, "lcl": -2.0, "method": "given",
             }));
-            heard.push(told);
+            heard.push(messages);
         }
         assert!(heard.windows(2).all(|pair| pair[0] == pair[1]), "the same on every endpoint");
         let enveloped_told = heard.swap_remove(0);
         let mut heard = Vec::new();
         for client in &mut flat {
-            let told = client.take(5).await;
-            assert_eq!(field(&told, "type"), ["sample", "sample", "violation", "ack_update", "limits_update"]);
-            for (message, fields) in told.iter().zip([
+            let messages = client.take(5).await;
+            assert_eq!(field(&messages, "type"), ["sample", "sample", "violation", "ack_update", "limits_update"]);
+            for (message, fields) in messages.iter().zip([
                 "characteristic_id sample violations",
                 "characteristic_id sample violations",
                 "violation",
@@ -205,11 +205,11 @@ over_every_client! {
                 assert_fields(message, &[EVENT, fields]);
             }
             let violation = "id characteristic_id sample_id rule_id rule_name severity timestamp";
-            assert_fields(&told[1]["sample"], &["id characteristic_id timestamp mean zone in_control"]);
-            assert_fields(&told[1]["violations"][0], &[violation]);
-            assert_fields(&told[2]["violation"], &[violation]);
-            assert_eq!((&told[0]["violations"], &told[1]["violations"][0]), (&json!([]), &told[2]["violation"]));
-            heard.push(told);
+            assert_fields(&messages[1]["sample"], &["id characteristic_id timestamp mean zone in_control"]);
+            assert_fields(&messages[1]["violations"][0], &[violation]);
+            assert_fields(&messages[2]["violation"], &[violation]);
+            assert_eq!((&messages[0]["violations"], &messages[1]["violations"][0]), (&json!([]), &messages[2]["violation"]));
+            heard.push(messages);
         }
         assert!(heard.windows(2).all(|pair| pair[0] == pair[1]), "the same on every endpoint");
         let flat_told = heard.swap_remove(0);
@@ -290,12 +290,12 @@ over_every_client! {
             ] {
                 write(&server, 1, &format!("POST /api/jobs/{call}"), body).await;
             }
-            let told = all.take(6).await;
-            for message in &told {
+            let messages = all.take(6).await;
+            for message in &messages {
                 assert_eq!(message["type"], "progress_update");
                 assert_fields(message, &[EVENT, UPLOAD]);
             }
-            for (message, (file_id, status, progress)) in told.iter().zip([
+            for (message, (file_id, status, progress)) in messages.iter().zip([
                 (json!("2"), "processing", 0),
                 (json!("letter.pdf"), "processing", 99),
                 (json!(33), "processing", 0),
@@ -309,11 +309,11 @@ over_every_client! {
                 }));
                 assert_eq!(message["error"].is_string(), status == "error", "{message}");
             }
-            assert_has(&told[1], json!({"message": "Almost", "job_type": "document"}));
-            assert_eq!(told[4]["error"], "Cannot read it");
+            assert_has(&messages[1], json!({"message": "Almost", "job_type": "document"}));
+            assert_eq!(messages[4]["error"], "Cannot read it");
             let of = |ids: &[&str]| -> Vec<Value> {
                 let fits = |message: &&Value| ids.contains(&message["processing_id"].as_str().unwrap());
-                told.iter().filter(fits).cloned().collect()
+                messages.iter().filter(fits).cloned().collect()
             };
             assert_eq!(documents.take(4).await, of(&["1", "3"]));
             assert_eq!(others.take(2).await, of(&["2"]));
@@ -356,18 +356,18 @@ over_every_client! {
         ] {
             write(&server, 1, &format!("POST /api/jobs/{call}"), body).await;
         }
-        let mut told = Vec::new();
-        while told.len() < 4 {
-            told.push(client.news().await);
+        let mut messages = Vec::new();
+        while messages.len() < 4 {
+            messages.push(client.news().await);
         }
-        assert_eq!(field(&told, "job_id"), ["7", "9", "8", "7"]);
-        assert_eq!(field(&told, "progress"), [&json!(33.3), &Value::Null, &json!(0.0), &json!(100.0)]);
-        assert_has(&told[0], json!({"message": "Page 1 of 3", "metadata": {"page": 1}}));
-        assert_fields(&told[0], &[EVENT, JOB]);
-        assert_fields(&told[2], &[EVENT, JOB, "error"]);
-        assert_fields(&told[3], &[EVENT, JOB, "result"]);
-        assert_has(&told[2], json!({"status": "failed", "error": {"code": "jam", "message": "Paper jam"}}));
-        assert_has(&told[3], json!({"status": "completed", "result": [1, 2]}));
+        assert_eq!(field(&messages, "job_id"), ["7", "9", "8", "7"]);
+        assert_eq!(field(&messages, "progress"), [&json!(33.3), &Value::Null, &json!(0.0), &json!(100.0)]);
+        assert_has(&messages[0], json!({"message": "Page 1 of 3", "metadata": {"page": 1}}));
+        assert_fields(&messages[0], &[EVENT, JOB]);
+        assert_fields(&messages[2], &[EVENT, JOB, "error"]);
+        assert_fields(&messages[3], &[EVENT, JOB, "result"]);
+        assert_has(&messages[2], json!({"status": "failed", "error": {"code": "jam", "message": "Paper jam"}}));
+        assert_has(&messages[3], json!({"status": "completed", "result": [1, 2]}));
         let silent = client.next().await;
         assert_fields(&silent, &["type timestamp cursor"]);
         assert_eq!(silent["type"], "heartbeat", "after its silence");

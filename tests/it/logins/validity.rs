@@ -129,7 +129,7 @@ fn a_token_of_any_times_is_judged_and_none_lasts_longer_than_the_setting() {
                 let times = format!(r#""exp":{soon},"{name}":{value}"#);
                 let judged = judged(&settings, &times);
                 assert_eq!(judged.is_ok(), is_sound, "{name} {value}: {judged:?}");
-                assert!(judged.err().is_none_or(|told| told.len() < 200));
+                assert!(judged.err().is_none_or(|error| error.len() < 200));
             }
         }
     }
@@ -137,8 +137,8 @@ fn a_token_of_any_times_is_judged_and_none_lasts_longer_than_the_setting() {
     assert!(judged(&default, &format!(r#""exp":{}"#, now() + years - 60)).is_ok());
     for exp in [now() + years + 60, 9_999_999_999] {
         let refused = judged(&default, &format!(r#""exp":{exp}"#)).unwrap_err();
-        let told = "is more than 315576000 s in the future (`max_token_secs`)";
-        assert!(refused.contains(told), "{refused}");
+        let expected = "is more than 315576000 s in the future (`max_token_secs`)";
+        assert!(refused.contains(expected), "{refused}");
     }
     let day = json!({"max_token_secs": 86_400});
     assert!(judged(&day, &format!(r#""exp":{}"#, now() + 86_000)).is_ok());

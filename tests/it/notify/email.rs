@@ -190,8 +190,8 @@ async fn a_subject_names_the_title_and_else_the_id() {
         });
         server.report("/api/jobs", create).await;
         let error = json!({"error": {"code": "broken", "message": "It broke"}});
-        let told = subject_of(&format!("/api/jobs/{id}/fail"), error).await;
-        assert_eq!(told, format!("[Tidings] School 1: job {shown} failed"));
+        let subject = subject_of(&format!("/api/jobs/{id}/fail"), error).await;
+        assert_eq!(subject, format!("[Tidings] School 1: job {shown} failed"));
     }
 
     server
@@ -200,20 +200,23 @@ async fn a_subject_names_the_title_and_else_the_id() {
     server
         .report("/api/devices/door/status", json!({"status": "online"}))
         .await;
-    let told = subject_of("/api/devices/door/status", json!({"status": "offline"})).await;
-    assert_eq!(told, "[Tidings] School 1: device \"Main door\" offline");
+    let subject = subject_of("/api/devices/door/status", json!({"status": "offline"})).await;
+    assert_eq!(subject, "[Tidings] School 1: device \"Main door\" offline");
 
     let session = json!({"session_id": "s1", "student_id": "42"});
     server.report("/api/enrollments", session).await;
-    let told = subject_of("/api/enrollments/s1/error", json!({"code": "timeout"})).await;
-    assert_eq!(told, "[Tidings] School 1: enrollment \"student 42\" error");
+    let subject = subject_of("/api/enrollments/s1/error", json!({"code": "timeout"})).await;
+    assert_eq!(
+        subject,
+        "[Tidings] School 1: enrollment \"student 42\" error"
+    );
 
     let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
     let bath = json!({"name": "Bath temperature", "limits": limits, "rules": [1]});
     server.put("/api/characteristics/bath", bath).await;
-    let told = subject_of("/api/characteristics/bath/samples", json!({"value": 9.0})).await;
+    let subject = subject_of("/api/characteristics/bath/samples", json!({"value": 9.0})).await;
     assert_eq!(
-        told,
+        subject,
         "[Tidings] School 1: characteristic \"Bath temperature\": violation (critical)"
     );
 }
@@ -232,8 +235,11 @@ async fn no_line_of_a_message_is_longer_than_a_server_must_take() {
         };
         email.deliver(&notification).await.unwrap();
         let message = receiver.json().await;
-        let told = header(&message, "subject")[0];
-        assert_eq!(told, format!("[Tidings] School 7: job \"{title}\" failed"));
+        let subject = header(&message, "subject")[0];
+        assert_eq!(
+            subject,
+            format!("[Tidings] School 7: job \"{title}\" failed")
+        );
         // RFC 5322, 2.1.1.
         assert!(
             message["longest_line"].as_u64().unwrap() <= 998,

@@ -62,8 +62,8 @@ async fn a_job_is_a_live_notification_that_is_replaced_by_its_result() {
     let (receiver, mut received) = receiver(routes![notify]).await;
     let server = notifying(&receiver, json!([{"every": "25 %"}])).await;
     job(&server, "é", &[1.0, 30.5, 60.0]).await;
-    let told = bodies(&mut received, "failed: No space").await;
-    let (live, end) = told.split_at(told.len() - 2);
+    let sent = bodies(&mut received, "failed: No space").await;
+    let (live, end) = sent.split_at(sent.len() - 2);
     let tag = &live[0]["data"]["tag"];
     for own in live {
         let data = &own["data"];
@@ -139,16 +139,16 @@ async fn a_running_job_counts_down_to_its_estimated_end() {
     let now = chrono::Utc::now();
     let eta = now + chrono::TimeDelta::hours(1);
     let over = now - chrono::TimeDelta::hours(1);
-    for told in [
+    for fields in [
         json!({}),
         json!({"progress": 10.5, "eta_at": eta}),
         json!({"progress": 99, "eta_at": over, "message": "last"}),
     ] {
-        medium.deliver(&notification(&told)).await.unwrap();
+        medium.deliver(&notification(&fields)).await.unwrap();
     }
-    let told = bodies(&mut received, "in progress, 99 %: last").await;
-    assert_eq!(told[0]["title"], "a", "a live update needs a title");
-    let [unknown, counting, over] = [0, 1, 2].map(|at| &told[at]["data"]);
+    let sent = bodies(&mut received, "in progress, 99 %: last").await;
+    assert_eq!(sent[0]["title"], "a", "a live update needs a title");
+    let [unknown, counting, over] = [0, 1, 2].map(|at| &sent[at]["data"]);
     assert_eq!(unknown["progress_indeterminate"], true);
     assert_eq!(counting["progress"], 10);
     assert_eq!(
@@ -171,9 +171,9 @@ async fn a_device_has_one_notification_that_is_not_live() {
         let body = json!({ "status": status });
         server.report("/api/devices/d/status", body).await;
     }
-    let told = bodies(&mut received, "offline").await;
-    let [.., online, offline] = &told[..] else {
-        panic!("{told:#?}");
+    let sent = bodies(&mut received, "offline").await;
+    let [.., online, offline] = &sent[..] else {
+        panic!("{sent:#?}");
     };
     let [online, offline] = [&online["data"], &offline["data"]];
     assert_eq!(online["tag"], offline["tag"]);

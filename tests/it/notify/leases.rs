@@ -28,7 +28,7 @@ const NODES: usize = 2;
 type Heard = Arc<Mutex<Vec<(usize, String)>>>;
 
 /// The receiver as one node sees it.
-struct Told {
+struct Recording {
     node: usize,
     heard: Heard,
     /// Whether it was started and not stopped since, as a connection to a broker is.
@@ -39,7 +39,7 @@ struct Told {
 }
 
 #[async_trait]
-impl Notifier for Told {
+impl Notifier for Recording {
     fn name(&self) -> &str {
         "ops"
     }
@@ -74,7 +74,7 @@ impl Notifier for Told {
 
 /// A node with a thread of its own.
 struct Node {
-    told: Arc<Told>,
+    notifier: Arc<Recording>,
     notifiers: Arc<Notifiers>,
     tasks: Tasks,
     resume: mpsc::Sender<()>,
@@ -114,22 +114,22 @@ impl Cluster {
         let heard = Heard::default();
         let node = |number| {
             let (resume, resumes) = mpsc::channel();
-            let told = Arc::new(Told {
+            let notifier = Arc::new(Recording {
                 node: number,
                 heard: Arc::clone(&heard),
                 is_started: AtomicBool::new(false),
                 suspends: AtomicBool::new(false),
                 resumes: Mutex::new(resumes),
             });
-            let notifier = Arc::clone(&told) as Arc<dyn Notifier>;
-            let notifiers = Notifiers::with_terms(&store, &feed, vec![notifier], terms);
+            let shared = Arc::clone(&notifier) as Arc<dyn Notifier>;
+            let notifiers = Notifiers::with_terms(&store, &feed, vec![shared], terms);
             let (runtime, ends) = runtime();
             let tasks = Tasks::default();
             let guard = runtime.enter();
             notifiers.start(&tasks);
             drop(guard);
             Node {
-                told,
+                notifier,
                 notifiers: Arc::new(notifiers),
                 tasks,
                 resume,
@@ -205,7 +205,7 @@ async fn one_node_delivers_and_another_takes_over_from_one_that_is_suspended() {
     cluster.is_at(2).await;
     assert_eq!(cluster.heard_by(other), Vec::<String>::new(), "one of them");
     let node = &cluster.nodes[first];
-    node.told.suspends.store(true, Ordering::SeqCst);
+    node.notifier.suspends.store(true, Ordering::SeqCst);
     for id in ["c", "d", "e"] {
         cluster.publish(id).await;
     }
@@ -217,7 +217,7 @@ async fn one_node_delivers_and_another_takes_over_from_one_that_is_suspended() {
     assert_eq!(cluster.delivered("f").await, other);
     cluster.is_at(6).await;
     // It has noticed, and is connected no longer.
-    let is_started = || node.told.is_started.load(Ordering::SeqCst);
+    let is_started = || node.notifier.is_started.load(Ordering::SeqCst);
     until("it stops", async || !is_started()).await;
     assert_eq!(cluster.heard_by(first), ["a", "b", "c"]);
     assert_eq!(

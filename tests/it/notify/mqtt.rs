@@ -34,7 +34,7 @@ async fn broker(directory: &TempDir, port: u16, configuration: &str) -> Receiver
 /// Starts a subscriber of everything, and waits until it is one.
 async fn subscriber(port: u16) -> Receiver {
     let mut subscriber = Receiver::start(
-        // `-d` says when the subscription stands; messages are told by their format.
+        // `-d` says when the subscription stands; messages are recognized by their format.
         Command::new("stdbuf")
             .args(["-oL", "mosquitto_sub", "-d", "-h", "127.0.0.1"])
             .args(["-p", &port.to_string(), "-t", "#", "-q", "2"])
@@ -253,7 +253,7 @@ fn serve(folder: &TempDir, port: u16) -> process::Process {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_broker_tells_whether_the_server_is_online_however_it_ends() {
+async fn the_broker_shows_whether_the_server_is_online_however_it_ends() {
     if !ready() {
         return;
     }
@@ -290,7 +290,7 @@ async fn the_broker_tells_whether_the_server_is_online_however_it_ends() {
 }
 
 #[tokio::test]
-async fn a_broker_that_has_lost_the_status_is_told_again() {
+async fn a_broker_that_has_lost_the_status_receives_it_again() {
     if !ready() {
         return;
     }
@@ -304,8 +304,8 @@ async fn a_broker_that_has_lost_the_status_is_told_again() {
     for _ in 0..2 {
         let broker = broker(&directory, port, OPEN).await;
         let mut subscriber = subscriber(port).await;
-        let told = status(&mut subscriber).await;
-        assert!(told.ends_with(" own/status online"), "{told}");
+        let message = status(&mut subscriber).await;
+        assert!(message.ends_with(" own/status online"), "{message}");
         broker.stop().await;
     }
 }
@@ -345,7 +345,7 @@ async fn a_client_that_leaves_in_order_says_so_itself() {
 }
 
 #[tokio::test]
-async fn nobody_is_told_of_the_status_where_nobody_is_to_be() {
+async fn the_status_is_not_published_where_it_is_switched_off() {
     if !ready() {
         return;
     }

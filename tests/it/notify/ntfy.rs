@@ -109,17 +109,17 @@ async fn a_subject_has_one_notification_that_is_updated_when_the_progress_passes
     )
     .await;
     job(&server, "b", &[50.0]).await;
-    let told = messages(&mut received, 2).await;
-    let ids: std::collections::BTreeSet<&str> = told
+    let sent = messages(&mut received, 2).await;
+    let ids: std::collections::BTreeSet<&str> = sent
         .iter()
         .map(|own| own["sequence_id"].as_str().unwrap())
         .collect();
-    assert_eq!(ids.len(), 2, "one for each subject: {told:#?}");
+    assert_eq!(ids.len(), 2, "one for each subject: {sent:#?}");
     let of = |id: &Value| -> Vec<&str> {
-        let own = told.iter().filter(|own| own["sequence_id"] == *id);
+        let own = sent.iter().filter(|own| own["sequence_id"] == *id);
         own.map(|own| own["message"].as_str().unwrap()).collect()
     };
-    let said = of(&told[0]["sequence_id"]);
+    let said = of(&sent[0]["sequence_id"]);
     // The first tick is news, because a job that has reported nothing has no percentage.
     let steps = [
         "in progress, 25 %: Rows",
@@ -128,7 +128,7 @@ async fn a_subject_has_one_notification_that_is_updated_when_the_progress_passes
     ];
     assert_eq!(said[said.len() - 3..], steps, "{said:?}");
     assert!(said.len() <= 5, "{said:?}");
-    assert!(told[0]["priority"] == 2, "quietly: {}", told[0]);
+    assert!(sent[0]["priority"] == 2, "quietly: {}", sent[0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,14 +136,14 @@ async fn ticks_within_the_time_are_passed_over_and_milestones_are_not() {
     let (receiver, mut received) = receiver(routes![publish]).await;
     let server = notifying(&receiver, json!([{"kinds": ["jobs"], "every": "10 min"}])).await;
     job(&server, "a", &[1.0, 50.0, 99.0]).await;
-    let told = messages(&mut received, 1).await;
-    assert_eq!(told.len(), 2, "its start and its end: {told:#?}");
+    let sent = messages(&mut received, 1).await;
+    assert_eq!(sent.len(), 2, "its start and its end: {sent:#?}");
     // Without `every`, ticks are not delivered at all, and with `ticks`, all of them are.
     for (rule, count) in [(json!({}), 2), (json!({"ticks": true}), 5)] {
         let server = notifying(&receiver, json!([rule])).await;
         job(&server, "a", &[1.0, 50.0, 99.0]).await;
-        let told = messages(&mut received, 1).await;
-        assert_eq!(told.len(), count, "{rule}: {told:#?}");
+        let sent = messages(&mut received, 1).await;
+        assert_eq!(sent.len(), count, "{rule}: {sent:#?}");
     }
 }
 

@@ -115,9 +115,9 @@ async fn a_run_that_is_late_is_delivered_like_any_milestone() {
     server.put(&path, rule).await;
     let seen = receiver.json().await;
     assert_eq!(seen["body"]["type"], "schedules.schedule_update");
-    let told = &seen["body"]["data"];
+    let data = &seen["body"]["data"];
     assert_eq!(
-        (&told["status"], &told["last_run"]["job_id"]),
+        (&data["status"], &data["last_run"]["job_id"]),
         (&json!("late"), &json!("slow"))
     );
     server.report("/api/jobs/slow/complete", json!({})).await;
@@ -133,7 +133,7 @@ async fn a_run_that_is_late_is_delivered_like_any_milestone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happened_while_the_receiver_and_the_server_were_down_is_delivered_in_order() {
+async fn events_from_while_the_receiver_and_the_server_were_down_are_delivered_in_order() {
     if !needs_python("standardwebhooks") {
         return;
     }
@@ -266,12 +266,12 @@ impl Notifier for Kept {
 }
 
 /// A server that has this notifier.
-async fn server_telling(notifier: &Arc<impl Notifier>, settings: Value) -> Server {
-    server_telling_in(Arc::new(tempfile::tempdir().unwrap()), notifier, settings).await
+async fn server_notifying(notifier: &Arc<impl Notifier>, settings: Value) -> Server {
+    server_notifying_in(Arc::new(tempfile::tempdir().unwrap()), notifier, settings).await
 }
 
 /// The same on this folder's database.
-async fn server_telling_in(
+async fn server_notifying_in(
     folder: Arc<tempfile::TempDir>,
     notifier: &Arc<impl Notifier>,
     settings: Value,
@@ -290,7 +290,7 @@ async fn a_school_whose_delivery_fails_does_not_hold_up_the_others() {
         refuses_school: Some(1),
         ..Kept::default()
     });
-    let server = server_telling(&kept, json!({})).await;
+    let server = server_notifying(&kept, json!({})).await;
     fail(&server, 1, "stuck").await;
     until("it was tried", async || {
         state(&server, 1, "kept").await["failed_attempts"] == 1
@@ -321,7 +321,7 @@ async fn a_dead_receiver_delays_neither_publishers_nor_streams_nor_other_notifie
     let mut dead = webhook("dead", port, json!([]));
     // Longer than anything here may take: a test that waited for it would be too late.
     dead["webhook"]["timeout_secs"] = json!(60);
-    let server = server_telling(&kept, json!({"notifiers": [dead]})).await;
+    let server = server_notifying(&kept, json!({"notifiers": [dead]})).await;
     let mut listener = server.listen(Transport::WebSocket, "/jobs?tick_ms=0").await;
     listener.until_ready().await;
     for number in 0..20 {
@@ -388,7 +388,7 @@ async fn a_notifier_that_panics_hinders_nobody_and_goes_on() {
             panics_in_deliver: AtomicBool::new(true),
             got: Mutex::default(),
         });
-        let server = server_telling(&faulty, json!({})).await;
+        let server = server_notifying(&faulty, json!({})).await;
         let mut listener = server.listen(Transport::WebSocket, "/jobs?tick_ms=0").await;
         listener.until_ready().await;
         for number in 0..3 {
@@ -458,7 +458,7 @@ impl Notifier for Rash {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_notifiers_task_that_panics_starts_again_and_ends_nothing_else() {
     let rash = Arc::new(Rash::default());
-    let server = server_telling(&rash, json!({})).await;
+    let server = server_notifying(&rash, json!({})).await;
     let tidings = Arc::clone(&server.tidings);
     for id in ["a", "b"] {
         fail(&server, 1, id).await;
@@ -482,7 +482,7 @@ async fn a_notifiers_task_that_panics_starts_again_and_ends_nothing_else() {
 #[ignore = "slow: real seconds pass"]
 async fn a_backlog_of_one_school_does_not_starve_the_others() {
     let kept = Arc::new(Kept::default());
-    let server = server_telling(&kept, json!({})).await;
+    let server = server_notifying(&kept, json!({})).await;
     let lines = |count: usize| -> String {
         let job = |number: usize| {
             let create =
@@ -520,7 +520,7 @@ async fn a_backlog_of_one_school_does_not_starve_the_others() {
 async fn what_the_log_has_forgotten_is_a_dead_letter_and_not_a_silent_gap() {
     let kept = Arc::new(Kept::default());
     kept.broken.store(true, Ordering::SeqCst);
-    let server = server_telling(&kept, json!({"retention_events": 2})).await;
+    let server = server_notifying(&kept, json!({"retention_events": 2})).await;
     fail(&server, 1, "lost").await;
     until("it was tried", async || {
         state(&server, 1, "kept").await["failed_attempts"] == 1
@@ -540,7 +540,7 @@ async fn what_the_log_has_forgotten_is_a_dead_letter_and_not_a_silent_gap() {
     {}
     let folder = server.stop().await;
     kept.broken.store(false, Ordering::SeqCst);
-    let server = server_telling_in(folder, &kept, json!({"retention_events": 2})).await;
+    let server = server_notifying_in(folder, &kept, json!({"retention_events": 2})).await;
     until("what is there is delivered", async || {
         !kept.got.lock().unwrap().is_empty()
     })
@@ -558,7 +558,7 @@ async fn what_the_log_has_forgotten_is_a_dead_letter_and_not_a_silent_gap() {
 async fn attempts_are_counted_through_restarts() {
     let kept = Arc::new(Kept::default());
     kept.broken.store(true, Ordering::SeqCst);
-    let mut server = server_telling(&kept, json!({})).await;
+    let mut server = server_notifying(&kept, json!({})).await;
     fail(&server, 1, "j").await;
     for attempts in 1..=3 {
         until("it was tried", async || {
@@ -566,17 +566,17 @@ async fn attempts_are_counted_through_restarts() {
         })
         .await;
         let folder = server.stop().await;
-        server = server_telling_in(folder, &kept, json!({})).await;
+        server = server_notifying_in(folder, &kept, json!({})).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_notifier_is_not_told_of_the_past() {
+async fn a_new_notifier_does_not_receive_past_events() {
     let first = server().await;
     fail(&first, 1, "before").await;
     let folder = first.stop().await;
     let kept = Arc::new(Kept::default());
-    let server = server_telling_in(folder, &kept, json!({})).await;
+    let server = server_notifying_in(folder, &kept, json!({})).await;
     fail(&server, 1, "after").await;
     fail(&server, 2, "a-school-that-is-new").await;
     until("both are delivered", async || {
@@ -597,7 +597,7 @@ async fn a_new_notifier_is_not_told_of_the_past() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_an_administrator_of_the_school_looks_at_notifiers() {
     let kept = Arc::new(Kept::default());
-    let server = server_telling(&kept, json!({})).await;
+    let server = server_notifying(&kept, json!({})).await;
     for (token, status) in [(viewer(1), 403), (worker(1), 403), (admin(), 400)] {
         assert_eq!(server.get("/api/notifiers", &token).await.0, status);
     }
@@ -715,9 +715,12 @@ async fn another_event_in_the_place_of_a_delivered_one_has_another_id() {
         }
         let server = server_in(Arc::clone(&folder), settings.clone()).await;
         let failed = fail(&server, 1, id).await;
-        let told = receiver.json().await;
-        assert_eq!(told["body"]["data"], failed);
-        let id = told["headers"]["webhook-id"].as_str().unwrap().to_owned();
+        let request = receiver.json().await;
+        assert_eq!(request["body"]["data"], failed);
+        let id = request["headers"]["webhook-id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         let (epoch, seq, tag) = parts(&failed["cursor"]);
         assert!(id.starts_with(&format!("{epoch}-1-{seq}-")), "{id}");
         seen.push(((epoch, seq), tag, id));

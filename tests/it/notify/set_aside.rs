@@ -77,7 +77,7 @@ async fn list(server: &Server, what: &str) -> Vec<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn an_event_that_is_refused_for_ever_holds_up_its_subject_and_not_the_school() {
+async fn an_event_that_is_always_rejected_delays_its_subject_and_not_the_school() {
     if !ready() {
         return;
     }
@@ -135,7 +135,8 @@ async fn an_event_that_is_refused_for_ever_holds_up_its_subject_and_not_the_scho
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subject_that_is_set_aside_is_told_in_order_once_it_is_taken_and_goes_on_live() {
+async fn a_subject_that_was_set_aside_is_delivered_in_order_once_it_is_accepted_and_continues_live()
+{
     if !ready() {
         return;
     }
@@ -149,10 +150,10 @@ async fn a_subject_that_is_set_aside_is_told_in_order_once_it_is_taken_and_goes_
     let mut expected: BTreeMap<&str, Vec<u64>> = BTreeMap::from([("s", vec![1]), ("o", vec![2])]);
     let report = async |job| {
         let body = json!({"message": "more"});
-        let told = server
+        let event = server
             .report(&format!("/api/jobs/{job}/progress"), body)
             .await;
-        told["seq"].as_u64().unwrap()
+        event["seq"].as_u64().unwrap()
     };
     for step in 0..50 {
         let job = ["s", "o"][step % 2];
@@ -375,7 +376,7 @@ async fn what_is_set_aside_and_past_retention_is_a_dead_letter_with_its_cause() 
         "{cause}"
     );
     assert_eq!(state(&server, 1, "ops").await["set_aside"], 0);
-    // What is said of it from now on is told again.
+    // Its events from now on are delivered again.
     answers(port, json!({})).await;
     let error = json!({"attempt": 2, "error": {"code": "again", "message": "Again"}});
     server.report("/api/jobs/s/fail", error).await;
@@ -426,7 +427,7 @@ async fn sigkill_loses_nothing_of_what_is_set_aside_and_keeps_each_subjects_orde
         .to_vec();
     let refused = json!({"refused": "400", "falls": "500"});
     let mut acknowledged: Vec<(String, u64)> = Vec::new();
-    let mut told: Vec<(String, u64)> = Vec::new();
+    let mut delivered: Vec<(String, u64)> = Vec::new();
     for round in 0..5 {
         // Now they are refused, now they are not: killed in the middle of either.
         let by_job = if round % 2 == 0 { &refused } else { &json!({}) };
@@ -451,7 +452,7 @@ async fn sigkill_loses_nothing_of_what_is_set_aside_and_keeps_each_subjects_orde
         while fresh < 20 + fastrand::usize(..100) {
             let one = taken(&mut receiver).await;
             fresh += usize::from(one.0 == "good");
-            told.push(one);
+            delivered.push(one);
         }
         server.kill();
         acknowledged.extend(publisher.await.unwrap());
@@ -459,16 +460,16 @@ async fn sigkill_loses_nothing_of_what_is_set_aside_and_keeps_each_subjects_orde
     answers(port, json!({})).await;
     let _server = start();
     let mut missing: HashSet<(String, u64)> = acknowledged.into_iter().collect();
-    told.iter().for_each(|one| {
+    delivered.iter().for_each(|one| {
         missing.remove(one);
     });
     while !missing.is_empty() {
         let one = taken(&mut receiver).await;
         missing.remove(&one);
-        told.push(one);
+        delivered.push(one);
     }
     for job in &jobs {
-        let of_job = told.iter().filter(|(own, _)| own == job);
+        let of_job = delivered.iter().filter(|(own, _)| own == job);
         let mut first = 0;
         let mut known = HashSet::new();
         for (_, seq) in of_job {

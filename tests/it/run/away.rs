@@ -56,7 +56,7 @@ async fn a_server_that_is_down_or_silent_costs_the_command_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: waits for retries"]
-async fn a_server_that_refuses_costs_the_command_nothing_and_its_reason_is_told() {
+async fn a_server_that_rejects_reports_does_not_affect_the_command_and_its_reason_is_printed() {
     for status in [401, 403, 404, 409, 413, 422, 429, 500, 503] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -89,7 +89,7 @@ async fn a_server_that_asks_to_wait_is_not_asked_again_before() {
                 refuse(stream.unwrap(), status, "Retry-After: 3\r\n");
             }
         });
-        // The end of the command is told at once. Everything else waits.
+        // The end of the command is reported at once. Everything else waits.
         let ended = tokio::spawn(async move { run_for(&url, "read a; sleep 5; exit 9").await });
         let (first, second) =
             blocking(move || (times.recv().unwrap(), times.recv().unwrap())).await;
@@ -127,7 +127,7 @@ fn refuse(mut stream: TcpStream, status: u16, headers: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_token_is_told_and_costs_the_command_nothing() {
+async fn a_wrong_token_is_reported_and_does_not_affect_the_command() {
     let server = server().await;
     for (token, reason) in [
         ("", "(HTTP 401)"),
@@ -190,7 +190,7 @@ async fn what_happens_while_the_server_is_away_is_reported_when_it_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: waits for retries"]
-async fn a_server_that_is_back_soon_after_the_command_has_ended_is_told_however_long_it_was_away() {
+async fn a_server_that_is_back_soon_after_the_command_has_ended_gets_the_report_however_long_it_was_away() {
     let server = server().await;
     let network = Forwarder::to(&server);
     network.cut(true);
@@ -200,7 +200,10 @@ async fn a_server_that_is_back_soon_after_the_command_has_ended_is_told_however_
     let mut child = started(run.env("TIDINGS_URL", &network.url));
     read_until(child.stdout.as_mut().unwrap(), "end\n");
     let cuts = network.cuts();
-    until("the end could not be told", async || network.cuts() > cuts).await;
+    until("the end could not be reported", async || {
+        network.cuts() > cuts
+    })
+    .await;
     network.cut(false);
     let output = blocking(move || output_of(child)).await;
     assert_eq!(

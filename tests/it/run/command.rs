@@ -192,7 +192,7 @@ async fn a_reader_that_has_gone_is_known_to_the_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_cannot_be_started_is_told_as_by_a_shell() {
+async fn a_command_that_cannot_be_started_is_reported_as_by_a_shell() {
     let server = server().await;
     let file = server.folder.path().join("plain");
     std::fs::write(&file, "no program").unwrap();

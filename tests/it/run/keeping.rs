@@ -11,7 +11,7 @@ use crate::support::process::{Process, set_clock, with_clock};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: waits for retries"]
-async fn the_end_of_a_script_is_kept_and_told_when_the_server_is_back() {
+async fn the_end_of_a_script_is_kept_and_reported_when_the_server_is_back() {
     let away = Away::new();
     let folder = away.folder.path();
     let ok = [
@@ -36,9 +36,9 @@ async fn the_end_of_a_script_is_kept_and_told_when_the_server_is_back() {
         said(folder, &away.url, &progress),
     );
     assert_eq!((ok.0, fail.0, progress.0), (Some(0), Some(5), Some(0)));
-    for (_, told) in [&ok, &fail] {
-        assert!(told.contains("kept for the next"), "{told}");
-        assert_eq!(told.lines().count(), 1, "{told}");
+    for (_, output) in [&ok, &fail] {
+        assert!(output.contains("kept for the next"), "{output}");
+        assert_eq!(output.lines().count(), 1, "{output}");
     }
     assert!(!progress.1.contains("kept"), "{}", progress.1);
     let (_, list) = said(folder, &away.url, &["spool", "list"]).await;
@@ -71,7 +71,7 @@ async fn the_end_of_a_script_is_kept_and_told_when_the_server_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: waits for retries"]
-async fn the_end_of_a_script_is_told_before_the_job_is_begun_again() {
+async fn the_end_of_a_script_is_reported_before_the_job_is_started_again() {
     let server = server().await;
     let network = Forwarder::to(&server);
     let folder = server.folder.path();
@@ -80,12 +80,12 @@ async fn the_end_of_a_script_is_told_before_the_job_is_begun_again() {
     assert_eq!(code, Some(0));
     network.cut(true);
     let fail = ["report", "fail", "--id", "nightly", "--attempt", "1"];
-    let (_, told) = said(folder, &network.url, &fail).await;
-    assert!(told.contains("kept for the next"), "{told}");
+    let (_, output) = said(folder, &network.url, &fail).await;
+    assert!(output.contains("kept for the next"), "{output}");
     network.cut(false);
     let other = ["report", "start", "--type", "import", "--id", "other"];
-    let (code, told) = said(folder, &network.url, &other).await;
-    assert_eq!(code, Some(0), "{told}");
+    let (code, output) = said(folder, &network.url, &other).await;
+    assert_eq!(code, Some(0), "{output}");
     let (_, job) = server.get("/api/jobs/nightly", &viewer(1)).await;
     assert_eq!(job["status"], "failed");
 }
@@ -98,13 +98,13 @@ async fn a_kept_end_without_an_attempt_does_not_end_what_has_begun_since() {
     let folder = server.folder.path();
     network.cut(true);
     let fail = ["report", "fail", "--id", "nightly", "--type", "import"];
-    let (_, told) = said(folder, &network.url, &fail).await;
-    assert!(told.contains("kept for the next"), "{told}");
+    let (_, output) = said(folder, &network.url, &fail).await;
+    assert!(output.contains("kept for the next"), "{output}");
     network.cut(false);
     server.running_job("nightly").await;
-    let (code, told) = said(folder, &network.url, &["spool", "send"]).await;
-    assert_eq!(code, Some(1), "{told}");
-    assert!(told.contains("something newer has happened"), "{told}");
+    let (code, output) = said(folder, &network.url, &["spool", "send"]).await;
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("something newer has happened"), "{output}");
     assert_eq!(only_job(&server).await["status"], "in_progress");
 }
 
@@ -115,9 +115,9 @@ async fn a_folder_that_cannot_be_read_is_not_an_empty_one() {
     std::fs::create_dir_all(&parent).unwrap();
     std::fs::write(parent.join("spool"), "not a folder").unwrap();
     for verb in ["list", "send"] {
-        let (code, told) = said(folder.path(), "http://127.0.0.1:9", &["spool", verb]).await;
-        assert_eq!(code, Some(1), "{told}");
-        assert!(told.starts_with("tidings: cannot read "), "{told}");
+        let (code, output) = said(folder.path(), "http://127.0.0.1:9", &["spool", verb]).await;
+        assert_eq!(code, Some(1), "{output}");
+        assert!(output.starts_with("tidings: cannot read "), "{output}");
     }
 }
 
@@ -136,8 +136,8 @@ async fn what_this_token_must_not_send_is_said_and_listed() {
     let why = "not for this token, which differs in: school, school_id";
     let list = other(&["spool", "list"]).await;
     assert!(list.ends_with(&format!("({why})\n")), "{list}");
-    let told = other(&["spool", "send"]).await;
-    assert_eq!(told, format!("tidings: 1 is still kept: {why}\n"));
+    let output = other(&["spool", "send"]).await;
+    assert_eq!(output, format!("tidings: 1 is still kept: {why}\n"));
     let (_, list) = said(folder, &away.url, &["spool", "list"]).await;
     assert!(list.ends_with("exited with code 3\n"), "{list}");
 }
@@ -179,9 +179,9 @@ impl Stoppable {
     async fn act(&self, id: &str, verb: &str, body: Value) -> Value {
         let url = format!("{}/api/jobs/{id}/{verb}", self.url);
         let request = reqwest::Client::new().post(url).json(&body);
-        let (status, told) = answer(request.bearer_auth(worker(1))).await;
-        assert!(status < 300, "{verb}: {told}");
-        told
+        let (status, response) = answer(request.bearer_auth(worker(1))).await;
+        assert!(status < 300, "{verb}: {response}");
+        response
     }
 
     async fn job(&self, id: &str) -> Value {
@@ -198,13 +198,13 @@ async fn when_an_earlier_attempt_ended_does_not_count_for_one_that_others_began(
         "run", "--wait", "0", "--id", "j", "--type", "t", "--", "false",
     ];
     let first = ["run", "--id", "j", "--type", "t", "--", "false"];
-    let (code, told) = said(server.folder.path(), &server.url, &first).await;
-    assert_eq!((code, told.as_str()), (Some(1), ""));
+    let (code, output) = said(server.folder.path(), &server.url, &first).await;
+    assert_eq!((code, output.as_str()), (Some(1), ""));
     assert_eq!(server.job("j").await["metadata"]["ended_attempt"], 1);
     let server = server.stop().await;
-    let (code, told) = said(server.folder.path(), &server.url, &run).await;
+    let (code, output) = said(server.folder.path(), &server.url, &run).await;
     assert_eq!(code, Some(1));
-    assert!(told.contains("kept for the next"), "{told}");
+    assert!(output.contains("kept for the next"), "{output}");
     let server = server.start_again().await;
     for (verb, body) in [
         ("retry", json!({})),
@@ -216,8 +216,8 @@ async fn when_an_earlier_attempt_ended_does_not_count_for_one_that_others_began(
     ] {
         server.act("j", verb, body).await;
     }
-    let (code, told) = said(server.folder.path(), &server.url, &["spool", "send"]).await;
-    assert_eq!(code, Some(1), "{told}");
+    let (code, output) = said(server.folder.path(), &server.url, &["spool", "send"]).await;
+    assert_eq!(code, Some(1), "{output}");
     let job = server.job("j").await;
     assert_eq!(
         (&job["attempt"], &job["error"]["message"]),
@@ -295,17 +295,17 @@ async fn what_is_newer_does_not_depend_on_the_clock_of_the_machine() {
             let run = [
                 "run", "--wait", "0", "--id", id, "--type", "t", "--", "false",
             ];
-            let (code, told) = end(&server, &run).await;
-            assert_eq!(code, Some(1), "{told}");
-            assert!(told.contains("kept for the next"), "{told}");
+            let (code, stderr) = end(&server, &run).await;
+            assert_eq!(code, Some(1), "{stderr}");
+            assert!(stderr.contains("kept for the next"), "{stderr}");
         }
         let server = server.start_again().await;
         fail(&server, "since").await;
-        let (code, told) = end(&server, &["spool", "send"]).await;
-        assert_eq!(code, Some(1), "{told}");
+        let (code, stderr) = end(&server, &["spool", "send"]).await;
+        assert_eq!(code, Some(1), "{stderr}");
         assert!(
-            told.contains("outcome of the job since could not be reported"),
-            "{told}"
+            stderr.contains("outcome of the job since could not be reported"),
+            "{stderr}"
         );
         for (id, attempt, message) in [
             ("before", 2, "exited with code 1"),
@@ -315,7 +315,7 @@ async fn what_is_newer_does_not_depend_on_the_clock_of_the_machine() {
             assert_eq!(
                 (&job["attempt"], &job["error"]["message"]),
                 (&json!(attempt), &json!(message)),
-                "{id}, {offset_secs}: {told}"
+                "{id}, {offset_secs}: {stderr}"
             );
         }
     }

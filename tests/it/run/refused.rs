@@ -23,9 +23,9 @@ async fn an_outcome_that_the_server_rejects_is_not_kept_and_its_reason_is_said()
     std::fs::write(&done, "").unwrap();
     let output = run.await.unwrap();
     assert_eq!(output.status.code(), Some(3));
-    let told = text(&output.stderr);
-    assert!(told.contains("already completed"), "{told}");
-    assert!(!told.contains("kept"), "{told}");
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("already completed"), "{stderr}");
+    assert!(!stderr.contains("kept"), "{stderr}");
     let folder = server.folder.path();
     let list = said(folder, &server.url, &["spool", "list"]).await;
     assert_eq!(list, (Some(0), String::new()));
@@ -39,12 +39,12 @@ async fn a_start_that_is_lost_leaves_no_attempt_of_an_earlier_job() {
     let folder = server.folder.path();
     network.cut(true);
     let start = ["report", "start", "--type", "import", "--id", "b"];
-    let (code, told) = said(folder, &network.url, &start).await;
-    assert_eq!(code, Some(0), "{told}");
-    assert!(told.contains("; unset TIDINGS_ATTEMPT\n"), "{told}");
+    let (code, output) = said(folder, &network.url, &start).await;
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("; unset TIDINGS_ATTEMPT\n"), "{output}");
     network.cut(false);
-    let (_, told) = said(folder, &network.url, &start).await;
-    assert!(told.ends_with(" TIDINGS_ATTEMPT=1\n"), "{told}");
+    let (_, output) = said(folder, &network.url, &start).await;
+    assert!(output.ends_with(" TIDINGS_ATTEMPT=1\n"), "{output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,8 +60,8 @@ async fn the_end_of_a_job_that_the_server_has_lost_is_that_of_the_one_that_is_cr
         "--attempt",
         "3",
     ];
-    let (code, told) = said(server.folder.path(), &server.url, &ok).await;
-    assert_eq!((code, told.as_str()), (Some(0), ""));
+    let (code, output) = said(server.folder.path(), &server.url, &ok).await;
+    assert_eq!((code, output.as_str()), (Some(0), ""));
     let job = only_job(&server).await;
     assert_eq!(
         (&job["status"], &job["attempt"]),
@@ -78,8 +78,8 @@ async fn ends_of_which_the_attempt_is_unknown_are_all_kept() {
     network.cut(true);
     for end in ["ok", "fail"] {
         let report = ["report", end, "--id", "nightly", "--type", "import"];
-        let (_, told) = said(folder, &network.url, &report).await;
-        assert!(told.contains("kept for the next"), "{told}");
+        let (_, output) = said(folder, &network.url, &report).await;
+        assert!(output.contains("kept for the next"), "{output}");
     }
     network.cut(false);
     let (_, list) = said(folder, &network.url, &["spool", "list"]).await;

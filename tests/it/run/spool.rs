@@ -74,7 +74,7 @@ pub(super) async fn jobs_at(url: &str) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outcome_is_kept_until_the_server_is_there_and_told_once() {
+async fn an_outcome_is_kept_until_the_server_is_there_and_reported_once() {
     let away = Away::new();
     let complaint = away
         .run(&["--type", "backup"], "echo 40/200 rows; exit 3")
@@ -118,15 +118,15 @@ async fn an_outcome_is_kept_until_the_server_is_there_and_told_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_next_run_or_report_tells_what_the_last_run_could_not() {
+async fn the_next_run_or_report_delivers_what_the_last_run_could_not() {
     let again = ["run", "--", "true"];
     let report = ["report", "start", "--type", "import"];
     for arguments in [&again[..], &report] {
         let away = Away::new();
         away.run(&["--id", "earlier"], "exit 3").await;
         let (folder, _server, url) = away.back();
-        let (code, told) = said(folder.path(), &url, arguments).await;
-        assert_eq!(code, Some(0), "{told}");
+        let (code, output) = said(folder.path(), &url, arguments).await;
+        assert_eq!(code, Some(0), "{output}");
         let mut jobs = jobs_at(&url).await;
         jobs.retain(|job| job["job_id"] == "earlier");
         assert_eq!(jobs[0]["status"], "failed");
@@ -136,7 +136,7 @@ async fn the_next_run_or_report_tells_what_the_last_run_could_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_runs_of_one_job_are_told_in_order() {
+async fn the_runs_of_one_job_are_reported_in_order() {
     let away = Away::new();
     let options = ["--id", "nightly", "--type", "backup"];
     away.run(&options, "echo first; exit 3").await;
@@ -145,8 +145,8 @@ async fn the_runs_of_one_job_are_told_in_order() {
     let run = [
         "run", "--id", "nightly", "--type", "backup", "--", "echo", "third",
     ];
-    let (code, told) = said(folder.path(), &url, &run).await;
-    assert_eq!((code, told.as_str()), (Some(0), "third\n"));
+    let (code, output) = said(folder.path(), &url, &run).await;
+    assert_eq!((code, output.as_str()), (Some(0), "third\n"));
     let jobs = jobs_at(&url).await;
     assert_eq!(
         (&jobs[0]["status"], &jobs[0]["attempt"], &jobs[0]["message"]),
@@ -155,7 +155,7 @@ async fn the_runs_of_one_job_are_told_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_a_job_that_has_been_started_is_told_of_that_attempt() {
+async fn the_end_of_a_job_that_has_been_started_is_reported_for_that_attempt() {
     let server = server().await;
     let network = Forwarder::to(&server);
     let mut run = run_script(&server, &["--wait", "1"], "echo 10%; read a; exit 3");
@@ -195,9 +195,9 @@ async fn a_newer_attempt_is_left_alone_and_so_is_the_outcome_of_another_user() {
     let start = request.json(&json!({"job_type": "backup"}));
     let (status, started) = answer(start.bearer_auth(worker(1))).await;
     assert_eq!(status, 200, "{started}");
-    let (code, told) = said(folder.path(), &url, &["spool", "send"]).await;
-    assert_eq!(code, Some(1), "{told}");
-    assert!(told.contains("the job nightly"), "{told}");
+    let (code, stderr) = said(folder.path(), &url, &["spool", "send"]).await;
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("the job nightly"), "{stderr}");
     let jobs = jobs_at(&url).await;
     assert_eq!(
         (&jobs[0]["status"], &jobs[0]["attempt"]),
@@ -210,8 +210,8 @@ async fn a_newer_attempt_is_left_alone_and_so_is_the_outcome_of_another_user() {
 /// Posts to the job of the server at this URL, as its worker.
 async fn act(url: &str, verb: &str, body: Value) {
     let request = reqwest::Client::new().post(format!("{url}/api/jobs/nightly/{verb}"));
-    let (status, told) = answer(request.json(&body).bearer_auth(worker(1))).await;
-    assert!(status < 300, "{verb}: {told}");
+    let (status, response) = answer(request.json(&body).bearer_auth(worker(1))).await;
+    assert!(status < 300, "{verb}: {response}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,8 +228,8 @@ async fn an_attempt_that_is_queued_for_another_worker_is_not_begun() {
     )
     .await;
     act(&url, "retry", json!({})).await;
-    let (code, told) = said(folder.path(), &url, &["spool", "send"]).await;
-    assert_eq!(code, Some(1), "{told}");
+    let (code, output) = said(folder.path(), &url, &["spool", "send"]).await;
+    assert_eq!(code, Some(1), "{output}");
     let jobs = jobs_at(&url).await;
     assert_eq!(
         (&jobs[0]["status"], &jobs[0]["attempt"]),
@@ -257,9 +257,9 @@ async fn what_a_proxy_answers_in_the_place_of_the_server_deletes_nothing() {
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
-    let (code, told) = said(folder.path(), &url, &["spool", "send"]).await;
+    let (code, output) = said(folder.path(), &url, &["spool", "send"]).await;
     proxy.abort();
-    assert_ne!(code, Some(0), "{told}");
+    assert_ne!(code, Some(0), "{output}");
     let (_, list) = said(folder.path(), &url, &["spool", "list"]).await;
     assert_eq!(list.lines().count(), 1, "{list}");
 }

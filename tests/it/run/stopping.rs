@@ -84,7 +84,7 @@ async fn a_signal_to_run_reaches_the_command_and_the_job_is_cancelled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_signals_are_passed_on_and_end_nothing() {
     let server = server().await;
-    let script = "trap 'echo usr1; told=1' USR1; echo ready; while [ -z \"$told\" ]; do sleep 0.05; done; echo after";
+    let script = "trap 'echo usr1; stopped=1' USR1; echo ready; while [ -z \"$stopped\" ]; do sleep 0.05; done; echo after";
     let mut child = started(&mut run_script(&server, &[], script));
     read_until(child.stdout.as_mut().unwrap(), "ready\n");
     signal(&child, "USR1");

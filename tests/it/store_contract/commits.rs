@@ -21,7 +21,7 @@ pub(super) async fn commands_are_answered_in_order_and_a_refused_one_fails_alone
             ],
         )
         .await;
-    let told: Vec<_> = receipts
+    let outcomes: Vec<_> = receipts
         .iter()
         .map(|receipt| match receipt {
             Ok(Receipt::Committed(event)) => format!("{}:{}", event.subject, event.seq),
@@ -34,7 +34,7 @@ pub(super) async fn commands_are_answered_in_order_and_a_refused_one_fails_alone
         })
         .collect();
     assert_eq!(
-        told,
+        outcomes,
         ["a:1", "exists", "nobody", "a:2", "illegal", "a=2", "b:3"]
     );
 }

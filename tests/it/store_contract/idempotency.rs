@@ -73,7 +73,7 @@ pub(super) async fn a_key_that_outlives_its_subject_is_answered_as_it_was(open: 
             with_key("complete", complete),
         ]
     };
-    let told = |receipts: Vec<Result<Receipt, CommandError>>| -> Vec<String> {
+    let answers_of = |receipts: Vec<Result<Receipt, CommandError>>| -> Vec<String> {
         let json = |receipt: Result<Receipt, CommandError>| {
             let json = tidings::wire::event_json(receipt.unwrap().event(), false);
             String::from_utf8(json).unwrap()
@@ -82,11 +82,11 @@ pub(super) async fn a_key_that_outlives_its_subject_is_answered_as_it_was(open: 
     };
     let first = bench.append(1, asked()).await;
     assert!(matches!(&first[2], Ok(Receipt::Unchanged(_))), "{first:?}");
-    let first = told(first);
+    let first = answers_of(first);
     let again = bench.append(1, asked()).await;
     let is_repeated = |receipt: &Result<_, _>| matches!(receipt, Ok(Receipt::Repeated(_)));
     assert!(again.iter().all(is_repeated), "{again:?}");
-    assert_eq!(told(again), first, "while all is there");
+    assert_eq!(answers_of(again), first, "while all is there");
     while bench
         .store
         .sweep(chrono::Utc::now() + chrono::TimeDelta::seconds(10))
@@ -108,7 +108,11 @@ pub(super) async fn a_key_that_outlives_its_subject_is_answered_as_it_was(open: 
     );
     let again = bench.append(1, asked()).await;
     assert!(again.iter().all(is_repeated), "{again:?}");
-    assert_eq!(told(again), first, "and when nothing is there any more");
+    assert_eq!(
+        answers_of(again),
+        first,
+        "and when nothing is there any more"
+    );
     let other = bench.append(1, vec![with_key("create", create("b"))]).await;
     assert!(is_repeated(&other[0]), "a fingerprint is the HTTP layer's");
 }
@@ -151,15 +155,15 @@ pub(super) async fn answers_are_kept_within_their_bytes_and_no_key_is_carried_ou
     let later = chrono::Utc::now() + chrono::TimeDelta::seconds(10);
     let sweep = async || while bench.store.sweep(later).await.unwrap() {};
     sweep().await;
-    let told = |receipts: Vec<Result<Receipt, CommandError>>| -> Vec<(bool, u64)> {
-        let told = receipts.into_iter().map(|receipt| match receipt {
+    let answers_of = |receipts: Vec<Result<Receipt, CommandError>>| -> Vec<(bool, u64)> {
+        let answered = receipts.into_iter().map(|receipt| match receipt {
             Ok(Receipt::Repeated(event)) => (event.snapshot, event.seq),
             other => panic!("carried out again: {other:?}"),
         });
-        told.collect()
+        answered.collect()
     };
     let last = 3 * KEPT as u64 + 1;
-    let answers = told(bench.append(1, asked()).await);
+    let answers = answers_of(bench.append(1, asked()).await);
     let dropped = answers
         .iter()
         .take_while(|own| **own == (true, last))
@@ -170,7 +174,7 @@ pub(super) async fn answers_are_kept_within_their_bytes_and_no_key_is_carried_ou
     );
     let kept: Vec<_> = (dropped..3 * KEPT).map(|n| (false, n as u64 + 2)).collect();
     assert_eq!(answers[dropped..], kept, "the newest, as they were");
-    // When the subject is gone, too, nothing is left to be told, and nothing is done.
+    // When the subject is gone, too, there is no answer left, and nothing is done.
     bench.done(vec![envelope("a", "complete", json!({}))]).await;
     sweep().await;
     sweep().await;
@@ -179,5 +183,5 @@ pub(super) async fn answers_are_kept_within_their_bytes_and_no_key_is_carried_ou
         .iter()
         .take_while(|own| matches!(own, Err(CommandError::AnswerGone)));
     assert_eq!(gone.count(), dropped, "{again:?}");
-    assert_eq!(told(again.into_iter().skip(dropped).collect()), kept);
+    assert_eq!(answers_of(again.into_iter().skip(dropped).collect()), kept);
 }

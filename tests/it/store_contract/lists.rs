@@ -9,13 +9,13 @@ use tidings::log::{Order, Page, Searched, Stalled, Which};
 use super::*;
 use crate::support::until;
 
-pub(super) async fn a_list_is_told_from_either_end_page_by_page(open: Open) {
+pub(super) async fn a_list_is_read_from_either_end_page_by_page(open: Open) {
     let bench = bench(open, Settings::default());
     let ids = ["a", "b", "c", "d", "e"];
     bench.done(ids.map(create).to_vec()).await;
     bench.done(vec![envelope("b", "complete", json!({}))]).await;
     let list = async |order, statuses: &[&'static str]| {
-        let (mut told, mut beyond) = (Vec::new(), None);
+        let (mut listed, mut beyond) = (Vec::new(), None);
         loop {
             let query = ListQuery {
                 statuses: statuses.to_vec(),
@@ -30,10 +30,10 @@ pub(super) async fn a_list_is_told_from_either_end_page_by_page(open: Open) {
                 .subjects
                 .iter()
                 .map(|own| own.event.subject.to_string());
-            told.extend(ids);
+            listed.extend(ids);
             beyond = page.next;
             if beyond.is_none() {
-                return told.concat();
+                return listed.concat();
             }
         }
     };
@@ -67,7 +67,7 @@ pub(super) async fn what_has_stalled_is_listed_within_its_status_or_apart_from_i
     .await;
     assert_eq!(bench.store.stalled(school(2), KIND).await.unwrap(), 0);
     let list = async |stalled, statuses: &[&'static str]| {
-        let (mut told, mut beyond) = (String::new(), None);
+        let (mut listed, mut beyond) = (String::new(), None);
         loop {
             let query = ListQuery {
                 statuses: statuses.to_vec(),
@@ -79,10 +79,10 @@ pub(super) async fn what_has_stalled_is_listed_within_its_status_or_apart_from_i
             };
             let page = bench.store.subjects(school(1), KIND, query).await.unwrap();
             let ids = page.subjects.iter();
-            told.extend(ids.map(|own| own.event.subject.to_string()));
+            listed.extend(ids.map(|own| own.event.subject.to_string()));
             beyond = page.next;
             if beyond.is_none() {
-                return told;
+                return listed;
             }
         }
     };
@@ -108,8 +108,8 @@ pub(super) async fn what_has_stalled_is_listed_within_its_status_or_apart_from_i
 pub(super) async fn a_search_finds_texts_and_values_in_any_case(open: Open) {
     let bench = bench(open, Settings::default());
     bench.done(["a", "b"].map(create).to_vec()).await;
-    let told = json!({"message": "Größe_1", "metadata": {"key": ["Line\nÉ", 7.5]}});
-    bench.done(vec![envelope("a", "progress", told)]).await;
+    let report = json!({"message": "Größe_1", "metadata": {"key": ["Line\nÉ", 7.5]}});
+    bench.done(vec![envelope("a", "progress", report)]).await;
     let found = async |text: &str| {
         let query = ListQuery {
             text: Some(text.into()),
@@ -159,7 +159,7 @@ const SEARCHES: [&str; 14] = [
     "nowhere",
 ];
 
-/// A job's texts, straight from what is told of it.
+/// A job's texts, straight from its event.
 fn texts_of(own: &StoredSubject) -> Vec<String> {
     fn values(value: &serde_json::Value, texts: &mut Vec<String>) {
         match value {
@@ -403,7 +403,7 @@ pub(super) async fn what_ended_is_counted_by_its_time_and_listed_by_its_end(open
     );
 }
 
-pub(super) async fn the_last_events_of_a_subject_are_told_in_order(open: Open) {
+pub(super) async fn the_last_events_of_a_subject_are_returned_in_order(open: Open) {
     let bench = bench(open, Settings::default());
     bench.done(vec![create("a"), create("b")]).await;
     bench.done(vec![tick("a"), tick("a"), tick("b")]).await;
@@ -484,7 +484,7 @@ fn check_sizes(pages: &[Page]) {
     }
 }
 
-fn told(pages: &[Page]) -> usize {
+fn event_count(pages: &[Page]) -> usize {
     pages.iter().map(|page| page.events.len()).sum()
 }
 
@@ -538,7 +538,7 @@ pub(super) async fn a_page_is_bounded_in_bytes_and_nothing_is_left_out(open: Ope
         });
         let snapshot = snapshot.await;
         check_sizes(&snapshot);
-        assert_eq!(told(&snapshot), JOBS);
+        assert_eq!(event_count(&snapshot), JOBS);
     }
 }
 
@@ -565,7 +565,7 @@ pub(super) async fn a_page_for_many_subjects_is_no_larger_than_one_for_all(open:
         });
         let replay = replay.await;
         check_sizes(&replay);
-        assert_eq!(told(&replay), JOBS * (TICKS + 1));
+        assert_eq!(event_count(&replay), JOBS * (TICKS + 1));
         let seqs = replay.iter().flat_map(|page| &page.events);
         assert!(seqs.map(|event| event.seq).is_sorted());
     }

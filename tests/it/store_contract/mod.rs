@@ -117,10 +117,10 @@ macro_rules! stores {
             }
             run!(commands_are_answered_in_order_and_a_refused_one_fails_alone);
             run!(committed_events_are_handed_over_in_order_and_counted_before_the_answer);
-            run!(a_replay_tells_what_lies_after_and_says_how_far_it_reaches);
-            run!(a_replay_of_single_subjects_tells_theirs_only);
+            run!(a_replay_contains_what_lies_after_and_says_how_far_it_reaches);
+            run!(a_replay_of_single_subjects_contains_only_their_events);
             run!(a_folded_replay_leaves_out_what_is_superseded_within_the_scope);
-            run!(a_snapshot_tells_each_subject_once_in_the_order_of_the_log);
+            run!(a_snapshot_contains_each_subject_once_in_the_order_of_the_log);
             run!(schools_know_nothing_of_one_another);
             run!(an_idempotency_key_is_remembered_until_it_is_swept);
             run!(a_key_that_outlives_its_subject_is_answered_as_it_was);
@@ -132,8 +132,8 @@ macro_rules! stores {
             run!(overdue_jobs_are_found_by_their_time);
             run!(the_uptime_goes_on_where_it_ended_or_was_saved);
             run!(many_writers_leave_no_hole);
-            run!(what_one_may_hold_alone_is_held_by_one);
-            run!(a_snapshot_of_several_events_a_subject_is_told_once_and_in_order);
+            run!(a_device_has_at_most_one_active_session);
+            run!(a_snapshot_of_several_events_a_subject_contains_each_once_and_in_order);
             run!(a_snapshot_of_what_goes_on_leaves_out_what_has_ended);
             run!(a_wide_event_is_in_the_replay_of_any_subject_of_its_kind);
             run!(a_folded_replay_keeps_the_last_sample_before_other_messages);
@@ -142,13 +142,13 @@ macro_rules! stores {
             run!(a_notifiers_cursor_is_kept_and_never_goes_back);
             run!(what_a_notifier_sets_aside_is_kept_until_it_is_lifted);
             run!(an_open_violation_is_not_swept);
-            run!(a_list_is_told_from_either_end_page_by_page);
+            run!(a_list_is_read_from_either_end_page_by_page);
             run!(what_has_stalled_is_listed_within_its_status_or_apart_from_it);
             run!(a_search_finds_texts_and_values_in_any_case);
             run!(slow a_search_finds_what_a_look_at_every_job_finds_whatever_has_happened);
             run!(what_ended_is_counted_by_its_time_and_listed_by_its_end);
             run!(counts_follow_every_change_and_the_sweep);
-            run!(the_last_events_of_a_subject_are_told_in_order);
+            run!(the_last_events_of_a_subject_are_returned_in_order);
             run!(slow a_page_is_bounded_in_bytes_and_nothing_is_left_out);
             run!(a_page_for_many_subjects_is_no_larger_than_one_for_all);
             run!(a_lease_is_held_by_one_and_its_fence_only_rises);

@@ -44,31 +44,31 @@ pub(super) async fn heartbeats_of_several_nodes_are_merged_and_those_of_no_devic
         .await;
     bench.append(2, vec![put_device("a", json!({}))]).await;
     let save = async |beats: Vec<Beat>| bench.store.save_beats(beats).await.unwrap();
-    let told = save(vec![
+    let saved = save(vec![
         beat(1, "nobody", heard(5, None)),
         beat(1, "a", heard(10, None)),
         beat(1, "b", heard(20, Some(15))),
     ])
     .await;
-    assert_eq!(told[0], None);
-    let known = told[1].as_ref().unwrap();
+    assert_eq!(saved[0], None);
+    let known = saved[1].as_ref().unwrap();
     assert_eq!((known.status, known.lease_secs), (Status::Unknown, 7));
     assert_eq!(known.seq, 1);
     let merged = [None, Some(heard(10, None)), Some(heard(20, Some(15)))];
-    assert_eq!(heartbeats(&told), merged);
+    assert_eq!(heartbeats(&saved), merged);
     // Another node's, late and again.
     for _ in 0..2 {
-        let told = save(vec![
+        let saved = save(vec![
             beat(1, "b", heard(18, Some(12))),
             beat(1, "a", heard(30, Some(25))),
         ])
         .await;
         let merged = [Some(heard(20, Some(18))), Some(heard(30, Some(25)))];
-        assert_eq!(heartbeats(&told), merged);
+        assert_eq!(heartbeats(&saved), merged);
     }
-    let told = save(vec![beat(1, "a", heard(30, Some(30)))]).await;
+    let saved = save(vec![beat(1, "a", heard(30, Some(30)))]).await;
     let two = Some(heard(30, Some(30)));
-    assert_eq!(heartbeats(&told), [two], "two within a millisecond");
+    assert_eq!(heartbeats(&saved), [two], "two within a millisecond");
     let devices = [(2, "a"), (1, "b"), (1, "nobody"), (1, "a")];
     let devices = devices.map(|(number, id)| (school(number), id.parse().unwrap()));
     let of = async || bench.store.beats_of(devices.to_vec()).await.unwrap();
@@ -77,7 +77,7 @@ pub(super) async fn heartbeats_of_several_nodes_are_merged_and_those_of_no_devic
     assert_eq!(heartbeats(&known), read);
     assert!(known[0].is_some(), "it exists and is silent");
     assert_eq!(known[2], None);
-    // What is told of a device is its state now.
+    // The answer for a device is its current state.
     let report = serde_json::from_value(json!({"status": "offline"})).unwrap();
     let report = Command::Device(kind::device::Command::Report(report));
     let report = Envelope::new("a".parse().unwrap(), report);
@@ -95,8 +95,8 @@ pub(super) async fn heartbeats_of_several_nodes_are_merged_and_those_of_no_devic
     let devices = ids.iter().map(|id| put_device(id, json!({}))).collect();
     bench.done(devices).await;
     let beats = ids.iter().map(|id| beat(1, id, heard(40, None))).collect();
-    let told = save(beats).await;
-    assert_eq!(heartbeats(&told), vec![Some(heard(40, None)); 500]);
+    let saved = save(beats).await;
+    assert_eq!(heartbeats(&saved), vec![Some(heard(40, None)); 500]);
 }
 
 fn report(id: &NodeId, streams: u64) -> NodeReport {
@@ -120,10 +120,10 @@ pub(super) async fn nodes_know_each_other_until_they_leave_or_are_forgotten(open
     let bench = bench(open, Settings::default());
     let ids = [NodeId::generate(), NodeId::generate(), NodeId::generate()];
     let beats = async |index: usize, streams, forget_after| -> Vec<Node> {
-        let told = bench
+        let nodes = bench
             .store
             .node_beats(report(&ids[index], streams), forget_after);
-        told.await.unwrap()
+        nodes.await.unwrap()
     };
     let first = beats(0, 0, KEPT).await;
     assert_eq!(first.len(), 1);
@@ -136,24 +136,24 @@ pub(super) async fn nodes_know_each_other_until_they_leave_or_are_forgotten(open
     while Utc::now() < later {
         tokio::task::yield_now().await;
     }
-    let told = beats(0, 3, KEPT).await;
-    let order: Vec<&NodeId> = told.iter().map(|node| &node.report.id).collect();
+    let nodes = beats(0, 3, KEPT).await;
+    let order: Vec<&NodeId> = nodes.iter().map(|node| &node.report.id).collect();
     assert_eq!(order, ids.iter().collect::<Vec<_>>(), "as they began");
-    assert_eq!(told[0].report, report(&ids[0], 3));
-    assert_eq!(told[0].since, first[0].since);
-    assert!(told[0].seen_at > first[0].seen_at);
-    assert!(told[1].silent >= told[0].silent && told[1].silent < KEPT);
+    assert_eq!(nodes[0].report, report(&ids[0], 3));
+    assert_eq!(nodes[0].since, first[0].since);
+    assert!(nodes[0].seen_at > first[0].seen_at);
+    assert!(nodes[1].silent >= nodes[0].silent && nodes[1].silent < KEPT);
     bench.store.node_leaves(&ids[1]).await.unwrap();
-    let told = beats(2, 2, KEPT).await;
-    let left: Vec<&NodeId> = told.iter().map(|node| &node.report.id).collect();
+    let nodes = beats(2, 2, KEPT).await;
+    let left: Vec<&NodeId> = nodes.iter().map(|node| &node.report.id).collect();
     assert_eq!(left, [&ids[0], &ids[2]]);
     let short = Duration::from_millis(1);
     while beats(2, 2, KEPT).await[0].silent <= 2 * short {
         tokio::task::yield_now().await;
     }
-    let told = beats(2, 2, short).await;
-    assert_eq!(told.len(), 1, "the other is forgotten");
-    assert_eq!(told[0].report.id, ids[2]);
+    let nodes = beats(2, 2, short).await;
+    assert_eq!(nodes.len(), 1, "the other is forgotten");
+    assert_eq!(nodes[0].report.id, ids[2]);
 }
 
 /// How often the tests below race.

@@ -2,7 +2,7 @@
 
 use super::*;
 
-pub(super) async fn a_replay_tells_what_lies_after_and_says_how_far_it_reaches(open: Open) {
+pub(super) async fn a_replay_contains_what_lies_after_and_says_how_far_it_reaches(open: Open) {
     let bench = bench(open, Settings::default());
     let empty = bench.store.replay(all(1), 0, false).await.unwrap();
     assert_eq!(
@@ -22,7 +22,7 @@ pub(super) async fn a_replay_tells_what_lies_after_and_says_how_far_it_reaches(o
     );
     assert_eq!(bench.replayed(&all(1), 999, false).await, [1_000, 1_001]);
     assert!(bench.replayed(&all(1), 1_001, false).await.is_empty());
-    let told = bench
+    let replayed = bench
         .store
         .replay(all(1), 0, false)
         .await
@@ -36,10 +36,13 @@ pub(super) async fn a_replay_tells_what_lies_after_and_says_how_far_it_reaches(o
         .unwrap()
         .events
         .remove(0);
-    assert_eq!(format!("{:?}", told.draft), format!("{:?}", again.draft));
+    assert_eq!(
+        format!("{:?}", replayed.draft),
+        format!("{:?}", again.draft)
+    );
 }
 
-pub(super) async fn a_replay_of_single_subjects_tells_theirs_only(open: Open) {
+pub(super) async fn a_replay_of_single_subjects_contains_only_their_events(open: Open) {
     let bench = bench(open, Settings::default());
     bench
         .done(vec![create("a"), create("b"), create("c")])
@@ -82,31 +85,31 @@ pub(super) async fn a_folded_replay_leaves_out_what_is_superseded_within_the_sco
         ])
         .await;
     assert_eq!(bench.replayed(&all(1), 0, true).await, [1, 2, 604, 605]);
-    // Of what still runs, the newest is told, though its end is out of scope.
+    // Of what still runs, the newest is contained, though its end is out of scope.
     let running = Filter {
         statuses: ["in_progress".to_owned()].into(),
         ..Filter::default()
     };
     let scope = Arc::new((*all(1)).clone().filtered(running));
-    let told = bench.replayed(&scope, 0, true).await;
+    let replayed = bench.replayed(&scope, 0, true).await;
     assert!(
-        told.contains(&602) && told.contains(&605) && !told.contains(&604),
-        "{told:?}"
+        replayed.contains(&602) && replayed.contains(&605) && !replayed.contains(&604),
+        "{replayed:?}"
     );
 }
 
-pub(super) async fn a_snapshot_tells_each_subject_once_in_the_order_of_the_log(open: Open) {
+pub(super) async fn a_snapshot_contains_each_subject_once_in_the_order_of_the_log(open: Open) {
     let bench = bench(open, Settings::default());
     let ids: Vec<String> = (0..600).map(|n| format!("j{n}")).collect();
     bench.done(ids.iter().map(|id| create(id)).collect()).await;
     bench
         .done(vec![tick("j5"), envelope("j3", "complete", json!({}))])
         .await;
-    let told = bench.snapshot(&all(1)).await;
-    assert_eq!(told.len(), 600);
-    assert!(told.is_sorted_by_key(|(_, seq)| *seq));
+    let states = bench.snapshot(&all(1)).await;
+    assert_eq!(states.len(), 600);
+    assert!(states.is_sorted_by_key(|(_, seq)| *seq));
     assert_eq!(
-        told[598..],
+        states[598..],
         [("j5".to_owned(), 601), ("j3".to_owned(), 602)]
     );
     assert_eq!(

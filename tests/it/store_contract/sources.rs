@@ -66,7 +66,7 @@ fn acknowledge(id: &str, number: u64) -> Envelope {
     to(id, Command::Characteristic(acknowledge))
 }
 
-pub(super) async fn what_one_may_hold_alone_is_held_by_one(open: Open) {
+pub(super) async fn a_device_has_at_most_one_active_session(open: Open) {
     let bench = bench(open, Settings::default());
     let group = vec![start("a", "door"), start("b", "door"), start("c", "gate")];
     let answers = bench.append(1, group).await;
@@ -96,7 +96,9 @@ pub(super) async fn what_one_may_hold_alone_is_held_by_one(open: Open) {
     );
 }
 
-pub(super) async fn a_snapshot_of_several_events_a_subject_is_told_once_and_in_order(open: Open) {
+pub(super) async fn a_snapshot_of_several_events_a_subject_contains_each_once_and_in_order(
+    open: Open,
+) {
     let bench = bench(open, Settings::default());
     let number = 400;
     let ids: Vec<String> = (0..number).map(|number| format!("d{number}")).collect();
@@ -128,12 +130,12 @@ pub(super) async fn a_snapshot_of_several_events_a_subject_is_told_once_and_in_o
         .await;
     bench.done(vec![create("job")]).await;
     let scope = Arc::new(Scope::new(school(1), [kind::channel("schools/1").unwrap()]));
-    let told = bench.snapshot(&scope).await;
+    let snapshot = bench.snapshot(&scope).await;
     assert!(
-        told.is_sorted_by(|one, next| one.1 < next.1),
+        snapshot.is_sorted_by(|one, next| one.1 < next.1),
         "in the order of the log, each once"
     );
-    assert_eq!(told.len(), number * 2 + 300 * 3 + 1);
+    assert_eq!(snapshot.len(), number * 2 + 300 * 3 + 1);
     let online = Filter {
         statuses: ["online".to_owned()].into(),
         ..Filter::default()
@@ -159,11 +161,11 @@ pub(super) async fn a_snapshot_of_what_goes_on_leaves_out_what_has_ended(open: O
     bench.done(vec![envelope("j", "complete", json!({}))]).await;
     let of = |channel: &str| Scope::new(school(1), [kind::channel(channel).unwrap()]);
     for (channel, active) in [("enrollments", "b"), ("jobs", "k")] {
-        let told = bench
+        let snapshot = bench
             .snapshot(&Arc::new(of(channel).with_active_only()))
             .await;
-        assert_eq!(told.len(), 1);
-        assert_eq!(told[0].0, active);
+        assert_eq!(snapshot.len(), 1);
+        assert_eq!(snapshot[0].0, active);
         assert_eq!(bench.snapshot(&Arc::new(of(channel))).await.len(), 2);
     }
 }
@@ -283,7 +285,7 @@ pub(super) async fn every_kind_is_there_after_reopening(open: Open) {
             put_schedule("hourly", json!({"period_secs": 3600, "grace_secs": 1, "max_run_secs": 9})),
         ])
         .await;
-    let told = async |bench: &Bench| {
+    let states_of = async |bench: &Bench| {
         let mut states = Vec::new();
         for (kind, id) in [
             (enrollment::KIND, "s"),
@@ -318,11 +320,11 @@ pub(super) async fn every_kind_is_there_after_reopening(open: Open) {
             .unwrap();
         format!("{:?}", page.parts)
     };
-    let before = told(&bench).await;
+    let before = states_of(&bench).await;
     let opened = violations(&bench).await;
     assert!(opened.contains("MovingRanges"), "{opened}");
     let bench = bench.reopened(open).await;
-    assert_eq!(told(&bench).await, before);
+    assert_eq!(states_of(&bench).await, before);
     assert_eq!(violations(&bench).await, opened);
     let awaited = bench.store.devices_not_offline(None, 10).await.unwrap();
     assert_eq!(awaited.len(), 1);

@@ -45,7 +45,7 @@ async fn a_stream_over_http_1_0_is_not_chunked_and_ends_with_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn proxies_are_told_not_to_hold_a_stream_back() {
+async fn proxies_are_asked_not_to_buffer_a_stream() {
     let server = server().await;
     let response = server
         .request("GET", "/events/jobs?padding=2048&named=1", &viewer(1))

@@ -79,8 +79,8 @@ over_every_transport! {
             server.running_job("a").await;
             let mut cursors = Vec::new();
             for progress in 1..=3 {
-                let told = server.report("/api/jobs/a/progress", json!({ "progress": progress })).await;
-                cursors.push(told["cursor"].clone());
+                let event = server.report("/api/jobs/a/progress", json!({ "progress": progress })).await;
+                cursors.push(event["cursor"].clone());
             }
             for path in ["/jobs", "/jobs/a", "/schools/1"] {
                 for cursor in &cursors {
@@ -171,8 +171,8 @@ async fn a_reader_falls_from_one_transport_to_the_next_without_loss_or_repetitio
                 .map(str::to_owned),
         );
     }
-    let told: Vec<String> = (0..60).map(|n| format!("{}.{}", n / 5, n % 5)).collect();
-    assert_eq!(heard, told);
+    let expected: Vec<String> = (0..60).map(|n| format!("{}.{}", n / 5, n % 5)).collect();
+    assert_eq!(heard, expected);
 }
 
 /// A client may bring a cursor of an earlier server at this address; that is not its fault.
@@ -189,8 +189,8 @@ async fn a_foreign_last_event_id_is_a_reset_and_an_empty_one_a_fresh_start() {
             None => request,
         };
         let (status, answer) = answer(request).await;
-        let types = answer["messages"].as_array().map(|told| {
-            let types = told.iter().map(|own| own["type"].as_str().unwrap());
+        let types = answer["messages"].as_array().map(|messages| {
+            let types = messages.iter().map(|own| own["type"].as_str().unwrap());
             types.collect::<Vec<_>>().join(" ")
         });
         (status, types.unwrap_or_default())
@@ -236,12 +236,12 @@ async fn what_polyfills_send_in_place_of_last_event_id_is_the_cursor() {
     for name in ["lastEventId", "last-event-id", "cursor"] {
         let query = format!("/jobs?tick_ms=0&{name}={}", from.as_str().unwrap());
         for transport in Transport::ALL {
-            let told = server.listen(transport, &query).await.until_ready().await;
-            let told: Vec<_> = told
+            let messages = server.listen(transport, &query).await.until_ready().await;
+            let texts: Vec<_> = messages
                 .iter()
                 .filter_map(|own| own["message"].as_str())
                 .collect();
-            assert_eq!(told, ["Connected", "one", "two"], "{transport:?} {query}");
+            assert_eq!(texts, ["Connected", "one", "two"], "{transport:?} {query}");
         }
     }
 }

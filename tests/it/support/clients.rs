@@ -47,7 +47,7 @@ type Ears = Mutex<HashMap<u64, mpsc::Sender<(String, Value)>>>;
 pub(crate) struct Client {
     name: u64,
     commands: mpsc::Sender<String>,
-    told: mpsc::Receiver<(String, Value)>,
+    received: mpsc::Receiver<(String, Value)>,
     /// The last cursor that it received.
     pub(crate) cursor: Option<String>,
 }
@@ -180,12 +180,12 @@ impl Clients {
 
     async fn client(&self, what: &str, url: &str) -> Client {
         let name = self.opened.fetch_add(1, Ordering::Relaxed);
-        let (tell, told) = mpsc::channel(LINES);
-        self.ears.lock().unwrap().insert(name, tell);
+        let (sender, received) = mpsc::channel(LINES);
+        self.ears.lock().unwrap().insert(name, sender);
         let mut client = Client {
             name,
             commands: self.commands.clone(),
-            told,
+            received,
             cursor: None,
         };
         client.command(what, url).await;
@@ -201,7 +201,7 @@ impl Client {
     }
 
     async fn hear(&mut self) -> (String, Value) {
-        let heard = timeout(PATIENCE, self.told.recv()).await;
+        let heard = timeout(PATIENCE, self.received.recv()).await;
         heard.expect("something in time").expect("the program runs")
     }
 
@@ -298,17 +298,17 @@ async fn serve_page(
         return;
     }
     let socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-    let (mut tell, mut told) = socket.split();
+    let (mut sender, mut incoming) = socket.split();
     let mut orders = orders.lock().await;
     loop {
         tokio::select! {
             order = orders.recv() => {
                 let Some(order) = order else { return };
-                if tell.send(Message::text(order)).await.is_err() {
+                if sender.send(Message::text(order)).await.is_err() {
                     return;
                 }
             }
-            message = told.next() => match message {
+            message = incoming.next() => match message {
                 Some(Ok(Message::Text(text))) => pass_on(&ears, &text).await,
                 Some(Ok(_)) => {}
                 _ => return,

@@ -155,12 +155,12 @@ const PROCESS_PATIENCE: Duration = Duration::from_secs(180);
 pub(crate) fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = T> + Send {
-    let (tell, told) = oneshot::channel();
-    // If it is not told, the test has failed.
-    std::thread::spawn(move || tell.send(work()).ok());
+    let (sender, ended) = oneshot::channel();
+    // If nothing is sent, the test has failed.
+    std::thread::spawn(move || sender.send(work()).ok());
     async {
-        let told = tokio::time::timeout(PROCESS_PATIENCE + PATIENCE, told).await;
-        told.expect("it ends").expect("it does not fail")
+        let result = tokio::time::timeout(PROCESS_PATIENCE + PATIENCE, ended).await;
+        result.expect("it ends").expect("it does not fail")
     }
 }
 
@@ -179,9 +179,9 @@ pub(crate) fn run(command: &mut Command) -> Output {
 /// Waits until a process ends, and returns what it wrote.
 pub(crate) fn output_of(child: Child) -> Output {
     let id = child.id();
-    let (tell, told) = std::sync::mpsc::channel();
-    std::thread::spawn(move || tell.send(child.wait_with_output()).ok());
-    match told.recv_timeout(PROCESS_PATIENCE) {
+    let (sender, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()).ok());
+    match ended.recv_timeout(PROCESS_PATIENCE) {
         Ok(output) => output.unwrap(),
         Err(_) => {
             send(id, "KILL");

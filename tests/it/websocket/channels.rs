@@ -8,7 +8,7 @@ use super::until_type;
 use crate::support::listener::{receive, send, socket};
 use crate::support::*;
 
-/// Channels that are added with a cursor: what was missed of them, not what the others have told already.
+/// Channels that are added with a cursor: what was missed of them, not what the others have delivered already.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_channel_can_be_added_from_a_cursor_while_others_go_on() {
     for window_events in [1_000, 1] {
@@ -79,16 +79,17 @@ async fn leaving_and_adding_in_the_midst_of_a_snapshot_leaves_no_gap() {
         .await;
         until_type(&mut ws, "unsubscribed").await;
         let messages = until_type(&mut ws, "ready").await;
-        let told: Vec<_> = messages
+        let reports: Vec<_> = messages
             .iter()
             .filter(|message| message["type"] == "job_progress")
             .collect();
         assert!(
-            told.iter().all(|message| message["job_id"] == "b"),
+            reports.iter().all(|message| message["job_id"] == "b"),
             "no event of a channel that was left"
         );
         assert_eq!(
-            told.iter()
+            reports
+                .iter()
                 .map(|message| message["seq"].as_u64().unwrap())
                 .collect::<Vec<_>>(),
             [2, 3, 4, 5, 6]
@@ -96,7 +97,7 @@ async fn leaving_and_adding_in_the_midst_of_a_snapshot_leaves_no_gap() {
     }
 }
 
-/// One of two channels is left while both are brought up to date: the other one is told whole.
+/// One of two channels is left while both are brought up to date: the other one is delivered completely.
 #[tokio::test(flavor = "multi_thread")]
 async fn leaving_the_older_of_two_channels_does_not_hurt_the_newer() {
     let server = server_with(json!({"window_events": 1})).await;
@@ -176,7 +177,7 @@ async fn the_cursor_of_an_acknowledgement_is_safe_for_all_channels() {
     assert_eq!(messages[0]["cursor"], start["cursor"]);
 }
 
-/// What is gathered for `initial_state` is told before a cursor that goes past it.
+/// What is gathered for `initial_state` is sent before a cursor that goes past it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: takes seconds"]
 async fn an_acknowledgement_in_the_midst_of_initial_state_does_not_go_before_it() {
@@ -199,15 +200,18 @@ async fn an_acknowledgement_in_the_midst_of_initial_state_does_not_go_before_it(
             send(&mut ws, r#"{"type":"subscribe","channels":["jobs"]}"#).await;
             tokio::task::yield_now().await;
         }
-        let (mut told, mut acknowledged) = (0, 0);
+        let (mut last_seq, mut acknowledged) = (0, 0);
         while acknowledged < 30 {
             let message = receive(&mut ws).await.unwrap();
             if message["type"] == "subscribed" {
                 acknowledged += 1;
                 let (_, seq, _) = parts(&message["cursor"]);
-                assert_eq!(seq, told, "what a reader stands at is what it was told");
+                assert_eq!(
+                    seq, last_seq,
+                    "a reader's position is the last event that it received"
+                );
             }
-            told = message["seq"].as_u64().unwrap_or(told);
+            last_seq = message["seq"].as_u64().unwrap_or(last_seq);
         }
     }
 }
@@ -223,44 +227,44 @@ async fn what_does_not_exist_yet_is_named_and_heard_of_from_its_creation() {
         r#"{"type":"subscribe","characteristic_ids":[1,98,99]}"#,
     )
     .await;
-    let told = until_type(&mut ws, "limits_update").await;
+    let messages = until_type(&mut ws, "limits_update").await;
     assert_eq!(
-        field(&told, "type"),
+        field(&messages, "type"),
         ["error", "subscribed", "limits_update"]
     );
-    assert_eq!(told[0]["code"], "not_found");
+    assert_eq!(messages[0]["code"], "not_found");
     let missing = json!(["characteristics/98", "characteristics/99"]);
-    assert_eq!(told[0]["channels"], missing);
+    assert_eq!(messages[0]["channels"], missing);
     for id in ["98", "99"] {
         assert!(
-            told[0]["error"].as_str().unwrap().contains(id),
+            messages[0]["error"].as_str().unwrap().contains(id),
             "{}",
-            told[0]
+            messages[0]
         );
     }
-    assert_eq!(told[1]["characteristic_ids"], json!([1, 98, 99]));
-    assert_eq!(told[2]["characteristic_id"], 1);
+    assert_eq!(messages[1]["characteristic_ids"], json!([1, 98, 99]));
+    assert_eq!(messages[2]["characteristic_id"], 1);
     server.put("/api/characteristics/99", limits).await;
     let sample = json!({"value": 0.5});
     server
         .report("/api/characteristics/99/samples", sample)
         .await;
-    let told = until_type(&mut ws, "sample").await;
-    assert_eq!(field(&told, "characteristic_id"), [99, 99]);
+    let messages = until_type(&mut ws, "sample").await;
+    assert_eq!(field(&messages, "characteristic_id"), [99, 99]);
 
     // The same for any kind, and for a single one.
     let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
     send(&mut ws, r#"{"type":"subscribe","job_id":"later"}"#).await;
-    let told = until_type(&mut ws, "ready").await;
-    assert_eq!(field(&told, "type"), ["error", "subscribed", "ready"]);
-    assert_eq!(told[0]["error"], "Job later not found");
+    let messages = until_type(&mut ws, "ready").await;
+    assert_eq!(field(&messages, "type"), ["error", "subscribed", "ready"]);
+    assert_eq!(messages[0]["error"], "Job later not found");
     server.running_job("later").await;
     assert_eq!(receive(&mut ws).await.unwrap()["job_id"], "later");
     for asked in [r#"{"type":"subscribe","characteristic_ids":[]}"#] {
         send(&mut ws, asked).await;
-        let told = until_type(&mut ws, "ready").await;
+        let messages = until_type(&mut ws, "ready").await;
         assert_eq!(
-            field(&told, "type"),
+            field(&messages, "type"),
             ["subscribed", "ready"],
             "nothing, and so no error"
         );
@@ -270,7 +274,7 @@ async fn what_does_not_exist_yet_is_named_and_heard_of_from_its_creation() {
 /// A client that pings to see whether its connection lasts is not to take a long replay for silence.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: takes seconds"]
-async fn a_ping_is_answered_while_a_subscription_waits_for_what_is_told_before() {
+async fn a_ping_is_answered_while_a_subscription_waits_for_earlier_messages() {
     const TICKS: usize = 2_000;
     let server = server_with(json!({"event_bytes_per_sec": 0})).await;
     server.running_job("a").await;
@@ -298,8 +302,8 @@ async fn a_ping_is_answered_while_a_subscription_waits_for_what_is_told_before()
         send(&mut socket, &message.to_string()).await;
     }
     socket.send(Message::Ping(vec![1].into())).await.unwrap();
-    let (mut told, mut ticks) = (Vec::new(), 0);
-    while told.last() != Some(&"unsubscribed".to_owned()) {
+    let (mut answered, mut ticks) = (Vec::new(), 0);
+    while answered.last() != Some(&"unsubscribed".to_owned()) {
         let said = match socket.next().await.unwrap().unwrap() {
             Message::Text(text) => {
                 let message: Value = serde_json::from_str(&text).unwrap();
@@ -310,14 +314,17 @@ async fn a_ping_is_answered_while_a_subscription_waits_for_what_is_told_before()
         };
         match said.as_str() {
             "job_progress" => ticks += 1,
-            "subscribed" | "unsubscribed" | "pong" | "answer" => told.push(said),
+            "subscribed" | "unsubscribed" | "pong" | "answer" => answered.push(said),
             _ => {}
         }
         let is_answered = ["pong", "answer"]
             .iter()
-            .all(|own| told.iter().any(|said| said == own));
-        assert!(is_answered || ticks < TICKS / 2, "{told:?}");
+            .all(|own| answered.iter().any(|said| said == own));
+        assert!(is_answered || ticks < TICKS / 2, "{answered:?}");
     }
-    assert_eq!(told.iter().filter(|own| *own == "subscribed").count(), 2);
+    assert_eq!(
+        answered.iter().filter(|own| *own == "subscribed").count(),
+        2
+    );
     assert!(ticks >= TICKS, "{ticks}: and nothing is left out");
 }

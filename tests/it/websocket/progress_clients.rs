@@ -149,9 +149,9 @@ async fn ids_that_are_plain_integers_are_numbers_where_clients_compare_them_so()
     ] {
         let subscribe = json!({"type": "subscribe", "characteristic_ids": asked});
         send(ws, &subscribe.to_string()).await;
-        let told = until_type(ws, "limits_update").await;
-        assert_eq!(told[0]["characteristic_ids"], json!([id]));
-        assert_eq!(told.last().unwrap()["characteristic_id"], id);
+        let messages = until_type(ws, "limits_update").await;
+        assert_eq!(messages[0]["characteristic_ids"], json!([id]));
+        assert_eq!(messages.last().unwrap()["characteristic_id"], id);
     }
     let sample = json!({"value": 9.0, "sample_id": 5});
     server
@@ -163,8 +163,8 @@ async fn ids_that_are_plain_integers_are_numbers_where_clients_compare_them_so()
         (&mut numeric, json!(7), json!(5)),
         (&mut text, json!("7"), json!("5")),
     ] {
-        let told = until_type(ws, "ack_update").await;
-        let of = |name: &str| told.iter().find(|own| own["type"] == name).unwrap();
+        let messages = until_type(ws, "ack_update").await;
+        let of = |name: &str| messages.iter().find(|own| own["type"] == name).unwrap();
         let sample = of("sample");
         assert_eq!(sample["characteristic_id"], id);
         assert_eq!(
@@ -182,7 +182,7 @@ async fn ids_that_are_plain_integers_are_numbers_where_clients_compare_them_so()
         assert_eq!(sample["violations"][0], *violation);
         assert_eq!(violation["id"], "7.1", "no integer");
         assert_eq!(violation["severity"], "CRITICAL");
-        assert_eq!(told.last().unwrap()["characteristic_id"], id);
+        assert_eq!(messages.last().unwrap()["characteristic_id"], id);
     }
     let url = socket_url(
         &server.url,
@@ -206,9 +206,9 @@ async fn id_type_is_understood_on_every_stream() {
             ("/schools/1", false),
         ] {
             let mut listener = server.listen(transport, scope).await;
-            let told = listener.until_ready().await;
+            let messages = listener.until_ready().await;
             let id = |name: &str| {
-                let mut ids = told.iter().filter_map(|own| own.get(name));
+                let mut ids = messages.iter().filter_map(|own| own.get(name));
                 ids.next().cloned().unwrap()
             };
             let expected = match number {

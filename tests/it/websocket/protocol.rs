@@ -7,7 +7,7 @@ use crate::support::listener::{receive, refused, send, socket, socket_url};
 use crate::support::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_is_too_big_is_told_and_closed() {
+async fn a_message_that_is_too_big_gets_an_error_and_closes_the_socket() {
     let server = server_with(json!({"client_message_limit_bytes": 1_000})).await;
     let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
     send(
@@ -151,7 +151,7 @@ async fn a_bad_request_is_not_called_unauthorized() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_websocket_version_is_told_which_one_is_spoken() {
+async fn another_websocket_version_is_answered_with_the_supported_one() {
     let server = server().await;
     let request = server
         .request("GET", "/events/jobs", &viewer(1))

@@ -72,7 +72,7 @@ impl Exchange {
         self.state().nodes.remove(&number);
     }
 
-    /// Begins or ends a failure of the bus. At its end, the nodes are told that they may have missed messages.
+    /// Begins or ends a failure of the bus. At its end, the nodes learn that they may have missed messages.
     pub(super) fn is_down(&self, now: bool) {
         let mut state = self.state();
         state.is_down = now;

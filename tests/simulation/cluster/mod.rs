@@ -237,7 +237,7 @@ impl Cluster {
         let places: Vec<_> = lost.iter().map(|own| (own.school, own.place())).collect();
         self.note(format_args!("a failover loses {places:?}"));
         self.receiver.note_failover(&before);
-        self.receiver.is_told_by_another();
+        self.receiver.note_new_process();
         for (reader, _) in &mut self.readers {
             reader.note_failover(&lost, &self.ledger);
         }
@@ -450,11 +450,12 @@ fn trace_of(seed: u64) -> String {
 fn run_all(seeds: std::ops::Range<u64>, fault: Option<Fault>) {
     let count = usize::try_from(seeds.end - seeds.start).unwrap();
     let deliveries = all_succeed(seeds, |seed| run(seed, fault));
-    assert!(deliveries > count * 25, "much was told: {deliveries}");
+    assert!(deliveries > count * 25, "much was delivered: {deliveries}");
 }
 
 #[test]
-fn whatever_happens_to_several_nodes_every_reader_is_told_in_order_once_and_without_a_gap() {
+fn whatever_happens_to_several_nodes_every_reader_receives_events_in_order_once_and_without_a_gap()
+{
     run_all(chosen_seeds().unwrap_or(0..SEEDS_QUICK), None);
 }
 

@@ -84,8 +84,8 @@ impl Node {
         relay.start(&tasks);
         let offered = Arc::clone(&hub);
         runtime.spawn(async move {
-            let tell = |events: &[Arc<Event>]| offered.offer(events).wake();
-            feed::follow(&mut batches, &offered, log, tell, pending()).await;
+            let deliver = |events: &[Arc<Event>]| offered.offer(events).wake();
+            feed::follow(&mut batches, &offered, log, deliver, pending()).await;
         });
         let client = Client {
             shared: Arc::clone(shared),

@@ -1,10 +1,10 @@
 //! The nodes that share one store: each reports periodically, and reads what the others report.
 //!
 //! ```text
-//! vitals ─▶ report ─▶ log::nodes ─▶ all nodes ─▶ the System page, /metrics
+//! health ─▶ report ─▶ log::nodes ─▶ all nodes ─▶ the System page, /metrics
 //!                                      ├─▶ their highest uptime: this node's clock is moved ahead to it
 //!                                      ├─▶ settings that differ: logged, or the node does not start
-//!                                      └─▶ whether a node ran before this one: Company
+//!                                      └─▶ whether a node ran before this one: Peers
 //! ```
 //!
 //! On a single-node store there is one node, which finds no others.
@@ -34,7 +34,7 @@ pub struct Identity {
 
 /// The current state of this node, as it reports it.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Vitals {
+pub struct NodeHealth {
     /// The address on which it listens, once it does.
     pub address: Option<String>,
     /// Open streams.
@@ -51,13 +51,13 @@ pub struct Vitals {
 
 /// Whether another node was running when this one started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Company {
+pub enum Peers {
     /// It is not known yet whether a node that has reported lately is still running.
     Unclear,
     /// No: the cluster was down as a whole.
-    Alone,
+    Absent,
     /// Yes.
-    Others,
+    Running,
 }
 
 /// A running node has another value of a setting that all nodes must share.
@@ -75,14 +75,14 @@ pub struct Differs {
     pub id: NodeId,
 }
 
-/// Reads the vitals of this node.
-pub type ReadVitals = Box<dyn Fn() -> Vitals + Send + Sync>;
+/// Reads the health of this node.
+pub type ReadNodeHealth = Box<dyn Fn() -> NodeHealth + Send + Sync>;
 
 /// The nodes that share one store. See the module documentation.
 pub struct Cluster {
     store: Arc<dyn Store>,
     identity: Identity,
-    vitals: ReadVitals,
+    health: ReadNodeHealth,
     known: Mutex<Known>,
 }
 
@@ -90,10 +90,10 @@ struct Known {
     nodes: Vec<Node>,
     /// When this process read them.
     read_at: Instant,
-    company: Company,
+    peers: Peers,
     /// The nodes that had started before this one and may still have been running at its first report, with the times
     /// of their last reports. `None` before that report.
-    elders: Option<HashMap<NodeId, DateTime<Utc>>>,
+    earlier_nodes: Option<HashMap<NodeId, DateTime<Utc>>>,
     /// The differences that were logged.
     reported: HashSet<(NodeId, &'static str)>,
 }
@@ -120,16 +120,16 @@ fn machine() -> String {
 
 impl Cluster {
     /// Creates this node's view of the nodes, before its first report.
-    pub fn new(store: Arc<dyn Store>, identity: Identity, vitals: ReadVitals) -> Cluster {
+    pub fn new(store: Arc<dyn Store>, identity: Identity, health: ReadNodeHealth) -> Cluster {
         Cluster {
             store,
             identity,
-            vitals,
+            health,
             known: Mutex::new(Known {
                 nodes: Vec::new(),
                 read_at: Instant::now(),
-                company: Company::Unclear,
-                elders: None,
+                peers: Peers::Unclear,
+                earlier_nodes: None,
                 reported: HashSet::new(),
             }),
         }
@@ -150,14 +150,14 @@ impl Cluster {
     }
 
     /// Returns whether another node was running when this one started.
-    pub fn company(&self) -> Company {
-        self.lock().company
+    pub fn peers(&self) -> Peers {
+        self.lock().peers
     }
 
     /// Reports for the first time. Fails if a running node has another secret: tickets and tokens of one node would be
     /// rejected by the other.
     pub async fn join(&self) -> Result<Result<(), Differs>, StoreError> {
-        let nodes = self.beat().await?;
+        let nodes = self.exchange_reports().await?;
         let differing = differences(&nodes, self.id());
         let differs = differing.into_iter().find(|own| own.setting == SECRET);
         if differs.is_some() {
@@ -173,7 +173,7 @@ impl Cluster {
         let mut failures = Failures::default();
         loop {
             rounds.tick().await;
-            match self.beat().await {
+            match self.exchange_reports().await {
                 Ok(nodes) => {
                     failures.worked();
                     self.report_differences(&nodes);
@@ -197,23 +197,23 @@ impl Cluster {
         }
     }
 
-    async fn beat(&self) -> Result<Vec<Node>, StoreError> {
+    async fn exchange_reports(&self) -> Result<Vec<Node>, StoreError> {
         let clock = self.store.uptime();
-        let vitals = (self.vitals)();
+        let health = (self.health)();
         let report = NodeReport {
             id: self.identity.id.clone(),
             name: self.identity.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            address: vitals.address,
-            streams: vitals.streams,
-            events_per_sec: vitals.events_per_sec,
-            lag: vitals.lag,
-            bus: vitals.bus,
-            bus_fingerprint: vitals.bus_fingerprint,
+            address: health.address,
+            streams: health.streams,
+            events_per_sec: health.events_per_sec,
+            lag: health.lag,
+            bus: health.bus,
+            bus_fingerprint: health.bus_fingerprint,
             secret_fingerprint: self.identity.secret_fingerprint.clone(),
             uptime: clock.now(),
         };
-        let nodes = self.store.node_beats(report, NODE_FORGOTTEN).await?;
+        let nodes = self.store.node_heartbeat(report, NODE_FORGOTTEN).await?;
         if let Some(highest) = nodes.iter().map(|node| node.report.uptime).max() {
             clock.advance_to(highest);
         }
@@ -283,32 +283,32 @@ impl Known {
         self.read_at = Instant::now();
         self.reported
             .retain(|(id, _)| nodes.iter().any(|node| node.report.id == *id));
-        if self.company != Company::Unclear {
+        if self.peers != Peers::Unclear {
             return;
         }
         let before = |node: &&Node| node.report.id != *own;
-        let elders: Vec<&Node> = nodes.iter().take_while(before).collect();
-        let first = self.elders.get_or_insert_with(|| {
+        let earlier: Vec<&Node> = nodes.iter().take_while(before).collect();
+        let first = self.earlier_nodes.get_or_insert_with(|| {
             let seen_at = |node: &&Node| (node.report.id.clone(), node.seen_at);
-            let running = elders.iter().filter(|node| is_running(node));
+            let running = earlier.iter().filter(|node| is_running(node));
             running.map(seen_at).collect()
         });
-        self.company = company(&elders, first);
+        self.peers = peers(&earlier, first);
     }
 }
 
 /// Decides whether nodes that started before this one were running at that time. `first` has the times of their last
-/// reports as of this node's first report; `elders` are their reports of now. A node that was killed recently looks
+/// reports as of this node's first report; `earlier` are their reports of now. A node that was killed recently looks
 /// like a running one: only a further report, or an orderly shutdown, proves that it was running.
-fn company(elders: &[&Node], first: &HashMap<NodeId, DateTime<Utc>>) -> Company {
-    let now = |id: &NodeId| elders.iter().find(|node| node.report.id == *id);
+fn peers(earlier: &[&Node], first: &HashMap<NodeId, DateTime<Utc>>) -> Peers {
+    let now = |id: &NodeId| earlier.iter().find(|node| node.report.id == *id);
     let was_running =
         |(id, then): (&NodeId, &DateTime<Utc>)| now(id).is_none_or(|node| node.seen_at > *then);
     let may_be_running = |id: &NodeId| now(id).is_some_and(|node| is_running(node));
     match () {
-        () if first.iter().any(was_running) => Company::Others,
-        () if first.keys().any(may_be_running) => Company::Unclear,
-        () => Company::Alone,
+        () if first.iter().any(was_running) => Peers::Running,
+        () if first.keys().any(may_be_running) => Peers::Unclear,
+        () => Peers::Absent,
     }
 }
 
@@ -348,25 +348,25 @@ mod tests {
         }
     }
 
-    /// What `own` concludes from reading these nodes, one reading after the other.
-    fn companies(own: &NodeReport, readings: &[&[Node]]) -> Vec<Company> {
+    /// What `own` concludes from reading these nodes, one round after the other.
+    fn conclusions(own: &NodeReport, rounds: &[&[Node]]) -> Vec<Peers> {
         let mut known = Known {
             nodes: Vec::new(),
             read_at: Instant::now(),
-            company: Company::Unclear,
-            elders: None,
+            peers: Peers::Unclear,
+            earlier_nodes: None,
             reported: HashSet::new(),
         };
         let conclude = |nodes: &&[Node]| {
             known.take_in(nodes, &own.id);
-            known.company
+            known.peers
         };
-        readings.iter().map(conclude).collect()
+        rounds.iter().map(conclude).collect()
     }
 
     #[test]
     fn a_node_is_alone_only_if_no_node_that_began_before_it_still_reports() {
-        use Company::{Alone, Others, Unclear};
+        use Peers::{Absent, Running, Unclear};
         let gone = NODE_GONE.as_secs();
         let (one, own, late) = (
             report("1", "s", None),
@@ -374,25 +374,32 @@ mod tests {
             report("3", "s", None),
         );
         let alone = [node(&own, 5, 5), node(&late, 5, 5)];
-        assert_eq!(companies(&own, &[&alone]), [Alone], "one that came later");
+        assert_eq!(
+            conclusions(&own, &[&alone]),
+            [Absent],
+            "one that came later"
+        );
         let at = |one_seen_at, now| vec![node(&one, one_seen_at, now), node(&own, now, now)];
         let long_gone = at(0, gone);
-        assert_eq!(companies(&own, &[&long_gone]), [Alone]);
+        assert_eq!(conclusions(&own, &[&long_gone]), [Absent]);
         // It may have been killed just now.
         let runs = [at(4, 5), at(4, 7), at(8, 9), at(8, 8 + gone)];
         let read: Vec<&[Node]> = runs.iter().map(Vec::as_slice).collect();
-        assert_eq!(companies(&own, &read), [Unclear, Unclear, Others, Others]);
+        assert_eq!(
+            conclusions(&own, &read),
+            [Unclear, Unclear, Running, Running]
+        );
         let killed = [at(4, 5), at(4, 3 + gone), at(4, 4 + gone), at(30, 30)];
         let read: Vec<&[Node]> = killed.iter().map(Vec::as_slice).collect();
         assert_eq!(
-            companies(&own, &read),
-            [Unclear, Unclear, Alone, Alone],
+            conclusions(&own, &read),
+            [Unclear, Unclear, Absent, Absent],
             "once and for all"
         );
         // It ends in order meanwhile, so it was there.
         let left = vec![node(&own, 7, 7)];
         let first = at(4, 5);
-        assert_eq!(companies(&own, &[&first, &left]), [Unclear, Others]);
+        assert_eq!(conclusions(&own, &[&first, &left]), [Unclear, Running]);
         let old = report("0", "s", None);
         let first = [
             node(&old, 0, gone),
@@ -401,8 +408,8 @@ mod tests {
         ];
         let killed = [node(&one, gone, 2 * gone), node(&own, 2 * gone, 2 * gone)];
         assert_eq!(
-            companies(&own, &[&first, &killed]),
-            [Unclear, Alone],
+            conclusions(&own, &[&first, &killed]),
+            [Unclear, Absent],
             "and another is forgotten"
         );
     }

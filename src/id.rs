@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_cannot_be_addressed_are_refused() {
+    fn names_that_cannot_be_addressed_are_rejected() {
         for text in [
             "",
             "a\nb",

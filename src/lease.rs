@@ -170,7 +170,7 @@ impl Lease {
         Ok(renewed)
     }
 
-    /// Records a lease that the store granted or refused. Its term began after it was asked for.
+    /// Records a lease that the store granted or rejected. Its term began after it was asked for.
     fn holds(&self, fence: Option<Fence>, asked: Instant) {
         let ends = asked + self.terms.term;
         *self.lock() = fence.map(|fence| Held { fence, ends });

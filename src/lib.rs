@@ -65,7 +65,7 @@
 //!  9  app/                             permissions and rate limits of publishing and subscribing
 //!  8  subscribe/ dispatch.rs           a connection's stream; committed events for every consumer of the log
 //!     presence/ notify/ watchdog.rs    leases of devices; webhooks, e-mail, MQTT; timers
-//!     metrics.rs refusals.rs           metrics; logging of rejected requests
+//!     metrics.rs rejections.rs         metrics; logging of rejected requests
 //!     relay.rs                         notifications of commits between nodes
 //!  7  feed/ publish.rs                 follows the logs, replays; commands in, receipts out
 //!     lease.rs cluster.rs              work that only one node at a time does; the nodes over one store
@@ -172,7 +172,7 @@ pub mod presence;
 #[doc(hidden)]
 pub mod publish;
 #[doc(hidden)]
-pub mod refusals;
+pub mod rejections;
 #[doc(hidden)]
 pub mod relay;
 #[doc(hidden)]

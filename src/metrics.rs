@@ -33,13 +33,13 @@ pub struct Second {
 
 /// Number of rejected requests, by error code and by the setting whose limit was reached, if any. Both have few values,
 /// all of which are known.
-pub type Refusals = BTreeMap<(&'static str, Option<&'static str>), u64>;
+pub type Rejections = BTreeMap<(&'static str, Option<&'static str>), u64>;
 
 /// The server's own metrics. See the module documentation.
 pub struct Metrics {
     since: DateTime<Utc>,
     seconds: Mutex<VecDeque<Second>>,
-    refusals: Mutex<Refusals>,
+    rejections: Mutex<Rejections>,
 }
 
 impl Default for Metrics {
@@ -47,7 +47,7 @@ impl Default for Metrics {
         Metrics {
             since: Utc::now(),
             seconds: Mutex::new(VecDeque::with_capacity(METRICS_SECS)),
-            refusals: Mutex::default(),
+            rejections: Mutex::default(),
         }
     }
 }
@@ -74,14 +74,17 @@ impl Metrics {
     }
 
     /// Counts a rejected request, with the setting whose limit was reached.
-    pub fn refused(&self, code: &'static str, limit: Option<&'static str>) {
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        *refusals.entry((code, limit)).or_default() += 1;
+    pub fn rejected(&self, code: &'static str, limit: Option<&'static str>) {
+        let mut rejections = self
+            .rejections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *rejections.entry((code, limit)).or_default() += 1;
     }
 
     /// Returns the numbers of rejected requests since the start.
-    pub fn refusals(&self) -> Refusals {
-        self.refusals
+    pub fn rejections(&self) -> Rejections {
+        self.rejections
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -135,17 +138,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_is_what_came_between_two_readings() {
-        let reading = |events, commits, commit_micros| CommitCounts {
+    fn a_second_is_the_difference_of_two_counts() {
+        let counts = |events, commits, commit_micros| CommitCounts {
             events,
             commits,
             commit_micros,
             slowest_micros: 900,
         };
-        let second = between(reading(10, 2, 400), reading(40, 5, 1_900));
+        let second = between(counts(10, 2, 400), counts(40, 5, 1_900));
         assert_eq!((second.events, second.commits), (30, 3));
         assert_eq!((second.commit_micros, second.slowest_micros), (500, 900));
-        let quiet = between(reading(1, 1, 1), reading(1, 1, 1));
+        let quiet = between(counts(1, 1, 1), counts(1, 1, 1));
         assert_eq!(quiet.commit_micros, 0, "nothing is divided by nothing");
     }
 }

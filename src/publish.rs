@@ -19,7 +19,7 @@ pub type Answer = Result<Vec<Result<Receipt, CommandError>>, StoreError>;
 #[derive(Clone)]
 pub struct PublishDurations {
     committed: Histogram,
-    refused: Histogram,
+    rejected: Histogram,
     failed: Histogram,
 }
 
@@ -28,7 +28,7 @@ impl PublishDurations {
         let histogram = || Histogram::new(DURATION_BUCKETS_SECS);
         PublishDurations {
             committed: histogram(),
-            refused: histogram(),
+            rejected: histogram(),
             failed: histogram(),
         }
     }
@@ -36,7 +36,7 @@ impl PublishDurations {
     fn observe(&self, answer: &Answer, took: Duration) {
         let outcome = match answer {
             Ok(receipts) if receipts.iter().any(Result::is_ok) => &self.committed,
-            Ok(_) => &self.refused,
+            Ok(_) => &self.rejected,
             Err(_) => &self.failed,
         };
         outcome.observe(took.as_secs_f64());
@@ -47,7 +47,7 @@ impl PublishDurations {
     pub fn by_outcome(&self) -> [(&'static str, &Histogram); 3] {
         [
             ("committed", &self.committed),
-            ("refused", &self.refused),
+            ("refused", &self.rejected),
             ("failed", &self.failed),
         ]
     }

@@ -2,7 +2,7 @@
 //! newest run and at the clock, and issues the checks.
 //!
 //! ```text
-//! job starts or ends ─▶ observe ─┐ hints, folded by schedule
+//! job starts or ends ─▶ observe ─┐ hints, conflated by schedule
 //! start of the server ───────────┼─▶ look for the newest run ─▶ Check ─▶ append
 //! a clock that was set, a sleep ─┤   (after the deadline)
 //! the planned time (watchdog) ───┘
@@ -270,8 +270,8 @@ impl Schedules {
             return Ok(false);
         };
         let receipts = self.store.append(school, vec![check]).await?;
-        for refused in receipts.into_iter().filter_map(Result::err) {
-            tracing::warn!(school.id = %school, reason = %refused, "the check of a schedule was rejected");
+        for rejected in receipts.into_iter().filter_map(Result::err) {
+            tracing::warn!(school.id = %school, reason = %rejected, "the check of a schedule was rejected");
         }
         Ok(true)
     }

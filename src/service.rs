@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::app::{PingService, PublishService, Stopping, SubscribeService};
 use crate::auth::{KeyError, Keys};
 use crate::bus::NodeId;
-use crate::cluster::{Cluster, Differs, Identity, ReadVitals, Vitals};
+use crate::cluster::{Cluster, Differs, Identity, NodeHealth, ReadNodeHealth};
 use crate::config::{ConfigError, DISPATCH_QUEUE, Database, READY_WAIT, Settings, TASKS_STOP_MAX};
 use crate::dispatch::{self, Dispatcher};
 use crate::feed::Feed;
@@ -23,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::{Presence, Together};
 use crate::publish::Publisher;
-use crate::refusals::Refusals;
+use crate::rejections::Rejections;
 use crate::relay::{self, Relay};
 use crate::schedules::Schedules;
 #[cfg(feature = "postgres")]
@@ -125,7 +125,7 @@ pub struct Tidings {
     sweep: Arc<Lease>,
     cluster: Arc<Cluster>,
     metrics: Arc<Metrics>,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
     committed: Committed,
     stopping: Arc<Stopping>,
     /// The address on which the server listens, once it does.
@@ -185,8 +185,8 @@ impl Tidings {
         let cluster = {
             let secret = Fingerprint::of("jwt_secret", &keys.secret_digest());
             let identity = Identity::new(log::nodes::NodeId::stored(node.to_string()), secret);
-            let vitals = vitals(&hub, &metrics, &committed, &address, relay.as_ref());
-            Arc::new(Cluster::new(Arc::clone(&store), identity, vitals))
+            let health = node_health(&hub, &metrics, &committed, &address, relay.as_ref());
+            Arc::new(Cluster::new(Arc::clone(&store), identity, health))
         };
         let presence = Arc::new(match store.is_shared() {
             false => Presence::new(Arc::clone(&store), publisher.clone()),
@@ -219,7 +219,7 @@ impl Tidings {
         dispatching.supervise(Task::new(dispatch::NAME).ends_itself(), move || {
             Arc::clone(&dispatcher).run()
         });
-        let refusals = Arc::<Refusals>::default();
+        let rejections = Arc::<Rejections>::default();
         let stopping = Arc::new(Stopping::new(settings.reconnect_spread_ms));
         let subscriber = Subscriber::new(feed, Arc::clone(&hub), &settings);
         let rates = Throttle::new(RateLimit::for_publishing(&settings));
@@ -237,7 +237,7 @@ impl Tidings {
             Arc::clone(&keys),
             subscriber,
             Arc::clone(&stopping),
-            (Arc::clone(&metrics), Arc::clone(&refusals)),
+            (Arc::clone(&metrics), Arc::clone(&rejections)),
             Arc::clone(&settings),
         );
         let publications = Arc::new(publications);
@@ -259,7 +259,7 @@ impl Tidings {
             sweep: Arc::new(sweep),
             cluster,
             metrics,
-            refusals,
+            rejections,
             settings,
             store,
             hub,
@@ -314,8 +314,8 @@ impl Tidings {
             let (store, hub) = (Arc::clone(&store), Arc::clone(&hub));
             Arc::clone(&metrics).watch(store, hub, committed.clone())
         });
-        let refusals = Arc::clone(&self.refusals);
-        self.supervise("refusals", move || Arc::clone(&refusals).watch());
+        let rejections = Arc::clone(&self.rejections);
+        self.supervise("refusals", move || Arc::clone(&rejections).watch());
         if self.keys.is_watched() {
             let keys = Arc::clone(&self.keys);
             self.supervise("keys", move || Arc::clone(&keys).watch());
@@ -381,8 +381,8 @@ impl Tidings {
     }
 
     /// Returns the log of rejected requests.
-    pub fn refusals(&self) -> &Refusals {
-        &self.refusals
+    pub fn rejections(&self) -> &Rejections {
+        &self.rejections
     }
 
     /// Returns the hub, with the open streams.
@@ -489,13 +489,13 @@ impl Tidings {
 }
 
 /// Returns a function that reads the state of this node for its reports.
-fn vitals(
+fn node_health(
     hub: &Arc<Hub>,
     metrics: &Arc<Metrics>,
     committed: &Committed,
     address: &Arc<OnceLock<SocketAddr>>,
     relay: Option<&Arc<Relay>>,
-) -> ReadVitals {
+) -> ReadNodeHealth {
     let (hub, metrics) = (Arc::clone(hub), Arc::clone(metrics));
     let (committed, address) = (committed.clone(), Arc::clone(address));
     let relay = relay.map(Arc::clone);
@@ -506,7 +506,7 @@ fn vitals(
         // Known once the bus has been reached.
         let fingerprint = relay.as_ref().and_then(|relay| relay.fingerprint());
         let of_bus = |text: String| Fingerprint::of("bus_url", text.as_bytes());
-        Vitals {
+        NodeHealth {
             address: address.get().map(ToString::to_string),
             streams: hub.attached() as u64,
             events_per_sec: metrics.events_per_sec(),

@@ -112,8 +112,8 @@ async fn append_all(
 ) -> Result<(), StoreError> {
     let appended = by_school.into_iter().map(async |(school, checks)| {
         let receipts = store.append(school, checks).await?;
-        for refused in receipts.into_iter().filter_map(Result::err) {
-            tracing::warn!(school.id = %school, reason = %refused, "the check of a silent subject was rejected");
+        for rejected in receipts.into_iter().filter_map(Result::err) {
+            tracing::warn!(school.id = %school, reason = %rejected, "the check of a silent subject was rejected");
         }
         Ok(())
     });

@@ -138,7 +138,7 @@ async fn main() {
         pressure::reconnect(2_000, 5_000).await;
     }
     if runs("refusals") {
-        pressure::refusals(3_000).await;
+        pressure::rejections(3_000).await;
     }
     if runs("greedy") {
         for schools in [1, 8] {

@@ -341,7 +341,7 @@ async fn probe(address: String, token: String, probed: Arc<Mutex<Probed>>) {
 
 /// How long a 404 answer takes for a client of another school, for subjects that exist and for subjects that do not.
 /// The requests alternate, so that both are measured under the same conditions.
-pub(crate) async fn refusals(times: usize) {
+pub(crate) async fn rejections(times: usize) {
     let server = Server::start().await;
     server.create_jobs(1_000).await;
     let other = server.token(2);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::publish::{PublishService, Refused, TooFast};
+use super::publish::{PublishService, Rejected, TooFast};
 use super::violations::ViolationCommand;
 use crate::auth::{Access, Role};
 use crate::config::BATCH_SCHOOLS_AT_ONCE;
@@ -37,7 +37,7 @@ pub enum Answer {
     Device(SubjectId, HeartbeatAnswer),
 }
 
-type Outcome = Result<Answer, Refused>;
+type Outcome = Result<Answer, Rejected>;
 
 /// A batch that is being carried out.
 ///
@@ -57,14 +57,14 @@ pub struct Batch<'a> {
 /// The items of one school that are still to be carried out.
 #[derive(Default)]
 struct Waiting {
-    /// Commands with their item numbers. The heartbeats in `beats` are carried out after them.
+    /// Commands with their item numbers. The heartbeats in `heartbeats` are carried out after them.
     commands: Vec<(usize, Envelope)>,
-    beats: Vec<(usize, SubjectId)>,
-    beating: HashSet<SubjectId>,
+    heartbeats: Vec<(usize, SubjectId)>,
+    heartbeat_devices: HashSet<SubjectId>,
 }
 
 /// The outcomes of one school's items: first those of the commands, then those of the heartbeats.
-type Done = [(Vec<usize>, Result<Vec<Outcome>, Refused>); 2];
+type Done = [(Vec<usize>, Result<Vec<Outcome>, Rejected>); 2];
 
 impl PublishService {
     /// Admits a batch before its body, of at most `body_bytes`, is read. `own` is the school of items that do not name
@@ -74,7 +74,7 @@ impl PublishService {
         access: &Access,
         own: Option<SchoolId>,
         body_bytes: u64,
-    ) -> Result<Reserved, Refused> {
+    ) -> Result<Reserved, Rejected> {
         access.require(Role::Worker)?;
         if let Some(own) = own {
             self.permit_bytes(own)?;
@@ -91,24 +91,24 @@ impl PublishService {
         counts: &BTreeMap<SchoolId, u32>,
         (body_bytes, items): (u64, u64),
         reserved: Reserved,
-    ) -> Result<(Batch<'a>, BTreeMap<SchoolId, TooFast>), Refused> {
+    ) -> Result<(Batch<'a>, BTreeMap<SchoolId, TooFast>), Rejected> {
         reserved.keep(self.settings().batch_memory(body_bytes, items));
         let pairs: Vec<(SchoolId, u32)> =
             counts.iter().map(|(own, count)| (*own, *count)).collect();
         self.permit(access, &pairs)?;
         let late = |school: &SchoolId| Some((*school, self.permit_bytes(*school).err()?));
-        let refused: BTreeMap<SchoolId, TooFast> = counts.keys().filter_map(late).collect();
+        let rejected: BTreeMap<SchoolId, TooFast> = counts.keys().filter_map(late).collect();
         if counts.len() == 1
-            && let Some(error) = refused.values().next()
+            && let Some(error) = rejected.values().next()
         {
             return Err((*error).into());
         }
-        Ok((self.batch(access, (body_bytes, items), reserved), refused))
+        Ok((self.batch(access, (body_bytes, items), reserved), rejected))
     }
 
     /// Admits a single item that will be carried out together with others: checks the role, the rate limit of the user and
     /// the byte limit of the school.
-    pub fn admit_item(&self, access: &Access, school: SchoolId) -> Result<(), Refused> {
+    pub fn admit_item(&self, access: &Access, school: SchoolId) -> Result<(), Rejected> {
         self.permit(access, &[(school, 1)])?;
         Ok(self.permit_bytes(school)?)
     }
@@ -120,7 +120,7 @@ impl PublishService {
         access: &'a Access,
         own: Option<SchoolId>,
         (body_bytes, items): (u64, u64),
-    ) -> Result<Batch<'a>, Refused> {
+    ) -> Result<Batch<'a>, Rejected> {
         let memory = self.settings().batch_memory(body_bytes, items);
         let reserved = self.reserve(own, memory).await?;
         Ok(self.batch(access, (body_bytes, items), reserved))
@@ -145,7 +145,7 @@ impl PublishService {
 }
 
 impl Batch<'_> {
-    fn authorize(&self, school: SchoolId, kind: Kind, subject: &SubjectId) -> Result<(), Refused> {
+    fn authorize(&self, school: SchoolId, kind: Kind, subject: &SubjectId) -> Result<(), Rejected> {
         let channel = Channel::Subject(kind, subject.clone());
         Ok(self.access.authorize(school, &channel)?)
     }
@@ -157,13 +157,13 @@ impl Batch<'_> {
         number: usize,
         school: SchoolId,
         item: BatchItem,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), Rejected> {
         match item {
             BatchItem::Heartbeat(device) => match self.authorize(school, device::KIND, &device) {
                 Ok(()) => {
                     let waiting = self.waiting.entry(school).or_default();
-                    waiting.beating.insert(device.clone());
-                    waiting.beats.push((number, device));
+                    waiting.heartbeat_devices.insert(device.clone());
+                    waiting.heartbeats.push((number, device));
                 }
                 Err(error) => {
                     self.outcomes.insert(number, Err(error));
@@ -218,19 +218,19 @@ impl Batch<'_> {
     fn has_beaten(&self, school: SchoolId, envelope: &Envelope) -> bool {
         let waiting = self.waiting.get(&school);
         envelope.command.kind() == device::KIND
-            && waiting.is_some_and(|own| own.beating.contains(&envelope.subject))
+            && waiting.is_some_and(|own| own.heartbeat_devices.contains(&envelope.subject))
     }
 
     /// Carries out the remaining items and returns all outcomes by item number. Fails only if the batch had no effect.
     pub async fn finish(
         mut self,
-    ) -> Result<(BTreeMap<usize, Result<Answer, Refused>>, Arc<Allowance>), Refused> {
+    ) -> Result<(BTreeMap<usize, Result<Answer, Rejected>>, Arc<Allowance>), Rejected> {
         self.carry_out().await?;
         Ok((self.outcomes, self.allowance))
     }
 
     /// Carries out a school's waiting items, so that the next item finds their effects.
-    async fn carry_out_in(&mut self, school: SchoolId) -> Result<(), Refused> {
+    async fn carry_out_in(&mut self, school: SchoolId) -> Result<(), Rejected> {
         let Some(waiting) = self.waiting.remove(&school) else {
             return Ok(());
         };
@@ -239,7 +239,7 @@ impl Batch<'_> {
         self.note([done])
     }
 
-    async fn carry_out(&mut self) -> Result<(), Refused> {
+    async fn carry_out(&mut self) -> Result<(), Rejected> {
         let mut schools = std::mem::take(&mut self.waiting).into_iter();
         if schools.len() < 2 {
             for (school, waiting) in schools {
@@ -268,7 +268,7 @@ impl Batch<'_> {
     }
 
     /// Records the outcomes of items. If the store failed before any item took effect, the whole batch fails.
-    fn note(&mut self, done: impl IntoIterator<Item = Done>) -> Result<(), Refused> {
+    fn note(&mut self, done: impl IntoIterator<Item = Done>) -> Result<(), Rejected> {
         let mut failed = Vec::new();
         for (numbers, result) in done.into_iter().flatten() {
             match result {
@@ -299,14 +299,15 @@ impl Waiting {
         let receipts = service.append(school, envelopes, allowance).await;
         let event = |receipt: Result<Receipt, CommandError>| Ok(Answer::Event(receipt?));
         let events = receipts.map(|receipts| receipts.into_iter().map(event).collect());
-        let commands = (numbers, events.map_err(Refused::from));
+        let commands = (numbers, events.map_err(Rejected::from));
 
-        let (numbers, devices): (Vec<_>, Vec<_>) = self.beats.into_iter().unzip();
-        let beats = service.presence().beats(school, &devices).await;
-        let device = |(device, beat): (SubjectId, Result<HeartbeatAnswer, CommandError>)| {
-            Ok(Answer::Device(device, beat?))
+        let (numbers, devices): (Vec<_>, Vec<_>) = self.heartbeats.into_iter().unzip();
+        let heartbeats = service.presence().heartbeats(school, &devices).await;
+        let device = |(device, heartbeat): (SubjectId, Result<HeartbeatAnswer, CommandError>)| {
+            Ok(Answer::Device(device, heartbeat?))
         };
-        let beats = beats.map(|beats| devices.into_iter().zip(beats).map(device).collect());
-        [commands, (numbers, beats.map_err(Refused::from))]
+        let heartbeats =
+            heartbeats.map(|heartbeats| devices.into_iter().zip(heartbeats).map(device).collect());
+        [commands, (numbers, heartbeats.map_err(Rejected::from))]
     }
 }

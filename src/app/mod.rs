@@ -19,10 +19,10 @@ mod violations;
 pub use self::batch::{Answer, Batch, BatchItem};
 pub use self::caller::Caller;
 pub use self::pings::{
-    EXIT_CODE, Ending, NoReport, Ping, PingCaller, PingRefused, PingService, Plan, Report,
+    EXIT_CODE, Ending, NoReport, Ping, PingCaller, PingRejected, PingService, Plan, Report,
     SUPERSEDED_CODE,
 };
-pub use self::publish::{Admission, PublishService, Refused, TooFast};
+pub use self::publish::{Admission, PublishService, Rejected, TooFast};
 pub use self::stopping::Stopping;
 pub use self::subscribe::{Listen, SubscribeService};
 pub use self::violations::{ViolationAction, ViolationCommand};

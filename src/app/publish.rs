@@ -24,7 +24,7 @@ use crate::throttle::{Debts, Throttle};
 
 /// Why a request was rejected. Nothing has changed.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Refused {
+pub enum Rejected {
     /// The credential does not allow it.
     #[error(transparent)]
     Auth(#[from] AuthError),
@@ -45,9 +45,9 @@ pub enum Refused {
     Store(#[from] StoreError),
 }
 
-impl From<RuleError> for Refused {
-    fn from(error: RuleError) -> Refused {
-        Refused::Command(error.into())
+impl From<RuleError> for Rejected {
+    fn from(error: RuleError) -> Rejected {
+        Rejected::Command(error.into())
     }
 }
 
@@ -132,7 +132,7 @@ impl PublishService {
         &self,
         caller: &Caller,
         command: impl Into<Envelope>,
-    ) -> Result<Receipt, Refused> {
+    ) -> Result<Receipt, Rejected> {
         let admission = self.admit(caller, self.settings.body_limit_bytes).await?;
         admission.publish(command.into()).await
     }
@@ -142,7 +142,7 @@ impl PublishService {
         &'a self,
         caller: &'a Caller,
         body_bytes: u64,
-    ) -> Result<Admission<'a>, Refused> {
+    ) -> Result<Admission<'a>, Rejected> {
         self.permit(caller.access(), &[(caller.school(), 1)])?;
         self.permit_bytes(caller.school())?;
         let memory = self.settings.command_memory(body_bytes);
@@ -155,16 +155,16 @@ impl PublishService {
     }
 
     /// Records a device's heartbeat. If the heartbeat changed anything, returns after that change is committed.
-    pub async fn beat(
+    pub async fn heartbeat(
         &self,
         caller: &Caller,
         device: &SubjectId,
-    ) -> Result<HeartbeatAnswer, Refused> {
+    ) -> Result<HeartbeatAnswer, Rejected> {
         self.permit(caller.access(), &[(caller.school(), 1)])?;
         caller.authorize_subject(device::KIND, device)?;
         let devices = std::slice::from_ref(device);
-        let mut beats = self.presence.beats(caller.school(), devices).await?;
-        Ok(beats.pop().expect("each heartbeat is answered")?)
+        let mut heartbeats = self.presence.heartbeats(caller.school(), devices).await?;
+        Ok(heartbeats.pop().expect("each heartbeat is answered")?)
     }
 
     /// Checks the role and the rate limit for publishing the given number of commands in each of these schools.
@@ -172,7 +172,7 @@ impl PublishService {
         &self,
         access: &Access,
         counts: &[(SchoolId, u32)],
-    ) -> Result<(), Refused> {
+    ) -> Result<(), Rejected> {
         access.require(Role::Worker)?;
         let taken = self.rates.take_all(counts, &access.subject, Instant::now());
         let most = self.settings.publishes_per_sec;
@@ -189,7 +189,7 @@ impl PublishService {
     }
 
     /// Reserves memory; waits up to [`RESERVE_WAIT`] until it is available.
-    pub(super) async fn reserve(&self, holder: Holder, bytes: u64) -> Result<Reserved, Refused> {
+    pub(super) async fn reserve(&self, holder: Holder, bytes: u64) -> Result<Reserved, Rejected> {
         Ok(self.memory.take(holder, bytes, RESERVE_WAIT).await?)
     }
 
@@ -228,13 +228,13 @@ impl PublishService {
             .publisher
             .batch_within(school, envelopes, allowance)
             .await;
-        let refused = receipts.as_ref().map_or(commands, |own| {
+        let rejected = receipts.as_ref().map_or(commands, |own| {
             own.iter().filter(|own| own.is_err()).count()
         });
         tracing::debug!(
             school.id = %school,
             commands,
-            refused,
+            rejected,
             micros = began.elapsed().as_micros(),
             "commands were carried out"
         );
@@ -250,7 +250,7 @@ impl PublishService {
 
 impl Admission<'_> {
     /// Publishes the command if the caller's token covers its subject. Returns after the commit.
-    pub async fn publish(self, envelope: Envelope) -> Result<Receipt, Refused> {
+    pub async fn publish(self, envelope: Envelope) -> Result<Receipt, Rejected> {
         let receipts = self.publish_all(vec![envelope]).await?;
         let receipt = receipts.into_iter().next();
         Ok(receipt.expect("a store answers every command")?)
@@ -260,7 +260,7 @@ impl Admission<'_> {
     pub(super) async fn publish_all(
         &self,
         mut envelopes: Vec<Envelope>,
-    ) -> Result<Vec<Result<Receipt, CommandError>>, Refused> {
+    ) -> Result<Vec<Result<Receipt, CommandError>>, Rejected> {
         for envelope in &mut envelopes {
             self.caller
                 .authorize_subject(envelope.command.kind(), &envelope.subject)?;

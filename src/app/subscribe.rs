@@ -7,7 +7,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use serde_json::{Map, Value};
 
 use super::caller::Caller;
-use super::publish::Refused;
+use super::publish::Rejected;
 use super::stopping::Stopping;
 use crate::auth::{Access, AuthError, Keys};
 use crate::config::{READER_MAX_CHARS, Settings};
@@ -15,7 +15,7 @@ use crate::hub::Reader;
 use crate::id::{Channel, Cursor, SchoolId};
 use crate::log::{Store, StoreError};
 use crate::metrics::Metrics;
-use crate::refusals::{Refusals, RequestSource};
+use crate::rejections::{Rejections, RequestSource};
 use crate::scope::Scope;
 use crate::subscribe::{Request, Subscriber, Subscription};
 
@@ -26,7 +26,7 @@ pub struct SubscribeService {
     subscriber: Subscriber,
     stopping: Arc<Stopping>,
     metrics: Arc<Metrics>,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
     settings: Arc<Settings>,
 }
 
@@ -39,7 +39,7 @@ pub struct Listen {
     /// The shortest interval between two ticks of a subject. Zero delivers every retained event.
     pub tick: Duration,
     /// Whether to begin with `connected`, and which fields to add to it.
-    pub greet: Option<Map<String, Value>>,
+    pub welcome: Option<Map<String, Value>>,
 }
 
 impl SubscribeService {
@@ -49,7 +49,7 @@ impl SubscribeService {
         keys: Arc<Keys>,
         subscriber: Subscriber,
         stopping: Arc<Stopping>,
-        (metrics, refusals): (Arc<Metrics>, Arc<Refusals>),
+        (metrics, rejections): (Arc<Metrics>, Arc<Rejections>),
         settings: Arc<Settings>,
     ) -> SubscribeService {
         SubscribeService {
@@ -58,7 +58,7 @@ impl SubscribeService {
             subscriber,
             stopping,
             metrics,
-            refusals,
+            rejections,
             settings,
         }
     }
@@ -79,7 +79,7 @@ impl SubscribeService {
         caller: &Caller,
         scope: Scope,
         listen: Listen,
-    ) -> Result<Subscription, Refused> {
+    ) -> Result<Subscription, Rejected> {
         let access = caller.access();
         for channel in scope.channels() {
             caller.authorize(channel)?;
@@ -88,7 +88,7 @@ impl SubscribeService {
             mut reader,
             from,
             tick,
-            greet,
+            welcome,
         } = listen;
         let user: String = access.subject.chars().take(READER_MAX_CHARS).collect();
         reader.user = user.into();
@@ -99,7 +99,7 @@ impl SubscribeService {
             tick,
             expires_at: access.expires_at,
             returns_until: access.returns_until,
-            greet,
+            welcome,
         })?;
         // The shutdown may have notified the open streams before this one was opened. It is closed like the others rather
         // than rejected: an `EventSource` never reconnects after a 503.
@@ -145,23 +145,23 @@ impl SubscribeService {
     }
 
     /// Counts and logs a rejected message of a stream, with the setting whose limit was reached.
-    pub fn note_refusal(
+    pub fn note_rejection(
         &self,
         source: Option<&RequestSource>,
         code: &'static str,
         limit: Option<&'static str>,
     ) {
-        self.metrics.refused(code, limit);
+        self.metrics.rejected(code, limit);
         if let Some(source) = source {
-            self.refusals.request(source, code);
+            self.rejections.request(source, code);
         }
     }
 
     /// Counts and logs a credential that is not valid or not sufficient, with the reason.
     pub fn note_denial(&self, source: Option<&RequestSource>, code: &'static str, reason: &str) {
-        self.metrics.refused(code, None);
+        self.metrics.rejected(code, None);
         if let Some(source) = source {
-            self.refusals.credential(source, code, reason);
+            self.rejections.credential(source, code, reason);
         }
     }
 }

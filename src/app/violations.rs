@@ -1,6 +1,6 @@
 //! Acknowledging violations. A violation has its own id, but is stored with its characteristic.
 
-use super::publish::{PublishService, Refused};
+use super::publish::{PublishService, Rejected};
 use crate::id::SchoolId;
 use crate::kind::characteristic::{
     Acknowledge, Command as CharacteristicCommand, KIND, ViolationId,
@@ -49,7 +49,7 @@ impl PublishService {
         school: SchoolId,
         caller: &str,
         command: ViolationCommand,
-    ) -> Result<Envelope, Refused> {
+    ) -> Result<Envelope, Rejected> {
         let id = self.violation_id(school, &command.id).await?;
         let user = command.user.unwrap_or_else(|| caller.to_owned());
         let asked = Acknowledge {
@@ -66,7 +66,7 @@ impl PublishService {
     }
 
     /// Returns the characteristic of a violation and the violation's number there. Looks up an id that a publisher chose.
-    async fn violation_id(&self, school: SchoolId, id: &str) -> Result<ViolationId, Refused> {
+    async fn violation_id(&self, school: SchoolId, id: &str) -> Result<ViolationId, Rejected> {
         if let Some(id) = ViolationId::parse(id) {
             return Ok(id);
         }

@@ -29,7 +29,7 @@ use crate::id::{Epoch, SchoolId};
 /// One transaction for all notifications.
 const NOTIFY: &str = "SELECT pg_notify(channel, payload) FROM unnest($1::text[], $2::text[]) AS own (channel, payload)";
 
-/// What a connection tells, which must be polled for its client to work.
+/// The messages of a connection, which must be polled for its client to work.
 pub type Messages = BoxStream<'static, Result<AsyncMessage, Error>>;
 
 /// Opens connections to the database.
@@ -39,7 +39,7 @@ pub trait Connect: Send + Sync + 'static {
     async fn connect(&self) -> Result<(Client, Messages), Error>;
 }
 
-/// Returns what a connection tells.
+/// Returns the messages of a connection.
 pub fn messages<S, T>(mut connection: Connection<S, T>) -> Messages
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,

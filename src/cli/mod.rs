@@ -252,7 +252,7 @@ fn figment() -> Result<figment::Figment, ConfigError> {
         }
     }
     framework::check(&figment)?;
-    framework::refuse(&figment, ABOUT_LOGS)?;
+    framework::reject(&figment, ABOUT_LOGS)?;
     Ok(figment
         .join(("log_level", "off"))
         .join(("ident", "Tidings"))

@@ -14,7 +14,7 @@ use super::message::MESSAGE_MAX_BYTES;
 use super::sse::SseParser;
 use super::story::{Next, Received, Story};
 use super::watch::{Event, Item};
-use super::{Client, ClientError, Message, Transport, refusal};
+use super::{Client, ClientError, Message, Transport, rejection};
 
 /// How long an accepted connection may take to be established and answered.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -52,7 +52,7 @@ impl Pace {
 enum Trouble {
     /// The application no longer reads.
     Left,
-    Refused(super::story::Refusal),
+    Rejected(super::story::Rejection),
     /// The answer is not what this transport returns: something between client and server does not support it.
     NotThisTransport,
     Silent,
@@ -66,7 +66,7 @@ impl From<ClientError> for Trouble {
     }
 }
 
-/// The task that reads, and reconnects, until the scope has nothing more to tell or nobody reads any more.
+/// The task that reads, and reconnects, until the scope has nothing more to send or nobody reads any more.
 pub(super) struct Driver {
     pub(super) client: Client,
     pub(super) path: String,
@@ -98,10 +98,10 @@ impl Driver {
                 Ok(()) if is_known => self.story.cut(),
                 Ok(()) => self.story.ended_early(),
                 Err(Trouble::Left) => return,
-                Err(Trouble::Refused(refusal)) => {
-                    tracing::debug!(path = %self.path, status = refusal.status, "the stream was refused");
-                    problem = Some(refusal.clone().into_error());
-                    self.story.rejected(refusal)
+                Err(Trouble::Rejected(rejection)) => {
+                    tracing::debug!(path = %self.path, status = rejection.status, "the stream was rejected");
+                    problem = Some(rejection.clone().into_error());
+                    self.story.rejected(rejection)
                 }
                 Err(Trouble::NotThisTransport) => {
                     let what = "it is neither an event stream nor JSON";
@@ -245,8 +245,8 @@ impl Driver {
         let response = timeout(longest, self.client.send(request)).await;
         let response = response.map_err(|_| Trouble::Silent)??;
         if response.status >= 300 {
-            return Err(Trouble::Refused(
-                refusal(response, longest, self.client.base()).await,
+            return Err(Trouble::Rejected(
+                rejection(response, longest, self.client.base()).await,
             ));
         }
         let content_type = response.header(CONTENT_TYPE);

@@ -58,7 +58,7 @@ use self::http::{Answer, Http, Request, Trust};
 use self::message::MESSAGE_MAX_BYTES;
 pub use self::message::Message;
 pub use self::reporter::{Job, JobBuilder, Reporter};
-use self::story::Refusal;
+use self::story::Rejection;
 pub use self::watch::{Event, Watch, WatchBuilder};
 
 /// How long an answer may take by default. Does not apply to streams.
@@ -337,8 +337,8 @@ impl Client {
         let answered = async {
             let answer = self.send(request).await?;
             if answer.status >= 300 {
-                let refusal = refusal(answer, self.answer_timeout, self.base());
-                return Err(refusal.await.into_error());
+                let rejection = rejection(answer, self.answer_timeout, self.base());
+                return Err(rejection.await.into_error());
             }
             let date = answer.header(DATE);
             let date = date.and_then(|date| DateTime::parse_from_rfc2822(date).ok());
@@ -382,7 +382,7 @@ fn redirection(base: &str, uri: &str, to: &str) -> String {
 }
 
 /// Reads why a request to the server at `base` was rejected. Stops after `longest`.
-async fn refusal(mut answer: Answer, longest: Duration, base: &str) -> Refusal {
+async fn rejection(mut answer: Answer, longest: Duration, base: &str) -> Rejection {
     // A date is ignored; Tidings does not send one.
     let retry_after: u64 = answer
         .header(RETRY_AFTER)
@@ -404,7 +404,7 @@ async fn refusal(mut answer: Answer, longest: Duration, base: &str) -> Refusal {
         Some(to) if answer.status < 400 => redirection(base, &answer.uri, to),
         _ => text("detail").unwrap_or_else(|| "the request was rejected".into()),
     };
-    Refusal {
+    Rejection {
         status: answer.status,
         code: text("code"),
         detail,

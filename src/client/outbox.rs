@@ -121,14 +121,14 @@ pub(super) struct Report {
 
 /// What to do after the answer to a report.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Decision {
     Done,
     /// The report was rejected for this reason, and is dropped.
-    Refused(String),
+    Rejected(String),
     /// Repeat the report, at the earliest after this time.
     Repeat(Duration),
-    /// Read the job, and then call [`Outbox::judge_with`].
-    Look,
+    /// Read the job, and then call [`Outbox::decide_with`].
+    Check,
 }
 
 impl Report {
@@ -231,7 +231,7 @@ impl Outbox {
             && last.line.is_none()
         {
             let before = last.size();
-            fold(&mut last.body, report.body);
+            merge(&mut last.body, report.body);
             self.bytes = self.bytes - before + last.size();
             return true;
         }
@@ -332,9 +332,9 @@ impl Outbox {
     }
 
     /// Decides what to do after this answer to a report.
-    pub(super) fn judge(&mut self, key: &str, result: &Value) -> Verdict {
+    pub(super) fn decide(&mut self, key: &str, result: &Value) -> Decision {
         let Some((id, index)) = self.find(key) else {
-            return Verdict::Done;
+            return Decision::Done;
         };
         let report = &mut self.queues[&id][index];
         let status = result["status"].as_u64().unwrap_or(500);
@@ -345,20 +345,20 @@ impl Outbox {
         if status < 300 {
             report.subject.adopt(&result["event"]);
             self.remove(&id, index);
-            return Verdict::Done;
+            return Decision::Done;
         }
         if RETRIED.contains(&status) {
             let secs = problem["retry_after"].as_f64().unwrap_or_default();
-            return Verdict::Repeat(Duration::from_secs_f64(secs.clamp(0.0, 3_600.0)));
+            return Decision::Repeat(Duration::from_secs_f64(secs.clamp(0.0, 3_600.0)));
         }
         if status == 404 && report.verb.is_terminal() && !report.has_created {
             report.has_created = true;
             let start = Report::new(&report.subject, Verb::Start, report.subject.start.clone());
             self.put_before(&id, index, start);
-            return Verdict::Repeat(Duration::ZERO);
+            return Decision::Repeat(Duration::ZERO);
         }
         if matches!(code, "finished" | "illegal-transition") && report.verb != Verb::Create {
-            return Verdict::Look;
+            return Decision::Check;
         }
         if code == "stale-attempt" {
             report.subject.known().is_superseded = true;
@@ -368,19 +368,19 @@ impl Outbox {
             let report = &mut self.queues[&id][index];
             report.reduce();
             self.counts_at(&id, index);
-            return Verdict::Repeat(Duration::ZERO);
+            return Decision::Repeat(Duration::ZERO);
         }
         self.remove(&id, index);
         match code == "already-exists" || status == 410 {
-            true => Verdict::Done,
-            false => Verdict::Refused(detail),
+            true => Decision::Done,
+            false => Decision::Rejected(detail),
         }
     }
 
     /// Decides what to do with a report that the job's status did not allow. `job` is the job as the server has it.
-    pub(super) fn judge_with(&mut self, key: &str, job: &Value, result: &Value) -> Verdict {
+    pub(super) fn decide_with(&mut self, key: &str, job: &Value, result: &Value) -> Decision {
         let Some((id, index)) = self.find(key) else {
-            return Verdict::Done;
+            return Decision::Done;
         };
         let status = job["status"].as_str().unwrap_or_default().to_lowercase();
         let report = &mut self.queues[&id][index];
@@ -389,7 +389,7 @@ impl Outbox {
             report.thaw();
             let retry = Report::new(&report.subject, Verb::Retry, Map::new());
             self.put_before(&id, index, retry);
-            return Verdict::Repeat(Duration::ZERO);
+            return Decision::Repeat(Duration::ZERO);
         }
         let attempt = report.subject.known().attempt;
         if attempt.is_none() || attempt == job["attempt"].as_u64() {
@@ -400,10 +400,10 @@ impl Outbox {
         // Another process has started this attempt, or a user does not want the job any more.
         let is_expected = is_start && matches!(&*status, "in_progress" | "cancelled") || is_retry;
         match is_expected {
-            true => Verdict::Done,
+            true => Decision::Done,
             false => {
                 let detail = result["problem"]["detail"].as_str();
-                Verdict::Refused(detail.unwrap_or(&status).to_owned())
+                Decision::Rejected(detail.unwrap_or(&status).to_owned())
             }
         }
     }
@@ -437,7 +437,7 @@ impl Outbox {
 }
 
 /// Adds newer fields to older ones. Metadata is merged key by key, as the server does.
-fn fold(older: &mut Map<String, Value>, newer: Map<String, Value>) {
+fn merge(older: &mut Map<String, Value>, newer: Map<String, Value>) {
     for (name, value) in newer {
         match (older.get_mut(&name), value) {
             (Some(Value::Object(both)), Value::Object(more)) if name == "metadata" => {
@@ -493,7 +493,7 @@ mod tests {
         let (again, repeated) = outbox.take("w", now, 10);
         assert_eq!(again[0], keys[0], "it keeps its key");
         assert_eq!(lines(&repeated)[0], sent[0], "and its bytes");
-        assert_eq!(again.len(), 3, "what was sent is not folded");
+        assert_eq!(again.len(), 3, "what was sent is not merged");
     }
 
     #[test]
@@ -504,13 +504,13 @@ mod tests {
         let (keys, _) = outbox.take("w", Instant::now(), 10);
         assert_eq!(keys.len(), 1);
         let answer = json!({"status": 200, "event": {"attempt": 3, "status": "in_progress"}});
-        assert_eq!(outbox.judge(&keys[0], &answer), Verdict::Done);
+        assert_eq!(outbox.decide(&keys[0], &answer), Decision::Done);
         let (_, batch) = outbox.take("w", Instant::now(), 10);
         assert_eq!(lines(&batch)[0]["attempt"], 3);
     }
 
     #[test]
-    fn a_full_outbox_drops_ticks_first_and_refuses_then() {
+    fn a_full_outbox_drops_ticks_first_and_rejects_then() {
         let mut outbox = Outbox::default();
         for number in 0..CAPACITY {
             let job = subject(&number.to_string());
@@ -536,8 +536,8 @@ mod tests {
         let (keys, _) = outbox.take("w", Instant::now(), 10);
         let answer = json!({"status": 404, "problem": {"code": "not-found"}});
         assert!(matches!(
-            outbox.judge(&keys[0], &answer),
-            Verdict::Repeat(_)
+            outbox.decide(&keys[0], &answer),
+            Decision::Repeat(_)
         ));
         let (_, batch) = outbox.take("w", Instant::now(), 10);
         assert_eq!(lines(&batch)[0]["op"], "jobs.start");

@@ -1,7 +1,7 @@
 //! Sends reports from a task, so that the work is neither delayed nor broken by them.
 //!
 //! 1. No report waits for the network or fails.
-//! 2. What waits is bounded (`outbox`). A server that is down, slow or refusing costs memory up to that bound, and nothing else.
+//! 2. What waits is bounded (`outbox`). A server that is down, slow or rejects reports costs memory up to that bound, and nothing else.
 //! 3. A report is repeated with its idempotency key until it is answered, so it takes effect once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::backoff::Backoff;
-use super::outbox::{Known, Outbox, Report, Subject, Verb, Verdict};
+use super::outbox::{Decision, Known, Outbox, Report, Subject, Verb};
 use super::{Client, ClientError};
 
 /// Progress is sent at most this often.
@@ -201,19 +201,19 @@ impl Shared {
     async fn settle(&self, keys: &[String], results: &[Value]) -> Option<Duration> {
         let mut repeat: Option<Duration> = None;
         for (key, result) in keys.iter().zip(results) {
-            let mut verdict = self.lock().judge(key, result);
-            if verdict == Verdict::Look {
-                verdict = match self.look(key).await {
-                    Some(job) => self.lock().judge_with(key, &job, result),
-                    None => Verdict::Repeat(Duration::from_millis(1)),
+            let mut decision = self.lock().decide(key, result);
+            if decision == Decision::Check {
+                decision = match self.check(key).await {
+                    Some(job) => self.lock().decide_with(key, &job, result),
+                    None => Decision::Repeat(Duration::from_millis(1)),
                 };
             }
-            match verdict {
-                Verdict::Done | Verdict::Look => {}
+            match decision {
+                Decision::Done | Decision::Check => {}
                 // What has to go before it is sent at once.
-                Verdict::Repeat(Duration::ZERO) => {}
-                Verdict::Repeat(after) => repeat = repeat.max(Some(after)),
-                Verdict::Refused(reason) => {
+                Decision::Repeat(Duration::ZERO) => {}
+                Decision::Repeat(after) => repeat = repeat.max(Some(after)),
+                Decision::Rejected(reason) => {
                     let line = &result["line"];
                     tracing::warn!(%line, %reason, "a report was rejected");
                 }
@@ -223,7 +223,7 @@ impl Shared {
     }
 
     /// Reads the job of a report. Returns `None` if that has to be tried again.
-    async fn look(&self, key: &str) -> Option<Value> {
+    async fn check(&self, key: &str) -> Option<Value> {
         let subject = self.lock().subject_of(key)?;
         let id = utf8_percent_encode(&subject.id, NON_ALPHANUMERIC);
         match self.client.get(&format!("/api/jobs/{id}")).await {

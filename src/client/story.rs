@@ -41,14 +41,14 @@ const CLOSED_TOKEN_EXPIRED: u64 = 4401;
 
 /// A rejection of a request.
 #[derive(Clone)]
-pub(super) struct Refusal {
+pub(super) struct Rejection {
     pub(super) status: u16,
     pub(super) code: Option<String>,
     pub(super) detail: String,
     pub(super) retry_after: Duration,
 }
 
-impl Refusal {
+impl Rejection {
     pub(super) fn into_error(self) -> ClientError {
         ClientError::Rejected {
             status: self.status,
@@ -315,11 +315,11 @@ impl Story {
     }
 
     /// The request was rejected.
-    pub(super) fn rejected(&mut self, refusal: Refusal) -> Next {
-        if NO_SUCH_TRANSPORT.contains(&refusal.status) {
-            return self.unusable(Some(refusal.into_error()));
+    pub(super) fn rejected(&mut self, rejection: Rejection) -> Next {
+        if NO_SUCH_TRANSPORT.contains(&rejection.status) {
+            return self.unusable(Some(rejection.into_error()));
         }
-        self.unauthorized = match refusal.status {
+        self.unauthorized = match rejection.status {
             401 => self.unauthorized + 1,
             _ => 0,
         };
@@ -329,14 +329,14 @@ impl Story {
             1
         };
         // Later, a redirect may be a page about maintenance.
-        let is_elsewhere = is_redirect(refusal.status) && !self.is_ready;
-        let is_permanent = PERMANENT.contains(&refusal.status) || is_elsewhere;
+        let is_elsewhere = is_redirect(rejection.status) && !self.is_ready;
+        let is_permanent = PERMANENT.contains(&rejection.status) || is_elsewhere;
         if is_permanent || self.unauthorized >= tries {
-            return Next::GiveUp(refusal.into_error());
+            return Next::GiveUp(rejection.into_error());
         }
         Next::Connect(match self.unauthorized {
             1 => Duration::ZERO,
-            _ => self.backoff.pause(refusal.retry_after),
+            _ => self.backoff.pause(rejection.retry_after),
         })
     }
 

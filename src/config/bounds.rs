@@ -333,8 +333,6 @@ pub const WINDOW_IDLE: Duration = Duration::from_secs(60);
 pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Maximum number of ticks that a stream holds back. One more releases all of them.
 pub const HELD_TICKS_MAX: usize = 1_024;
-/// If a channel has at least this many listeners, those that hold back ticks do so together.
-pub const FOLD_READERS_MIN: usize = 4;
 /// Bytes that are still read from a WebSocket client after a protocol error, so that the client can read the close
 /// reason.
 pub const AFTER_ERROR_MAX_BYTES: usize = 1024 * 1024;

@@ -278,7 +278,7 @@ pub struct NtfySettings {
     /// The server: `https://ntfy.sh`, or one's own.
     #[serde(default = "ntfy_url")]
     pub url: Secret,
-    /// The topic. Whoever knows the name of an unprotected topic can read it.
+    /// The topic. Anyone who knows the name of an unprotected topic can read it.
     pub topic: Secret,
     /// An access token: `tk_…`.
     #[serde(default)]

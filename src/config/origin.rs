@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_can_never_match_is_refused_with_the_right_form() {
+    fn an_entry_that_can_never_match_is_rejected_with_the_right_form() {
         for (entry, right) in [
             ("https://office.example/", "`https://office.example`"),
             ("https://office.example/app?x#y", "`https://office.example`"),

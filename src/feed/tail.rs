@@ -26,7 +26,7 @@ struct Hole {
     /// When to read the missing events; `None` during the read.
     due: Option<Instant>,
     /// Number of consecutive reads that found nothing new; at least 1 after a failed read.
-    vain: u32,
+    empty_reads: u32,
 }
 
 impl Hole {
@@ -35,7 +35,7 @@ impl Hole {
             beyond: BTreeMap::new(),
             newest: 0,
             due: Some(due),
-            vain: 0,
+            empty_reads: 0,
         }
     }
 }
@@ -125,7 +125,7 @@ pub async fn follow(
                         batches.was_late();
                         continue;
                     }
-                    let dense = tail.heed(&hint);
+                    let dense = tail.apply(&hint);
                     slice.deliver(&dense, &mut deliver).await;
                     batches.dispatched(&dense);
                 }
@@ -197,7 +197,7 @@ impl Tail<'_> {
     }
 
     /// Accepts a hint, and returns the events that can be delivered now.
-    fn heed<'a>(&mut self, hint: &'a Hint) -> Cow<'a, [Arc<Event>]> {
+    fn apply<'a>(&mut self, hint: &'a Hint) -> Cow<'a, [Arc<Event>]> {
         match hint {
             Hint::Events(events) => return self.take(events),
             Hint::UpTo(school, seq) => {
@@ -206,7 +206,7 @@ impl Tail<'_> {
                 let hole = hole.or_insert_with(|| Hole::due_at(now));
                 hole.newest = hole.newest.max(*seq);
                 // Read at once: this hint contains no events to wait for. After a failed or fruitless read, keep the pause.
-                if hole.vain == 0 {
+                if hole.empty_reads == 0 {
                     hole.due = hole.due.map(|due| due.min(now));
                 }
             }
@@ -379,7 +379,7 @@ impl Tail<'_> {
             Err(error) => {
                 tracing::warn!(%error, school.id = %school, "missing events could not be read; retrying");
                 hole.due = Some(Instant::now() + HOLE_PAUSE);
-                hole.vain = hole.vain.max(1);
+                hole.empty_reads = hole.empty_reads.max(1);
                 return Vec::new();
             }
         };
@@ -396,18 +396,18 @@ impl Tail<'_> {
             .filter(|event| event.seq > known.seq)
             .peekable();
         // If the log does not have the events yet, it is read again only after a pause.
-        let is_vain = of_log.peek().is_none();
+        let is_empty = of_log.peek().is_none();
         hole.beyond.extend(of_log.map(|event| (event.seq, event)));
-        hole.vain = match is_vain {
-            true => hole.vain + 1,
+        hole.empty_reads = match is_empty {
+            true => hole.empty_reads + 1,
             false => 0,
         };
-        let pause = match is_vain {
+        let pause = match is_empty {
             true => HOLE_PAUSE,
             false => Duration::ZERO,
         };
         hole.due = Some(Instant::now() + pause);
-        if hole.beyond.is_empty() || hole.vain >= HOLE_READS_MAX {
+        if hole.beyond.is_empty() || hole.empty_reads >= HOLE_READS_MAX {
             // The log is authoritative: an event that it does not have was not committed, or was lost.
             hole.beyond.retain(|seq, _| *seq <= head);
             if hole.newest > head {

@@ -24,7 +24,7 @@ use crate::app::{Answer, Caller};
 use crate::auth::Role;
 use crate::config::{BATCH_SLICE_BYTES, COMMAND_BASE_BYTES, Settings};
 use crate::id::SchoolId;
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::service::Tidings;
 
 pub(super) fn routes() -> Vec<Route> {

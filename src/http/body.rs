@@ -31,7 +31,7 @@ pub(super) struct Unread<'r> {
     /// The length that the request states.
     length: Option<u64>,
     /// How long the body may take to arrive.
-    patience: Duration,
+    timeout_after: Duration,
 }
 
 impl<'r> Unread<'r> {
@@ -65,9 +65,9 @@ impl<'r> Unread<'r> {
     /// Reads at most `limit` bytes, and ignores the rest.
     pub(super) async fn read_beginning(self, limit: u64) -> Result<Vec<u8>, Problem> {
         let read = self.data.open(ByteUnit::from(limit));
-        let arrived = timeout(self.patience, read.into_bytes()).await;
+        let arrived = timeout(self.timeout_after, read.into_bytes()).await;
         let bytes = arrived.map_err(|_| {
-            let secs = self.patience.as_secs();
+            let secs = self.timeout_after.as_secs();
             let detail = format!("the body did not arrive within {secs} s");
             Problem::new(Kind::BadRequest, detail).of_limit("body_timeout_secs")
         })?;
@@ -96,7 +96,7 @@ impl<'r> FromData<'r> for Unread<'r> {
                 data::Outcome::Success(Unread {
                     data,
                     length,
-                    patience: Duration::from_secs(secs),
+                    timeout_after: Duration::from_secs(secs),
                 })
             }
             Some(_) => {

@@ -16,7 +16,7 @@ use crate::app::Caller;
 use crate::auth::{Access, AuthError, Role, Schools};
 use crate::config::{HEADERS_MAX_BYTES, QUERY_FIELDS_MAX};
 use crate::id::SchoolId;
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::service::Tidings;
 
 /// The prefix of a WebSocket subprotocol that carries a token.

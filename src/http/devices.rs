@@ -43,8 +43,8 @@ async fn heartbeat(
     let caller = caller?;
     body?;
     let device = subject(KIND, id)?;
-    let beat = tidings.publications().beat(&caller, &device).await?;
-    Ok(Json::of(&HeartbeatResult::new(&device, &beat)))
+    let heartbeat = tidings.publications().heartbeat(&caller, &device).await?;
+    Ok(Json::of(&HeartbeatResult::new(&device, &heartbeat)))
 }
 
 /// The answer to a heartbeat.
@@ -64,12 +64,15 @@ pub(super) struct HeartbeatResult<'a> {
 }
 
 impl HeartbeatResult<'_> {
-    pub(super) fn new<'a>(device_id: &'a SubjectId, beat: &HeartbeatAnswer) -> HeartbeatResult<'a> {
+    pub(super) fn new<'a>(
+        device_id: &'a SubjectId,
+        heartbeat: &HeartbeatAnswer,
+    ) -> HeartbeatResult<'a> {
         HeartbeatResult {
             device_id,
-            status: beat.status,
-            last_seen: timestamp(beat.seen_at),
-            expires_at: timestamp(beat.expires_at),
+            status: heartbeat.status,
+            last_seen: timestamp(heartbeat.seen_at),
+            expires_at: timestamp(heartbeat.expires_at),
         }
     }
 }

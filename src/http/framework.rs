@@ -72,7 +72,7 @@ pub(crate) fn check(figment: &Figment) -> Result<(), ConfigError> {
 }
 
 /// Fails if one of these settings is present. The error says what to do instead.
-pub(crate) fn refuse(figment: &Figment, settings: &[(&str, &str)]) -> Result<(), ConfigError> {
+pub(crate) fn reject(figment: &Figment, settings: &[(&str, &str)]) -> Result<(), ConfigError> {
     let data = figment
         .data()
         .map_err(|error| ConfigError::read(&error, figment))?;
@@ -85,7 +85,7 @@ pub(crate) fn refuse(figment: &Figment, settings: &[(&str, &str)]) -> Result<(),
             if let Some(value) = table.get(*key)
                 && check.is_given(value.tag())
             {
-                return check.refuse(profile, &[key], value.tag(), instead);
+                return check.reject(profile, &[key], value.tag(), instead);
             }
         }
     }
@@ -144,39 +144,39 @@ impl Check<'_> {
         if !self.is_given(value.tag()) && value.as_dict().is_none() {
             return Ok(());
         }
-        let refuse = |problem: &str| self.refuse(profile, &[key], value.tag(), problem);
+        let reject = |problem: &str| self.reject(profile, &[key], value.tag(), problem);
         if key == TIDINGS {
             return match value.as_dict() {
                 Some(table) => self.own_table(profile, table),
-                None => refuse("must be a table"),
+                None => reject("must be a table"),
             };
         }
         if let Some((_, effective)) = TABLES.iter().find(|(name, _)| *name == key) {
             let Some(table) = value.as_dict() else {
-                return refuse("must be a table");
+                return reject("must be a table");
             };
             return self.framework_table(profile, key, table, effective);
         }
         match key {
-            Config::KEEP_ALIVE if value.to_i128() != Some(0) => refuse(
+            Config::KEEP_ALIVE if value.to_i128() != Some(0) => reject(
                 "has no effect unless it is 0, which closes each connection after its request; \
                  any other value keeps connections open, however long they are idle",
             ),
             _ if EFFECTIVE.contains(&key) => Ok(()),
             CONFIG if self.is_of_environment(value.tag()) => Ok(()),
-            Config::SECRET_KEY => refuse(
+            Config::SECRET_KEY => reject(
                 "has no effect: there are no private cookies. Tokens are signed with `jwt_secret` of Tidings",
             ),
-            Config::TEMP_DIR => refuse("has no effect: Tidings writes no temporary files"),
+            Config::TEMP_DIR => reject("has no effect: Tidings writes no temporary files"),
             _ if self.of_tidings.iter().any(|own| own == key) => {
                 let variable = key.to_uppercase();
-                refuse(&format!(
+                reject(&format!(
                     "is a setting of Tidings: write it in `[default.tidings]`, or as TIDINGS_{variable}"
                 ))
             }
             _ => {
                 let known = [EFFECTIVE, &TABLES.map(|(name, _)| name), &[TIDINGS]].concat();
-                refuse(&format!("is not known to Rocket{}", nearest(key, &known)))
+                reject(&format!("is not known to Rocket{}", nearest(key, &known)))
             }
         }
     }
@@ -193,7 +193,7 @@ impl Check<'_> {
             } else {
                 format!("is not known{}", nearest(key, &self.of_tidings))
             };
-            return self.refuse(profile, &[TIDINGS, key], value.tag(), &problem);
+            return self.reject(profile, &[TIDINGS, key], value.tag(), &problem);
         }
         Ok(())
     }
@@ -206,12 +206,12 @@ impl Check<'_> {
         effective: &[&str],
     ) -> Result<(), ConfigError> {
         for (key, value) in table {
-            let refuse = |problem: &str| self.refuse(profile, &[name, key], value.tag(), problem);
+            let reject = |problem: &str| self.reject(profile, &[name, key], value.tag(), problem);
             if !self.is_given(value.tag()) {
                 continue;
             }
             if !effective.contains(&key.as_str()) {
-                return refuse(match (name, key.as_str()) {
+                return reject(match (name, key.as_str()) {
                     (Config::TLS, "mutual") => {
                         "is not supported: this server does not request client certificates. A proxy in front of it can do so"
                     }
@@ -223,11 +223,11 @@ impl Check<'_> {
             }
             // Rocket treats a negative limit as absent.
             if name == Config::LIMITS && value.to_i128().is_some_and(|size| size < 0) {
-                return refuse("must be a size such as `64KiB`, and not negative");
+                return reject("must be a size such as `64KiB`, and not negative");
             }
             let is_empty = value.as_array().is_some_and(<[Value]>::is_empty);
             if (name, key.as_str()) == (Config::TLS, "ciphers") && is_empty {
-                return refuse("must not be empty: that would switch TLS off");
+                return reject("must not be empty: that would switch TLS off");
             }
         }
         Ok(())
@@ -243,7 +243,7 @@ impl Check<'_> {
         self.figment.get_metadata(tag).is_some_and(is_environment)
     }
 
-    fn refuse(
+    fn reject(
         &self,
         profile: &Profile,
         path: &[&str],

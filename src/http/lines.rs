@@ -16,7 +16,7 @@ use crate::auth::Access;
 use crate::id::SchoolId;
 use crate::kind::{self, Body, Command, device};
 use crate::log::{Envelope, Idempotency};
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::service::Tidings;
 use crate::wire;
 
@@ -217,8 +217,8 @@ pub(super) fn write_result(
         Ok(own) => {
             let (name, json) = match own {
                 Answer::Event(receipt) => ("event", wire::event_json(receipt.event(), upper)),
-                Answer::Device(device, beat) => {
-                    let result = devices::HeartbeatResult::new(&device, &beat);
+                Answer::Device(device, heartbeat) => {
+                    let result = devices::HeartbeatResult::new(&device, &heartbeat);
                     let json = serde_json::to_vec(&result).expect("a result is JSON");
                     ("device", json)
                 }

@@ -159,7 +159,7 @@ fn expiry(caller: &Caller, asked_secs: Option<u64>) -> Result<Option<i64>, Probl
             let end = end.timestamp();
             Ok(Some(asked.map_or(end, |at| at.min(end))))
         }
-        // A visitor without a token: the link would outlive the setting that lets him in.
+        // A visitor without a token: the link would outlive the setting that permits access.
         (Err(error), None) => Err(error.into()),
     }
 }

@@ -89,10 +89,10 @@ impl Metrics {
     /// What the log and its writer have done.
     fn of_writing(&mut self, tidings: &Tidings) {
         let metrics = tidings.store().commit_metrics();
-        let reading = metrics.peek();
-        self.counter("events_committed", "Events committed", reading.events);
-        self.counter("commits", "Commits of at least one event", reading.commits);
-        let secs = std::time::Duration::from_micros(reading.commit_micros).as_secs_f64();
+        let counts = metrics.peek();
+        self.counter("events_committed", "Events committed", counts.events);
+        self.counter("commits", "Commits of at least one event", counts.commits);
+        let secs = std::time::Duration::from_micros(counts.commit_micros).as_secs_f64();
         self.add(
             "commit_seconds",
             "Time from taking a group up to its commit, in all",
@@ -153,7 +153,7 @@ impl Metrics {
         );
     }
 
-    /// What this node tells other nodes, and hears of them.
+    /// What this node sends to other nodes and receives from them.
     fn of_relay(&mut self, tidings: &Tidings) {
         let Some(relay) = tidings.relay() else {
             return;
@@ -259,7 +259,7 @@ impl Metrics {
         );
         gauge(
             "notifier_set_aside_subjects",
-            "Subjects whose events wait because the receiver refuses the first of them",
+            "Subjects whose events wait because the receiver rejects the first of them",
             |own| own.set_aside,
         );
     }
@@ -317,18 +317,18 @@ impl Metrics {
         );
     }
 
-    /// What was refused, and what went wrong.
+    /// What was rejected, and what went wrong.
     fn of_trouble(&mut self, tidings: &Tidings) {
-        let refusals = tidings.metrics().refusals();
-        let refusals = refusals.into_iter().map(|((code, limit), count)| {
+        let rejections = tidings.metrics().rejections();
+        let rejections = rejections.into_iter().map(|((code, limit), count)| {
             let limit = limit.unwrap_or_default().to_owned();
             let labels = vec![("code", code.to_owned()), ("limit", limit)];
             (labels, ConstCounter::new(count))
         });
         self.add(
             "refusals",
-            "Requests, lines of batches and client messages that were refused, by the code of the problem and the setting that was reached",
-            Labelled(refusals.collect()),
+            "Requests, lines of batches and client messages that were rejected, by the code of the problem and the setting that was reached",
+            Labelled(rejections.collect()),
         );
         let panics = tidings.tasks().panics().into_iter();
         let panics = panics

@@ -200,10 +200,10 @@ async fn set_aside(
 ) -> Result<Json, Problem> {
     let school = require(&caller?)?;
     require_known(tidings, school, name)?;
-    let mut place = tidings.store().notifier_place(name, school).await?;
-    place.set_aside.sort_by_key(|own| own.due);
+    let mut offset = tidings.store().notifier_offset(name, school).await?;
+    offset.set_aside.sort_by_key(|own| own.due);
     Ok(Json::of(&SetAsideList {
-        set_aside: place.set_aside.iter().map(SetAsideSubject::from).collect(),
+        set_aside: offset.set_aside.iter().map(SetAsideSubject::from).collect(),
     }))
 }
 

@@ -18,12 +18,12 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::lines::{Line, write_result};
 use super::problem::Problem;
-use crate::app::{Answer, BatchItem, Refused};
+use crate::app::{Answer, BatchItem, Rejected};
 use crate::auth::Access;
 use crate::config::{PIPELINE_BYTES, PIPELINE_COMMANDS, PIPELINE_ROUND};
 use crate::id::SchoolId;
 use crate::log::Allowance;
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::service::Tidings;
 
 /// See the [module documentation](self).
@@ -93,7 +93,7 @@ impl Pipeline {
         };
         let asked = match admitted {
             Ok(()) => line.asked,
-            Err(refused) => line.asked.and(Err(refused.into())),
+            Err(rejected) => line.asked.and(Err(rejected.into())),
         };
         self.waiting_bytes += bytes;
         self.waiting.push_back(Item {
@@ -176,8 +176,8 @@ async fn carry_out(shared: &Shared, access: &Access, items: Vec<Item>, bytes: us
             allowance = Some(used);
         }
         Ok(None) => {}
-        Err(refused) => {
-            let problem = Problem::from(refused);
+        Err(rejected) => {
+            let problem = Problem::from(rejected);
             outcomes.extend(
                 numbers
                     .into_iter()
@@ -210,7 +210,7 @@ async fn carry_out(shared: &Shared, access: &Access, items: Vec<Item>, bytes: us
 }
 
 /// The outcome of each item by its number, with the memory that is reserved for them.
-type Done = (BTreeMap<usize, Result<Answer, Refused>>, Arc<Allowance>);
+type Done = (BTreeMap<usize, Result<Answer, Rejected>>, Arc<Allowance>);
 
 /// Carries out items, if there are any. Fails only if none had an effect.
 async fn execute(
@@ -218,7 +218,7 @@ async fn execute(
     access: &Access,
     items: Vec<(usize, SchoolId, BatchItem)>,
     bytes: u64,
-) -> Result<Option<Done>, Refused> {
+) -> Result<Option<Done>, Rejected> {
     let Some((_, first, _)) = items.first() else {
         return Ok(None);
     };

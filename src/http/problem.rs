@@ -15,13 +15,13 @@ use serde::Serialize;
 
 use super::credential::source;
 use super::methods;
-use crate::app::{PingRefused, Refused, TooFast};
+use crate::app::{PingRejected, Rejected, TooFast};
 use crate::auth::{AuthError, KeyError};
 use crate::hub::HubFull;
 use crate::id::NameError;
 use crate::kind::RuleError;
 use crate::log::{CommandError, StoreError, Waiting};
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::reserve::ReserveFull;
 use crate::service::{NotReady, Tidings};
 
@@ -212,15 +212,15 @@ impl Problem {
 
     /// Counts and logs the problem. Called once for each problem, where it is sent to the client.
     pub(crate) fn note(&self, tidings: &Tidings, source: &RequestSource) {
-        tidings.metrics().refused(self.code, self.limit);
+        tidings.metrics().rejected(self.code, self.limit);
         if let Some(cause) = &self.cause {
-            tidings.refusals().failure(source, cause);
+            tidings.rejections().failure(source, cause);
         }
         match self.status {
             401 | 403 => tidings
-                .refusals()
+                .rejections()
                 .credential(source, self.code, &self.detail),
-            _ => tidings.refusals().request(source, self.code),
+            _ => tidings.rejections().request(source, self.code),
         }
     }
 
@@ -337,27 +337,27 @@ impl From<Waiting> for Problem {
     }
 }
 
-impl From<Refused> for Problem {
-    fn from(error: Refused) -> Problem {
+impl From<Rejected> for Problem {
+    fn from(error: Rejected) -> Problem {
         match error {
-            Refused::Auth(error) => error.into(),
-            Refused::TooFast(error) => error.into(),
-            Refused::Memory(error) => error.into(),
-            Refused::Streams(error) => error.into(),
-            Refused::Command(error) => error.into(),
-            Refused::Store(error) => error.into(),
+            Rejected::Auth(error) => error.into(),
+            Rejected::TooFast(error) => error.into(),
+            Rejected::Memory(error) => error.into(),
+            Rejected::Streams(error) => error.into(),
+            Rejected::Command(error) => error.into(),
+            Rejected::Store(error) => error.into(),
         }
     }
 }
 
-impl From<PingRefused> for Problem {
-    fn from(error: PingRefused) -> Problem {
+impl From<PingRejected> for Problem {
+    fn from(error: PingRejected) -> Problem {
         match error {
-            PingRefused::Refused(error) => error.into(),
-            PingRefused::UnknownKey | PingRefused::NoReport(_) => {
+            PingRejected::Rejected(error) => error.into(),
+            PingRejected::UnknownKey | PingRejected::NoReport(_) => {
                 Problem::new(Kind::NotFound, error.to_string())
             }
-            PingRefused::Rid => Problem::new(Kind::InvalidQuery, error.to_string()),
+            PingRejected::Rid => Problem::new(Kind::InvalidQuery, error.to_string()),
         }
     }
 }

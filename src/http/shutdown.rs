@@ -49,7 +49,7 @@ impl Fairing for CloseStreams {
         let config = rocket.config();
         tidings.listens_on(SocketAddr::new(config.address, config.port));
         let (shutdown, weak) = (rocket.shutdown(), Arc::downgrade(tidings));
-        tidings.tasks().spawn("farewell", async move {
+        tidings.tasks().spawn("close-messages", async move {
             shutdown.await;
             if let Some(tidings) = weak.upgrade() {
                 tidings.stop();

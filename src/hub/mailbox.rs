@@ -32,7 +32,7 @@ struct Slots {
     newest: u64,
     lagging: bool,
     /// Whether the log may have lost events that were offered.
-    doubted: bool,
+    history_changed: bool,
     close: Option<Close>,
     reader: Option<Waker>,
     patience: Patience,
@@ -147,9 +147,9 @@ impl Mailbox {
     }
 
     /// Like [`lag`](Mailbox::lag), for a log that may have lost events and assigned their numbers again.
-    pub(super) fn doubt(&self) -> Option<Waker> {
+    pub(super) fn change_history(&self) -> Option<Waker> {
         let mut slots = self.slots();
-        slots.doubted = true;
+        slots.history_changed = true;
         // Events with these numbers may be offered again.
         slots.newest = 0;
         drop(slots);
@@ -197,8 +197,8 @@ impl Mailbox {
         }
         if slots.lagging {
             slots.lagging = false;
-            let is_doubted = std::mem::take(&mut slots.doubted);
-            return Poll::Ready(match is_doubted {
+            let history_changed = std::mem::take(&mut slots.history_changed);
+            return Poll::Ready(match history_changed {
                 true => Mail::HistoryChanged,
                 false => Mail::Lagging,
             });
@@ -263,7 +263,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_full_mailbox_folds_ticks_and_keeps_milestones() {
+    fn a_full_mailbox_conflates_ticks_and_keeps_milestones() {
         let mailbox = Mailbox::new(6, true, Filter::default());
         mailbox.offer(&event(1, "a", true));
         for seq in 2..=7 {
@@ -285,7 +285,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn without_folding_a_full_mailbox_lags() {
+    fn without_conflation_a_full_mailbox_lags() {
         let mailbox = Mailbox::new(4, false, Filter::default());
         for seq in 1..=5 {
             mailbox.offer(&event(seq, "a", false));

@@ -301,15 +301,15 @@ impl Hub {
         }
         let mut state = lock(&attachment.school);
         let of_user = state.users.get(&reader.user).copied().unwrap_or(0);
-        let refused = match () {
+        let rejected = match () {
             () if state.attached.len() >= limits.school => Some(HubFull::School),
             () if of_user >= limits.user => Some(HubFull::User),
             () => None,
         };
-        if let Some(refused) = refused {
+        if let Some(rejected) = rejected {
             drop(state);
             self.release_limits(address);
-            return Err(refused);
+            return Err(rejected);
         }
         *state.users.entry(Arc::clone(&reader.user)).or_default() += 1;
         let attached = Attached {

@@ -152,8 +152,10 @@ impl SchoolState {
         self.begin_at(0);
         self.head = None;
         self.read_ahead.clear();
-        let doubt = |own: &Attached| own.mailbox.doubt();
-        wake_list.0.extend(self.attached.values().filter_map(doubt));
+        let change_history = |own: &Attached| own.mailbox.change_history();
+        wake_list
+            .0
+            .extend(self.attached.values().filter_map(change_history));
     }
 
     /// Returns the place with this `seq`, if it is known which event is there.

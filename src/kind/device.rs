@@ -9,7 +9,7 @@
 //! immediately when it is reported offline (by a last will, or a health checker). `last_seen` is the time of the
 //! device's own last report. Heartbeats are counted in memory ([`crate::presence`]) and become commands only when they
 //! change something; the rules decide what that change is. If several nodes receive a device's heartbeats, they share
-//! the last ones ([`crate::log::beats`]). A lease is measured in [uptime](crate::uptime), and a restart does not renew
+//! the last ones ([`crate::log::heartbeats`]). A lease is measured in [uptime](crate::uptime), and a restart does not renew
 //! it: after a restart the server does not know which devices are still online, so a device that was online is
 //! `unknown` for the rest of its lease. If a device alternates between online and offline, its changes are still
 //! published, and it is marked `flapping`.
@@ -122,7 +122,7 @@ pub enum Command {
     Seen(Heard),
     /// Marks an online device as unknown after a start of the server, unless the device was heard from or reported
     /// since.
-    Doubt {
+    MarkUnknown {
         /// When the server started.
         since: Uptime,
         /// The length of the last period of the previous run. Heartbeats in that period may not have been saved, so the
@@ -345,10 +345,10 @@ pub fn apply(
             }
         }
         Command::Seen(heard) => next.hear(heard),
-        Command::Doubt { since, unwritten } => {
-            if next.is_doubtful(*since) {
+        Command::MarkUnknown { since, unwritten } => {
+            if next.was_online_before(*since) {
                 next.status = Status::Unknown;
-                next.lease_uptime = next.doubted_from(*unwritten, context.uptime);
+                next.lease_uptime = next.unknown_since(*unwritten, context.uptime);
             }
         }
         Command::Check => next.judge_flapping(context.uptime),
@@ -415,13 +415,13 @@ impl Device {
     }
 
     /// Whether it is unknown if the device is still online, after the server started at `since`.
-    pub fn is_doubtful(&self, since: Uptime) -> bool {
+    pub fn was_online_before(&self, since: Uptime) -> bool {
         self.status == Status::Online && self.lease_uptime <= since
     }
 
     /// Returns the start of the lease of a device that is marked as unknown after a start. Heartbeats from the last
     /// `unwritten` period of the previous run may not have been saved, so that period is added.
-    pub fn doubted_from(&self, unwritten: Duration, now: Uptime) -> Uptime {
+    pub fn unknown_since(&self, unwritten: Duration, now: Uptime) -> Uptime {
         (self.lease_uptime + unwritten).min(now)
     }
 
@@ -438,8 +438,9 @@ impl Device {
 
     /// Whether a heartbeat counts towards `online`. If the device is offline, only heartbeats since it went offline
     /// count.
-    fn counts(&self, beat: Option<Uptime>) -> bool {
-        self.status != Status::Offline || beat.is_none_or(|beat| beat >= self.lease_uptime)
+    fn counts(&self, heartbeat: Option<Uptime>) -> bool {
+        self.status != Status::Offline
+            || heartbeat.is_none_or(|heartbeat| heartbeat >= self.lease_uptime)
     }
 
     fn merge(&mut self, info: &Map<String, Value>, context: &Context<'_>) -> Result<(), RuleError> {
@@ -495,8 +496,8 @@ pub type Standing = (Status, u32);
 /// Returns whether a change of status or lease starts a new lease. Marking a device as unknown is not a sign of life: the
 /// lease continues.
 pub fn is_leased_anew(before: Standing, after: Standing) -> bool {
-    let is_doubt = (before.0, after.0) == (Status::Online, Status::Unknown);
-    before.1 != after.1 || (before.0 != after.0 && !is_doubt)
+    let is_unknown_mark = (before.0, after.0) == (Status::Online, Status::Unknown);
+    before.1 != after.1 || (before.0 != after.0 && !is_unknown_mark)
 }
 
 /// Checks a time that must not be in the future, and returns it. Clocks differ slightly, so a time that is up to

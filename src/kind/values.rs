@@ -96,7 +96,7 @@ impl From<TextOrNumber> for String {
     }
 }
 
-/// Returns whether the text is a short identifier: 1 to `most` characters out of A-Z a-z 0-9 . _ : ~ -
+/// Returns whether the text is a short identifier: 1 to `most` characters from A-Z a-z 0-9 . _ : ~ -
 pub(crate) fn is_plain_name(text: &str, most: usize) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
     (1..=most).contains(&text.len()) && text.bytes().all(is_plain)
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_without_a_zone_is_utc_and_one_that_clients_cannot_read_is_refused() {
+    fn a_time_without_a_zone_is_utc_and_one_that_clients_cannot_read_is_rejected() {
         for (text, read) in [
             ("2026-01-31T09:30:00Z", "2026-01-31T09:30:00.000Z"),
             ("2026-01-31T09:30:00.123456", "2026-01-31T09:30:00.123Z"),

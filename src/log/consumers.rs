@@ -84,7 +84,7 @@ pub struct Tried {
 /// It is stored in the database of the log, after the events that it has passed. So a database that has lost an event, such as
 /// a standby that was promoted, has no position behind it either. But a turn can begin before a failover and end after it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Place {
+pub struct Offset {
     /// Every event up to this `seq` is delivered, given up, not wanted, or of a subject that is set aside.
     pub seq: u64,
     /// The tag of the event at this `seq`, if the log still has it: shows whether the log is still the one in which this is the
@@ -96,7 +96,7 @@ pub struct Place {
     pub set_aside: Vec<SetAside>,
 }
 
-impl Place {
+impl Offset {
     /// Returns the position as a place in the log.
     pub fn in_log(&self) -> id::Place {
         id::Place {
@@ -200,7 +200,7 @@ pub trait Consumers: Send + Sync + 'static {
     async fn notifier_looks(&self, name: &str) -> Result<Begun, StoreError>;
 
     /// Returns a notifier's position in a school's log.
-    async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError>;
+    async fn notifier_offset(&self, name: &str, school: SchoolId) -> Result<Offset, StoreError>;
 
     /// Advances a notifier's cursor, which never moves back, records the progress, and sets a subject aside or lifts it,
     /// in one commit. Fails with [`StoreError::Fenced`] and writes nothing if the fence is not the last one that was

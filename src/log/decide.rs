@@ -101,7 +101,7 @@ pub struct Decision {
 }
 
 impl Decision {
-    fn refused(error: impl Into<CommandError>) -> Decision {
+    fn rejected(error: impl Into<CommandError>) -> Decision {
         Decision {
             receipt: Err(error.into()),
             written: 0,
@@ -142,14 +142,14 @@ impl Rules {
             && let Some(used) = self.earlier_use(facts, decisions, school, idempotency, now)?
         {
             if used.fingerprint != idempotency.fingerprint {
-                return Ok(Decision::refused(CommandError::KeyReused));
+                return Ok(Decision::rejected(CommandError::KeyReused));
             }
             let Some(answer) = used.answer else {
-                return Ok(Decision::refused(CommandError::AnswerGone));
+                return Ok(Decision::rejected(CommandError::AnswerGone));
             };
             let charged = answer.bytes();
             return Ok(match room.check(charged) {
-                Err(error) => Decision::refused(error),
+                Err(error) => Decision::rejected(error),
                 Ok(()) => Decision {
                     receipt: Ok(Receipt::Repeated(answer)),
                     written: 0,
@@ -171,18 +171,18 @@ impl Rules {
         );
         let outcome = match applied? {
             Ok(outcome) => outcome,
-            Err(error) => return Ok(Decision::refused(error)),
+            Err(error) => return Ok(Decision::rejected(error)),
         };
         let numbered = self.number(&address, outcome, previous.as_ref(), tail, now);
         let written = numbered.events.iter().map(|event| event.bytes()).sum();
         let charged = numbered.receipt.event().bytes().max(written);
         if let Err(error) = room.check(charged) {
-            return Ok(Decision::refused(error));
+            return Ok(Decision::rejected(error));
         }
         if previous.is_none()
             && let Err(error) = self.count_one_more(facts, decisions, school, address.1)?
         {
-            return Ok(Decision::refused(error));
+            return Ok(Decision::rejected(error));
         }
         let tail = Tail {
             head: numbered

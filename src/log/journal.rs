@@ -114,8 +114,13 @@ pub trait Log: Send + Sync + 'static {
         upto: u64,
     ) -> Result<Stretch, StoreError>;
 
-    /// Returns the events in scope after `after`. With `fold`, leaves out ticks that a later event in scope supersedes.
-    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError>;
+    /// Returns the events in scope after `after`. With `conflate`, leaves out ticks that a later event in scope supersedes.
+    async fn replay(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        conflate: bool,
+    ) -> Result<Page, StoreError>;
 
     /// Returns the current states in scope whose last event is after `after` and not after `upto` (the head, if absent),
     /// in the order of their last events: a replay from the `seq` of any of them loses nothing.

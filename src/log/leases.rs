@@ -5,7 +5,7 @@
 //! node cannot undo that node's work.
 //!
 //! ```text
-//! node A   acquire ─▶ fence 7 ────── suspended ──────────────────▶ write under 7 ─▶ refused
+//! node A   acquire ─▶ fence 7 ────── suspended ──────────────────▶ write under 7 ─▶ rejected
 //! node B                           lease ends ─▶ acquire ─▶ fence 8 ─▶ write under 8
 //! ```
 

@@ -6,7 +6,7 @@
 //! ```text
 //!              commands                                      reads
 //!                 │                                            │
-//!   Journal::append             Log::*  Catalog::*  Consumers::*  Leases::*  Beats::*  Nodes::*  PingKeys::*
+//!   Journal::append             Log::*  Catalog::*  Consumers::*  Leases::*  Heartbeats::*  Nodes::*  PingKeys::*
 //!                 ▼
 //!   writer::Writer     turns between schools, group commit          (the same for every store)
 //!                 ▼
@@ -35,7 +35,6 @@
 //! Deliberately absent: SQL, a store's threads, HTTP, and subscriptions.
 
 mod allowance;
-pub mod beats;
 pub mod catalog;
 mod command;
 mod committed;
@@ -43,6 +42,7 @@ pub mod consumers;
 pub mod decide;
 mod error;
 pub mod facts;
+pub mod heartbeats;
 pub mod hints;
 pub mod journal;
 pub mod leases;
@@ -51,7 +51,6 @@ pub mod pings;
 pub mod writer;
 
 pub use self::allowance::{Allowance, Room};
-pub use self::beats::Beats;
 pub use self::catalog::{
     Catalog, Ending, ListPage, ListQuery, Order, Overdue, PartPage, PartQuery, Searched, Stalled,
     StoredSubject, Tally, TallyQuery, Which,
@@ -60,6 +59,7 @@ pub use self::command::{CommandError, Envelope, Idempotency, Receipt};
 pub use self::committed::{Announcer, Batches, CommitCounts, CommitMetrics, Committed, Incoming};
 pub use self::consumers::Consumers;
 pub use self::error::{StoreError, Waiting};
+pub use self::heartbeats::Heartbeats;
 pub use self::hints::{Hint, HintCounts, Hints, Look};
 pub use self::journal::{Bounds, Journal, LastEvent, Log, Page, Stretch};
 pub use self::leases::Leases;
@@ -67,6 +67,6 @@ pub use self::nodes::Nodes;
 pub use self::pings::PingKeys;
 
 /// All seven ports.
-pub trait Store: Journal + Catalog + Consumers + Leases + Beats + Nodes + PingKeys {}
+pub trait Store: Journal + Catalog + Consumers + Leases + Heartbeats + Nodes + PingKeys {}
 
-impl<T: Journal + Catalog + Consumers + Leases + Beats + Nodes + PingKeys> Store for T {}
+impl<T: Journal + Catalog + Consumers + Leases + Heartbeats + Nodes + PingKeys> Store for T {}

@@ -1,6 +1,6 @@
 //! The port *nodes*: the nodes that run over one store know each other.
 //!
-//! Each node reports periodically ([`Nodes::node_beats`]), and reads in the same round trip what the others reported. All times
+//! Each node reports periodically ([`Nodes::node_heartbeat`]), and reads in the same round trip what the others reported. All times
 //! are the store's, because nodes compare them.
 //!
 //! ```text
@@ -123,7 +123,7 @@ pub struct Node {
 pub trait Nodes: Send + Sync + 'static {
     /// Records that this node is running. Returns all nodes, including this one, in the order in which they first reported,
     /// then by id. Removes nodes that have been silent for longer than `forget_after`.
-    async fn node_beats(
+    async fn node_heartbeat(
         &self,
         report: NodeReport,
         forget_after: Duration,

@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_cannot_work_are_refused() {
+    fn settings_that_cannot_work_are_rejected() {
         assert!(Email::new("ops", settings()).is_ok());
         let to = |to: &[&str]| EmailSettings {
             to: to.iter().copied().map(String::from).collect(),

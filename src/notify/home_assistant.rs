@@ -86,7 +86,7 @@ impl HomeAssistant {
             .map_err(|error| match error {
                 // Home Assistant answers 400 to an unknown service as well, for example while the integration of the phone
                 // is not loaded. So other events show whether the event is the cause.
-                DeliveryError::Refused {
+                DeliveryError::Rejected {
                     cause,
                     retry_after: None,
                 } => DeliveryError::Failed(cause),

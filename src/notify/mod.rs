@@ -11,9 +11,9 @@
 //! ```
 //!
 //! Delivery is at least once, in the order of each subject, with an id to detect duplicates. What a failed attempt
-//! delays depends on its cause ([`DeliveryError`]): an event that the receiver refuses is set aside, and only its
+//! delays depends on its cause ([`DeliveryError`]): an event that the receiver rejects is set aside, and only its
 //! subject waits (see `set_aside.rs`). A receiver that is down is retried after a pause that doubles, and the school
-//! waits. After the last attempt, or a permanent refusal, the event becomes a dead letter.
+//! waits. After the last attempt, or a permanent rejection, the event becomes a dead letter.
 //!
 //! Of several nodes, one delivers for each notifier: see `runner.rs`.
 

@@ -62,9 +62,9 @@ pub enum DeliveryError {
         /// How long the receiver asks to wait. Until then, nothing is sent for any school.
         retry_after: Option<Duration>,
     },
-    /// The receiver works and refuses this event. The events of its subject wait, and all others continue.
+    /// The receiver works and rejects this event. The events of its subject wait, and all others continue.
     #[error("{cause}")]
-    Refused {
+    Rejected {
         /// The receiver's answer.
         cause: String,
         /// How long the receiver asks to wait before the next attempt for this subject.
@@ -88,9 +88,9 @@ impl DeliveryError {
         }
     }
 
-    /// Returns an error of a receiver that refuses this event and does not say for how long.
-    pub fn refused(cause: impl Into<String>) -> DeliveryError {
-        DeliveryError::Refused {
+    /// Returns an error of a receiver that rejects this event and does not say for how long.
+    pub fn rejected(cause: impl Into<String>) -> DeliveryError {
+        DeliveryError::Rejected {
             cause: cause.into(),
             retry_after: None,
         }
@@ -100,7 +100,7 @@ impl DeliveryError {
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             DeliveryError::Unavailable { retry_after, .. }
-            | DeliveryError::Refused { retry_after, .. } => {
+            | DeliveryError::Rejected { retry_after, .. } => {
                 retry_after.map(|asked| asked.min(RETRY_AFTER_MAX))
             }
             DeliveryError::Failed(_) | DeliveryError::Permanent(_) => None,

@@ -116,7 +116,7 @@ pub(super) fn json_request(
     Ok(request)
 }
 
-/// Distinguishes a receiver that refuses the event from one that accepts nothing. Some statuses are used for both: a
+/// Distinguishes a receiver that rejects the event from one that accepts nothing. Some statuses are used for both: a
 /// wrong path, an expired password and an unknown subject are all answered with 401 to 404, and a receiver that fails
 /// on one event or on all is answered with 500. For these, the answers to other events decide.
 pub(super) fn judge(status: u16, retry_after: Option<Duration>) -> Result<(), DeliveryError> {
@@ -139,7 +139,7 @@ pub(super) fn judge(status: u16, retry_after: Option<Duration>) -> Result<(), De
             DeliveryError::Unavailable { cause, retry_after }
         }
         401 | 403..=405 | 407 | 500..=599 => DeliveryError::Failed(cause),
-        400..=499 => DeliveryError::Refused { cause, retry_after },
+        400..=499 => DeliveryError::Rejected { cause, retry_after },
         _ => DeliveryError::Unavailable { cause, retry_after },
     })
 }

@@ -33,7 +33,7 @@ use crate::id::{self, Channel, SchoolId};
 use crate::kind::characteristic;
 use crate::lease::{self, Lease};
 use crate::log::consumers::{
-    Begun, Change, DeadLetter, Place, Progress, SetAside, Tried, lease_of,
+    Begun, Change, DeadLetter, Offset, Progress, SetAside, Tried, lease_of,
 };
 use crate::log::{Store, StoreError};
 use crate::scope::Scope;
@@ -71,7 +71,7 @@ pub(super) struct Failure {
 
 /// The consequence of a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Decision {
     /// The event becomes a dead letter.
     GiveUp,
     /// The receiver is down: the school waits.
@@ -299,53 +299,53 @@ impl Runner {
     /// others. Returns true if there is more to do at once.
     async fn turn(&self, school: SchoolId) -> Result<bool, StoreError> {
         let name = self.notifier.name();
-        let mut place = self.store.notifier_place(name, school).await?;
-        let more = self.turn_at(school, &mut place).await;
+        let mut offset = self.store.notifier_offset(name, school).await?;
+        let more = self.turn_at(school, &mut offset).await;
         let now = Utc::now();
-        let due = place.set_aside.iter().map(|own| until(own.due, now)).min();
+        let due = offset.set_aside.iter().map(|own| until(own.due, now)).min();
         let due = due.map(|wait| Instant::now() + wait);
         self.schedule().set_aside(school, due);
         more
     }
 
-    async fn turn_at(&self, school: SchoolId, place: &mut Place) -> Result<bool, StoreError> {
+    async fn turn_at(&self, school: SchoolId, offset: &mut Offset) -> Result<bool, StoreError> {
         let now = Utc::now();
-        let due = place
+        let due = offset
             .set_aside
             .iter()
             .filter(|own| until(own.due, now).is_zero());
         if let Some(own) = due.min_by_key(|own| own.due).cloned()
-            && !self.resume(school, place, own).await?
+            && !self.resume(school, offset, own).await?
         {
             return Ok(false);
         }
         if !self.schedule().resumes(school, Instant::now()) {
             return Ok(false);
         }
-        self.advance(school, place).await
+        self.advance(school, offset).await
     }
 
     /// Reads a page of a school's log and delivers selected events, up to the limit of a turn.
-    async fn advance(&self, school: SchoolId, place: &mut Place) -> Result<bool, StoreError> {
+    async fn advance(&self, school: SchoolId, offset: &mut Offset) -> Result<bool, StoreError> {
         let scope = Arc::new(Scope::new(school, [Channel::School(school)]));
-        let Some(page) = self.feed.replay(scope, place.in_log(), false).await? else {
+        let Some(page) = self.feed.replay(scope, offset.in_log(), false).await? else {
             // A failover has lost the event at the cursor, and has moved the cursor back.
             return Ok(true);
         };
-        if place.seq < page.floor {
-            self.skip(school, place, page.floor).await?;
+        if offset.seq < page.floor {
+            self.skip(school, offset, page.floor).await?;
             return Ok(true);
         }
         let mut count = 0;
         for event in &page.events {
-            if place.is_set_aside(event) || !self.wants(event) || !self.is_due(event) {
+            if offset.is_set_aside(event) || !self.wants(event) || !self.is_due(event) {
                 continue;
             }
             if count == NOTIFY_TURN_EVENTS {
                 return Ok(true);
             }
             count += 1;
-            let tried = place.tried.filter(|tried| tried.seq == event.seq);
+            let tried = offset.tried.filter(|tried| tried.seq == event.seq);
             let attempts = tried.map_or(0, |tried| tried.attempts);
             let Err(failure) = self.attempt(event, attempts).await? else {
                 let delivered = Progress {
@@ -353,17 +353,17 @@ impl Runner {
                     delivered: Some(Utc::now().trunc_subsecs(3)),
                     ..Progress::default()
                 };
-                self.record(school, place, event.seq, delivered).await?;
+                self.record(school, offset, event.seq, delivered).await?;
                 continue;
             };
-            return self.fails_at_cursor(event, place, failure).await;
+            return self.fails_at_cursor(event, offset, failure).await;
         }
-        if page.through.seq > place.seq {
+        if page.through.seq > offset.seq {
             let read = Progress {
                 of: Some(page.through),
                 ..Progress::default()
             };
-            self.record(school, place, page.through.seq, read).await?;
+            self.record(school, offset, page.through.seq, read).await?;
         }
         Ok(page.through < page.head)
     }
@@ -372,27 +372,27 @@ impl Runner {
     async fn fails_at_cursor(
         &self,
         event: &Event,
-        place: &mut Place,
+        offset: &mut Offset,
         failure: Failure,
     ) -> Result<bool, StoreError> {
         let (school, first) = (event.school, self.notifier.retry_policy().pause);
         let asked = failure.error.retry_after();
-        let verdict = self.verdict(school, &failure);
-        let mut progress = failure.progress(verdict, event);
-        if verdict == Verdict::GiveUp {
-            self.record(school, place, event.seq, progress).await?;
+        let decision = self.decision(school, &failure);
+        let mut progress = failure.progress(decision, event);
+        if decision == Decision::GiveUp {
+            self.record(school, offset, event.seq, progress).await?;
             return Ok(true);
         }
-        let is_certain = matches!(failure.error, DeliveryError::Refused { .. });
+        let is_certain = matches!(failure.error, DeliveryError::Rejected { .. });
         let is_enough = is_certain || failure.attempts >= NOTIFY_UNCERTAIN_ATTEMPTS;
-        let has_room = place.set_aside.len() < NOTIFY_SET_ASIDE_MAX;
-        if verdict == Verdict::Retry && is_enough && has_room {
+        let has_room = offset.set_aside.len() < NOTIFY_SET_ASIDE_MAX;
+        if decision == Decision::Retry && is_enough && has_room {
             let own = failure.set_aside(event, first);
             progress.set_aside = Some(Change::Put(own.clone()));
-            self.record(school, place, event.seq, progress).await?;
-            place.set_aside.push(own);
+            self.record(school, offset, event.seq, progress).await?;
+            offset.set_aside.push(own);
             if !is_certain {
-                self.schedule().suspects(school);
+                self.schedule().count_uncertain(school);
             }
             return Ok(true);
         }
@@ -401,10 +401,10 @@ impl Runner {
             attempts: failure.attempts,
         });
         // The cursor stays before the event.
-        self.record(school, place, event.seq - 1, progress).await?;
+        self.record(school, offset, event.seq - 1, progress).await?;
         let mut schedule = self.schedule();
-        let due = match verdict {
-            Verdict::Down => schedule.is_down(school, first, asked),
+        let due = match decision {
+            Decision::Down => schedule.is_down(school, first, asked),
             _ => Instant::now() + pause(first, failure.attempts).max(asked.unwrap_or_default()),
         };
         let (seq, attempts) = (event.seq, failure.attempts);
@@ -416,38 +416,38 @@ impl Runner {
     pub(super) async fn record(
         &self,
         school: SchoolId,
-        place: &mut Place,
+        offset: &mut Offset,
         seq: u64,
         progress: Progress,
     ) -> Result<(), StoreError> {
         let name = self.notifier.name();
         let fence = self.lease.fence().ok_or(StoreError::Fenced)?;
         let progress = Progress {
-            from: Some(place.seq),
+            from: Some(offset.seq),
             ..progress
         };
         let at = progress.of.filter(|of| of.seq == seq);
         self.store
             .notifier_moves(name, fence, school, seq, progress)
             .await?;
-        if seq > place.seq {
-            (place.seq, place.tag) = (seq, at.and_then(|at| at.tag));
+        if seq > offset.seq {
+            (offset.seq, offset.tag) = (seq, at.and_then(|at| at.tag));
         }
         Ok(())
     }
 
     /// Returns the consequence of a failed attempt, which depends on what the receiver recently accepted.
-    pub(super) fn verdict(&self, school: SchoolId, failure: &Failure) -> Verdict {
+    pub(super) fn decision(&self, school: SchoolId, failure: &Failure) -> Decision {
         let is_last = failure.attempts >= self.notifier.retry_policy().attempts;
         let mut schedule = self.schedule();
-        let verdict = match failure.error {
-            DeliveryError::Permanent(_) => Verdict::GiveUp,
-            _ if is_last => Verdict::GiveUp,
-            DeliveryError::Unavailable { .. } => Verdict::Down,
-            DeliveryError::Failed(_) if schedule.is_suspect(school) => Verdict::Down,
-            DeliveryError::Failed(_) | DeliveryError::Refused { .. } => Verdict::Retry,
+        let decision = match failure.error {
+            DeliveryError::Permanent(_) => Decision::GiveUp,
+            _ if is_last => Decision::GiveUp,
+            DeliveryError::Unavailable { .. } => Decision::Down,
+            DeliveryError::Failed(_) if schedule.counts_as_down(school) => Decision::Down,
+            DeliveryError::Failed(_) | DeliveryError::Rejected { .. } => Decision::Retry,
         };
-        if verdict != Verdict::Down {
+        if decision != Decision::Down {
             schedule.answered(school);
         }
         if let Some(asked) = failure.asked_of_all() {
@@ -455,10 +455,10 @@ impl Runner {
         }
         let cause = one_line(&failure.error.to_string());
         tracing::warn!(
-            notifier.name = self.notifier.name(), school.id = %school, attempts = failure.attempts, cause, ?verdict,
+            notifier.name = self.notifier.name(), school.id = %school, attempts = failure.attempts, cause, ?decision,
             "a notification was not delivered"
         );
-        verdict
+        decision
     }
 
     /// Makes one attempt. It ends in time, and its panics do not affect this task.
@@ -502,13 +502,13 @@ impl Runner {
     async fn skip(
         &self,
         school: SchoolId,
-        place: &mut Place,
+        offset: &mut Offset,
         floor: u64,
     ) -> Result<(), StoreError> {
         let now = Utc::now().trunc_subsecs(3);
         let cause = format!(
             "events {} to {floor} are past retention; it is unknown whether the notifier wanted any of them",
-            place.seq + 1
+            offset.seq + 1
         );
         tracing::warn!(notifier.name = self.notifier.name(), school.id = %school, cause, "retention deleted events before a notifier delivered them");
         let progress = Progress {
@@ -524,7 +524,7 @@ impl Runner {
             }),
             ..Progress::default()
         };
-        self.record(school, place, floor, progress).await
+        self.record(school, offset, floor, progress).await
     }
 
     async fn notification(&self, event: &Event) -> Result<Notification, StoreError> {
@@ -579,12 +579,12 @@ impl Failure {
     }
 
     /// Returns what is recorded about the failure.
-    pub(super) fn progress(&self, verdict: Verdict, event: &Event) -> Progress {
+    pub(super) fn progress(&self, decision: Decision, event: &Event) -> Progress {
         let cause = one_line(&self.error.to_string());
         Progress {
             of: Some(event.place()),
             failed: Some((self.at, cause.clone())),
-            dead: (verdict == Verdict::GiveUp).then(|| DeadLetter {
+            dead: (decision == Decision::GiveUp).then(|| DeadLetter {
                 seq: event.seq,
                 event_type: event.draft.event_type.name.to_owned(),
                 kind: event.kind.collection().to_owned(),

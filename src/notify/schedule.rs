@@ -182,13 +182,13 @@ impl Schedule {
     }
 
     /// Whether so many consecutive events failed that the receiver counts as down.
-    pub(super) fn is_suspect(&self, school: SchoolId) -> bool {
+    pub(super) fn counts_as_down(&self, school: SchoolId) -> bool {
         let own = self.troubles.get(&school);
         own.is_some_and(|own| own.uncertain >= NOTIFY_UNCERTAIN_MAX)
     }
 
     /// Records that a subject is set aside although the receiver may be at fault.
-    pub(super) fn suspects(&mut self, school: SchoolId) {
+    pub(super) fn count_uncertain(&mut self, school: SchoolId) {
         let own = self.trouble(school);
         own.uncertain = own.uncertain.saturating_add(1);
     }
@@ -280,7 +280,7 @@ mod tests {
     fn a_school_without_trouble_leaves_memory() {
         let mut schedule = Schedule::default();
         schedule.is_down(school(1), SECOND, None);
-        schedule.suspects(school(1));
+        schedule.count_uncertain(school(1));
         schedule.set_aside(school(1), Some(Instant::now()));
         schedule.delivered(school(1));
         schedule.set_aside(school(1), None);

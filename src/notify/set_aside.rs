@@ -15,12 +15,12 @@ use std::sync::Arc;
 use chrono::{SubsecRound, Utc};
 
 use super::notification::one_line;
-use super::runner::{Runner, Verdict};
+use super::runner::{Decision, Runner};
 use crate::config::NOTIFY_TURN_EVENTS;
 use crate::event::Event;
 use crate::id::{Channel, SchoolId};
 use crate::log::StoreError;
-use crate::log::consumers::{Change, DeadLetter, Place, Progress, SetAside};
+use crate::log::consumers::{Change, DeadLetter, Offset, Progress, SetAside};
 use crate::scope::Scope;
 
 /// The waiting events of a subject, up to one page.
@@ -50,7 +50,7 @@ impl Runner {
     pub(super) async fn resume(
         &self,
         school: SchoolId,
-        place: &mut Place,
+        place: &mut Offset,
         own: SetAside,
     ) -> Result<bool, StoreError> {
         let backlog = self.backlog(school, place, &own).await?;
@@ -84,20 +84,20 @@ impl Runner {
                 self.move_to(school, place, &own, next, delivered).await?;
                 continue;
             };
-            let verdict = self.verdict(school, &failure);
-            let mut progress = failure.progress(verdict, event);
-            if verdict == Verdict::GiveUp {
+            let decision = self.decision(school, &failure);
+            let mut progress = failure.progress(decision, event);
+            if decision == Decision::GiveUp {
                 self.move_to(school, place, &own, next, progress).await?;
                 return Ok(true);
             }
             let first = self.notifier.retry_policy().pause;
             progress.set_aside = Some(Change::Put(failure.set_aside(event, first)));
             self.record_change(school, place, progress).await?;
-            if verdict == Verdict::Down {
+            if decision == Decision::Down {
                 let asked = failure.error.retry_after();
                 self.schedule().is_down(school, first, asked);
             }
-            return Ok(verdict != Verdict::Down);
+            return Ok(decision != Decision::Down);
         }
         Ok(true)
     }
@@ -107,7 +107,7 @@ impl Runner {
     async fn backlog(
         &self,
         school: SchoolId,
-        place: &Place,
+        place: &Offset,
         own: &SetAside,
     ) -> Result<Backlog, StoreError> {
         let channel = Channel::Subject(own.kind, own.subject.clone());
@@ -135,7 +135,7 @@ impl Runner {
     async fn move_to(
         &self,
         school: SchoolId,
-        place: &mut Place,
+        place: &mut Offset,
         own: &SetAside,
         seq: Option<u64>,
         progress: Progress,
@@ -162,7 +162,7 @@ impl Runner {
     async fn record_change(
         &self,
         school: SchoolId,
-        place: &mut Place,
+        place: &mut Offset,
         progress: Progress,
     ) -> Result<(), StoreError> {
         let progress = Progress {

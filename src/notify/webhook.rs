@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_cannot_work_are_refused() {
+    fn settings_that_cannot_work_are_rejected() {
         let good = || settings("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
         assert!(Webhook::new(good()).is_ok());
         for url in [
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_setting_is_refused() {
+    fn unknown_setting_is_rejected() {
         let text = r#"{"url": "https://a.example", "secret": "x", "retries": 3}"#;
         let error = serde_json::from_str::<WebhookSettings>(text).unwrap_err();
         assert!(error.to_string().contains("`retries`"));
@@ -288,7 +288,7 @@ mod tests {
             assert!(matches!(judge(status), Err(DeliveryError::Permanent(_))));
         }
         for status in [400, 402, 406, 409, 411, 415, 418, 421, 423, 424, 451, 499] {
-            assert!(matches!(judge(status), Err(DeliveryError::Refused { .. })));
+            assert!(matches!(judge(status), Err(DeliveryError::Rejected { .. })));
         }
         for status in [401, 403, 404, 405, 407, 500, 501, 505, 507, 599] {
             assert!(matches!(judge(status), Err(DeliveryError::Failed(_))));
@@ -307,7 +307,7 @@ mod tests {
         let asked = Some(Duration::from_secs(7));
         let of = |status| judge(status, asked).unwrap_err();
         for status in [400, 409, 413] {
-            assert!(matches!(of(status), DeliveryError::Refused { .. }));
+            assert!(matches!(of(status), DeliveryError::Rejected { .. }));
             assert_eq!(of(status).retry_after(), asked);
         }
         for status in [301, 403, 404, 408, 429, 500, 503] {

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::Address;
 use crate::config::PRESENCE_BATCH;
 use crate::log::StoreError;
-use crate::log::beats::{Beat, Shared};
+use crate::log::heartbeats::{Heartbeat, Shared};
 
 /// What is known of the devices of some heartbeats, in their order.
 type Known = Result<Vec<Option<Shared>>, StoreError>;
@@ -28,7 +28,7 @@ pub(super) struct Combined {
 
 /// The heartbeats of a request.
 struct Waiting {
-    beats: Vec<Beat>,
+    heartbeats: Vec<Heartbeat>,
     answer: oneshot::Sender<Known>,
 }
 
@@ -36,13 +36,13 @@ impl Combined {
     /// Writes heartbeats, together with those of other requests, and returns what is known of their devices.
     pub(super) async fn save<F: Future<Output = Known>>(
         &self,
-        beats: Vec<Beat>,
-        write: impl Fn(Vec<Beat>) -> F,
+        heartbeats: Vec<Heartbeat>,
+        write: impl Fn(Vec<Heartbeat>) -> F,
     ) -> Known {
         loop {
             let (answer, mut answered) = oneshot::channel();
-            let beats = beats.clone();
-            self.lock().push(Waiting { beats, answer });
+            let heartbeats = heartbeats.clone();
+            self.lock().push(Waiting { heartbeats, answer });
             let known = loop {
                 let _turn = tokio::select! {
                     biased;
@@ -64,11 +64,11 @@ impl Combined {
     /// Takes what has waited longest, up to a bound.
     fn next(&self) -> Vec<Waiting> {
         let mut waiting = self.lock();
-        let mut beats = 0;
+        let mut heartbeats = 0;
         let fits = |own: &&Waiting| {
-            let is_first = beats == 0;
-            beats += own.beats.len();
-            is_first || beats <= PRESENCE_BATCH
+            let is_first = heartbeats == 0;
+            heartbeats += own.heartbeats.len();
+            is_first || heartbeats <= PRESENCE_BATCH
         };
         let count = waiting.iter().take_while(fits).count();
         waiting.drain(..count).collect()
@@ -81,28 +81,28 @@ impl Combined {
 
 async fn write_together<F: Future<Output = Known>>(
     requests: Vec<Waiting>,
-    write: &impl Fn(Vec<Beat>) -> F,
+    write: &impl Fn(Vec<Heartbeat>) -> F,
 ) {
     // A write has each device once.
     let mut places: HashMap<Address, usize> = HashMap::new();
-    let mut beats: Vec<Beat> = Vec::new();
-    for beat in requests.iter().flat_map(|own| &own.beats) {
-        match places.entry(address(beat)) {
+    let mut heartbeats: Vec<Heartbeat> = Vec::new();
+    for heartbeat in requests.iter().flat_map(|own| &own.heartbeats) {
+        match places.entry(address(heartbeat)) {
             Entry::Occupied(place) => {
-                let heard = &mut beats[*place.get()].heard;
-                *heard = heard.merged(beat.heard);
+                let heard = &mut heartbeats[*place.get()].heard;
+                *heard = heard.merged(heartbeat.heard);
             }
             Entry::Vacant(place) => {
-                place.insert(beats.len());
-                beats.push(beat.clone());
+                place.insert(heartbeats.len());
+                heartbeats.push(heartbeat.clone());
             }
         }
     }
-    let known = write(beats).await;
+    let known = write(heartbeats).await;
     for own in requests {
         let of_request = |known: &Vec<Option<Shared>>| {
-            let of = |beat: &Beat| known[places[&address(beat)]].clone();
-            own.beats.iter().map(of).collect()
+            let of = |heartbeat: &Heartbeat| known[places[&address(heartbeat)]].clone();
+            own.heartbeats.iter().map(of).collect()
         };
         // The request may have been cancelled.
         let _ = own
@@ -111,8 +111,8 @@ async fn write_together<F: Future<Output = Known>>(
     }
 }
 
-fn address(beat: &Beat) -> Address {
-    (beat.school, beat.device.clone())
+fn address(heartbeat: &Heartbeat) -> Address {
+    (heartbeat.school, heartbeat.device.clone())
 }
 
 #[cfg(test)]
@@ -126,16 +126,16 @@ mod tests {
 
     use super::*;
     use crate::kind::device::Heard;
-    use crate::log::beats::Heartbeats;
+    use crate::log::heartbeats::LastHeartbeats;
     use crate::uptime::Uptime;
 
-    fn beat(device: &str, millis: u64) -> Beat {
+    fn heartbeat(device: &str, millis: u64) -> Heartbeat {
         let at = DateTime::UNIX_EPOCH;
         let uptime = Uptime::from_millis(millis);
-        Beat {
+        Heartbeat {
             school: 1.try_into().unwrap(),
             device: device.parse().unwrap(),
-            heard: Heartbeats {
+            heard: LastHeartbeats {
                 last: Heard { at, uptime },
                 before: None,
             },
@@ -146,7 +146,7 @@ mod tests {
     #[derive(Clone)]
     struct Slow {
         may: Arc<Semaphore>,
-        written: Arc<Mutex<Vec<Vec<Beat>>>>,
+        written: Arc<Mutex<Vec<Vec<Heartbeat>>>>,
     }
 
     impl Slow {
@@ -157,10 +157,10 @@ mod tests {
             }
         }
 
-        async fn write(self, beats: Vec<Beat>) -> Known {
+        async fn write(self, heartbeats: Vec<Heartbeat>) -> Known {
             self.may.acquire().await.unwrap().forget();
-            let known = vec![None; beats.len()];
-            self.written.lock().unwrap().push(beats);
+            let known = vec![None; heartbeats.len()];
+            self.written.lock().unwrap().push(heartbeats);
             Ok(known)
         }
 
@@ -169,15 +169,20 @@ mod tests {
         }
     }
 
-    fn save(combined: &Combined, slow: &Slow, beats: Vec<Beat>) -> impl Future<Output = Known> {
+    fn save(
+        combined: &Combined,
+        slow: &Slow,
+        heartbeats: Vec<Heartbeat>,
+    ) -> impl Future<Output = Known> {
         let slow = slow.clone();
-        combined.save(beats, move |beats| slow.clone().write(beats))
+        combined.save(heartbeats, move |heartbeats| slow.clone().write(heartbeats))
     }
 
     #[tokio::test]
     async fn heartbeats_that_come_during_a_write_share_the_next_one() {
         let (combined, slow) = (Combined::default(), Slow::new());
-        let requests = (0..100).map(|n| save(&combined, &slow, vec![beat(&format!("d{n}"), n)]));
+        let requests =
+            (0..100).map(|n| save(&combined, &slow, vec![heartbeat(&format!("d{n}"), n)]));
         let mut requests = Box::pin(join_all(requests));
         assert!(requests.as_mut().now_or_never().is_none());
         slow.may.add_permits(2);
@@ -190,11 +195,11 @@ mod tests {
     async fn heartbeats_of_one_device_are_one_row_of_a_write() {
         let (combined, slow) = (Combined::default(), Slow::new());
         let requests = [
-            vec![beat("x", 1)],
-            vec![beat("a", 10)],
-            vec![beat("a", 20), beat("b", 5)],
+            vec![heartbeat("x", 1)],
+            vec![heartbeat("a", 10)],
+            vec![heartbeat("a", 20), heartbeat("b", 5)],
         ];
-        let requests = requests.map(|beats| save(&combined, &slow, beats));
+        let requests = requests.map(|heartbeats| save(&combined, &slow, heartbeats));
         let mut requests = Box::pin(join_all(requests));
         assert!(requests.as_mut().now_or_never().is_none());
         slow.may.add_permits(2);
@@ -214,8 +219,9 @@ mod tests {
     async fn a_write_is_bounded_however_many_wait() {
         let (combined, slow) = (Combined::default(), Slow::new());
         let half = |n: usize| {
-            let beats = (0..PRESENCE_BATCH / 2).map(|own| beat(&format!("d{n}-{own}"), 1));
-            save(&combined, &slow, beats.collect())
+            let heartbeats =
+                (0..PRESENCE_BATCH / 2).map(|own| heartbeat(&format!("d{n}-{own}"), 1));
+            save(&combined, &slow, heartbeats.collect())
         };
         slow.may.add_permits(10);
         for known in join_all((0..5).map(half)).await {
@@ -227,10 +233,10 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_is_cancelled_takes_no_other_ones_heartbeats_along() {
         let (combined, slow) = (Combined::default(), Slow::new());
-        let mut first = Box::pin(save(&combined, &slow, vec![beat("a", 1)]));
+        let mut first = Box::pin(save(&combined, &slow, vec![heartbeat("a", 1)]));
         assert!(first.as_mut().now_or_never().is_none());
-        let mut second = Box::pin(save(&combined, &slow, vec![beat("b", 1)]));
-        let mut third = Box::pin(save(&combined, &slow, vec![beat("c", 1)]));
+        let mut second = Box::pin(save(&combined, &slow, vec![heartbeat("b", 1)]));
+        let mut third = Box::pin(save(&combined, &slow, vec![heartbeat("c", 1)]));
         assert!(second.as_mut().now_or_never().is_none());
         assert!(third.as_mut().now_or_never().is_none());
         // Each is cancelled while it writes, the second one also what the third one waits for.

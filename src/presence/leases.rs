@@ -13,7 +13,7 @@ use crate::kind::device::{
     CLOCK_SKEW_SECS, Command, Device, HEARTBEATS_TO_ONLINE, Heard, InfoUpdate, Standing, Status,
     StatusUpdate, is_leased_anew,
 };
-use crate::log::beats::{Beat, Heartbeats, Shared};
+use crate::log::heartbeats::{Heartbeat, LastHeartbeats, Shared};
 use crate::uptime::Uptime;
 
 /// Leases of devices.
@@ -30,7 +30,7 @@ pub(super) struct Leases {
     unshared: Vec<Address>,
     /// Set if other nodes hear devices, too.
     sharing: Option<Sharing>,
-    pub(super) doubts: Doubts,
+    pub(super) unknown_marking: UnknownMarking,
 }
 
 /// How leases are kept where several nodes hear devices.
@@ -45,7 +45,7 @@ pub(super) struct Sharing {
 /// The progress of marking the devices that were online as unknown. This is done once per start, even if the task
 /// restarts.
 #[derive(Default, Clone, PartialEq)]
-pub(super) enum Doubts {
+pub(super) enum UnknownMarking {
     #[default]
     None,
     UpTo(Address),
@@ -60,7 +60,7 @@ struct Lease {
     /// Whether `due` has an entry for `look_at`; it has none while the end of the lease is being published.
     is_looked_at: bool,
     /// Consecutive heartbeats, each within the lease of the previous one.
-    beats: u32,
+    heartbeat_count: u32,
     /// The last heartbeat.
     heard: Option<Heard>,
     /// The one before it, if it is consecutive.
@@ -184,7 +184,7 @@ impl Leases {
                 deadline,
                 look_at,
                 is_looked_at: true,
-                beats: 0,
+                heartbeat_count: 0,
                 heard: None,
                 before: None,
                 unwritten: false,
@@ -195,16 +195,16 @@ impl Leases {
     }
 
     /// Renews a lease, if one is held.
-    pub(super) fn beat(&mut self, address: &Address, heard: Heard) -> Option<Renewed> {
+    pub(super) fn renew(&mut self, address: &Address, heard: Heard) -> Option<Renewed> {
         let now = heard.uptime;
         let held = self.held.get_mut(address)?;
         if held.deadline <= now {
             // It was silent for a whole lease: earlier heartbeats do not count.
-            held.beats = 0;
+            held.heartbeat_count = 0;
         }
-        let last = held.heard.filter(|_| held.beats > 0);
+        let last = held.heard.filter(|_| held.heartbeat_count > 0);
         held.before = last.map(|heard| heard.uptime);
-        held.beats = held.beats.saturating_add(1);
+        held.heartbeat_count = held.heartbeat_count.saturating_add(1);
         held.heard = Some(heard);
         held.deadline = now + lease(held.lease_secs);
         if !held.unwritten {
@@ -223,7 +223,7 @@ impl Leases {
             answer: answer((held.status, held.lease_secs), heard),
             heard,
             before: held.before,
-            arrives: held.status != Status::Online && held.beats >= HEARTBEATS_TO_ONLINE,
+            arrives: held.status != Status::Online && held.heartbeat_count >= HEARTBEATS_TO_ONLINE,
         })
     }
 
@@ -267,7 +267,7 @@ impl Leases {
         let status = standing.0;
         if before != standing && status == Status::Offline {
             // Heartbeats from before it went offline do not count for its return.
-            held.beats = 0;
+            held.heartbeat_count = 0;
         }
         if before.0 != status && status == Status::Unknown && held.unwritten {
             self.urgent.push(address.clone());
@@ -390,7 +390,7 @@ impl Leases {
                 let at = lease.deadline + grace;
                 self.look(address, at);
             } else if lease.status != Status::Offline {
-                lease.beats = 0;
+                lease.heartbeat_count = 0;
                 over.push((address, Command::Expire(lease.heard)));
             } else if lease.unwritten {
                 // Dropped once the last heartbeat is saved.
@@ -423,8 +423,8 @@ impl Leases {
     }
 
     /// Returns the heartbeats that other nodes do not know yet, and marks them as shared.
-    pub(super) fn take_unshared(&mut self) -> Vec<Beat> {
-        let mut beats = Vec::with_capacity(self.unshared.len());
+    pub(super) fn take_unshared(&mut self) -> Vec<Heartbeat> {
+        let mut heartbeats = Vec::with_capacity(self.unshared.len());
         for address in std::mem::take(&mut self.unshared) {
             let Some(lease) = self.held.get_mut(&address) else {
                 continue;
@@ -433,14 +433,14 @@ impl Leases {
             if let Some(last) = lease.heard {
                 let (school, device) = address;
                 let before = lease.before;
-                beats.push(Beat {
+                heartbeats.push(Heartbeat {
                     school,
                     device,
-                    heard: Heartbeats { last, before },
+                    heard: LastHeartbeats { last, before },
                 });
             }
         }
-        beats
+        heartbeats
     }
 
     /// Marks heartbeats as unknown to other nodes again.

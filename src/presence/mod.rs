@@ -27,7 +27,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use tokio::time::{MissedTickBehavior, interval};
 
-use self::leases::{Doubts, LeaseUpdate, Leases, heard_now};
+use self::leases::{LeaseUpdate, Leases, UnknownMarking, heard_now};
 pub use self::together::Together;
 use crate::config::{
     PRESENCE_BATCH, PRESENCE_FLUSH_PERIOD, PRESENCE_PERIOD, PRESENCE_SHARE_PERIOD,
@@ -67,7 +67,7 @@ pub struct HeartbeatAnswer {
 }
 
 /// The outcome of a heartbeat: its answer, and the command that brings the device online, if it does.
-type Beaten = (Result<HeartbeatAnswer, CommandError>, Option<Command>);
+type HeartbeatOutcome = (Result<HeartbeatAnswer, CommandError>, Option<Command>);
 
 impl Presence {
     /// Creates the leases of this store's devices, whose heartbeats only this node receives.
@@ -90,21 +90,21 @@ impl Presence {
 
     /// Processes the heartbeats of several devices, and answers each after the commit of its change, if any. All devices
     /// that come online share one commit.
-    pub async fn beats(
+    pub async fn heartbeats(
         &self,
         school: SchoolId,
         devices: &[SubjectId],
     ) -> Result<Vec<Result<HeartbeatAnswer, CommandError>>, StoreError> {
-        let beaten = match &self.together {
+        let outcomes = match &self.together {
             None => self.hear(school, devices).await?,
             Some(_) => self.hear_together(school, devices).await?,
         };
-        let (mut beats, commands): (Vec<_>, Vec<_>) = beaten.into_iter().unzip();
-        let arriving: Vec<usize> = (0..beats.len())
+        let (mut heartbeats, commands): (Vec<_>, Vec<_>) = outcomes.into_iter().unzip();
+        let arriving: Vec<usize> = (0..heartbeats.len())
             .filter(|index| commands[*index].is_some())
             .collect();
         if arriving.is_empty() {
-            return Ok(beats);
+            return Ok(heartbeats);
         }
         let commands = devices.iter().zip(commands);
         let commands =
@@ -116,14 +116,14 @@ impl Presence {
                     let event = receipt.event();
                     self.observe(std::slice::from_ref(event));
                     let status = Status::parse(event.draft.status);
-                    if let (Ok(beat), Some(status)) = (&mut beats[index], status) {
-                        beat.status = status;
+                    if let (Ok(heartbeat), Some(status)) = (&mut heartbeats[index], status) {
+                        heartbeat.status = status;
                     }
                 }
-                Err(error) => beats[index] = Err(error),
+                Err(error) => heartbeats[index] = Err(error),
             }
         }
-        Ok(beats)
+        Ok(heartbeats)
     }
 
     /// Renews the leases of these devices, loading the devices first if necessary.
@@ -131,21 +131,21 @@ impl Presence {
         &self,
         school: SchoolId,
         devices: &[SubjectId],
-    ) -> Result<Vec<Beaten>, StoreError> {
-        let mut beaten = Vec::with_capacity(devices.len());
+    ) -> Result<Vec<HeartbeatOutcome>, StoreError> {
+        let mut outcomes = Vec::with_capacity(devices.len());
         for device in devices {
             let address = (school, device.clone());
             let heard = heard_now(self.clock.now());
-            let mut renewed = self.lock().beat(&address, heard);
+            let mut renewed = self.lock().renew(&address, heard);
             if renewed.is_none()
                 && let Some(state) = self.load(school, device).await?
             {
                 let heard = heard_now(self.clock.now());
                 let mut leases = self.lock();
                 leases.hold(address.clone(), &state, heard.uptime);
-                renewed = leases.beat(&address, heard);
+                renewed = leases.renew(&address, heard);
             }
-            beaten.push(match renewed {
+            outcomes.push(match renewed {
                 None => (Err(not_found(device)), None),
                 Some(own) => {
                     let (heard, before) = (own.heard, own.before);
@@ -154,7 +154,7 @@ impl Presence {
                 }
             });
         }
-        Ok(beaten)
+        Ok(outcomes)
     }
 
     async fn load(
@@ -191,7 +191,7 @@ impl Presence {
         let elsewhere = match &self.together {
             Some(_) if !reports.is_empty() => {
                 let devices = reports.iter().map(|(address, _)| address.clone());
-                self.store.beats_of(devices.collect()).await?
+                self.store.heartbeats_of(devices.collect()).await?
             }
             _ => vec![None; reports.len()],
         };
@@ -229,9 +229,9 @@ impl Presence {
         loop {
             rounds.tick().await;
             // No lease ends before all devices have been marked: otherwise all would be reported offline at once.
-            let is_doubted = self.lock().doubts == Doubts::All;
-            let mut done = match is_doubted {
-                false => self.doubt().await,
+            let is_marked = self.lock().unknown_marking == UnknownMarking::All;
+            let mut done = match is_marked {
+                false => self.mark_unknown().await,
                 // Heartbeats that arrived while the process was stopped are processed first.
                 true if self.clock.is_catching_up() => Ok(()),
                 true => self.expire().await,
@@ -284,9 +284,9 @@ impl Presence {
 
     /// Marks devices as unknown: a new server does not know which of them are still there, so a device that was online is
     /// unknown for the rest of its lease. After a failure, the next call continues here.
-    async fn doubt(&self) -> Result<(), StoreError> {
+    async fn mark_unknown(&self) -> Result<(), StoreError> {
         if let Some(together) = &self.together
-            && !self.is_to_doubt(together).await?
+            && !self.has_to_mark_unknown(together).await?
         {
             return Ok(());
         }
@@ -296,37 +296,37 @@ impl Presence {
             false => Duration::ZERO,
         };
         loop {
-            let doubted = match self.lock().doubts.clone() {
-                Doubts::None => None,
-                Doubts::UpTo(last) => Some(last),
-                Doubts::All => return Ok(()),
+            let marked_up_to = match self.lock().unknown_marking.clone() {
+                UnknownMarking::None => None,
+                UnknownMarking::UpTo(last) => Some(last),
+                UnknownMarking::All => return Ok(()),
             };
             let page = self
                 .store
-                .devices_not_offline(doubted, PRESENCE_BATCH)
+                .devices_not_offline(marked_up_to, PRESENCE_BATCH)
                 .await?;
             let Some((school, id, _)) = page.last() else {
-                self.lock().doubts = Doubts::All;
+                self.lock().unknown_marking = UnknownMarking::All;
                 return Ok(());
             };
             let last = (*school, id.clone());
             let heard = self.heard_of(&page).await?;
-            let mut doubts = Vec::new();
+            let mut marks = Vec::new();
             for (school, id, device) in page {
                 let address = (school, id);
-                let is_doubtful = device.is_doubtful(self.since) && !heard.contains(&address);
-                let leased = match is_doubtful {
-                    true => device.doubted_from(unwritten, self.clock.now()),
+                let is_unknown = device.was_online_before(self.since) && !heard.contains(&address);
+                let leased = match is_unknown {
+                    true => device.unknown_since(unwritten, self.clock.now()),
                     false => device.lease_uptime,
                 };
                 self.lock().hold(address.clone(), &device, leased);
-                if is_doubtful {
+                if is_unknown {
                     let since = self.since;
-                    doubts.push((address, Command::Doubt { since, unwritten }));
+                    marks.push((address, Command::MarkUnknown { since, unwritten }));
                 }
             }
-            self.carry_out(&doubts).await?;
-            self.lock().doubts = Doubts::UpTo(last);
+            self.carry_out(&marks).await?;
+            self.lock().unknown_marking = UnknownMarking::UpTo(last);
         }
     }
 

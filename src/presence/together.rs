@@ -1,7 +1,7 @@
 //! Presence where several nodes hear devices.
 //!
 //! ```text
-//! heartbeat ─▶ lease in memory ──every PRESENCE_SHARE_PERIOD──▶ merged with those of other nodes (log::beats)
+//! heartbeat ─▶ lease in memory ──every PRESENCE_SHARE_PERIOD──▶ merged with those of other nodes (log::heartbeats)
 //!                  │                                                       │
 //!                  │ a device that is not online: at once                  ▼
 //!                  └──────────────────────────────────────▶ its last two heartbeats and its standing: does it arrive?
@@ -25,15 +25,15 @@ use std::time::Instant;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::combined::Combined;
-use super::leases::{Doubts, Leases, answer, heard_now};
-use super::{Address, Beaten, Presence, not_found};
-use crate::cluster::{Cluster, Company};
+use super::leases::{Leases, UnknownMarking, answer, heard_now};
+use super::{Address, HeartbeatOutcome, Presence, not_found};
+use crate::cluster::{Cluster, Peers};
 use crate::config::{PRESENCE_BATCH, PRESENCE_GRACE, PRESENCE_SCAN};
 use crate::failures::Failures;
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::device::{Command, Device, Heard, arrives};
 use crate::lease::Lease;
-use crate::log::beats::{Beat, Heartbeats, Shared};
+use crate::log::heartbeats::{Heartbeat, LastHeartbeats, Shared};
 use crate::log::{Store, StoreError};
 use crate::publish::Publisher;
 use crate::uptime::Uptime;
@@ -142,27 +142,27 @@ impl Presence {
         &self,
         school: SchoolId,
         devices: &[SubjectId],
-    ) -> Result<Vec<Beaten>, StoreError> {
+    ) -> Result<Vec<HeartbeatOutcome>, StoreError> {
         let heard = heard_now(self.clock.now());
-        let mut beaten: Vec<Option<Beaten>> = Vec::with_capacity(devices.len());
-        let mut pressing: HashMap<&SubjectId, Heartbeats> = HashMap::new();
+        let mut outcomes: Vec<Option<HeartbeatOutcome>> = Vec::with_capacity(devices.len());
+        let mut pressing: HashMap<&SubjectId, LastHeartbeats> = HashMap::new();
         {
             let mut leases = self.lock();
             for device in devices {
-                let renewed = leases.beat(&(school, device.clone()), heard);
+                let renewed = leases.renew(&(school, device.clone()), heard);
                 let online = renewed.as_ref().filter(|own| !own.is_away());
-                beaten.push(online.map(|own| (Ok(own.answer), None)));
+                outcomes.push(online.map(|own| (Ok(own.answer), None)));
                 if online.is_none() {
                     let earlier = pressing.get(device).map(|own| own.last.uptime);
                     let before = renewed.map_or(earlier, |own| own.before);
                     let last = heard;
-                    pressing.insert(device, Heartbeats { last, before });
+                    pressing.insert(device, LastHeartbeats { last, before });
                 }
             }
         }
         let known = self.share_at_once(school, pressing, heard).await?;
-        let answered = devices.iter().zip(beaten).map(|(device, beaten)| {
-            beaten.unwrap_or_else(|| match known.get(device) {
+        let answered = devices.iter().zip(outcomes).map(|(device, outcome)| {
+            outcome.unwrap_or_else(|| match known.get(device) {
                 None => (Err(not_found(device)), None),
                 Some(known) => {
                     let standing = (known.status, known.lease_secs);
@@ -177,27 +177,27 @@ impl Presence {
     async fn share_at_once<'a>(
         &self,
         school: SchoolId,
-        beats: HashMap<&'a SubjectId, Heartbeats>,
+        heartbeats: HashMap<&'a SubjectId, LastHeartbeats>,
         heard: Heard,
     ) -> Result<HashMap<&'a SubjectId, Shared>, StoreError> {
-        if beats.is_empty() {
+        if heartbeats.is_empty() {
             return Ok(HashMap::new());
         }
-        let (devices, beats): (Vec<&SubjectId>, Vec<Beat>) = beats
+        let (devices, heartbeats): (Vec<&SubjectId>, Vec<Heartbeat>) = heartbeats
             .into_iter()
             .map(|(device, heard)| {
-                let beat = Beat {
+                let heartbeat = Heartbeat {
                     school,
                     device: device.clone(),
                     heard,
                 };
-                (device, beat)
+                (device, heartbeat)
             })
             .unzip();
-        let save = |beats| self.store.save_beats(beats);
+        let save = |heartbeats| self.store.save_heartbeats(heartbeats);
         let known = match &self.together {
-            Some(together) => together.combined.save(beats, save).await?,
-            None => save(beats).await?,
+            Some(together) => together.combined.save(heartbeats, save).await?,
+            None => save(heartbeats).await?,
         };
         let mut leases = self.lock();
         let known = devices.into_iter().zip(known);
@@ -208,7 +208,7 @@ impl Presence {
                 let is_new = leases.heard(&address).is_none();
                 leases.learn(&address, &known);
                 if is_new {
-                    leases.beat(&address, heard);
+                    leases.renew(&address, heard);
                 }
                 Some((device, known))
             })
@@ -217,12 +217,12 @@ impl Presence {
 
     /// Shares the heartbeats of the last moments, and takes over what is known of their devices.
     pub(super) async fn share(&self) -> Result<(), StoreError> {
-        let beats = self.lock().take_unshared();
+        let heartbeats = self.lock().take_unshared();
         let mut arriving = Vec::new();
-        let mut parts = beats.chunks(PRESENCE_BATCH);
+        let mut parts = heartbeats.chunks(PRESENCE_BATCH);
         let mut saved = Ok(());
         for part in parts.by_ref() {
-            match self.store.save_beats(part.to_vec()).await {
+            match self.store.save_heartbeats(part.to_vec()).await {
                 Ok(known) => self.take_in(part, &known, &mut arriving),
                 Err(error) => {
                     self.lock().put_back_unshared(part.iter().map(address));
@@ -240,13 +240,13 @@ impl Presence {
 
     fn take_in(
         &self,
-        beats: &[Beat],
+        heartbeats: &[Heartbeat],
         known: &[Option<Shared>],
         arriving: &mut Vec<(Address, Command)>,
     ) {
         let mut leases = self.lock();
-        for (beat, known) in beats.iter().zip(known) {
-            let address = address(beat);
+        for (heartbeat, known) in heartbeats.iter().zip(known) {
+            let address = address(heartbeat);
             match known {
                 None => leases.forget(&address),
                 Some(known) => {
@@ -265,7 +265,7 @@ impl Presence {
     ) -> Result<(), StoreError> {
         for part in over.chunks(PRESENCE_BATCH) {
             let devices = part.iter().map(|(address, _)| address.clone());
-            let known = self.store.beats_of(devices.collect()).await?;
+            let known = self.store.heartbeats_of(devices.collect()).await?;
             let ended = {
                 let mut leases = self.lock();
                 let judged = part.iter().zip(known);
@@ -291,7 +291,7 @@ impl Presence {
         let addresses = devices.iter().map(|(school, id, _)| (*school, id.clone()));
         let addresses: Vec<Address> = addresses.collect();
         // Those from before were forgotten.
-        let known = self.store.beats_of(addresses.clone()).await?;
+        let known = self.store.heartbeats_of(addresses.clone()).await?;
         let is_heard =
             |known: &Option<Shared>| known.as_ref().is_some_and(|own| own.heard.is_some());
         let known = addresses.into_iter().zip(known);
@@ -300,16 +300,19 @@ impl Presence {
     }
 
     /// Returns whether devices must be marked as unknown because no node was running. Until that is clear, no lease ends.
-    pub(super) async fn is_to_doubt(&self, together: &Together) -> Result<bool, StoreError> {
-        match together.cluster.company() {
-            Company::Unclear => Ok(false),
-            Company::Others => {
-                self.lock().doubts = Doubts::All;
+    pub(super) async fn has_to_mark_unknown(
+        &self,
+        together: &Together,
+    ) -> Result<bool, StoreError> {
+        match together.cluster.peers() {
+            Peers::Unclear => Ok(false),
+            Peers::Running => {
+                self.lock().unknown_marking = UnknownMarking::All;
                 Ok(false)
             }
-            Company::Alone => {
-                if self.lock().doubts == Doubts::None {
-                    self.store.forget_beats(self.since).await?;
+            Peers::Absent => {
+                if self.lock().unknown_marking == UnknownMarking::None {
+                    self.store.forget_heartbeats(self.since).await?;
                 }
                 Ok(true)
             }
@@ -317,13 +320,13 @@ impl Presence {
     }
 }
 
-fn address(beat: &Beat) -> Address {
-    (beat.school, beat.device.clone())
+fn address(heartbeat: &Heartbeat) -> Address {
+    (heartbeat.school, heartbeat.device.clone())
 }
 
 /// Returns the command that brings a device online, if its heartbeats do.
 fn arrival(known: &Shared) -> Option<Command> {
-    let Heartbeats { last, before } = known.heard?;
+    let LastHeartbeats { last, before } = known.heard?;
     let standing = (known.status, known.lease_secs);
     arrives(standing, known.lease_uptime, last.uptime, before).then_some(Command::Arrive {
         heard: last,

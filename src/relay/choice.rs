@@ -51,7 +51,7 @@ pub fn check(settings: &Settings, database: &Database) -> Result<Choice, ConfigE
                 problem: error.to_string(),
             })
         }
-        // The store refuses it.
+        // The store rejects it.
         #[cfg(not(feature = "postgres"))]
         Database::Postgres(_) => Ok(Choice::Local),
     }

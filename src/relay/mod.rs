@@ -135,9 +135,9 @@ impl Relay {
 
     /// Returns what has passed over the bus, and what became of the hints.
     pub fn read(&self) -> (BusCounts, HintCounts) {
-        let mut reading = self.metrics.read();
-        reading.unsent += self.outbox.dropped();
-        (reading, self.hints.counts())
+        let mut counts = self.metrics.read();
+        counts.unsent += self.outbox.dropped();
+        (counts, self.hints.counts())
     }
 
     /// Publishes what is committed here.

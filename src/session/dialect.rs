@@ -28,7 +28,7 @@ pub struct Dialect {
     /// Whether an `error` message explains to an unauthorized client why its connection is closed.
     pub explains_rejection: bool,
     /// How the connection of an unauthorized client is closed.
-    pub refusal: Close,
+    pub rejection: Close,
     /// Whether `subscribed` and `unsubscribed` are sent.
     pub acknowledges: bool,
     /// Whether `ready` is sent.
@@ -60,7 +60,7 @@ impl Dialect {
     pub const EVENTS: Dialect = Dialect {
         bare_ping: BarePing::Pong,
         explains_rejection: true,
-        refusal: Close::Refused,
+        rejection: Close::Rejected,
         acknowledges: true,
         sends_ready: true,
         idle_heartbeat: false,
@@ -76,7 +76,7 @@ impl Dialect {
     /// `/ws`
     pub const MULTIPLEXED: Dialect = Dialect {
         bare_ping: BarePing::Error,
-        refusal: Close::RefusedUnauthorized,
+        rejection: Close::RejectedUnauthorized,
         receives_acknowledgements: true,
         publishes: true,
         conflates: false,

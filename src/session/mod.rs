@@ -34,7 +34,7 @@ use crate::event::Event;
 use crate::id::{Channel, Cursor};
 use crate::kind::{self, characteristic};
 use crate::log::StoreError;
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::subscribe::{Delivery, Subscription};
 use crate::wire::client::{ClientMessage, ClientMessageError};
 use crate::wire::{self, Close, Control};
@@ -99,11 +99,11 @@ pub struct Session {
     pending: Option<Box<PendingSubscribe>>,
     /// A `subscribe` or `unsubscribe` that waits until the previous one is acknowledged, or a `publish` that waits until there
     /// is room.
-    parked: Option<Box<Message>>,
+    held_message: Option<Box<Message>>,
     /// `None` if nothing can be published on this connection.
     publishing: Option<Box<dyn Publishing>>,
     /// The close message, held until the commands in progress are answered, but at most until this time.
-    farewell: Option<Box<(Control, Instant)>>,
+    close_message: Option<Box<(Control, Instant)>>,
     last_message: Instant,
     gathering: Gathering,
     /// How the session ended. Nothing is sent after that.
@@ -128,9 +128,9 @@ impl Session {
             subscription,
             from,
             pending: None,
-            parked: None,
+            held_message: None,
             publishing: None,
-            farewell: None,
+            close_message: None,
             last_message: Instant::now(),
             ended: None,
         }
@@ -156,19 +156,19 @@ impl Session {
 
     /// Whether later messages of the client, such as pongs, may still be unread because earlier ones are unanswered.
     pub fn is_busy(&self) -> bool {
-        self.subscription.is_busy() || self.is_parked()
+        self.subscription.is_busy() || self.has_held_message()
     }
 
     /// Whether a message waits for the answer to an earlier one. The transport must not pass another message meanwhile.
-    pub fn is_parked(&self) -> bool {
-        self.parked.is_some()
+    pub fn has_held_message(&self) -> bool {
+        self.held_message.is_some()
     }
 
     /// Takes a client's message. Must not be called while an earlier message waits. Returns whether the message is exempt
     /// from the rate limit on client messages: it is a command that the client may publish, or the session is closing.
     pub fn receive(&mut self, text: &str, out: &mut impl Outbox) -> bool {
         self.last_message = Instant::now();
-        if self.farewell.is_some() {
+        if self.close_message.is_some() {
             return true;
         }
         match ClientMessage::parse(text) {
@@ -184,7 +184,7 @@ impl Session {
                     ClientMessageError::InexactNumber(_) => ClientMessage::id_of(text),
                     _ => None,
                 };
-                self.refuse_message(id, (error.code(), None), error.to_string(), out);
+                self.reject_message(id, (error.code(), None), error.to_string(), out);
                 false
             }
         }
@@ -207,9 +207,9 @@ impl Session {
 
     /// Carries out the waiting message, unless it must still wait. Returns whether one was carried out.
     pub fn resume(&mut self, out: &mut impl Outbox) -> bool {
-        match self.parked.take() {
+        match self.held_message.take() {
             Some(message) if self.must_wait(&message) => {
-                self.parked = Some(message);
+                self.held_message = Some(message);
                 false
             }
             Some(message) => {
@@ -240,7 +240,7 @@ impl Session {
         // Check even if there is no room: a client whose credential has expired must not receive what is still unsent.
         let now = Instant::now();
         self.subscription.end_if_expired_by(now);
-        while self.ended.is_none() && self.farewell.is_none() && out.has_room() {
+        while self.ended.is_none() && self.close_message.is_none() && out.has_room() {
             if let Some(event) = self.gathering.next_announced() {
                 out.send(Outgoing::Event(&event));
                 any = true;
@@ -271,7 +271,7 @@ impl Session {
             };
             match answer {
                 Poll::Ready(Some(json)) => out.send(Outgoing::Json(&json)),
-                Poll::Ready(None) => return self.say_farewell(out) || any,
+                Poll::Ready(None) => return self.send_close_message(out) || any,
                 Poll::Pending => return any,
             }
             any = true;
@@ -282,12 +282,12 @@ impl Session {
     /// Sends a `heartbeat` if the client has been silent for too long, and the held close message when its time limit is
     /// reached. Returns when to call this again.
     pub fn poll_timers(&mut self, now: Instant, out: &mut impl Outbox) -> Option<Instant> {
-        if let Some(farewell) = &self.farewell {
-            let until = farewell.1;
+        if let Some(close_message) = &self.close_message {
+            let until = close_message.1;
             if now < until {
                 return Some(until);
             }
-            self.say_farewell(out);
+            self.send_close_message(out);
             return None;
         }
         if !self.dialect.idle_heartbeat {
@@ -304,18 +304,18 @@ impl Session {
     }
 
     /// Sends the client an `error` for a rejected message. `limit` is the setting whose limit was reached, if any.
-    pub fn refuse(
+    pub fn reject(
         &mut self,
         code: &'static str,
         limit: Option<&'static str>,
         message: impl Into<String>,
         out: &mut impl Outbox,
     ) {
-        self.refuse_message(None, (code, limit), message.into(), out);
+        self.reject_message(None, (code, limit), message.into(), out);
     }
 
     /// Rejects a message, with its `id` if it has one.
-    fn refuse_message(
+    fn reject_message(
         &self,
         id: Option<Value>,
         (code, limit): (&'static str, Option<&'static str>),
@@ -334,7 +334,7 @@ impl Session {
 
     /// Records a rejected message in the metrics and the log.
     pub fn note(&self, code: &'static str, limit: Option<&'static str>) {
-        self.service.note_refusal(Some(&self.source), code, limit);
+        self.service.note_rejection(Some(&self.source), code, limit);
     }
 
     /// Ends the session and sends the client the reason.
@@ -412,9 +412,9 @@ impl Session {
             // What is being committed is answered first. The other commands have no effect.
             (control @ Control::Closing { .. }, Some(publishing)) => {
                 publishing.stop();
-                self.parked = None;
+                self.held_message = None;
                 let until = Instant::now() + PIPELINE_END_WAIT;
-                self.farewell = Some(Box::new((control, until)));
+                self.close_message = Some(Box::new((control, until)));
             }
             (control, _) => self.send_control(&control, out),
         }
@@ -428,8 +428,8 @@ impl Session {
     }
 
     /// Sends the held close message, if there is one. Returns whether there was.
-    fn say_farewell(&mut self, out: &mut impl Outbox) -> bool {
-        let Some((control, _)) = self.farewell.take().map(|own| *own) else {
+    fn send_close_message(&mut self, out: &mut impl Outbox) -> bool {
+        let Some((control, _)) = self.close_message.take().map(|own| *own) else {
             return false;
         };
         self.send_control(&control, out);
@@ -438,7 +438,7 @@ impl Session {
 
     fn carry_out(&mut self, message: Message, out: &mut impl Outbox) {
         if self.must_wait(&message) {
-            self.parked = Some(Box::new(message));
+            self.held_message = Some(Box::new(message));
             return;
         }
         let Message { content, bytes } = message;
@@ -451,7 +451,7 @@ impl Session {
                 BarePing::BarePong => out.send(Outgoing::BarePong),
                 BarePing::Error => {
                     let error = ClientMessageError::Malformed;
-                    self.refuse(error.code(), None, error.to_string(), out);
+                    self.reject(error.code(), None, error.to_string(), out);
                 }
             },
             ClientMessage::Ping { timestamp } => {
@@ -481,7 +481,7 @@ impl Session {
     ) {
         let Some(publishing) = &mut self.publishing else {
             let error = ClientMessageError::UnknownType;
-            return self.refuse(error.code(), None, error.to_string(), out);
+            return self.reject(error.code(), None, error.to_string(), out);
         };
         match self.access.require(Role::Worker) {
             Ok(()) => publishing.publish(&self.access, id, command, bytes),
@@ -508,12 +508,12 @@ impl Session {
                 heard.len() + added
             );
             let limit = Some("channels_per_connection");
-            return self.refuse("too_many_channels", limit, message, out);
+            return self.reject("too_many_channels", limit, message, out);
         }
-        let refused = channels
+        let rejected = channels
             .iter()
             .find_map(|channel| Some((channel, self.access.authorize(school, channel).err()?)));
-        if let Some((channel, error)) = refused {
+        if let Some((channel, error)) = rejected {
             return match error {
                 AuthError::NotFound => self.not_found(std::slice::from_ref(channel), out),
                 _ => self.deny("forbidden", &error.to_string(), out),
@@ -543,7 +543,7 @@ impl Session {
             Err(error) => {
                 tracing::error!(%error, "the subjects of a `subscribe` could not be looked up");
                 let message = "The server cannot look up these channels now; try again";
-                return self.refuse("unavailable", None, message, out);
+                return self.reject("unavailable", None, message, out);
             }
         }
         let from = match pending.channels.is_empty() {

@@ -184,7 +184,7 @@ impl<R: FnMut(&Progress)> Step<'_, R> {
     async fn notifiers(&mut self) -> Result<(), StoreError> {
         let (standings, _) = self.from.notifiers(self.school).await?;
         for own in standings {
-            let place = self.from.notifier_place(&own.name, self.school).await?;
+            let offset = self.from.notifier_offset(&own.name, self.school).await?;
             let (mut letters, mut before) = (Vec::new(), None);
             loop {
                 let page = self
@@ -197,7 +197,7 @@ impl<R: FnMut(&Progress)> Step<'_, R> {
                     break;
                 }
             }
-            self.import.notifier(&own, &place, &letters).await?;
+            self.import.notifier(&own, &offset, &letters).await?;
         }
         Ok(())
     }

@@ -9,8 +9,8 @@
 //!
 //! A *short* read is served by an index and returns a page; it comes first. A *walk*, such as a search, scans rows for
 //! those that match, one window at a time, and requests a turn for each window. Each of the two has a queue, in which
-//! *askers* are served round-robin, however many reads each of them has waiting. So no asker waits for more than one
-//! read or window of each other asker. An asker is whatever reads are made for: a school's requests, its streams, or
+//! *requesters* are served round-robin, however many reads each of them has waiting. So no requester waits for more than one
+//! read or window of each other requester. A requester is whatever reads are made for: a school's requests, its streams, or
 //! the server itself.
 //!
 //! The number of waiting reads is bounded (invariant 6): a request beyond a limit is rejected; streams have a separate
@@ -32,7 +32,7 @@ use crate::log::{StoreError, Waiting};
 
 /// On whose behalf a read is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::store) enum Asker {
+pub(in crate::store) enum Requester {
     /// The server itself: its clock, notifiers and metrics.
     Server,
     /// Requests about a school.
@@ -73,8 +73,8 @@ pub(in crate::store) struct Turns {
 struct State {
     free: usize,
     walking: usize,
-    short: Line,
-    windows: Line,
+    short: Queue,
+    windows: Queue,
     /// Consecutive short reads that were served while a walk was waiting.
     short_in_a_row: usize,
     /// Waiting requests by school.
@@ -85,12 +85,12 @@ struct State {
 
 /// The reads that wait in one queue.
 #[derive(Default)]
-struct Line {
-    /// Each asker that has a queue, once, in the order of their turns.
-    order: VecDeque<Asker>,
-    /// Each asker's waiting reads by place, oldest first. A queue can be empty: it is removed when its asker's turn
+struct Queue {
+    /// Each requester that has a queue, once, in the order of their turns.
+    order: VecDeque<Requester>,
+    /// Each requester's waiting reads by place, oldest first. A queue can be empty: it is removed when its requester's turn
     /// comes.
-    queues: HashMap<Asker, BTreeMap<u64, oneshot::Sender<Turn>>>,
+    queues: HashMap<Requester, BTreeMap<u64, oneshot::Sender<Turn>>>,
 }
 
 /// Permission to use a connection until this is dropped.
@@ -113,7 +113,7 @@ impl Drop for Turn {
 /// A place in a queue, which is given up when this is dropped.
 struct Place {
     turns: Arc<Turns>,
-    asker: Asker,
+    requester: Requester,
     length: Length,
     number: u64,
 }
@@ -121,10 +121,10 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.turns.state();
-        let queue = state.line(self.length).queues.get_mut(&self.asker);
+        let queue = state.queue(self.length).queues.get_mut(&self.requester);
         // The entry is gone if the turn was granted.
         if queue.is_some_and(|queue| queue.remove(&self.number).is_some()) {
-            state.has_left(self.asker);
+            state.has_left(self.requester);
         }
     }
 }
@@ -136,8 +136,8 @@ impl Turns {
             state: Mutex::new(State {
                 free: bounds.connections,
                 walking: 0,
-                short: Line::default(),
-                windows: Line::default(),
+                short: Queue::default(),
+                windows: Queue::default(),
                 short_in_a_row: 0,
                 waiting: HashMap::new(),
                 waiting_in_all: 0,
@@ -147,43 +147,43 @@ impl Turns {
         }
     }
 
-    /// Waits for a turn: at most `patience` for a request, without limit for others. See [`Turns::take`].
+    /// Waits for a turn: at most `wait` for a request, without limit for others. See [`Turns::take`].
     pub(in crate::store) async fn wait(
         self: &Arc<Self>,
-        asker: Asker,
+        requester: Requester,
         length: Length,
-        patience: Duration,
+        wait: Duration,
         has_begun: bool,
     ) -> Result<Turn, StoreError> {
-        let turn = self.take(asker, length, has_begun);
-        match asker {
-            Asker::Requests(_) => timeout(patience, turn)
+        let turn = self.take(requester, length, has_begun);
+        match requester {
+            Requester::Requests(_) => timeout(wait, turn)
                 .await
                 .unwrap_or(Err(StoreError::Busy(Waiting::TooLong))),
-            Asker::Streams(_) | Asker::Server => turn.await,
+            Requester::Streams(_) | Requester::Server => turn.await,
         }
     }
 
     /// Waits for a turn. A request is rejected if a limit on waiting requests is reached, unless it continues a walk.
     async fn take(
         self: &Arc<Self>,
-        asker: Asker,
+        requester: Requester,
         length: Length,
         has_begun: bool,
     ) -> Result<Turn, StoreError> {
         let (turn, place) = {
             let mut state = self.state();
             if !has_begun {
-                state.may_wait(asker, &self.bounds)?;
+                state.may_wait(requester, &self.bounds)?;
             }
             let number = state.next_place;
             state.next_place += 1;
             let (grant, turn) = oneshot::channel();
-            state.line(length).push(asker, number, grant);
-            state.has_come(asker);
+            state.queue(length).push(requester, number, grant);
+            state.has_come(requester);
             let place = Place {
                 turns: Arc::clone(self),
-                asker,
+                requester,
                 length,
                 number,
             };
@@ -237,15 +237,15 @@ impl Turns {
 }
 
 impl State {
-    fn line(&mut self, length: Length) -> &mut Line {
+    fn queue(&mut self, length: Length) -> &mut Queue {
         match length {
             Length::Short => &mut self.short,
             Length::Window => &mut self.windows,
         }
     }
 
-    fn may_wait(&self, asker: Asker, bounds: &Bounds) -> Result<(), StoreError> {
-        let Asker::Requests(school) = asker else {
+    fn may_wait(&self, requester: Requester, bounds: &Bounds) -> Result<(), StoreError> {
+        let Requester::Requests(school) = requester else {
             return Ok(());
         };
         let of_school = self.waiting.get(&school).copied().unwrap_or_default();
@@ -258,15 +258,15 @@ impl State {
         Ok(())
     }
 
-    fn has_come(&mut self, asker: Asker) {
-        if let Asker::Requests(school) = asker {
+    fn has_come(&mut self, requester: Requester) {
+        if let Requester::Requests(school) = requester {
             *self.waiting.entry(school).or_default() += 1;
             self.waiting_in_all += 1;
         }
     }
 
-    fn has_left(&mut self, asker: Asker) {
-        if let Asker::Requests(school) = asker {
+    fn has_left(&mut self, requester: Requester) {
+        if let Requester::Requests(school) = requester {
             self.waiting_in_all -= 1;
             if let Some(count) = self.waiting.get_mut(&school) {
                 *count -= 1;
@@ -292,10 +292,10 @@ impl State {
             if length == Length::Window && !may_walk {
                 continue;
             }
-            let Some((asker, grant)) = self.line(length).pop() else {
+            let Some((requester, grant)) = self.queue(length).pop() else {
                 continue;
             };
-            self.has_left(asker);
+            self.has_left(requester);
             self.free -= 1;
             if length == Length::Window {
                 self.walking += 1;
@@ -309,19 +309,19 @@ impl State {
     }
 }
 
-impl Line {
-    fn push(&mut self, asker: Asker, number: u64, grant: oneshot::Sender<Turn>) {
+impl Queue {
+    fn push(&mut self, requester: Requester, number: u64, grant: oneshot::Sender<Turn>) {
         let order = &mut self.order;
-        let queue = self.queues.entry(asker).or_insert_with(|| {
-            order.push_back(asker);
+        let queue = self.queues.entry(requester).or_insert_with(|| {
+            order.push_back(requester);
             BTreeMap::new()
         });
         queue.insert(number, grant);
     }
 
-    fn pop(&mut self) -> Option<(Asker, oneshot::Sender<Turn>)> {
-        while let Some(asker) = self.order.pop_front() {
-            let queue = self.queues.get_mut(&asker);
+    fn pop(&mut self) -> Option<(Requester, oneshot::Sender<Turn>)> {
+        while let Some(requester) = self.order.pop_front() {
+            let queue = self.queues.get_mut(&requester);
             let first = queue.and_then(|queue| {
                 let (_, grant) = queue.pop_first()?;
                 Some((grant, queue.is_empty()))
@@ -329,12 +329,12 @@ impl Line {
             match first {
                 Some((grant, is_last)) => {
                     match is_last {
-                        true => drop(self.queues.remove(&asker)),
-                        false => self.order.push_back(asker),
+                        true => drop(self.queues.remove(&requester)),
+                        false => self.order.push_back(requester),
                     }
-                    return Some((asker, grant));
+                    return Some((requester, grant));
                 }
-                None => drop(self.queues.remove(&asker)),
+                None => drop(self.queues.remove(&requester)),
             }
         }
         None
@@ -358,14 +358,14 @@ mod tests {
         waiting_of_school: 4,
     };
 
-    fn school(number: i64) -> Asker {
-        Asker::Requests(number.try_into().unwrap())
+    fn school(number: i64) -> Requester {
+        Requester::Requests(number.try_into().unwrap())
     }
 
     /// Requests a turn, and polls once.
-    fn ask(turns: &Arc<Turns>, asker: Asker, length: Length) -> (Asked, Option<Turn>) {
+    fn ask(turns: &Arc<Turns>, requester: Requester, length: Length) -> (Asked, Option<Turn>) {
         let turns = Arc::clone(turns);
-        let mut asked: Asked = Box::pin(async move { turns.take(asker, length, false).await });
+        let mut asked: Asked = Box::pin(async move { turns.take(requester, length, false).await });
         let turn = look(&mut asked);
         (asked, turn)
     }
@@ -380,7 +380,7 @@ mod tests {
     #[test]
     fn schools_take_turns_however_much_each_asks_for() {
         let turns = Arc::new(Turns::new(BOUNDS));
-        let (_, mut held) = ask(&turns, Asker::Server, Length::Window);
+        let (_, mut held) = ask(&turns, Requester::Server, Length::Window);
         assert!(held.is_some());
         let mut asked: Vec<(i64, Asked)> = [1, 1, 1, 1, 2, 3]
             .map(|number| {
@@ -423,7 +423,7 @@ mod tests {
             ..BOUNDS
         };
         let turns = Arc::new(Turns::new(bounds));
-        let (_, mut held) = ask(&turns, Asker::Server, Length::Short);
+        let (_, mut held) = ask(&turns, Requester::Server, Length::Short);
         let (mut walk, _) = ask(&turns, school(1), Length::Window);
         let mut short: VecDeque<Asked> = (0..50)
             .map(|_| ask(&turns, school(2), Length::Short).0)
@@ -441,13 +441,13 @@ mod tests {
     }
 
     #[test]
-    fn a_request_beyond_a_bound_is_refused_and_one_that_leaves_makes_room() {
+    fn a_request_beyond_a_bound_is_rejected_and_one_that_leaves_makes_room() {
         let turns = Arc::new(Turns::new(BOUNDS));
         let _held: Vec<_> = (0..2)
-            .map(|_| ask(&turns, Asker::Server, Length::Short).1)
+            .map(|_| ask(&turns, Requester::Server, Length::Short).1)
             .collect();
-        let refused = |asker| {
-            let mut asked = pin!(turns.take(asker, Length::Short, false));
+        let rejected = |requester| {
+            let mut asked = pin!(turns.take(requester, Length::Short, false));
             match asked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Err(StoreError::Busy(which))) => Some(which),
                 Poll::Ready(_) => panic!("no connection is free"),
@@ -457,13 +457,17 @@ mod tests {
         let mut waiting: Vec<Asked> = (0..4)
             .map(|_| ask(&turns, school(1), Length::Short).0)
             .collect();
-        assert_eq!(refused(school(1)), Some(Waiting::OfSchool));
-        assert_eq!(refused(school(2)), None);
+        assert_eq!(rejected(school(1)), Some(Waiting::OfSchool));
+        assert_eq!(rejected(school(2)), None);
         waiting.extend((0..2).map(|_| ask(&turns, school(2), Length::Short).0));
-        assert_eq!(refused(school(3)), Some(Waiting::InAll));
-        assert_eq!(refused(Asker::Server), None, "the server's own reads wait");
+        assert_eq!(rejected(school(3)), Some(Waiting::InAll));
+        assert_eq!(
+            rejected(Requester::Server),
+            None,
+            "the server's own reads wait"
+        );
         waiting.pop();
-        assert_eq!(refused(school(3)), None);
+        assert_eq!(rejected(school(3)), None);
         drop(waiting);
         assert_eq!(turns.waiting(), 0);
     }

@@ -59,7 +59,7 @@ pub struct Request {
     /// Until when a client can reconnect with the credential, if that differs from `expires_at`.
     pub returns_until: Option<DateTime<Utc>>,
     /// Whether to begin with `connected`, and the fields that the endpoint adds to it.
-    pub greet: Option<Map<String, Value>>,
+    pub welcome: Option<Map<String, Value>>,
 }
 
 /// One item to be written to the client.
@@ -157,7 +157,7 @@ impl Subscriber {
             tick,
             expires_at,
             returns_until,
-            greet,
+            welcome,
         } = request;
         let (shared, conflator) = (&self.0, Conflator::new(tick));
         // Attach before reading the store: an event committed in between would be missed.
@@ -194,8 +194,8 @@ impl Subscriber {
         };
         subscription.renew(expires_at);
         subscription.safe = subscription.known(from).unwrap_or_default();
-        if let Some(also) = greet {
-            subscription.say(Control::Connected {
+        if let Some(also) = welcome {
+            subscription.push_control(Control::Connected {
                 school: subscription.scope.school,
                 channels: subscription
                     .scope
@@ -249,7 +249,7 @@ impl Subscription {
     }
 
     /// Sends a control message between two events.
-    pub fn say(&mut self, control: Control) {
+    pub fn push_control(&mut self, control: Control) {
         self.push(Delivery::Control(control), None);
     }
 
@@ -284,7 +284,7 @@ impl Subscription {
     /// Ends the stream after the pending deliveries.
     pub fn close(&mut self, close: Close) {
         let closing = self.closing(close);
-        self.say(closing);
+        self.push_control(closing);
         self.ended = true;
         // Cancel the read in progress, so that its locks and its turn to read the database are free for others now.
         (self.reading, self.settling) = (None, None);
@@ -351,7 +351,7 @@ impl Subscription {
         let all = Arc::make_mut(&mut self.scope);
         added.iter().for_each(|channel| all.add(channel.clone()));
         // The cursor is filled in on delivery.
-        self.say(Control::Subscribed {
+        self.push_control(Control::Subscribed {
             asked,
             cursor: None,
         });
@@ -432,7 +432,7 @@ impl Subscription {
     /// client that sends requests faster than it reads answers could make the server keep any number of them, and
     /// answers could arrive out of order.
     pub fn is_busy(&self) -> bool {
-        let owes = |entry: &Entry| match &entry.item {
+        let is_acknowledgement = |entry: &Entry| match &entry.item {
             Item::Control(control) => matches!(
                 **control,
                 Control::Subscribed { .. } | Control::Unsubscribed { .. }
@@ -440,7 +440,7 @@ impl Subscription {
             Item::Event(_) => false,
         };
         let waits = |step: &Step| matches!(step, Step::Add(_));
-        self.plan.iter().any(waits) || self.outbox.iter().any(owes)
+        self.plan.iter().any(waits) || self.outbox.iter().any(is_acknowledgement)
     }
 
     /// Stops listening to channels.
@@ -456,7 +456,7 @@ impl Subscription {
         self.release_held(false);
         self.set_timer();
         self.narrow_plan(channels);
-        self.say(Control::Unsubscribed { asked, cursor });
+        self.push_control(Control::Unsubscribed { asked, cursor });
     }
 
     fn push(&mut self, delivery: Delivery, moves_to: Option<Place>) {
@@ -581,7 +581,7 @@ impl Subscription {
             self.conflator.tidy(now);
             self.move_past_what_is_out_of_scope();
             let cursor = self.resume_cursor();
-            self.say(Control::Heartbeat {
+            self.push_control(Control::Heartbeat {
                 cursor,
                 at: Utc::now(),
             });

@@ -41,9 +41,9 @@ pub enum Close {
     /// A client message was larger than allowed.
     MessageTooBig,
     /// The credential does not allow the stream.
-    Refused,
-    /// Like `Refused`, on `/ws` and `/ws/samples`, whose clients expect this code.
-    RefusedUnauthorized,
+    Rejected,
+    /// Like `Rejected`, on `/ws` and `/ws/samples`, whose clients expect this code.
+    RejectedUnauthorized,
     /// The store could not be read.
     InternalError,
     /// The client sent text that is not UTF-8.
@@ -61,13 +61,13 @@ impl Close {
             Close::Done => 1000,
             Close::ShuttingDown { .. } => 1001,
             Close::ProtocolError => 1002,
-            Close::Refused => 1008,
+            Close::Rejected => 1008,
             Close::InvalidText => 1007,
             Close::InvalidRequest => 1008,
             Close::TryAgainLater => 1013,
             Close::MessageTooBig => 1009,
             Close::InternalError => 1011,
-            Close::RefusedUnauthorized => 4001,
+            Close::RejectedUnauthorized => 4001,
             Close::TokenExpired => 4401,
             Close::Silent => 4408,
         }
@@ -79,7 +79,7 @@ impl Close {
             Close::Done => "done",
             Close::ShuttingDown { .. } => "the server is shutting down",
             Close::ProtocolError => "protocol error",
-            Close::Refused | Close::RefusedUnauthorized => "unauthorized",
+            Close::Rejected | Close::RejectedUnauthorized => "unauthorized",
             Close::MessageTooBig => "message too big",
             Close::InternalError => "internal error",
             Close::InvalidText => "text is not UTF-8",
@@ -101,8 +101,8 @@ impl Close {
             | Close::Silent
             | Close::TryAgainLater => Some(5_000),
             Close::Done
-            | Close::Refused
-            | Close::RefusedUnauthorized
+            | Close::Rejected
+            | Close::RejectedUnauthorized
             | Close::InvalidRequest
             | Close::MessageTooBig => None,
         }

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_would_be_rounded_is_refused_by_its_place() {
+    fn a_number_that_would_be_rounded_is_rejected_by_its_place() {
         for (sent, place) in [
             (r#"{"a": {"b": [1, "2", 18446744073709551616]}}"#, "a.b[2]"),
             (r#"{"a": 1, "b": -9223372036854775809}"#, "b"),

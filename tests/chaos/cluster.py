@@ -27,7 +27,7 @@ from ledger import Broken
 from parts import PgBouncer, Postgres, Redis
 from proxy import Link
 from server import SECRET, Server
-from sources import Beater, Receiver, check_devices, check_notifier
+from sources import HeartbeatSender, Receiver, check_devices, check_notifier
 from truth import Reading, School, Truth, Walk
 
 # What happens to nodes, to the bus, and to the database. `promote` loses commits; the others lose nothing.
@@ -107,7 +107,7 @@ class Run:
         self.life, self.given_up, self.is_promoting, self.promoted_at = 0, [], False, time.monotonic()
         self.is_over, self.refused, self.closings, self.begun_anew = False, 0, 0, 0
         self.happened, self.disturbances, self.disturbed_at = dict.fromkeys(self.faults, 0), 0, 0.0
-        self.tasks, self.readers, self.workers, self.beaters = [], [], [], []
+        self.tasks, self.readers, self.workers, self.senders = [], [], [], []
         self.parts, self.links = [], []
 
     # What workers and readers ask.
@@ -207,7 +207,7 @@ class Run:
                 node.disturbed.append((began, time.time()))
 
     async def _start(self, node):
-        # Without its database a node does not start. Whoever runs it tries again.
+        # Without its database a node does not start. The operator starts it again.
         deadline = time.monotonic() + READY_SECS
         while True:
             try:
@@ -309,14 +309,14 @@ class Run:
         for school in self.schools:
             name = f"w{school.number}"
             self.workers += [Publisher(self, school, f"{name}.{number}") for number in range(self.options.workers)]
-            self.beaters += [Beater(self, school, f"d{school.number}.{number}") for number in range(self.options.devices)]
+            self.senders += [HeartbeatSender(self, school, f"d{school.number}.{number}") for number in range(self.options.devices)]
             kinds = scopes(school.number)
             for number in range(self.options.readers):
                 reader = Reader(self, school, kinds[number % len(kinds)], number, Reading)
                 reader.reading.life = lambda: self.life
                 self.readers.append(reader)
         readers = [asyncio.create_task(reader.roam(lambda: self.is_over)) for reader in self.readers]
-        workers = [asyncio.create_task(worker.work()) for worker in [*self.workers, *self.beaters]]
+        workers = [asyncio.create_task(worker.work()) for worker in [*self.workers, *self.senders]]
         workers += [asyncio.create_task(Publisher(self, school, f"steady{school.number}").keep_steady()) for school in self.schools]
         disturbances = [asyncio.create_task(self.disturb(random.Random(f"{self.seed}-{number}"))) for number in range(self.options.at_once)]
         self.tasks = [*readers, *workers, *disturbances]
@@ -418,7 +418,7 @@ class Run:
             "resets": sum(reader.reading.resets for reader in self.readers),
             "resets_of_open_streams": getattr(self, "mid_stream_resets", None),
             "acknowledged_and_lost_by_promotions": getattr(self, "lost", None),
-            "beats": sum(len(beater.beats) for beater in self.beaters),
+            "heartbeats": sum(len(sender.heartbeats) for sender in self.senders),
             "ends_of_leases_judged": getattr(self, "false_offline_checked", None),
             "delivered": len(self.receiver.delivered) if hasattr(self, "receiver") else 0,
             "begun_anew": self.begun_anew,

@@ -17,14 +17,14 @@ TOLD_SECS = 2
 DELIVERY_SECS = 90
 
 
-class Beater:
+class HeartbeatSender:
     """A device that sends heartbeats to the nodes in turn, and sometimes falls silent for longer than its lease."""
 
     def __init__(self, run, school, name):
         self.run, self.school, self.name = run, school, name
         self.chance = random.Random(f"{run.seed}-{name}")
         self.token = wire.token(SECRET, school.number)
-        self.beats = []  # (sent, answered, number of the node), on the wall clock
+        self.heartbeats = []  # (sent, answered, number of the node), on the wall clock
         self.next = self.chance.randrange(len(run.nodes))
 
     async def work(self):
@@ -37,7 +37,7 @@ class Beater:
                 node = self.run.nodes[self.next % len(self.run.nodes)]
                 self.next += 1
                 if await self._send("POST", f"/api/devices/{self.name}/heartbeat", None, node):
-                    self.beats.append((sent, time.time(), node.number))
+                    self.heartbeats.append((sent, time.time(), node.number))
                 await asyncio.sleep(self.chance.uniform(0, 1))
             if self.chance.random() < 0.5 and not self.run.is_over:
                 await asyncio.sleep(self.chance.uniform(0, 2 * LEASE_SECS))
@@ -63,25 +63,25 @@ def check_devices(run, truth):
     """No device may lose its lease while it is heard by a node that nothing happens to, and each must have lost it at the end. Returns how
     many ends of leases there were."""
     ends = 0
-    beaters = {beater.name: beater for beater in run.beaters if beater.school is truth.school}
+    senders = {sender.name: sender for sender in run.senders if sender.school is truth.school}
     status = {}
     for message in truth.messages:
-        beater = beaters.get(message.get("device_id"))
-        if beater is None or message["type"] != "device_status_update":
+        sender = senders.get(message.get("device_id"))
+        if sender is None or message["type"] != "device_status_update":
             continue
-        status[beater.name] = message["status"]
+        status[sender.name] = message["status"]
         if message["status"] != "offline":
             continue
         ends += 1
         at = datetime.fromisoformat(message["timestamp"]).timestamp()
         began = at - LEASE_SECS
         # When a beat counts is when it was sent: the answer may have waited.
-        heard = {node for sent, answered, node in beater.beats if sent > began and answered < at - TOLD_SECS}
+        heard = {node for sent, answered, node in sender.heartbeats if sent > began and answered < at - TOLD_SECS}
         for node in run.nodes:
             is_quiet = all(to < began - TOLD_SECS or since > at for since, to in node.disturbed)
             if node.number in heard and is_quiet:
-                raise Broken(f"{beater.name} was offline at {message['timestamp']}, and node {node.number} had heard it less than {LEASE_SECS} s before")
-    for name in beaters:
+                raise Broken(f"{sender.name} was offline at {message['timestamp']}, and node {node.number} had heard it less than {LEASE_SECS} s before")
+    for name in senders:
         if status.get(name) == "online":
             raise Broken(f"{name} is silent, and was never told to be offline")
     return ends

@@ -3,7 +3,7 @@
 mod access_log;
 mod expiry;
 mod reach;
-mod refusals;
+mod rejections;
 
 use std::process::Command;
 

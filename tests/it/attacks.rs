@@ -56,7 +56,7 @@ async fn is_well(server: &Server, jobs: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: many long requests"]
-async fn an_accept_header_or_a_query_of_any_length_is_refused_before_it_is_walked() {
+async fn an_accept_header_or_a_query_of_any_length_is_rejected_before_it_is_walked() {
     let server = server().await;
     let (ranges, fields) = ("*/*,".repeat(60_000), "a=1&".repeat(15_000));
     let accept = format!("Accept: {ranges}\r\n");
@@ -95,7 +95,7 @@ async fn an_accept_header_or_a_query_of_any_length_is_refused_before_it_is_walke
 /// bounds is measured by `cargo bench --bench stranger`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: thousands of requests"]
-async fn headers_tokens_and_addresses_beyond_their_bounds_are_refused_before_they_are_walked() {
+async fn headers_tokens_and_addresses_beyond_their_bounds_are_rejected_before_they_are_walked() {
     use tidings::config::{HEADERS_MAX_BYTES, TOKEN_MAX_BYTES};
     let server = server().await;
     let routes = [

@@ -445,7 +445,7 @@ async fn sse_injection_through_messages_and_names_is_impossible() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_streams_than_allowed_are_refused_and_the_others_go_on() {
+async fn more_streams_than_allowed_are_rejected_and_the_others_go_on() {
     let server = server_with(json!({"max_streams": 1})).await;
     server.running_job("a").await;
     let mut first = server.listen(Transport::EventSource, "/jobs").await;
@@ -540,7 +540,7 @@ async fn a_list_is_no_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_compressed_body_is_refused_by_its_encoding_and_not_taken_for_broken_json() {
+async fn a_compressed_body_is_rejected_by_its_encoding_and_not_taken_for_broken_json() {
     let server = server().await;
     let body = r#"{"job_type":"ocr"}"#;
     for path in [

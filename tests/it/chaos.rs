@@ -321,13 +321,13 @@ def device(seq, tag, status, at):
     timestamp = datetime.fromtimestamp(at, timezone.utc).isoformat()
     return event(seq, tag) | {"type": "device_status_update", "device_id": "d", "status": status, "timestamp": timestamp}
 
-def devices(beats, disturbed=(), *, ends=True):
+def devices(heartbeats, disturbed=(), *, ends=True):
     school = School(1)
     at = 1_000_000
     log = [device(1, "01", "online", at)] + [device(2, "02", "offline", at + 20)] * ends
     node = SimpleNamespace(number=1, disturbed=[(at + since, at + to) for since, to in disturbed])
-    beater = SimpleNamespace(name="d", school=school, beats=[(at + sent, at + sent, 1) for sent in beats])
-    return broken(check_devices, SimpleNamespace(beaters=[beater], nodes=[node]), Truth(school, [log]))
+    sender = SimpleNamespace(name="d", school=school, heartbeats=[(at + sent, at + sent, 1) for sent in heartbeats])
+    return broken(check_devices, SimpleNamespace(senders=[sender], nodes=[node]), Truth(school, [log]))
 
 assert not devices([0, 5, 10])
 assert "node 1 had heard it" in devices([0, 5, 10, 16])

@@ -33,7 +33,7 @@ async fn acknowledge(server: &Server, id: &str, token: &str, reason: &str) -> (u
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_bodies_are_refused_with_a_reason() {
+async fn bad_bodies_are_rejected_with_a_reason() {
     let server = server().await;
     around_zero(&server, "a", json!([1])).await;
     sample(&server, "a", 9.0).await;

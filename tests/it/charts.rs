@@ -366,7 +366,7 @@ async fn a_characteristic_of_the_first_edition_goes_on_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chart_that_does_not_fit_is_refused_with_a_reason() {
+async fn a_chart_that_does_not_fit_is_rejected_with_a_reason() {
     let server = server().await;
     server.put("/api/characteristics/one", json!({})).await;
     server

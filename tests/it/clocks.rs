@@ -444,7 +444,7 @@ async fn a_machine_that_was_off_for_days_sweeps_in_the_end() {
         ))
         .unwrap();
     let _server = start();
-    until("the clock is doubted", async || {
+    until("the clock is not trusted", async || {
         wall_clock(folder.path()).is_some_and(|own| own["set_at"].is_u64())
     })
     .await;

@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tidings::Tidings;
-use tidings::app::{Caller, Listen, Refused, TooFast};
+use tidings::app::{Caller, Listen, Rejected, TooFast};
 use tidings::auth::{Access, AuthError, Role, Schools};
 use tidings::config::Settings;
 use tidings::hub::Reader;
 use tidings::id::SchoolId;
 use tidings::kind::{self, job};
-use tidings::refusals::RequestSource;
+use tidings::rejections::RequestSource;
 use tidings::scope::Scope;
 use tidings::session::{Beginning, Dialect, Outbox, Outgoing, Session};
 use tidings::wire::{Close, Encoding, Framing};
@@ -85,7 +85,7 @@ impl Talk {
             },
             from: None,
             tick: Duration::ZERO,
-            greet: Some(Map::new()),
+            welcome: Some(Map::new()),
         };
         let service = tidings.subscriptions();
         let scope = Scope::new(school(1), []);
@@ -104,7 +104,7 @@ impl Talk {
         }
     }
 
-    fn say(&mut self, message: Value) {
+    fn receive(&mut self, message: Value) {
         self.session.receive(&message.to_string(), &mut self.output);
     }
 
@@ -150,9 +150,9 @@ async fn a_conversation_needs_no_socket() {
     publications.publish(&worker, create("a")).await.unwrap();
     let mut talk = Talk::begin(&tidings, access(Role::Viewer), Dialect::MULTIPLEXED);
     talk.until(is("connected")).await;
-    talk.say(json!({"type": "ping", "timestamp": 7}));
+    talk.receive(json!({"type": "ping", "timestamp": 7}));
     assert_eq!(talk.until(is("pong")).await[0]["timestamp"], 7);
-    talk.say(json!({"type": "subscribe", "channels": ["jobs/a", "jobs/b"]}));
+    talk.receive(json!({"type": "subscribe", "channels": ["jobs/a", "jobs/b"]}));
     let messages = talk.until(is("ready")).await;
     assert_eq!(field(&messages, "type")[..1], ["error"], "{messages:?}");
     assert_eq!(messages[0]["channels"], json!(["jobs/b"]));
@@ -176,7 +176,7 @@ async fn a_conversation_sends_no_more_than_there_is_room_for() {
     let (tidings, _folder) = start(json!({}));
     let worker = Caller::in_process("importer", school(1));
     let mut talk = Talk::begin(&tidings, access(Role::Viewer), Dialect::MULTIPLEXED);
-    talk.say(json!({"type": "subscribe", "channels": ["jobs"]}));
+    talk.receive(json!({"type": "subscribe", "channels": ["jobs"]}));
     talk.until(is("ready")).await;
     talk.output.room = 2;
     for id in ["a", "b", "c"] {
@@ -196,17 +196,17 @@ async fn code_of_the_application_is_held_to_the_rules_of_a_token() {
     let (tidings, _folder) = start(json!({"publishes_per_sec": 1, "batch_limit_commands": 2}));
     let publications = tidings.publications();
     let viewer = Caller::new(access(Role::Viewer), None).unwrap();
-    let refused = publications.publish(&viewer, create("a")).await;
-    let is_role = |error: &Refused| matches!(error, Refused::Auth(AuthError::Role { .. }));
-    assert!(refused.as_ref().is_err_and(is_role), "{refused:?}");
+    let rejected = publications.publish(&viewer, create("a")).await;
+    let is_role = |error: &Rejected| matches!(error, Rejected::Auth(AuthError::Role { .. }));
+    assert!(rejected.as_ref().is_err_and(is_role), "{rejected:?}");
     let limited = Access {
         channels: Some(vec![kind::channel("devices").unwrap()]),
         ..access(Role::Worker)
     };
     let limited = Caller::new(limited, None).unwrap();
-    let refused = publications.publish(&limited, create("a")).await;
-    let is_channel = |error: &Refused| matches!(error, Refused::Auth(AuthError::Channel(_)));
-    assert!(refused.as_ref().is_err_and(is_channel), "{refused:?}");
+    let rejected = publications.publish(&limited, create("a")).await;
+    let is_channel = |error: &Rejected| matches!(error, Rejected::Auth(AuthError::Channel(_)));
+    assert!(rejected.as_ref().is_err_and(is_channel), "{rejected:?}");
     let elsewhere = Caller::new(access(Role::Worker), Some(school(2)));
     assert!(matches!(elsewhere, Err(AuthError::NotFound)));
 
@@ -214,15 +214,15 @@ async fn code_of_the_application_is_held_to_the_rules_of_a_token() {
     for id in ["a", "b"] {
         publications.publish(&worker, create(id)).await.unwrap();
     }
-    let refused = publications.publish(&worker, create("c")).await;
-    let Err(Refused::TooFast(TooFast::Commands { most: 1, wait })) = refused else {
-        panic!("{refused:?}");
+    let rejected = publications.publish(&worker, create("c")).await;
+    let Err(Rejected::TooFast(TooFast::Commands { most: 1, wait })) = rejected else {
+        panic!("{rejected:?}");
     };
     assert!(wait > Duration::ZERO);
     let other = Caller::in_process("exporter", school(1));
     publications.publish(&other, create("c")).await.unwrap();
 
-    let refused = tidings.subscriptions().open(
+    let rejected = tidings.subscriptions().open(
         &limited,
         Scope::new(school(1), [kind::channel("jobs").unwrap()]),
         Listen {
@@ -234,9 +234,9 @@ async fn code_of_the_application_is_held_to_the_rules_of_a_token() {
             },
             from: None,
             tick: Duration::ZERO,
-            greet: None,
+            welcome: None,
         },
     );
-    assert!(refused.as_ref().is_err_and(is_channel));
+    assert!(rejected.as_ref().is_err_and(is_channel));
     tidings.close().await.unwrap();
 }

@@ -290,12 +290,12 @@ async fn a_copy_that_was_interrupted_is_not_opened_and_is_repeated_with_what_cam
     drop(client);
     connection.await.unwrap().unwrap();
 
-    let refused = run(command(folder.path())
+    let rejected = run(command(folder.path())
         .env("TIDINGS_DATABASE_URL", &url)
         .arg("serve"));
-    let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let stderr = String::from_utf8_lossy(&rejected.stderr).into_owned();
     assert!(
-        !refused.status.success() && stderr.contains("incomplete copy"),
+        !rejected.status.success() && stderr.contains("incomplete copy"),
         "{stderr}"
     );
     // The server goes on for a while, in the school that was complete.

@@ -273,9 +273,9 @@ async fn multiplexed(server: &Server, rng: &mut Rng, known: &[Place]) -> Notes {
     // What it will want, and is refused.
     let wanted = BTreeSet::from(["jobs".to_owned()]);
     let mut socket = socket(&server.url, "/ws?tick_ms=0&heartbeat=message", &viewer(1)).await;
-    let refused = json!({"type": "subscribe", "channels": ["jobs", "schools/2"]});
+    let rejected = json!({"type": "subscribe", "channels": ["jobs", "schools/2"]});
     socket
-        .send(Message::text(refused.to_string()))
+        .send(Message::text(rejected.to_string()))
         .await
         .unwrap();
     let mut signs = 0;

@@ -85,13 +85,13 @@ fn a_command_finds_what_the_commands_of_its_group_before_it_left() {
             job("b", "start", json!({})),
         ],
     );
-    let refused = |index: usize| receipts[index].as_ref().unwrap_err();
+    let rejected = |index: usize| receipts[index].as_ref().unwrap_err();
     assert!(matches!(
-        refused(1),
+        rejected(1),
         CommandError::Rule(RuleError::AlreadyExists { .. })
     ));
     assert!(matches!(
-        refused(4),
+        rejected(4),
         CommandError::Rule(RuleError::NotFound { .. })
     ));
     assert_eq!(

@@ -228,7 +228,7 @@ async fn a_second_demo_on_the_same_database_goes_on_with_what_was_learnt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_simulator_that_is_refused_says_why_and_hinders_no_other() {
+async fn a_simulator_that_is_rejected_says_why_and_hinders_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Process::start(command(folder.path()).arg("serve"));
     let http = reqwest::Client::new();
@@ -398,8 +398,8 @@ async fn what_a_killed_demo_has_left_is_cancelled_by_the_next() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: a whole demo"]
-async fn no_refusal_of_the_server_ends_the_demo() {
-    for (name, value, refused) in [
+async fn no_rejection_of_the_server_ends_the_demo() {
+    for (name, value, rejected) in [
         ("TIDINGS_JOBS_PER_SCHOOL", "1", 2),
         ("TIDINGS_BODY_LIMIT_BYTES", "20", 3),
     ] {
@@ -418,7 +418,7 @@ async fn no_refusal_of_the_server_ends_the_demo() {
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(0), "{said}");
         let lines = said.lines().filter(|line| line.contains(" is skipped: "));
-        assert_eq!(lines.count(), refused, "{said}");
+        assert_eq!(lines.count(), rejected, "{said}");
     }
 }
 

@@ -11,15 +11,15 @@ async fn register(server: &Server, id: &str, body: Value) -> Value {
     answer
 }
 
-async fn beat(server: &Server, id: &str) -> Value {
+async fn heartbeat(server: &Server, id: &str) -> Value {
     server
         .report(&format!("/api/devices/{id}/heartbeat"), json!({}))
         .await
 }
 
 async fn online(server: &Server, id: &str) {
-    beat(server, id).await;
-    assert_eq!(beat(server, id).await["status"], "online");
+    heartbeat(server, id).await;
+    assert_eq!(heartbeat(server, id).await["status"], "online");
 }
 
 fn statuses(messages: &[Value]) -> Vec<&str> {
@@ -43,8 +43,8 @@ async fn a_device_is_online_after_two_good_beats_and_offline_after_its_lease_on_
             json!({"name": "Front door", "lease_secs": 1}),
         )
         .await;
-        assert_eq!(beat(&server, "door").await["status"], "unknown");
-        let second = beat(&server, "door").await;
+        assert_eq!(heartbeat(&server, "door").await["status"], "unknown");
+        let second = heartbeat(&server, "door").await;
         assert_eq!(second["status"], "online");
         let heard = listener
             .take_until(|message| message["status"] == "offline")
@@ -71,7 +71,7 @@ async fn a_beat_writes_no_event_and_is_written_down_in_batches() {
     let (_, before) = server.get("/api/devices", &viewer(1)).await;
     let mut last = Value::Null;
     for _ in 0..100 {
-        last = beat(&server, "door").await;
+        last = heartbeat(&server, "door").await;
     }
     let (_, after) = server.get("/api/devices", &viewer(1)).await;
     assert_eq!(before["cursor"], after["cursor"], "no event");
@@ -94,8 +94,8 @@ async fn a_last_will_takes_effect_at_once() {
         .await;
     assert_eq!(listener.next().await.unwrap(), gone);
     assert!(gone["last_seen"].is_string());
-    assert_eq!(beat(&server, "door").await["status"], "offline");
-    assert_eq!(beat(&server, "door").await["status"], "online");
+    assert_eq!(heartbeat(&server, "door").await["status"], "offline");
+    assert_eq!(heartbeat(&server, "door").await["status"], "online");
     let again = server
         .report("/api/devices/door/status", json!({"status": "online"}))
         .await;
@@ -130,25 +130,25 @@ async fn after_a_restart_a_device_is_unknown_for_what_is_left_of_its_lease() {
     let mut listener = server
         .resume(Transport::EventSource, "/devices", cursor)
         .await;
-    let doubted = listener
+    let marked = listener
         .take_until(|message| message["status"] == "unknown")
         .await;
-    assert!(!statuses(&doubted).contains(&"offline"), "no mass offline");
+    assert!(!statuses(&marked).contains(&"offline"), "no mass offline");
     online(&server, "comes").await;
-    let beating = async {
+    let sending = async {
         loop {
-            beat(&server, "comes").await;
+            heartbeat(&server, "comes").await;
         }
     };
     let heard = tokio::select! {
         heard = listener.take_until(|message| message["status"] == "offline") => heard,
-        () = beating => unreachable!("it beats on"),
+        () = sending => unreachable!("it sends on"),
     };
     assert_eq!(heard.last().unwrap()["device_id"], "stays-away");
     let came = |message: &&Value| message["device_id"] == "comes" && message["status"] == "online";
     assert!(heard.iter().any(|message| came(&message)));
     let silent = |message: &Value| message["device_id"] != "was-off";
-    assert!(doubted.iter().chain(&heard).all(silent));
+    assert!(marked.iter().chain(&heard).all(silent));
 }
 
 /// Whatever a device says of itself shows that it is there.
@@ -187,22 +187,22 @@ async fn a_devices_own_word_renews_its_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn beats_further_apart_than_the_lease_are_none_in_a_row() {
+async fn heartbeats_further_apart_than_the_lease_do_not_count_as_consecutive() {
     let server = server().await;
     register(&server, "door", json!({"lease_secs": 1})).await;
     let mut listener = server.listen(Transport::WebSocket, "/devices/door").await;
     listener.until_ready().await;
-    beat(&server, "door").await;
+    heartbeat(&server, "door").await;
     let gone = listener.next().await.unwrap();
     assert_eq!(gone["status"], "offline");
-    assert_eq!(beat(&server, "door").await["status"], "offline");
-    assert_eq!(beat(&server, "door").await["status"], "online");
+    assert_eq!(heartbeat(&server, "door").await["status"], "offline");
+    assert_eq!(heartbeat(&server, "door").await["status"], "online");
 }
 
 /// A server whose disk is full for a moment, just as it starts.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn everyone_is_doubted_even_if_the_store_fails_at_first() {
+async fn every_device_is_marked_unknown_even_if_the_store_fails_at_first() {
     use diesel::connection::{Connection, SimpleConnection};
     let first = server().await;
     let lines = |op: &str| -> String {
@@ -211,9 +211,9 @@ async fn everyone_is_doubted_even_if_the_store_fails_at_first() {
         (0..600).map(line).collect()
     };
     first.batch(&worker(1), lines("devices.put")).await;
-    let beats = lines("devices.heartbeat").replace(r#","lease_secs":3"#, "");
+    let heartbeats = lines("devices.heartbeat").replace(r#","lease_secs":3"#, "");
     for _ in 0..2 {
-        first.batch(&worker(1), beats.clone()).await;
+        first.batch(&worker(1), heartbeats.clone()).await;
     }
     let folder = first.stop().await;
     let path = folder.path().join("tidings.db");
@@ -254,7 +254,7 @@ async fn everyone_is_doubted_even_if_the_store_fails_at_first() {
     assert!(
         of.values()
             .all(|statuses| *statuses == ["unknown", "offline"]),
-        "each is doubted first"
+        "each is marked unknown first"
     );
 }
 
@@ -275,7 +275,7 @@ async fn what_could_not_be_written_down_of_a_device_is_written_down_later() {
          CREATE TRIGGER full BEFORE UPDATE ON devices BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
     )
     .unwrap();
-    let last = beat(&server, "door").await;
+    let last = heartbeat(&server, "door").await;
     assert!(server.tidings.presence().flush().await.is_err());
     conn.batch_execute("DROP TRIGGER full").unwrap();
     server.tidings.presence().flush().await.unwrap();
@@ -397,13 +397,13 @@ async fn a_gateway_beats_for_many_devices_in_a_batch() {
     let registered = send(lines("devices.put", 1_000)).await;
     assert!(registered.iter().all(|line| line["status"] == 200));
     send(lines("devices.heartbeat", 1_001)).await;
-    let beaten = send(lines("devices.heartbeat", 1_001)).await;
+    let outcomes = send(lines("devices.heartbeat", 1_001)).await;
     assert!(
-        beaten[..1_000]
+        outcomes[..1_000]
             .iter()
             .all(|line| line["device"]["status"] == "online")
     );
-    assert_eq!(beaten[1_000]["status"], 404);
+    assert_eq!(outcomes[1_000]["status"], 404);
     let (_, page) = server
         .get("/api/devices?status=online&limit=500", &viewer(1))
         .await;
@@ -412,7 +412,7 @@ async fn a_gateway_beats_for_many_devices_in_a_batch() {
     assert_eq!(server.tidings.presence().leases(), 1_000);
 }
 
-/// Beats are carried out behind other commands, but never behind a later one of the same device.
+/// Heartbeats are carried out behind other commands, but never behind a later one of the same device.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_keeps_the_order_of_what_concerns_one_device() {
     let server = server().await;
@@ -433,7 +433,7 @@ async fn a_batch_keeps_the_order_of_what_concerns_one_device() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_device_or_no_status_is_refused() {
+async fn what_is_no_device_or_no_status_is_rejected() {
     let server = server().await;
     register(&server, "door", json!({})).await;
     for (path, body, status) in [

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tidings::cluster::{Cluster, Company, Identity, Vitals};
+use tidings::cluster::{Cluster, Identity, NodeHealth, Peers};
 use tidings::config::Settings;
 use tidings::id::{SchoolId, SubjectId};
 use tidings::kind;
@@ -101,7 +101,7 @@ impl Shared {
         let secret = Fingerprint::of("jwt_secret", b"secret");
         let identity = Identity::new(NodeId::generate(), secret);
         let store = || Arc::clone(&self.store);
-        let cluster = Cluster::new(store(), identity, Box::new(Vitals::default));
+        let cluster = Cluster::new(store(), identity, Box::new(NodeHealth::default));
         let cluster = Arc::new(cluster);
         cluster.join().await.unwrap().unwrap();
         let debts = Debts::new(RateLimit::for_event_bytes(&Settings::default()));
@@ -170,9 +170,9 @@ impl Node {
         self.tasks.supervise(Task::new("nodes"), watch);
     }
 
-    async fn beat(&self, device: &str) -> Status {
+    async fn heartbeat(&self, device: &str) -> Status {
         later(&self.uptime).await;
-        let answers = self.presence.beats(school(), &[id(device)]).await;
+        let answers = self.presence.heartbeats(school(), &[id(device)]).await;
         answers.unwrap().remove(0).unwrap().status
     }
 }
@@ -183,18 +183,18 @@ async fn heartbeats_that_alternate_between_nodes_count_as_if_one_had_heard_them(
     let shared = Shared::open();
     let (one, other) = (shared.node().await, shared.node().await);
     shared.register("door", 600).await;
-    assert_eq!(one.beat("door").await, Unknown);
-    assert_eq!(other.beat("door").await, Online, "the second in a row");
-    assert_eq!(one.beat("door").await, Online);
+    assert_eq!(one.heartbeat("door").await, Unknown);
+    assert_eq!(other.heartbeat("door").await, Online, "the second in a row");
+    assert_eq!(one.heartbeat("door").await, Online);
     // A last will that reaches another node: neither of these hears of it.
     for round in 0..2 {
         shared.report("door", "offline").await;
         one.presence.flush().await.unwrap();
         other.presence.flush().await.unwrap();
-        one.beat("door").await;
+        one.heartbeat("door").await;
         one.presence.flush().await.unwrap();
         assert_eq!(shared.status("door").await, Offline, "one heartbeat");
-        assert_eq!(other.beat("door").await, Online, "and another");
+        assert_eq!(other.heartbeat("door").await, Online, "and another");
         let flapping = shared.device("door").await.flapping;
         assert_eq!(flapping, round == 1, "four changes");
     }
@@ -202,7 +202,7 @@ async fn heartbeats_that_alternate_between_nodes_count_as_if_one_had_heard_them(
         "unknown", "online", "offline", "online", "offline", "online",
     ];
     assert_eq!(shared.history("door").await, history);
-    let nobody = one.presence.beats(school(), &[id("nobody")]).await;
+    let nobody = one.presence.heartbeats(school(), &[id("nobody")]).await;
     assert!(nobody.unwrap()[0].is_err());
 }
 
@@ -224,20 +224,20 @@ async fn many_devices_are_heard_and_shared_in_batches() {
             .append(school(), part.iter().map(register).collect());
         assert!(answers.await.unwrap().iter().all(Result::is_ok));
     }
-    let beats = async |node: &Node| -> Vec<Status> {
+    let heartbeats = async |node: &Node| -> Vec<Status> {
         let mut statuses = Vec::new();
         for part in ids.chunks(500) {
-            let answers = node.presence.beats(school(), part).await.unwrap();
+            let answers = node.presence.heartbeats(school(), part).await.unwrap();
             statuses.extend(answers.into_iter().map(|answer| answer.unwrap().status));
         }
         statuses
     };
-    assert_eq!(beats(&one).await, [Status::Unknown; DEVICES]);
-    assert_eq!(beats(&other).await, [Status::Online; DEVICES]);
+    assert_eq!(heartbeats(&one).await, [Status::Unknown; DEVICES]);
+    assert_eq!(heartbeats(&other).await, [Status::Online; DEVICES]);
     let head = shared.store.head(school()).await.unwrap();
     for _ in 0..3 {
-        beats(&one).await;
-        beats(&other).await;
+        heartbeats(&one).await;
+        heartbeats(&other).await;
         one.presence.flush().await.unwrap();
         other.presence.flush().await.unwrap();
     }
@@ -245,14 +245,14 @@ async fn many_devices_are_heard_and_shared_in_batches() {
     assert_eq!(after, head, "no heartbeat is an event");
     let known = shared
         .store
-        .beats_of(vec![(school(), ids[0].clone())])
+        .heartbeats_of(vec![(school(), ids[0].clone())])
         .await;
     let heard = known.unwrap()[0].as_ref().unwrap().heard.unwrap();
     let saved = shared.device("d0").await.last_seen.unwrap();
     assert_eq!(saved, heard.last.at, "when it was last heard is saved");
     shared.register("twice", 600).await;
     let twice = [id("twice"), id("twice")];
-    let answers = one.presence.beats(school(), &twice).await.unwrap();
+    let answers = one.presence.heartbeats(school(), &twice).await.unwrap();
     assert_eq!(answers[1].as_ref().unwrap().status, Status::Online);
 }
 
@@ -263,12 +263,12 @@ async fn a_device_that_moves_to_another_node_stays_online_and_a_silent_one_goes_
     let (one, other) = (shared.node().await, shared.node().await);
     for device in ["moves", "silent"] {
         shared.register(device, 2).await;
-        one.beat(device).await;
-        assert_eq!(one.beat(device).await, Status::Online);
+        one.heartbeat(device).await;
+        assert_eq!(one.heartbeat(device).await, Status::Online);
     }
     // From now on the first node hears nothing, and both of its leases end.
     until("the silent one is offline", async || {
-        assert_eq!(other.beat("moves").await, Status::Online);
+        assert_eq!(other.heartbeat("moves").await, Status::Online);
         shared.status("silent").await == Status::Offline
     })
     .await;
@@ -288,8 +288,8 @@ async fn a_lease_that_another_node_shortens_ends_in_time() {
     let shared = Shared::open();
     let (one, other) = (shared.node().await, shared.node().await);
     shared.register("door", 600).await;
-    one.beat("door").await;
-    assert_eq!(other.beat("door").await, Status::Online);
+    one.heartbeat("door").await;
+    assert_eq!(other.heartbeat("door").await, Status::Online);
     later(&one.uptime).await;
     shared.register("door", 1).await;
     until("it is offline after the new lease", async || {
@@ -312,12 +312,12 @@ async fn a_node_that_dies_makes_those_offline_that_nobody_else_hears_and_no_othe
     let stays = shared.node().await;
     for device in ["heard", "lost"] {
         shared.register(device, 2).await;
-        dies.beat(device).await;
-        assert_eq!(dies.beat(device).await, Status::Online);
+        dies.heartbeat(device).await;
+        assert_eq!(dies.heartbeat(device).await, Status::Online);
     }
     dies.tasks.cancel();
     until("the lost one is offline", async || {
-        assert_eq!(stays.beat("heard").await, Status::Online);
+        assert_eq!(stays.heartbeat("heard").await, Status::Online);
         shared.status("lost").await == Status::Offline
     })
     .await;
@@ -335,22 +335,22 @@ async fn only_the_first_node_of_a_cluster_marks_devices_as_unknown() {
     shared.register("door", 600).await;
     shared.report("door", "online").await;
     let first = shared.node().await;
-    assert_eq!(first.cluster.company(), Company::Alone);
+    assert_eq!(first.cluster.peers(), Peers::Absent);
     until("it is unknown", async || {
         shared.status("door").await == Status::Unknown
     })
     .await;
-    first.beat("door").await;
-    assert_eq!(first.beat("door").await, Status::Online);
+    first.heartbeat("door").await;
+    assert_eq!(first.heartbeat("door").await, Status::Online);
     let second = shared.node().await;
-    assert_eq!(second.cluster.company(), Company::Unclear);
+    assert_eq!(second.cluster.peers(), Peers::Unclear);
     until("it is known that another one runs", async || {
-        second.cluster.company() == Company::Others
+        second.cluster.peers() == Peers::Running
     })
     .await;
-    // It ends leases, so it has decided about doubts before.
+    // It ends leases, so it has marked devices before.
     shared.register("brief", 1).await;
-    second.beat("brief").await;
+    second.heartbeat("brief").await;
     assert!(first.tasks.end(Duration::from_secs(30)).await);
     until("leases end", async || {
         shared.status("brief").await == Status::Offline
@@ -373,7 +373,7 @@ async fn a_device_that_is_reported_after_the_start_is_not_marked_as_unknown() {
     shared.report("since", "offline").await;
     shared.report("since", "online").await;
     shared.register("brief", 1).await;
-    node.beat("brief").await;
+    node.heartbeat("brief").await;
     node.start();
     until(
         "leases end, so that all devices have been decided about",

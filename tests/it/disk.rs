@@ -72,25 +72,25 @@ pub(crate) async fn log(url: &str) -> Vec<u64> {
 }
 
 /// Why a server does not start.
-pub(crate) fn refusal(folder: &Path) -> String {
-    refusal_of(command(folder).arg("serve"))
+pub(crate) fn rejection(folder: &Path) -> String {
+    rejection_of(command(folder).arg("serve"))
 }
 
 /// Why this fails, which does not go on if it does not.
-pub(crate) fn refusal_of(command: &mut Command) -> String {
+pub(crate) fn rejection_of(command: &mut Command) -> String {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut refused = Guarded(command.spawn().unwrap());
+    let mut rejected = Guarded(command.spawn().unwrap());
     let mut line = String::new();
-    let stdout = Patient(refused.0.stdout.take().unwrap());
+    let stdout = Patient(rejected.0.stdout.take().unwrap());
     BufReader::new(stdout).read_line(&mut line).unwrap();
     assert_eq!(line, "", "it has started");
     let mut said = String::new();
-    let mut stderr = Patient(refused.0.stderr.take().unwrap());
+    let mut stderr = Patient(rejected.0.stderr.take().unwrap());
     stderr.read_to_string(&mut said).unwrap();
-    assert_eq!(status_of(&mut refused.0).code(), Some(1), "{said}");
+    assert_eq!(status_of(&mut rejected.0).code(), Some(1), "{said}");
     said
 }
 
@@ -107,7 +107,7 @@ async fn a_damaged_database_is_not_served_and_not_changed() {
     let cut = whole[..whole.len() / 2].to_vec();
     for damaged in [scratched, cut] {
         std::fs::write(&path, &damaged).unwrap();
-        let said = refusal(folder.path());
+        let said = rejection(folder.path());
         assert!(
             said.contains("tidings.db") && (said.contains("damaged") || said.contains("malformed")),
             "{said}"
@@ -131,10 +131,10 @@ async fn a_database_that_is_gone_from_its_journal_is_not_replaced() {
     let journal = path.with_extension("db-wal");
     let journal_was = std::fs::read(&journal).unwrap();
     std::fs::remove_file(&path).unwrap();
-    assert!(refusal(folder.path()).contains("missing"));
+    assert!(rejection(folder.path()).contains("missing"));
     assert!(!path.exists());
     std::fs::write(&path, "").unwrap();
-    assert!(refusal(folder.path()).contains("missing"));
+    assert!(rejection(folder.path()).contains("missing"));
     assert_eq!(std::fs::read(&journal).unwrap(), journal_was);
     // With its database it is all there.
     std::fs::write(&path, whole).unwrap();
@@ -143,7 +143,7 @@ async fn a_database_that_is_gone_from_its_journal_is_not_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_may_not_be_written_is_refused() {
+async fn a_database_that_may_not_be_written_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     some_jobs(folder.path(), 1).await;
     // Root may write everything: somebody else must try.
@@ -171,10 +171,10 @@ async fn a_database_that_may_not_be_written_is_refused() {
         // We are root.
         command.uid(65_534).gid(65_534);
     }
-    let refused = run(&mut command);
+    let rejected = run(&mut command);
     set("u+w", folder.path());
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert_eq!(refused.status.code(), Some(1), "{said}");
+    let said = String::from_utf8_lossy(&rejected.stderr).into_owned();
+    assert_eq!(rejected.status.code(), Some(1), "{said}");
     assert!(said.contains("tidings.db"), "{said}");
 }
 
@@ -204,20 +204,20 @@ async fn a_full_disk_is_reported_and_every_acknowledged_event_is_stored_once_in_
     // No file may grow beyond this: writing fails as it does on a full disk.
     let mut limited = limited(folder.path(), "trap '' XFSZ; ulimit -f 600");
     let mut server = Process::start(&mut limited);
-    let (mut acknowledged, mut refused) = (1, 0);
+    let (mut acknowledged, mut rejected) = (1, 0);
     for number in 0..2_000 {
         let metadata = json!({"text": "y".repeat(4_000)});
         let body = json!({"job_id": format!("k{number}"), "job_type": "t", "metadata": metadata});
         match post(&server.url, "/api/jobs", body).await.0 {
             201 => acknowledged += 1,
-            503 => refused += 1,
+            503 => rejected += 1,
             other => panic!("{other}"),
         }
-        if refused == 5 {
+        if rejected == 5 {
             break;
         }
     }
-    assert_eq!(refused, 5, "after {acknowledged}");
+    assert_eq!(rejected, 5, "after {acknowledged}");
     // The log tells that it is so, and not each time.
     let mut log_lines = server.stderr();
     server.kill();

@@ -254,7 +254,7 @@ fn a_second_process_does_not_touch_a_database_in_use() {
 }
 
 #[test]
-fn a_file_that_is_no_database_is_refused_and_left_as_it_is() {
+fn a_file_that_is_no_database_is_rejected_and_left_as_it_is() {
     if !store::is_a_file("there is no file") {
         return;
     }
@@ -263,11 +263,11 @@ fn a_file_that_is_no_database_is_refused_and_left_as_it_is() {
     let path = folder.path().join("data/tidings.db");
     let text = "this is somebody's diary, not a database\n".repeat(200);
     std::fs::write(&path, &text).unwrap();
-    let refused = process::run(process::command(folder.path()).arg("serve"));
-    assert_eq!(refused.status.code(), Some(1));
+    let rejected = process::run(process::command(folder.path()).arg("serve"));
+    assert_eq!(rejected.status.code(), Some(1));
     assert!(
-        String::from_utf8_lossy(&refused.stderr).contains("tidings.db"),
-        "{refused:?}"
+        String::from_utf8_lossy(&rejected.stderr).contains("tidings.db"),
+        "{rejected:?}"
     );
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
 }

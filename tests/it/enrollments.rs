@@ -150,7 +150,7 @@ async fn a_device_has_one_active_session_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_finished_session_refuses_and_nothing_is_broadcast() {
+async fn a_finished_session_rejects_and_nothing_is_broadcast() {
     let server = server().await;
     start(&server, "s", "door").await;
     let failed = server
@@ -237,7 +237,7 @@ async fn float_noise_at_the_ends_of_the_range_is_no_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_bodies_are_refused_with_a_reason() {
+async fn bad_bodies_are_rejected_with_a_reason() {
     let server = server().await;
     start(&server, "s", "door").await;
     for (path, body, status) in [

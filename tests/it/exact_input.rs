@@ -197,7 +197,7 @@ async fn a_lone_surrogate_becomes_the_replacement_character_and_the_report_count
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_utf_8_is_refused_by_its_byte_and_a_byte_order_mark_is_passed_over() {
+async fn what_is_not_utf_8_is_rejected_by_its_byte_and_a_byte_order_mark_is_passed_over() {
     let server = server().await;
     server.running_job("a").await;
     for (body, at) in [

@@ -58,7 +58,7 @@ enum BarePing {
 struct Endpoint {
     path: &'static str,
     /// The close code for those who may not.
-    refusal: u16,
+    rejection: u16,
     /// Whether an `error` comes before it.
     explains: bool,
     bare_ping: BarePing,
@@ -72,7 +72,7 @@ struct Endpoint {
 
 const ENROLLMENT: Endpoint = Endpoint {
     path: "/ws/enrollment",
-    refusal: 1008,
+    rejection: 1008,
     explains: false,
     bare_ping: BarePing::Pong,
     subscribe: None,
@@ -81,7 +81,7 @@ const ENROLLMENT: Endpoint = Endpoint {
 };
 const SAMPLES: Endpoint = Endpoint {
     path: "/ws/samples",
-    refusal: 4001,
+    rejection: 4001,
     explains: true,
     bare_ping: BarePing::Error,
     subscribe: Some(r#"{"type":"subscribe","characteristic_ids":[1]}"#),

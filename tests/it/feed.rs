@@ -85,8 +85,13 @@ impl Log for Counted {
         stretch
     }
 
-    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
-        self.now().replay(scope, after, fold).await
+    async fn replay(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        conflate: bool,
+    ) -> Result<Page, StoreError> {
+        self.now().replay(scope, after, conflate).await
     }
 
     async fn snapshot(
@@ -217,7 +222,7 @@ impl Node {
             tick,
             expires_at: None,
             returns_until: None,
-            greet: None,
+            welcome: None,
         };
         self.subscriber.open(request).unwrap()
     }
@@ -380,7 +385,7 @@ async fn a_reader_that_is_catching_up_receives_the_close_before_the_rest_of_the_
     node.hub.close_all(|| Close::Done);
     let mut delivered = 1;
     let close = loop {
-        match subscription.next().await.expect("a farewell") {
+        match subscription.next().await.expect("a close") {
             Delivery::Event(_) => delivered += 1,
             Delivery::Control(Control::Closing { close, .. }) => break close,
             Delivery::Control(_) => {}

@@ -126,8 +126,8 @@ async fn a_worker_that_has_said_who_it_is_is_known_by_its_token_too() {
     for (verb, body) in REPORTS {
         let body = serde_json::from_str(body).unwrap();
         let (status, problem) = send(&server, &old, verb, body).await;
-        let refused = (status, &problem["code"]);
-        assert_eq!(refused, (409, &json!("stale-attempt")), "{verb}");
+        let rejected = (status, &problem["code"]);
+        assert_eq!(rejected, (409, &json!("stale-attempt")), "{verb}");
     }
     sent(&server, &new, "complete", json!({"result": "new"})).await;
     // Both have the same token, so that the one that has joined may leave its name out.

@@ -376,7 +376,7 @@ async fn http_1_0_is_not_upgraded_but_served_what_it_can_have() {
             );
         }
     }
-    // The same key over HTTP/1.1 is as good as any, also where HTTP/1.0 had it on a route that takes none.
+    // The same key over HTTP/1.1 is accepted, also where HTTP/1.0 had it on a route that takes none.
     let headers = format!("Host: x\r\n{handshake}");
     ask(&server.url, &line("/healthz", "1.0"), &headers).await;
     let answer = ask(&server.url, &line("/events/jobs", "1.1"), &headers).await;

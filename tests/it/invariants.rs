@@ -448,10 +448,10 @@ async fn invariant_12_what_one_node_does_is_fenced_in_the_write_itself() {
         let moved = store.notifier_moves("ops", fence, school, seq, Progress::default());
         moved.await
     };
-    let before = store.notifier_place("ops", school).await.unwrap();
+    let before = store.notifier_offset("ops", school).await.unwrap();
     assert_eq!(moves(was_suspended, 9).await, Err(StoreError::Fenced));
-    let after = store.notifier_place("ops", school).await.unwrap();
+    let after = store.notifier_offset("ops", school).await.unwrap();
     assert_eq!(before, after);
     moves(holder, 9).await.unwrap();
-    assert_eq!(store.notifier_place("ops", school).await.unwrap().seq, 9);
+    assert_eq!(store.notifier_offset("ops", school).await.unwrap().seq, 9);
 }

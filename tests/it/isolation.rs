@@ -1,4 +1,4 @@
-//! What is another school's is as good as not there: every way in, for every kind, answers as for what does not exist, and
+//! Data of another school is reported as not found: every endpoint, for every kind, answers as for what does not exist, and
 //! changes nothing. What a token limited to some channels, a ticket or a cookie do not open stays shut on every way in, too.
 
 use futures_util::StreamExt;
@@ -9,7 +9,7 @@ use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::listener::{receive, refused, send, socket, socket_url, until_closed};
+use crate::support::listener::{receive, rejected, send, socket, socket_url, until_closed};
 use crate::support::*;
 
 /// One of each kind, all named `theirs`, in school 1.
@@ -60,7 +60,7 @@ fn with_query(path: &str, query: &str) -> String {
 }
 
 /// What a WebSocket receives that is closed again.
-async fn farewell(url: &str) -> (Vec<Value>, Option<u16>) {
+async fn messages_until_close(url: &str) -> (Vec<Value>, Option<u16>) {
     until_closed(&mut connect_async(url).await.unwrap().0).await
 }
 
@@ -201,7 +201,7 @@ async fn not_there_for(other: &str, query: &str) {
             missing.to_string()
         );
     }
-    // A line that names their school is as good as one that names a school that nobody has.
+    // A line that names their school is answered like one that names a school that does not exist.
     for line in &mut lines {
         line["school_id"] = json!(1);
     }
@@ -254,8 +254,8 @@ async fn not_heard_by(other: &str, query: &str) {
                 .replace("school_id=1", "school_id=3")
         };
         let url = |path: &str| socket_url(&server.url, &about(path), Some(other), None);
-        let theirs = farewell(&url(path)).await;
-        let missing = farewell(&url(&nobody(path.to_owned()))).await;
+        let theirs = messages_until_close(&url(path)).await;
+        let missing = messages_until_close(&url(&nobody(path.to_owned()))).await;
         assert!(theirs.1.is_some(), "{path}: {theirs:?}");
         assert_eq!(
             nobody(json!(theirs).to_string()),
@@ -274,7 +274,7 @@ async fn not_heard_by(other: &str, query: &str) {
     ] {
         let path = about(&format!("/events/{scope}"));
         let url = socket_url(&server.url, &path, Some(other), None);
-        assert_eq!(refused(&url).await, 404, "{scope}");
+        assert_eq!(rejected(&url).await, 404, "{scope}");
     }
     let mut ws = socket(&server.url, &about("/ws"), other).await;
     for wanted in [
@@ -362,7 +362,8 @@ async fn channel_limits_escaped_within_a_websocket() {
         ("/ws/enrollment", 1008),
         ("/ws/enrollment?session_id=theirs", 1008),
     ] {
-        let (said, closed) = farewell(&socket_url(&server.url, path, Some(&token), None)).await;
+        let (said, closed) =
+            messages_until_close(&socket_url(&server.url, path, Some(&token), None)).await;
         assert_eq!(closed, Some(code), "{path}: {said:?}");
         assert!(
             said.iter().all(|message| message["type"] == "error"),
@@ -520,7 +521,7 @@ async fn ticket_reuse_outside_its_scope() {
         "/ws/enrollment",
         "/ws/upload-progress",
     ] {
-        let (said, code) = farewell(&format!(
+        let (said, code) = messages_until_close(&format!(
             "{}?ticket={ticket}",
             socket_url(&server.url, path, None, None)
         ))
@@ -570,7 +571,7 @@ async fn ticket_reuse_outside_its_scope() {
     );
     let mut first = connect_async(&url).await.unwrap().0;
     let _second = connect_async(&url).await.unwrap();
-    assert_eq!(refused(&url).await, 429);
+    assert_eq!(rejected(&url).await, 429);
     let (said, code) = until_closed(&mut first).await;
     assert_eq!(
         (code, &said.last().unwrap()["code"]),

@@ -385,8 +385,8 @@ fn a_worker_of_an_earlier_attempt_changes_nothing_unless_it_joins_the_present_on
     let over = run(Some(&restarted), &reports("b")[1], 5).unwrap().state;
     for job in [&again, &restarted, &over] {
         for report in reports("a") {
-            let refused = run(Some(job), &report, 5).map(|outcome| outcome.state.status);
-            assert_eq!(refused, Err(RuleError::StaleWorker { current: 2 }));
+            let rejected = run(Some(job), &report, 5).map(|outcome| outcome.state.status);
+            assert_eq!(rejected, Err(RuleError::StaleWorker { current: 2 }));
         }
     }
     for name in ["b", "never heard of"] {

@@ -675,8 +675,8 @@ async fn a_report_of_another_attempt_has_no_effect() {
             body["attempt"] = json!(attempt);
             let path = format!("/api/jobs/a/{verb}");
             let (status, problem) = server.post(&path, &worker(1), body).await;
-            let refused = (status, &problem["code"]);
-            assert_eq!(refused, (409, &json!("stale-attempt")), "{verb} {attempt}");
+            let rejected = (status, &problem["code"]);
+            assert_eq!(rejected, (409, &json!("stale-attempt")), "{verb} {attempt}");
         }
     }
     assert_eq!(server.get("/api/jobs/a", &viewer(1)).await.1, before);

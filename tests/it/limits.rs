@@ -8,7 +8,7 @@ use crate::support::process::{Process, limited};
 use crate::support::*;
 
 /// How often something was refused, as the figures tell: by its code and the setting that was reached.
-async fn refusals(server: &Server, code: &str, limit: &str) -> u64 {
+async fn rejections(server: &Server, code: &str, limit: &str) -> u64 {
     let answer = server.request("GET", "/metrics", &admin()).send().await;
     let text = answer.unwrap().text().await.unwrap();
     let name = format!("tidings_refusals_total{{code=\"{code}\",limit=\"{limit}\"}} ");
@@ -69,7 +69,7 @@ async fn streams_are_limited_by_user_by_address_by_school_and_in_all() {
         ("too-many-streams", "max_streams_per_school", 1),
         ("unavailable", "max_streams", 1),
     ] {
-        assert_eq!(refusals(&server, code, limit).await, times, "{limit}");
+        assert_eq!(rejections(&server, code, limit).await, times, "{limit}");
     }
     // A reader that leaves makes room.
     kept.clear();
@@ -90,22 +90,22 @@ async fn who_publishes_too_fast_waits_and_others_do_not() {
         let request = server.request("POST", "/api/jobs/j/progress", token);
         request.json(&json!({"progress": 1})).send()
     };
-    let mut refused = None;
+    let mut rejected = None;
     for _ in 0..50 {
         let answer = report(&ada).await.unwrap();
         if answer.status() == 429 {
-            refused = Some(answer);
+            rejected = Some(answer);
             break;
         }
     }
-    let refused = refused.expect("five at once, and then one a second");
-    let wait: u64 = refused.headers()["Retry-After"]
+    let rejected = rejected.expect("five at once, and then one a second");
+    let wait: u64 = rejected.headers()["Retry-After"]
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     assert!((1..=2).contains(&wait));
-    let problem: Value = refused.json().await.unwrap();
+    let problem: Value = rejected.json().await.unwrap();
     assert_eq!(problem["code"], "too-fast");
     assert_eq!(report(&user("bob")).await.unwrap().status(), 200);
     // A batch is taken whole or not at all.
@@ -118,7 +118,7 @@ async fn who_publishes_too_fast_waits_and_others_do_not() {
         report(&ada).await.unwrap().status() == 200
     })
     .await;
-    assert!(refusals(&server, "too-fast", "publishes_per_sec").await >= 2);
+    assert!(rejections(&server, "too-fast", "publishes_per_sec").await >= 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +136,7 @@ async fn a_client_that_sends_too_much_gets_an_error_and_is_closed() {
     assert_eq!(heard[heard.len() - 2]["code"], "too_fast");
     assert_eq!(code, Some(1013));
     assert_eq!(
-        refusals(&server, "too_fast", "client_messages_per_sec").await,
+        rejections(&server, "too_fast", "client_messages_per_sec").await,
         1
     );
 }
@@ -177,14 +177,14 @@ async fn a_school_has_so_many_subjects_and_no_more_also_after_a_restart() {
     let job = json!({"job_id": "one-more", "job_type": "t"});
     assert_eq!(second.post("/api/jobs", &worker(1), job).await.0, 409);
     assert_eq!(
-        refusals(&second, "too-many-subjects", "jobs_per_school").await,
+        rejections(&second, "too-many-subjects", "jobs_per_school").await,
         1
     );
 }
 
 /// The answer and the figures name the setting that was exceeded.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_large_is_refused_and_the_setting_named() {
+async fn what_is_too_large_is_rejected_and_the_setting_named() {
     let settings = json!({
         "body_limit_bytes": 2_000, "batch_limit_bytes": 4_000, "batch_limit_commands": 3, "metadata_limit_bytes": 100,
         "message_limit_bytes": 50, "channels_per_connection": 2, "client_message_limit_bytes": 500,
@@ -302,7 +302,7 @@ async fn what_is_too_large_is_refused_and_the_setting_named() {
             "enrollments_per_school",
         ),
     ] {
-        let before = refusals(&server, code, limit).await;
+        let before = rejections(&server, code, limit).await;
         let (got, problem) = answer(server.request(method, path, &worker(1)).body(body)).await;
         assert_eq!(
             (got, &problem["code"]),
@@ -310,7 +310,11 @@ async fn what_is_too_large_is_refused_and_the_setting_named() {
             "{method} {path}: {problem}"
         );
         assert_eq!(problem["limit"], limit, "{method} {path}: {problem}");
-        assert_eq!(refusals(&server, code, limit).await, before + 1, "{limit}");
+        assert_eq!(
+            rejections(&server, code, limit).await,
+            before + 1,
+            "{limit}"
+        );
     }
     // A line of a batch is as large as the body of its command.
     let results = server.batch(&worker(1), lines(1, 2_100)).await;
@@ -327,13 +331,13 @@ async fn what_is_too_large_is_refused_and_the_setting_named() {
         "too_many_channels"
     );
     assert_eq!(
-        refusals(&server, "too_many_channels", "channels_per_connection").await,
+        rejections(&server, "too_many_channels", "channels_per_connection").await,
         1
     );
     listener::send(&mut ws, &text(600)).await;
     assert_eq!(listener::receive(&mut ws).await.unwrap()["code"], 1009);
     assert_eq!(
-        refusals(&server, "too_big", "client_message_limit_bytes").await,
+        rejections(&server, "too_big", "client_message_limit_bytes").await,
         1
     );
     // None of it has happened.
@@ -365,7 +369,7 @@ async fn streams_are_counted_over_every_transport() {
         );
     }
     let url = listener::socket_url(&server.url, "/events/jobs", Some(&token), None);
-    assert_eq!(listener::refused(&url).await, 429);
+    assert_eq!(listener::rejected(&url).await, 429);
     // Those that are accepted first get an error and are closed.
     for path in [
         "/ws",
@@ -375,13 +379,13 @@ async fn streams_are_counted_over_every_transport() {
         "/ws/enrollment",
         "/ws/upload-progress",
     ] {
-        let mut refused = listener::socket(&server.url, path, &token).await;
-        let (said, code) = listener::until_closed(&mut refused).await;
+        let mut rejected = listener::socket(&server.url, path, &token).await;
+        let (said, code) = listener::until_closed(&mut rejected).await;
         assert_eq!(code, Some(1013), "{path}: {said:?}");
         assert_eq!(said[0]["code"], "too-many-streams", "{path}");
     }
     assert_eq!(
-        refusals(&server, "too-many-streams", "max_streams_per_user").await,
+        rejections(&server, "too-many-streams", "max_streams_per_user").await,
         9
     );
     listener::send(

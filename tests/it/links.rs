@@ -340,11 +340,11 @@ async fn an_embedded_page_gets_tickets_for_its_channel_until_its_link_expires() 
         answer(request.json(&json!({ "channels": channels }))).await
     };
     for channel in ["jobs/b", "jobs", "schools/1"] {
-        let (status, refused) = ticket(json!([channel])).await;
-        assert_eq!(status, 403, "{refused}");
+        let (status, rejected) = ticket(json!([channel])).await;
+        assert_eq!(status, 403, "{rejected}");
     }
-    let (status, refused) = ticket(json!(["schools/2"])).await;
-    assert_eq!(status, 404, "{refused}");
+    let (status, rejected) = ticket(json!(["schools/2"])).await;
+    assert_eq!(status, 404, "{rejected}");
     let (status, own) = ticket(json!(["jobs/a"])).await;
     assert_eq!(status, 201, "{own}");
     let stream = format!("{}{}", server.url, own["url"].as_str().unwrap());
@@ -355,9 +355,9 @@ async fn an_embedded_page_gets_tickets_for_its_channel_until_its_link_expires() 
     let text = stream.send().await.unwrap().text().await.unwrap();
     assert!(text.contains(r#""job_id":"a""#), "{text}");
     assert!(text.contains(r#""code":4401"#), "it ends by itself: {text}");
-    let (status, refused) = ticket(json!(["jobs/a"])).await;
-    assert_eq!(status, 403, "{refused}");
-    assert!(refused["detail"].as_str().unwrap().contains("expired"));
+    let (status, rejected) = ticket(json!(["jobs/a"])).await;
+    assert_eq!(status, 403, "{rejected}");
+    assert!(rejected["detail"].as_str().unwrap().contains("expired"));
 }
 
 #[tokio::test]
@@ -367,9 +367,9 @@ async fn only_the_origins_of_the_setting_can_show_a_page_in_a_frame() {
         let asked = json!({"channel": "jobs", "view": "embed"});
         let url = link(&server, &admin_of(1), asked).await;
         let (_, valid, page) = fetch(&server, &url, ("Accept", "*/*")).await;
-        let (_, refused, _) = fetch(&server, "/embed/jobs", ("Accept", "*/*")).await;
+        let (_, rejected, _) = fetch(&server, "/embed/jobs", ("Accept", "*/*")).await;
         for name in ["content-security-policy", "x-frame-options"] {
-            assert_eq!(valid.get(name), refused.get(name));
+            assert_eq!(valid.get(name), rejected.get(name));
         }
         let text = |name: &str| valid.get(name).map(|own| own.to_str().unwrap().to_owned());
         let policy = text("content-security-policy").unwrap();
@@ -429,8 +429,8 @@ async fn the_command_prints_a_link_and_no_signature_is_in_the_log() {
         );
         let shown = reqwest::get(url).await.unwrap();
         assert_eq!(shown.status(), StatusCode::OK, "{url}");
-        let refused = reqwest::get(format!("{url}x")).await.unwrap();
-        assert_eq!(refused.status(), StatusCode::FORBIDDEN, "{url}");
+        let rejected = reqwest::get(format!("{url}x")).await.unwrap();
+        assert_eq!(rejected.status(), StatusCode::FORBIDDEN, "{url}");
         let (_, signature) = url.split_once("signature=").unwrap();
         signatures.push(signature.to_owned());
     }

@@ -9,12 +9,12 @@ use tidings::config::Settings;
 use tidings::log::{Committed, Journal};
 use tidings::store::sqlite::{OpenError, SqliteStore};
 
-use crate::disk::{database, log, post, refusal_of, some_jobs};
+use crate::disk::{database, log, post, rejection_of, some_jobs};
 use crate::support::process::{Process, command};
 
-fn refusal_by(folder: &Path, path: &Path, arguments: &[&str]) -> String {
+fn rejection_by(folder: &Path, path: &Path, arguments: &[&str]) -> String {
     let mut other = command(folder);
-    refusal_of(
+    rejection_of(
         other
             .args(arguments)
             .env("TIDINGS_DATABASE_URL", path)
@@ -48,7 +48,7 @@ async fn no_path_to_a_database_lets_a_second_process_open_it() {
         }
         for path in &paths {
             for arguments in [&["serve"][..], &["new-epoch", "--yes"]] {
-                let said = refusal_by(folder.path(), path, arguments);
+                let said = rejection_by(folder.path(), path, arguments);
                 assert!(
                     said.contains("is in use by another process"),
                     "{path:?}: {said}"
@@ -59,7 +59,7 @@ async fn no_path_to_a_database_lets_a_second_process_open_it() {
     let body = json!({"job_id": "a", "job_type": "t"});
     assert_eq!(post(&server.url, "/api/jobs", body).await.0, 201);
     server.kill();
-    // The locks end with the process, and a link is as good as the file.
+    // The locks end with the process, and a link counts as the file.
     let mut linked = command(folder.path());
     linked
         .arg("serve")

@@ -109,8 +109,8 @@ fn claims_are_found_by_name_or_by_json_pointer() {
         "the token is not valid: `/realm_access/roles/0` is missing, and no `jwt_default_role` is set"
     );
     let list = json!({"jwt_role_claim": "roles"});
-    let refused = read(&list, json!({"school_id": 1, "roles": ["admin"]})).unwrap_err();
-    assert!(refused.contains("`roles` is a list"), "{refused}");
+    let rejected = read(&list, json!({"school_id": 1, "roles": ["admin"]})).unwrap_err();
+    assert!(rejected.contains("`roles` is a list"), "{rejected}");
 }
 
 /// What each combination of school, schools and role reaches.
@@ -258,15 +258,15 @@ fn a_default_stands_in_for_what_is_absent_and_null_means_all_schools_where_the_t
         match expected {
             Ok(expected) => assert_eq!(access, Ok(expected), "{claims} {settings}"),
             Err(reason) => {
-                let refused = access.unwrap_err();
-                assert!(refused.contains(reason), "{claims} {settings}: {refused}");
+                let rejected = access.unwrap_err();
+                assert!(rejected.contains(reason), "{claims} {settings}: {rejected}");
             }
         }
     }
 }
 
 #[test]
-fn a_school_or_subject_of_another_form_is_refused_and_named() {
+fn a_school_or_subject_of_another_form_is_rejected_and_named() {
     for school in [
         json!(0),
         json!(-1),
@@ -280,15 +280,15 @@ fn a_school_or_subject_of_another_form_is_refused_and_named() {
         json!([1]),
         json!({"id": 1}),
     ] {
-        let refused = read(&json!({}), json!({"school_id": school, "role": "viewer"}));
+        let rejected = read(&json!({}), json!({"school_id": school, "role": "viewer"}));
         let reason = "the token is not valid: `school_id` is neither a whole number of 1 or more nor a string of its digits";
-        assert_eq!(refused.unwrap_err(), reason, "{school}");
+        assert_eq!(rejected.unwrap_err(), reason, "{school}");
     }
-    let refused = read(
+    let rejected = read(
         &json!({}),
         json!({"sub": {}, "school_id": 1, "role": "viewer"}),
     );
-    assert!(refused.unwrap_err().contains("`sub` is neither"));
+    assert!(rejected.unwrap_err().contains("`sub` is neither"));
 }
 
 #[test]
@@ -327,8 +327,8 @@ fn a_token_that_is_made_here_is_read_here_whatever_claims_and_roles_are_called()
         assert_eq!(access.schools, school.map_or(Schools::All, one));
     }
     let nameless = self::keys(&json!({"jwt_roles": {"admin": "viewer"}}));
-    let refused = nameless.mint(claims(Some(1), Role::Admin)).unwrap_err();
-    assert!(refused.to_string().contains("jwt_roles"), "{refused}");
+    let rejected = nameless.mint(claims(Some(1), Role::Admin)).unwrap_err();
+    assert!(rejected.to_string().contains("jwt_roles"), "{rejected}");
 }
 
 /// In the file and in the environment, as a table and as JSON.

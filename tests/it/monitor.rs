@@ -367,8 +367,8 @@ async fn what_a_role_may_not_do_is_not_shown_and_not_done() {
     ];
     for (path, form) in forms {
         let path = format!("/monitor/schools/1{path}");
-        let refused = send(&server, &path, Some(&viewer), &server.url, form).await;
-        assert_eq!(refused.status(), 403, "{path}");
+        let rejected = send(&server, &path, Some(&viewer), &server.url, form).await;
+        assert_eq!(rejected.status(), 403, "{path}");
         let foreign = send(&server, &path, Some(&worker), "https://evil.example", form).await;
         assert_eq!(foreign.status(), 403, "{path}");
         let done = send(&server, &path, Some(&worker), &server.url, form).await;

@@ -402,7 +402,7 @@ async fn signing_in_says_that_a_token_has_expired_and_when() {
         let when = ended.format("%-d %b, %H:%M").to_string();
         assert!(seen.contains(&when), "{when}: {seen}");
     };
-    // Somebody whose cookie has grown old while he was away.
+    // A user whose cookie expired in the meantime.
     let answer = request(&server, "GET", SCHOOL, &token)
         .send()
         .await

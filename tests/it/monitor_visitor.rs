@@ -1,4 +1,4 @@
-//! What a visitor does on the monitoring pages, in a real browser: he signs in, looks for something, goes back, acts.
+//! What a visitor does on the monitoring pages, in a real browser: signs in, searches, goes back, acts.
 
 use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::disk::{database, log, post, refusal, some_jobs};
+use crate::disk::{database, log, post, rejection, some_jobs};
 use crate::notify::receivers::free_port;
 use crate::support::process::{Guarded, Patient, Process, command, status_of};
 use crate::support::*;
@@ -179,7 +179,7 @@ async fn a_node_that_starts_before_its_database_waits_for_it_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_its_database_refuses_does_not_start() {
+async fn a_node_that_its_database_rejects_does_not_start() {
     let Some(database) = crate::support::postgres::database() else {
         return;
     };
@@ -215,7 +215,7 @@ async fn a_database_is_checked_unless_it_is_as_the_server_left_it() {
     let mut server = Process::start(command(folder.path()).arg("serve"));
     // Not checked: it was closed in good order. And now it is not.
     server.kill();
-    assert!(refusal(folder.path()).contains("damaged"));
+    assert!(rejection(folder.path()).contains("damaged"));
     // Nor does a file pass that somebody else has written.
     std::fs::remove_file(path.with_extension("db-wal")).unwrap();
     std::fs::remove_file(path.with_extension("db-shm")).unwrap();
@@ -223,7 +223,7 @@ async fn a_database_is_checked_unless_it_is_as_the_server_left_it() {
     std::fs::remove_file(path.with_extension("db.lock")).unwrap();
     rot(&path);
     assert!(
-        refusal(folder.path()).contains("damaged"),
+        rejection(folder.path()).contains("damaged"),
         "never opened here"
     );
     let unchecked = command(folder.path())
@@ -248,7 +248,7 @@ async fn a_database_of_a_newer_program_or_of_another_one_is_left_as_it_is() {
         .batch_execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('99999999999999')")
         .unwrap();
     let before = std::fs::read(&path).unwrap();
-    let said = refusal(folder.path());
+    let said = rejection(folder.path());
     let newest = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite"));
     let names = newest.unwrap().map(|entry| entry.unwrap().file_name());
     let newest = names.max().unwrap().into_string().unwrap();
@@ -266,7 +266,7 @@ async fn a_database_of_a_newer_program_or_of_another_one_is_left_as_it_is() {
         .batch_execute("CREATE TABLE recipes (name TEXT)")
         .unwrap();
     let before = std::fs::read(&path).unwrap();
-    let said = refusal(folder.path());
+    let said = rejection(folder.path());
     assert!(said.contains("a database of another program"), "{said}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }

@@ -295,14 +295,14 @@ async fn a_key_that_is_unknown_revoked_or_malformed_is_not_there() {
     answers.push(ping(&server, "GET", &key, "").await);
     for method in ["PUT", "DELETE", "PATCH"] {
         let url = format!("{}/ping/{key}/start", server.url);
-        let refused = server
+        let rejected = server
             .http
             .request(method.parse().unwrap(), url)
             .send()
             .await;
-        let refused = refused.unwrap();
-        assert_eq!(refused.status(), 405);
-        assert_eq!(refused.headers()["Allow"], "GET, HEAD, POST");
+        let rejected = rejected.unwrap();
+        assert_eq!(rejected.status(), 405);
+        assert_eq!(rejected.headers()["Allow"], "GET, HEAD, POST");
     }
     assert!(answers.iter().all(|own| own.0 == 404), "{answers:?}");
     assert!(
@@ -369,18 +369,18 @@ async fn a_key_has_a_rate_limit_of_its_own() {
     let (key, _) = key(&server, "l").await;
     let (other, _) = key_with(&server, json!({"job_type": "l"})).await;
     let path = format!("{key}/progress/1");
-    let mut refused = None;
+    let mut rejected = None;
     for _ in 0..200 {
         let url = format!("{}/ping/{path}", server.url);
         let answer = server.http.get(url).send().await.unwrap();
         if answer.status() == 429 {
-            refused = Some(answer);
+            rejected = Some(answer);
             break;
         }
     }
-    let refused = refused.expect("it is limited");
-    assert!(refused.headers().contains_key("Retry-After"));
-    let problem: Value = refused.json().await.unwrap();
+    let rejected = rejected.expect("it is limited");
+    assert!(rejected.headers().contains_key("Retry-After"));
+    let problem: Value = rejected.json().await.unwrap();
     assert_eq!(problem["limit"], "pings_per_sec");
     get(&server, &format!("{other}/start")).await;
 }
@@ -458,6 +458,6 @@ async fn the_school_of_a_key_is_that_of_the_token_in_use_or_else_must_be_named()
     let said = String::from_utf8(several.stderr).unwrap();
     assert_eq!(several.status.code(), Some(2), "{said}");
     assert!(said.contains("--school or TIDINGS_SCHOOL_ID"), "{said}");
-    let refused = ping("TIDINGS_TOKEN", &worker(1));
-    assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+    let rejected = ping("TIDINGS_TOKEN", &worker(1));
+    assert_eq!(rejected.status.code(), Some(3), "{rejected:?}");
 }

@@ -75,7 +75,7 @@ async fn the_school_leads_every_key() {
 
 /// Nodes of neighbouring versions run side by side.
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_to_which_a_newer_program_has_added_something_are_used_and_others_are_refused() {
+async fn tables_to_which_a_newer_program_has_added_something_are_used_and_others_are_rejected() {
     let Some(database) = postgres::database() else {
         return;
     };

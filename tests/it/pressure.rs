@@ -192,7 +192,7 @@ async fn clients_that_reconnect_all_at_once_after_a_restart_receive_what_they_mi
 /// A peer whose machine is gone sends neither a FIN nor an answer. What stands for it here swallows everything.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn readers_that_vanish_without_a_word_lose_their_place() {
+async fn readers_that_vanish_without_a_word_are_disconnected() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     server.running_job("a").await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -198,7 +198,7 @@ async fn a_schools_search_does_not_wait_for_those_of_another_school() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: very many rows"]
-async fn reads_beyond_those_that_may_wait_are_refused_with_a_time_to_come_back() {
+async fn reads_beyond_those_that_may_wait_are_rejected_with_a_time_to_come_back() {
     for (settings, status, code, limit) in [
         (
             json!({"max_waiting_reads_per_school": 2, "reader_connections": 1}),
@@ -217,7 +217,7 @@ async fn reads_beyond_those_that_may_wait_are_refused_with_a_time_to_come_back()
         fill(&server, 1, 20_000).await;
         let searches = (0..32).map(|_| server.request("GET", IN_VAIN, &viewer(1)).send());
         let answers = futures_util::future::join_all(searches).await;
-        let (mut served, mut refused) = (0, 0);
+        let (mut served, mut rejected) = (0, 0);
         for answer in answers {
             let answer = answer.unwrap();
             if answer.status() == 200 {
@@ -229,9 +229,9 @@ async fn reads_beyond_those_that_may_wait_are_refused_with_a_time_to_come_back()
             let problem: Value = answer.json().await.unwrap();
             assert_eq!(problem["code"], code, "{problem}");
             assert_eq!(problem["limit"], limit, "{problem}");
-            refused += 1;
+            rejected += 1;
         }
-        assert!(served >= 1 && refused >= 1, "{served} {refused}");
+        assert!(served >= 1 && rejected >= 1, "{served} {rejected}");
         let (status, _) = server.get(IN_VAIN, &viewer(1)).await;
         assert_eq!(status, 200, "there is room again");
     }
@@ -394,7 +394,7 @@ async fn a_stream_that_reads_long_for_nothing_gives_signs_of_life_by_which_a_dep
                 tick: Duration::ZERO,
                 expires_at: None,
                 returns_until: None,
-                greet: None,
+                welcome: None,
             })
             .unwrap();
         let began = tokio::time::Instant::now();

@@ -247,7 +247,7 @@ async fn the_loop_for_shells_misses_nothing_when_the_server_stops_or_dies() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_loop_for_shells_ends_when_it_is_refused() {
+async fn the_loop_for_shells_ends_when_it_is_rejected() {
     if !needs("curl") || !needs("bash") {
         return;
     }

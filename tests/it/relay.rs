@@ -69,8 +69,13 @@ impl Log for Shared {
         self.store.read_stretch(school, after, upto).await
     }
 
-    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
-        self.store.replay(scope, after, fold).await
+    async fn replay(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        conflate: bool,
+    ) -> Result<Page, StoreError> {
+        self.store.replay(scope, after, conflate).await
     }
 
     async fn snapshot(
@@ -209,7 +214,7 @@ impl Node {
             tick: Duration::ZERO,
             expires_at: None,
             returns_until: None,
-            greet: None,
+            welcome: None,
         };
         self.subscriber.open(request).unwrap()
     }

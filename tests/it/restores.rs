@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use diesel::connection::{Connection, SimpleConnection};
 use serde_json::{Value, json};
 
-use crate::disk::{database, post, refusal, refusal_of};
+use crate::disk::{database, post, rejection, rejection_of};
 use crate::install::comes_back;
 use crate::support::process::{Power, Process, command, run};
 use crate::support::*;
@@ -67,7 +67,7 @@ async fn resets(server: &Process, cursors: &[&Value]) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_whose_journal_is_gone_is_refused_and_a_new_epoch_resets_every_cursor() {
+async fn a_database_whose_journal_is_gone_is_rejected_and_a_new_epoch_resets_every_cursor() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = start(folder.path());
     let kept = create(&server, "kept").await;
@@ -83,7 +83,7 @@ async fn a_database_whose_journal_is_gone_is_refused_and_a_new_epoch_resets_ever
     remove_journal(folder.path());
     let before = std::fs::read(&path).unwrap();
     for _ in 0..2 {
-        let said = refusal(folder.path());
+        let said = rejection(folder.path());
         assert!(
             said.contains("its journal (-wal) is missing") && said.contains("tidings new-epoch"),
             "{said}"
@@ -179,7 +179,7 @@ async fn a_database_that_is_gone_or_emptied_is_not_begun_anew_until_its_traces_a
             if is_emptied {
                 std::fs::write(&path, "").unwrap();
             }
-            let said = refusal(folder.path());
+            let said = rejection(folder.path());
             let lock = lock_file(folder.path()).display().to_string();
             assert!(
                 said.contains("is missing or empty")
@@ -214,7 +214,7 @@ fn a_secret_without_its_database_is_a_trace_too() {
     let was = std::fs::read(&secret).unwrap();
     std::fs::remove_file(database(folder.path())).unwrap();
     std::fs::remove_file(lock_file(folder.path())).unwrap();
-    let said = refusal_of(&mut serve());
+    let said = rejection_of(&mut serve());
     let shown = secret.display().to_string();
     assert!(
         said.contains(&format!("for a fresh start remove {shown}")),
@@ -235,8 +235,7 @@ fn put(copy: &Path, folder: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn an_older_copy_of_the_database_is_accepted_and_only_readers_of_what_it_lacks_are_reset()
- {
+async fn an_older_copy_of_the_database_is_accepted_and_only_readers_of_what_it_lacks_are_reset() {
     let folder = tempfile::tempdir().unwrap();
     let path = database(folder.path());
     let (stopped, running) = (folder.path().join("stopped"), folder.path().join("running"));
@@ -317,7 +316,7 @@ async fn a_copy_without_its_journal_and_another_database_are_rejected_and_not_ch
             ),
         ] {
             put(copy, folder.path());
-            let said = refusal(folder.path());
+            let said = rejection(folder.path());
             assert!(
                 said.contains(reason) && said.contains("tidings new-epoch"),
                 "{copy:?}: {said}"
@@ -331,7 +330,7 @@ async fn a_copy_without_its_journal_and_another_database_are_rejected_and_not_ch
     server.kill();
     // The journal of another database would damage the copy.
     std::fs::copy(&whole, &path).unwrap();
-    let said = refusal(folder.path());
+    let said = rejection(folder.path());
     assert!(
         said.contains("(-wal) next to it belongs to another"),
         "{said}"

@@ -4,7 +4,7 @@ mod away;
 mod command;
 mod keeping;
 mod progress;
-mod refused;
+mod rejected;
 mod report;
 mod spool;
 mod stopping;

@@ -194,7 +194,7 @@ fn runs_missed_during_a_downtime_are_published_once() {
 }
 
 #[test]
-fn a_clock_that_is_set_forward_or_back_blames_nobody() {
+fn a_clock_that_is_set_forward_or_back_does_not_count_as_silence() {
     let own = nightly();
     let year = 365 * 24 * HOUR;
     let going = || Some(run("a", 3 * HOUR, None));

@@ -172,9 +172,9 @@ async fn what_is_wrong_with_a_schedule_is_named() {
         assert_eq!(text(&output.stdout), "");
     }
     let set = ["set", "a", "--every", "1d"];
-    let mut refused = schedules(&server, &set);
-    refused.env("TIDINGS_TOKEN", viewer(1));
-    assert_eq!(ended(refused).await.status.code(), Some(3));
+    let mut rejected = schedules(&server, &set);
+    rejected.env("TIDINGS_TOKEN", viewer(1));
+    assert_eq!(ended(rejected).await.status.code(), Some(3));
     let mut nowhere = schedules(&server, &["list"]);
     nowhere.env("TIDINGS_URL", "http://127.0.0.1:1");
     assert_eq!(ended(nowhere).await.status.code(), Some(5));

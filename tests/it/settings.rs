@@ -22,7 +22,7 @@ fn said(arguments: &[&str], file: &str, environment: &[(&str, &str)]) -> String 
     said
 }
 
-fn refused(file: &str, words: &[&str]) {
+fn rejected(file: &str, words: &[&str]) {
     let said = said(&["serve"], file, &[]);
     for word in words {
         assert!(said.contains(word), "{word} is not in: {said}");
@@ -96,7 +96,7 @@ fn a_setting_in_a_wrong_table_is_named_with_the_right_one() {
         ),
         ("[default]\ntls = 5\n".into(), ["default.tls", "table"]),
     ] {
-        refused(&file, &words);
+        rejected(&file, &words);
     }
 }
 
@@ -156,7 +156,7 @@ fn a_setting_that_this_build_ignores_is_named() {
             ["release.tidings.heartbeets", "Rocket.toml"],
         ),
     ] {
-        refused(file, &words);
+        rejected(file, &words);
     }
 }
 
@@ -206,7 +206,7 @@ fn a_setting_of_rockets_that_cannot_be_used_is_named_without_its_value() {
         let named = name.trim_start_matches("ROCKET_");
         assert!(said.contains(named), "{name}: {said}");
     }
-    refused(
+    rejected(
         &format!("[default.tidings]\njwt_secret = {NO_VALUE}\n"),
         &["line 2", "jwt_secret"],
     );
@@ -481,7 +481,7 @@ fn an_application_that_mounts_tidings_keeps_its_own_settings() {
 }
 
 #[test]
-fn memory_in_which_the_largest_write_would_never_find_room_is_refused() {
+fn memory_in_which_the_largest_write_would_never_find_room_is_rejected() {
     use rocket::figment::Figment;
     use tidings::config::Settings;
     let read = |settings: &[(&str, u64)]| {

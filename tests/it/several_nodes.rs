@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tidings::cluster::{Cluster, Identity, Vitals};
+use tidings::cluster::{Cluster, Identity, NodeHealth};
 use tidings::config::{NODE_FORGOTTEN, Settings};
 use tidings::id::SchoolId;
 use tidings::kind::{self, job};
@@ -167,11 +167,11 @@ fn cluster(shared: &Shared, secret: &str, bus: &'static str) -> Cluster {
     let secret = Fingerprint::of("jwt_secret", secret.as_bytes());
     let identity = Identity::new(NodeId::generate(), secret);
     let store = Arc::clone(&shared.store);
-    let vitals = move || Vitals {
+    let health = move || NodeHealth {
         bus_fingerprint: Some(Fingerprint::of("bus_url", bus.as_bytes())),
-        ..Vitals::default()
+        ..NodeHealth::default()
     };
-    Cluster::new(store, identity, Box::new(vitals))
+    Cluster::new(store, identity, Box::new(health))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -221,7 +221,7 @@ async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_up
     let id = NodeId::generate();
     let ahead = store.uptime().now() + Duration::from_secs(3_600);
     let report = elsewhere(&id, ahead);
-    store.node_beats(report, NODE_FORGOTTEN).await.unwrap();
+    store.node_heartbeat(report, NODE_FORGOTTEN).await.unwrap();
     let read = async |path: &str| {
         let answer = server.request("GET", path, &admin()).send().await.unwrap();
         assert_eq!(answer.status(), 200);
@@ -285,7 +285,7 @@ async fn servers_over_one_database_know_each_other_and_hear_devices_together() {
         server_with(settings.clone()).await,
         server_with(settings).await,
     );
-    let beat = async |server: &Server, device: &str| {
+    let heartbeat = async |server: &Server, device: &str| {
         let path = format!("/api/devices/{device}/heartbeat");
         server.report(&path, json!({})).await["status"].clone()
     };
@@ -294,8 +294,8 @@ async fn servers_over_one_database_know_each_other_and_hear_devices_together() {
     one.put("/api/devices/silent", json!({"lease_secs": 2}))
         .await;
     for device in ["moves", "silent"] {
-        assert_eq!(beat(&one, device).await, "unknown");
-        assert_eq!(beat(&other, device).await, "online");
+        assert_eq!(heartbeat(&one, device).await, "unknown");
+        assert_eq!(heartbeat(&other, device).await, "online");
     }
     let mut listener = other
         .listen(Transport::WebSocket, "/devices?status=offline")
@@ -306,7 +306,7 @@ async fn servers_over_one_database_know_each_other_and_hear_devices_together() {
     until("the silent one is offline", async || {
         turn += 1;
         let server = [&one, &other][turn % 2];
-        assert_eq!(beat(server, "moves").await, "online");
+        assert_eq!(heartbeat(server, "moves").await, "online");
         other.get("/api/devices/silent", &viewer(1)).await.1["status"] == "offline"
     })
     .await;
@@ -328,11 +328,11 @@ async fn servers_over_one_database_know_each_other_and_hear_devices_together() {
     let place = tempfile::tempdir().unwrap();
     let rocket = tidings::server(figment(&place, &strange)).unwrap();
     let tidings = Arc::clone(rocket.state::<Arc<tidings::Tidings>>().unwrap());
-    let refused = tidings.join().await.unwrap_err().to_string();
-    assert!(refused.contains("`jwt_secret` differs"), "{refused}");
+    let rejected = tidings.join().await.unwrap_err().to_string();
+    assert!(rejected.contains("`jwt_secret` differs"), "{rejected}");
     let error = rocket.ignite().await.unwrap_err();
-    let refused = matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_));
-    assert!(refused, "{error}");
+    let rejected = matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_));
+    assert!(rejected, "{error}");
     tidings::http::close(&tidings).await.unwrap();
     one.stop().await;
     until("the other is alone", async || {

@@ -165,7 +165,7 @@ async fn a_token_for_one_school_needs_no_school_in_a_line_and_reaches_no_other()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn beats_of_several_schools_are_kept_apart_and_in_order() {
+async fn heartbeats_of_several_schools_are_kept_apart_and_in_order() {
     let server = server().await;
     let token = for_schools(&[1, 2], Role::Worker);
     let device = |op: &str, school: i64| json!({"op": format!("devices.{op}"), "device_id": "d", "school_id": school});

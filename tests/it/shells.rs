@@ -93,7 +93,7 @@ fn zsh_and_fish_complete_a_command_line() {
 }
 
 #[test]
-fn every_other_shell_has_a_script_and_an_unknown_one_is_refused() {
+fn every_other_shell_has_a_script_and_an_unknown_one_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     for shell in ["elvish", "powershell"] {
         let output = run(command(folder.path()).args(["completions", shell]));

@@ -79,7 +79,7 @@ impl Life {
         answer(self.http.get(url).bearer_auth(viewer(1))).await.1
     }
 
-    async fn beat(&self, device: &str) {
+    async fn heartbeat(&self, device: &str) {
         let path = format!("/api/devices/{device}/heartbeat");
         self.send("POST", &path, &json!({})).await;
     }
@@ -88,8 +88,8 @@ impl Life {
         let path = format!("/api/devices/{device}");
         self.send("PUT", &path, &json!({"lease_secs": lease_secs}))
             .await;
-        self.beat(device).await;
-        self.beat(device).await;
+        self.heartbeat(device).await;
+        self.heartbeat(device).await;
     }
 
     fn end(&mut self, signal: &str) {
@@ -118,7 +118,7 @@ async fn what_is_silent_ends(signal: &str) {
     life.send("POST", "/api/enrollments", &session).await;
     life.online("door", 3).await;
     let begin = saved_uptime(&mut connect(&database));
-    // What is to be seen, and after how many seconds of silence. Of a device, a kill may have taken the last beats.
+    // What is to be seen, and after how many seconds of silence. Of a device, a kill may have taken the last heartbeats.
     let mut expected: Vec<(&str, &str, Value, u64)> = vec![
         ("/api/devices/door", "status", json!("offline"), 3),
         ("/api/enrollments/s", "code", json!("timeout"), 4),
@@ -192,10 +192,10 @@ async fn a_server_that_is_killed_every_second_still_ends_silent_jobs_and_devices
     what_is_silent_ends("KILL").await;
 }
 
-/// A device beats, and the server never lives long enough to write its beats down in their turn.
+/// A device sends heartbeats, and the server never runs long enough to save them in the regular interval.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn a_device_that_beats_is_never_offline_however_often_the_server_is_killed() {
+async fn a_device_that_sends_heartbeats_is_never_offline_however_often_the_server_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("data/tidings.db");
     let mut life = Life::begin(folder.path());
@@ -204,16 +204,16 @@ async fn a_device_that_beats_is_never_offline_however_often_the_server_is_killed
         .await;
     let mut cursor = life.get("/api/devices").await["cursor"].clone();
     for _ in 0..10 {
-        // One beat a life: it is unknown all the time, and stays it.
-        life.beat("rare").await;
-        let beating = async {
+        // One heartbeat per run: it is unknown all the time, and stays it.
+        life.heartbeat("rare").await;
+        let sending = async {
             loop {
-                life.beat("online").await;
+                life.heartbeat("online").await;
             }
         };
         tokio::select! {
             () = live_on(&database, LIFE_MS) => {}
-            () = beating => unreachable!("it beats on"),
+            () = sending => unreachable!("it sends on"),
         }
         life.end("KILL");
         life = Life::begin(folder.path());
@@ -311,10 +311,10 @@ async fn hours_of_downtime_do_not_count_as_silence() {
     assert_eq!(published_states(&server).await, expected);
     // The device takes up where it was.
     for status in ["unknown", "online"] {
-        let beat = server
+        let answer = server
             .report("/api/devices/door/heartbeat", json!({}))
             .await;
-        assert_eq!(beat["status"], status);
+        assert_eq!(answer["status"], status);
     }
 }
 

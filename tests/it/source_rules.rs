@@ -100,7 +100,7 @@ fn any_device() -> impl Strategy<Value = device::Command> {
         }),
         (0..5_000_i64).prop_map(|secs| Command::Seen(heard(secs))),
         Just(Command::Expire(None)),
-        (0..5_000_i64).prop_map(|secs| Command::Doubt {
+        (0..5_000_i64).prop_map(|secs| Command::MarkUnknown {
             since: up(secs),
             unwritten: Duration::from_secs(10),
         }),
@@ -219,8 +219,8 @@ proptest! {
         let (mut now, mut due) = (heard_at, None);
         for (pause, wall) in pauses {
             now += pause;
-            let doubt = Command::Doubt { since: up(now), unwritten: Duration::from_secs(10) };
-            device = apply(&device, &doubt, now, wall);
+            let mark = Command::MarkUnknown { since: up(now), unwritten: Duration::from_secs(10) };
+            device = apply(&device, &mark, now, wall);
             let due = *due.get_or_insert(now.min(heard_at + 10) + 30);
             device = apply(&device, &Command::Expire(None), now, wall);
             let expected = if now >= due { Status::Offline } else { Status::Unknown };

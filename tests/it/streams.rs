@@ -1,4 +1,4 @@
-//! The stream contract, each behaviour stated once and run over SSE, WebSocket and long poll: snapshots, filters, channels and folding.
+//! The stream contract, each behaviour stated once and run over SSE, WebSocket and long poll: snapshots, filters, channels and conflation.
 
 mod ends;
 mod over_http;
@@ -123,7 +123,7 @@ over_every_transport! {
     }
 
     /// The newest state of a busy job is delivered, few of the steps to it are, and its end always is.
-    async fn ticks_fold_by_time_and_milestones_never_wait(transport) {
+    async fn ticks_are_conflated_by_time_and_milestones_never_wait(transport) {
         let server = server().await;
         server.running_job("a").await;
         server.running_job("b").await;
@@ -233,7 +233,7 @@ async fn a_snapshot_of_many_subjects_comes_in_pages_and_misses_none_that_change_
 
 /// A job that ticks fast among many that tick slowly is heard of all the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn folding_starves_nobody() {
+async fn conflation_starves_no_subject() {
     let server = server().await;
     for id in ["fast", "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7"] {
         server.running_job(id).await;

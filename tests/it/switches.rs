@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tidings::auth::Role;
 
-use crate::support::listener::{refused, socket_url};
+use crate::support::listener::{rejected, socket_url};
 use crate::support::*;
 
 /// What a reader knows that records everything and comes back with the last cursor that it received.
@@ -68,7 +68,7 @@ async fn work(server: &Server, jobs: std::ops::Range<usize>) {
     }
 }
 
-/// Each ordered pair, each kind of moment, with and without folding, from a snapshot and from a cursor.
+/// Each ordered pair, each kind of moment, with and without conflation, from a snapshot and from a cursor.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
 async fn a_reader_that_changes_its_transport_at_any_moment_under_load_misses_nothing() {
@@ -437,7 +437,7 @@ async fn a_client_that_may_not_listen_gets_the_same_error_on_every_transport() {
         }
         let token = Some(&*token).filter(|token| !token.is_empty());
         let url = socket_url(&server.url, &format!("/events/{path}"), token, None);
-        assert_eq!(refused(&url).await, status, "WebSocket {path}");
+        assert_eq!(rejected(&url).await, status, "WebSocket {path}");
     }
     // As many as there may be: the one that is open goes on.
     let mut listener =
@@ -450,7 +450,7 @@ async fn a_client_that_may_not_listen_gets_the_same_error_on_every_transport() {
         assert!(answer.headers().contains_key("Retry-After"));
     }
     let url = |path: &str| socket_url(&server.url, path, Some(&good), None);
-    assert_eq!(refused(&url("/events/jobs")).await, 429);
+    assert_eq!(rejected(&url("/events/jobs")).await, 429);
     let (_, response) = server.post("/api/jobs/a/start", &good, json!({})).await;
     assert_eq!(listener.next().await.unwrap(), response);
 }

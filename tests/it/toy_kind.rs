@@ -252,8 +252,8 @@ async fn a_new_kind_publishes_streams_lists_and_shows_on_the_monitor() {
         listeners.push(own);
     }
     assert_eq!(post("/api/parcels/7/deliver", json!({})).await.0, 200);
-    let (status, refused) = post("/api/parcels/7/deliver", json!({})).await;
-    assert_eq!((status, &refused["code"]), (409, &json!("finished")));
+    let (status, rejected) = post("/api/parcels/7/deliver", json!({})).await;
+    assert_eq!((status, &rejected["code"]), (409, &json!("finished")));
     assert_eq!(post("/api/parcels/8/deliver", json!({})).await.0, 404);
     assert_eq!(post("/api/parcels/7/open", json!({})).await.0, 404);
     let line = json!({"op": "parcels.create", "parcel_id": "b", "recipient": "Grace"});

@@ -100,7 +100,7 @@ fn every_text_that_the_page_quotes_is_one_of_the_server() {
 }
 
 #[test]
-fn every_reason_why_a_token_is_refused_is_on_the_page() {
+fn every_reason_why_a_token_is_rejected_is_on_the_page() {
     let page = text(PAGE);
     let mut count = 0;
     for file in ["src/auth/token.rs", "src/auth/mod.rs"] {

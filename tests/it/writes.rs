@@ -112,7 +112,7 @@ async fn a_key_holds_across_the_commits_of_a_batch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_leads_to_too_much_is_refused_from_there_on_line_by_line() {
+async fn a_batch_that_leads_to_too_much_is_rejected_from_there_on_line_by_line() {
     const MOST: usize = 400_000;
     let server = server_with(json!({"batch_event_bytes": MOST})).await;
     job(&server, 1, "big", 16_000).await;
@@ -168,12 +168,12 @@ async fn a_school_that_produces_too_much_waits_and_others_do_not() {
         ("/api/jobs/a/progress", r#"{"progress":1}"#.to_owned()),
         ("/api/batch", reports("a", 1)),
     ] {
-        let refused = server.request("POST", path, &worker(1)).body(body).send();
-        let refused = refused.await.unwrap();
-        assert_eq!(refused.status(), 429, "{path}");
-        let wait = refused.headers()["Retry-After"].to_str().unwrap();
+        let rejected = server.request("POST", path, &worker(1)).body(body).send();
+        let rejected = rejected.await.unwrap();
+        assert_eq!(rejected.status(), 429, "{path}");
+        let wait = rejected.headers()["Retry-After"].to_str().unwrap();
         assert!((1..=4).contains(&wait.parse::<u64>().unwrap()), "{wait}");
-        let problem: Value = refused.json().await.unwrap();
+        let problem: Value = rejected.json().await.unwrap();
         assert_eq!(problem["code"], "too-fast");
         assert_eq!(problem["limit"], "event_bytes_per_sec");
     }
@@ -254,21 +254,21 @@ async fn a_school_that_holds_its_share_of_the_memory_waits_and_others_do_not() {
         let answer = request.body(reports("a", 100)).send().await.unwrap();
         (answer, asked.elapsed())
     };
-    let mut refused = None;
+    let mut rejected = None;
     until("the other request has its memory", async || {
         let (answer, took) = batch(1).await;
         if answer.status() == 200 {
             return false;
         }
-        refused = Some((answer, took));
+        rejected = Some((answer, took));
         true
     })
     .await;
-    let (refused, took) = refused.unwrap();
+    let (rejected, took) = rejected.unwrap();
     assert!(took >= RESERVE_WAIT, "it waits for a place first");
-    assert_eq!(refused.status(), 429);
-    assert!(refused.headers().contains_key("Retry-After"));
-    let problem: Value = refused.json().await.unwrap();
+    assert_eq!(rejected.status(), 429);
+    assert!(rejected.headers().contains_key("Retry-After"));
+    let problem: Value = rejected.json().await.unwrap();
     assert_eq!(problem["limit"], "write_memory_bytes");
     let (other, took) = batch(2).await;
     assert_eq!(other.status(), 200);
@@ -285,7 +285,7 @@ async fn a_school_that_holds_its_share_of_the_memory_waits_and_others_do_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn a_body_that_does_not_arrive_in_time_is_refused() {
+async fn a_body_that_does_not_arrive_in_time_is_rejected() {
     let server = server_with(json!({"body_timeout_secs": 1})).await;
     server.running_job("a").await;
     let address = server.url.trim_start_matches("http://");

@@ -13,10 +13,10 @@ use tidings::config::notifiers::RetryPolicy;
 use tidings::event::Event;
 use tidings::id::{Cursor, Kind, Place, SchoolId, SubjectId};
 use tidings::kind::device::Device;
-use tidings::log::beats::{Beat, Beats, Shared};
 use tidings::log::consumers::{
-    Begun, Change, Consumers, DeadLetterPage, Place as Standpoint, Progress, Standing, Total,
+    Begun, Change, Consumers, DeadLetterPage, Offset, Progress, Standing, Total,
 };
+use tidings::log::heartbeats::{Heartbeat, Heartbeats, Shared};
 use tidings::log::leases::{Fence, Leases};
 use tidings::log::nodes::{Node, NodeId, NodeReport, Nodes};
 use tidings::log::pings::{KeyDigest, PingKey, PingKeyId, PingKeys};
@@ -34,7 +34,7 @@ use super::Fault;
 use super::ledger::{Ledger, schools};
 
 /// The notifier's place in each school's log.
-pub(super) type Places = HashMap<SchoolId, Standpoint>;
+pub(super) type Offsets = HashMap<SchoolId, Offset>;
 
 /// The subject whose ticks are delivered, too.
 const WITH_TICKS: &str = super::SUBJECTS[0];
@@ -119,7 +119,7 @@ impl Receiver {
         let trace = &self.ledger.trace;
         trace.note(format_args!("{cursor} of {school} is delivered"));
         // After a refused step, the notifier continues from the place that is written.
-        let fence = (self.ledger.disk.last_fence(), self.ledger.disk.refused());
+        let fence = (self.ledger.disk.last_fence(), self.ledger.disk.rejected());
         if std::mem::replace(&mut received.fence, fence) != fence {
             received.last.clear();
         }
@@ -170,7 +170,7 @@ impl Notifier for Receiver {
         let mut received = self.received.lock().unwrap();
         match received.rng.u8(0..12) {
             0 => return Err(DeliveryError::unavailable("away")),
-            1 => return Err(DeliveryError::refused("not this one")),
+            1 => return Err(DeliveryError::rejected("not this one")),
             2 => return Err(DeliveryError::Failed("cut off".into())),
             _ => {}
         }
@@ -201,9 +201,9 @@ impl Notifier for Receiver {
 #[async_trait]
 impl Consumers for Ledger {
     async fn notifier_begins(&self, _: &str) -> Result<Begun, StoreError> {
-        let behind = self.disk.places(|places| {
+        let behind = self.disk.offsets(|offsets| {
             let is_behind = |school: &SchoolId| {
-                let place = places.entry(*school).or_default();
+                let place = offsets.entry(*school).or_default();
                 place.seq < self.head(*school) || !place.set_aside.is_empty()
             };
             schools().into_iter().filter(is_behind).collect()
@@ -218,13 +218,13 @@ impl Consumers for Ledger {
         self.notifier_begins(name).await
     }
 
-    async fn notifier_place(&self, _: &str, school: SchoolId) -> Result<Standpoint, StoreError> {
-        let place = self
+    async fn notifier_offset(&self, _: &str, school: SchoolId) -> Result<Offset, StoreError> {
+        let offset = self
             .disk
-            .places(|places| places.entry(school).or_default().clone());
-        let there = self.event(school, place.seq);
+            .offsets(|offsets| offsets.entry(school).or_default().clone());
+        let there = self.event(school, offset.seq);
         let tag = there.and_then(|event| event.tag);
-        Ok(Standpoint { tag, ..place })
+        Ok(Offset { tag, ..offset })
     }
 
     async fn notifier_moves(
@@ -281,8 +281,8 @@ impl Ledger {
             _ => seq,
         };
         let is_lost = progress.of.is_some_and(|of| self.lacks(school, of));
-        let moved = self.disk.places(|places| {
-            let place = places.entry(school).or_default();
+        let moved = self.disk.offsets(|offsets| {
+            let place = offsets.entry(school).or_default();
             if progress.from.is_some_and(|from| from != place.seq) {
                 return Err(StoreError::Fenced);
             }
@@ -310,7 +310,7 @@ impl Ledger {
             Ok(())
         });
         if moved.is_err() {
-            self.disk.refuses();
+            self.disk.rejects();
         }
         moved
     }
@@ -335,26 +335,26 @@ impl Leases for Ledger {
 }
 
 #[async_trait]
-impl Beats for Ledger {
-    async fn save_beats(&self, _: Vec<Beat>) -> Result<Vec<Option<Shared>>, StoreError> {
+impl Heartbeats for Ledger {
+    async fn save_heartbeats(&self, _: Vec<Heartbeat>) -> Result<Vec<Option<Shared>>, StoreError> {
         unreachable!("there are no devices")
     }
 
-    async fn beats_of(
+    async fn heartbeats_of(
         &self,
         _: Vec<(SchoolId, SubjectId)>,
     ) -> Result<Vec<Option<Shared>>, StoreError> {
         unreachable!("there are no devices")
     }
 
-    async fn forget_beats(&self, _: Uptime) -> Result<(), StoreError> {
+    async fn forget_heartbeats(&self, _: Uptime) -> Result<(), StoreError> {
         unreachable!("there are no devices")
     }
 }
 
 #[async_trait]
 impl Nodes for Ledger {
-    async fn node_beats(&self, _: NodeReport, _: Duration) -> Result<Vec<Node>, StoreError> {
+    async fn node_heartbeat(&self, _: NodeReport, _: Duration) -> Result<Vec<Node>, StoreError> {
         unreachable!("a runner knows no nodes")
     }
 

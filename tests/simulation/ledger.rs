@@ -437,7 +437,12 @@ impl Log for Ledger {
         Ok(stretch)
     }
 
-    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
+    async fn replay(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        conflate: bool,
+    ) -> Result<Page, StoreError> {
         self.wait_for_the_disk().await?;
         let page = self.with(scope.school, |log| {
             let head = self.head_to_read(log);
@@ -468,7 +473,7 @@ impl Log for Ledger {
             };
             let replayed = page
                 .into_iter()
-                .filter(|event| scope.matches(event) && !(fold && superseded(event)));
+                .filter(|event| scope.matches(event) && !(conflate && superseded(event)));
             Page {
                 events: replayed.map(as_stored).collect(),
                 through: log.place(through),

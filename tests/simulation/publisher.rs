@@ -20,7 +20,7 @@ use tidings::uptime::Uptime;
 use tokio::task::unconstrained;
 
 use super::Fault;
-use super::consumer::Places;
+use super::consumer::Offsets;
 use super::ledger::Ledger;
 use crate::support::memory::Memory;
 
@@ -44,13 +44,13 @@ struct State {
     /// The states that a power loss may leave, newest last: that of the last commit that waited for the disk, and those
     /// of all later commits.
     kept: Vec<Kept>,
-    /// The notifier's current places.
-    places: Places,
+    /// The notifier's current offsets.
+    offsets: Offsets,
     lease: Lease,
     /// The last fence that was given out.
     fence: u64,
     /// How many steps of the notifier were refused.
-    refused: u64,
+    rejected: u64,
     /// The database's clock.
     clock: Duration,
     fails_next: bool,
@@ -69,7 +69,7 @@ struct Lease {
 struct Kept {
     memory: Memory,
     heads: HashMap<SchoolId, u64>,
-    places: Places,
+    offsets: Offsets,
 }
 
 impl Disk {
@@ -77,9 +77,9 @@ impl Disk {
         self.state.lock().unwrap()
     }
 
-    /// Reads or changes the notifier's places.
-    pub(super) fn places<T>(&self, act: impl FnOnce(&mut Places) -> T) -> T {
-        act(&mut self.lock().places)
+    /// Reads or changes the notifier's offsets.
+    pub(super) fn offsets<T>(&self, act: impl FnOnce(&mut Offsets) -> T) -> T {
+        act(&mut self.lock().offsets)
     }
 
     /// Lets the database's clock go on.
@@ -122,13 +122,13 @@ impl Disk {
     }
 
     /// Records that a step of the notifier was refused, because a failover has taken back what it built on.
-    pub(super) fn refuses(&self) {
-        self.lock().refused += 1;
+    pub(super) fn rejects(&self) {
+        self.lock().rejected += 1;
     }
 
     /// Returns how many steps of the notifier were refused.
-    pub(super) fn refused(&self) -> u64 {
-        self.lock().refused
+    pub(super) fn rejected(&self) -> u64 {
+        self.lock().rejected
     }
 
     /// Returns the fence of the notifier's lease.
@@ -160,8 +160,8 @@ impl Disk {
     pub(super) fn lose(&self, left: usize) -> HashMap<SchoolId, u64> {
         let mut state = self.lock();
         state.kept.truncate(left + 1);
-        let Kept { heads, places, .. } = state.kept.last().cloned().unwrap_or_default();
-        state.places = places;
+        let Kept { heads, offsets, .. } = state.kept.last().cloned().unwrap_or_default();
+        state.offsets = offsets;
         heads
     }
 }
@@ -196,7 +196,7 @@ impl Database {
         let kept = Kept {
             memory: self.memory.clone(),
             heads: self.ledger.heads(),
-            places: state.places.clone(),
+            offsets: state.offsets.clone(),
         };
         state.kept.push(kept);
         Ok(())

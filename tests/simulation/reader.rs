@@ -269,7 +269,7 @@ impl Reader {
                 tick: self.tick,
                 expires_at: None,
                 returns_until: None,
-                greet: None,
+                welcome: None,
             })
             .unwrap();
         if let Some(ttl) = ttl.filter(|_| self.fault != Some(Fault::EndlessToken)) {

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 pub use self::plan::{EXIT_CODE, Ping, Plan, SUPERSEDED_CODE};
 pub use self::report::{Ending, NoReport, Report};
 use super::caller::Caller;
-use super::publish::{Admission, PublishService, Refused, TooFast};
+use super::publish::{Admission, PublishService, Rejected, TooFast};
 use crate::auth::{Access, Role, Schools};
 use crate::config::{PING_RID_MAX_BYTES, PING_TRIES, PINGS_PER_ADDRESS, Secret, Settings};
 use crate::id::{Channel, SchoolId, SubjectId};
@@ -32,9 +32,9 @@ use crate::throttle::{RateLimit, Throttle, network};
 
 /// Why a ping had no effect.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum PingRefused {
+pub enum PingRejected {
     /// The key is unknown, or it was revoked.
-    #[error("there is no such ping: the key is unknown, or it was revoked")]
+    #[error("the ping key is unknown or was revoked")]
     UnknownKey,
     /// The URL does not end with a report.
     #[error(transparent)]
@@ -44,12 +44,12 @@ pub enum PingRefused {
     Rid,
     /// The ping was rejected like any other command.
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Rejected(#[from] Rejected),
 }
 
-impl From<StoreError> for PingRefused {
-    fn from(error: StoreError) -> PingRefused {
-        PingRefused::Refused(error.into())
+impl From<StoreError> for PingRejected {
+    fn from(error: StoreError) -> PingRejected {
+        PingRejected::Rejected(error.into())
     }
 }
 
@@ -89,14 +89,14 @@ impl PingService {
         &self,
         key: &str,
         address: Option<IpAddr>,
-    ) -> Result<PingCaller, PingRefused> {
-        let school = school_of(key).ok_or(PingRefused::UnknownKey)?;
+    ) -> Result<PingCaller, PingRejected> {
+        let school = school_of(key).ok_or(PingRejected::UnknownKey)?;
         let now = Instant::now();
         let address = address.map_or_else(String::new, |address| network(address).to_string());
         let taken = self.of_address.take(school, &address, 1, now);
         taken.map_err(|wait| too_fast("from this address", None, PINGS_PER_ADDRESS, wait))?;
         let key = self.store.ping_key(school, KeyDigest::of(key)).await?;
-        let key = key.ok_or(PingRefused::UnknownKey)?;
+        let key = key.ok_or(PingRejected::UnknownKey)?;
         let most = self.settings.pings_per_sec;
         let taken = self.of_key.take(school, key.id.as_str(), 1, now);
         taken.map_err(|wait| too_fast("with this key", Some("pings_per_sec"), most, wait))?;
@@ -108,7 +108,7 @@ impl PingService {
             expires_at: None,
             returns_until: None,
         };
-        let caller = Caller::new(access, None).map_err(Refused::from)?;
+        let caller = Caller::new(access, None).map_err(Rejected::from)?;
         Ok(PingCaller { key, caller })
     }
 
@@ -117,7 +117,7 @@ impl PingService {
         &'a self,
         caller: &'a PingCaller,
         body_bytes: u64,
-    ) -> Result<Admission<'a>, Refused> {
+    ) -> Result<Admission<'a>, Rejected> {
         self.publications.admit(&caller.caller, body_bytes).await
     }
 
@@ -127,7 +127,7 @@ impl PingService {
         caller: &PingCaller,
         admission: Admission<'_>,
         ping: &Ping,
-    ) -> Result<Receipt, PingRefused> {
+    ) -> Result<Receipt, PingRejected> {
         let school = caller.caller.school();
         let mut key = caller.key.clone();
         for attempt in 1.. {
@@ -156,11 +156,11 @@ impl PingService {
                     {
                         // Another ping began it.
                         let found = self.store.ping_key(school, key.digest.clone()).await?;
-                        key = found.ok_or(PingRefused::UnknownKey)?;
+                        key = found.ok_or(PingRejected::UnknownKey)?;
                         if attempt < PING_TRIES {
                             continue;
                         }
-                        return Err(Refused::from(StoreError::NotCommitted).into());
+                        return Err(Rejected::from(StoreError::NotCommitted).into());
                     }
                     key.run = run + 1;
                     let next = key.run_of(ping)?.1;
@@ -182,7 +182,7 @@ impl PingService {
                 Ok(receipt) => return Ok(receipt),
                 // Another ping of the run was carried out first: plan again from the state that it left.
                 Err(CommandError::Rule(error)) if attempt < PING_TRIES && is_of_state(&error) => {}
-                Err(error) => return Err(Refused::from(error).into()),
+                Err(error) => return Err(Rejected::from(error).into()),
             }
         }
         unreachable!("the last attempt returns")
@@ -194,7 +194,7 @@ impl PingService {
         caller: &Caller,
         job_type: JobType,
         numbers: Numbers,
-    ) -> Result<(PingKey, Secret), Refused> {
+    ) -> Result<(PingKey, Secret), Rejected> {
         let school = authorize(caller)?;
         let (key, secret) = PingKey::generate(
             school,
@@ -216,14 +216,14 @@ impl PingService {
     }
 
     /// Returns the keys of the caller's school, the newest first.
-    pub async fn keys(&self, caller: &Caller) -> Result<Vec<PingKey>, Refused> {
+    pub async fn keys(&self, caller: &Caller) -> Result<Vec<PingKey>, Rejected> {
         let school = authorize(caller)?;
         Ok(self.store.ping_keys(school).await?)
     }
 
     /// Revokes a key. Returns whether the caller's school had it. An id in the wrong format counts as one that does not
     /// exist.
-    pub async fn revoke_key(&self, caller: &Caller, id: &str) -> Result<bool, Refused> {
+    pub async fn revoke_key(&self, caller: &Caller, id: &str) -> Result<bool, Rejected> {
         let school = authorize(caller)?;
         match id.parse::<PingKeyId>() {
             Ok(id) => Ok(self.store.remove_ping_key(school, id).await?),
@@ -234,7 +234,7 @@ impl PingService {
 
 /// A key can report on all jobs of a type, for as long as it exists. So only an admin of all jobs of the school can
 /// create one.
-fn authorize(caller: &Caller) -> Result<SchoolId, Refused> {
+fn authorize(caller: &Caller) -> Result<SchoolId, Rejected> {
     caller.require(Role::Admin)?;
     caller.authorize(&Channel::Collection(job::KIND))?;
     Ok(caller.school())
@@ -245,7 +245,7 @@ fn too_fast(
     setting: Option<&'static str>,
     most: u32,
     wait: std::time::Duration,
-) -> Refused {
+) -> Rejected {
     TooFast::Pings {
         whose,
         setting,
@@ -267,7 +267,7 @@ fn is_of_state(error: &RuleError) -> bool {
 
 impl PingCaller {
     /// Parses the segments of the path after the key.
-    pub fn report(&self, segments: &[&str]) -> Result<Report, PingRefused> {
+    pub fn report(&self, segments: &[&str]) -> Result<Report, PingRejected> {
         Ok(Report::read(segments, self.key.numbers)?)
     }
 }
@@ -275,16 +275,16 @@ impl PingCaller {
 impl PingKey {
     /// Returns the number of the run to which a ping belongs, and the id of its job. If the ping names its run, the
     /// number is that of the key's last run.
-    fn run_of(&self, ping: &Ping) -> Result<(u64, SubjectId), PingRefused> {
+    fn run_of(&self, ping: &Ping) -> Result<(u64, SubjectId), PingRejected> {
         let (job_type, key) = (self.job_type.as_str(), &self.id);
         let id = match &ping.rid {
             // No number of a run has a tilde before it, so a `rid` that is a number is another run.
             Some(rid) if kind::is_plain_name(rid, PING_RID_MAX_BYTES) => {
                 format!("{job_type}:{key}~{rid}")
             }
-            Some(_) => return Err(PingRefused::Rid),
+            Some(_) => return Err(PingRejected::Rid),
             None => format!("{job_type}:{key}:{}", self.run),
         };
-        Ok((self.run, id.parse().map_err(|_| PingRefused::Rid)?))
+        Ok((self.run, id.parse().map_err(|_| PingRejected::Rid)?))
     }
 }

@@ -52,12 +52,12 @@ enum Left {
     /// The demo ends.
     Stopped,
     /// A request was rejected or failed.
-    Refused(Failure),
+    Rejected(Failure),
 }
 
 impl From<Failure> for Left {
     fn from(failure: Failure) -> Left {
-        Left::Refused(failure)
+        Left::Rejected(failure)
     }
 }
 
@@ -181,11 +181,11 @@ impl Worker<'_> {
             Ok(job) => job["status"].clone(),
             Err(Left::Stopped) => return Ok(false),
             // Another client ended the job, so this worker must not continue it.
-            Err(Left::Refused(failure)) if failure.is_conflict() => {
+            Err(Left::Rejected(failure)) if failure.is_conflict() => {
                 let job = self.client.get(&format!("/api/jobs/{job_id}"));
                 job.map_or(Value::Null, |job| job["status"].clone())
             }
-            Err(Left::Refused(failure)) => {
+            Err(Left::Rejected(failure)) => {
                 self.log(&format!("{} is abandoned", title(path)), &failure);
                 return Ok(self.stop.rest(Duration::ZERO));
             }

@@ -191,7 +191,7 @@ fn job(arguments: &Arguments, is_start: bool) -> Result<Job, Failure> {
 fn report(arguments: &Arguments) -> Result<Report, Failure> {
     let mut message = Some(arguments.message.join(" ")).filter(|message| !message.is_empty());
     let mut what = arguments.what.as_str();
-    refuse_hyphens(what)?;
+    reject_hyphens(what)?;
     if what == "exit" {
         let code = message
             .take()
@@ -258,7 +258,7 @@ fn report(arguments: &Arguments) -> Result<Report, Failure> {
 }
 
 /// Refuses a negative number, and an option that does not exist. A message of several words can begin with a hyphen.
-fn refuse_hyphens(what: &str) -> Result<(), Failure> {
+fn reject_hyphens(what: &str) -> Result<(), Failure> {
     let Some(rest) = what.strip_prefix('-') else {
         return Ok(());
     };

@@ -17,7 +17,7 @@ const FORWARD_MAX: u16 = 512;
 pub(super) enum Said {
     /// A line, or one state of a line that is redrawn in place.
     Line { text: String, is_redrawn: bool },
-    /// `OSC 9;4`, by which programs tell a terminal their progress.
+    /// `OSC 9;4`, by which programs report their progress to a terminal.
     Taskbar(Taskbar),
 }
 

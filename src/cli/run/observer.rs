@@ -1,4 +1,4 @@
-//! Reads along with the command's output, and tells the reporter what is new. Costs the command a bounded amount of time: of an output
+//! Reads along with the command's output, and passes what is new to the reporter. Costs the command a bounded amount of time: of an output
 //! that is faster than any person or bar, only samples are read.
 
 use std::sync::Arc;
@@ -55,7 +55,7 @@ impl Observer {
             Stream::Errors => &mut self.errors,
         };
         let mut latest = News::default();
-        follower.read(bytes, |said| fold(&mut latest, progress.said(&said)));
+        follower.read(bytes, |said| merge(&mut latest, progress.said(&said)));
         post(board, latest);
         follower.lines.is_complete() && follower.skipped.is_none()
     }
@@ -68,9 +68,9 @@ impl Observer {
         };
         let mut latest = News::default();
         let progress = &mut self.progress;
-        follower.catch_up(|said| fold(&mut latest, progress.said(&said)));
+        follower.catch_up(|said| merge(&mut latest, progress.said(&said)));
         if let Some(pending) = follower.lines.pending() {
-            fold(&mut latest, progress.said(&pending));
+            merge(&mut latest, progress.said(&pending));
         }
         post(&self.board, latest);
     }
@@ -96,7 +96,7 @@ impl Observer {
     }
 }
 
-fn fold(latest: &mut News, news: News) {
+fn merge(latest: &mut News, news: News) {
     latest.percent = news.percent.or(latest.percent);
     latest.message = news.message.or(latest.message.take());
 }

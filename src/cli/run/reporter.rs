@@ -1,6 +1,6 @@
 //! Reports to the server, on a thread of its own, so that nothing the server does can hold up the command.
 //!
-//! What is waiting is bounded: the start, the newest progress, and the outcome. Progress that has not been sent is folded into newer
+//! What is waiting is bounded: the start, the newest progress, and the outcome. Progress that has not been sent is merged into newer
 //! progress. Each report has an idempotency key, and is repeated with growing delays until the server takes it.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -47,8 +47,8 @@ struct State {
     is_started: bool,
     /// The attempt that has been started.
     attempt: Option<u64>,
-    /// Whether the server has refused, so that another try would be of no use.
-    is_refused: bool,
+    /// Whether the server has rejected a report, so that another try would be of no use.
+    is_rejected: bool,
     /// The newest reason why something could not be sent.
     problem: Option<String>,
 }
@@ -149,7 +149,7 @@ impl Board {
         let problem = problem.unwrap_or("the server does not answer");
         Some(Unsent {
             text: format!("{what} could not be reported: {problem}"),
-            can_be_sent_later: !state.is_refused,
+            can_be_sent_later: !state.is_rejected,
             attempt: state.attempt,
             is_unsent: state.is_unsent(),
             latest: state.latest(),
@@ -166,7 +166,7 @@ impl Board {
     fn has_problem(&self, failure: &Failure) {
         let mut state = self.lock();
         state.problem = Some(failure.message.clone());
-        state.is_refused = !is_worth_another_try(failure);
+        state.is_rejected = !is_worth_another_try(failure);
     }
 
     /// Waits until something is to be sent.
@@ -241,7 +241,7 @@ impl<C: FnMut()> Reporter<C> {
         self.board.change.notify_all();
     }
 
-    /// Creates or starts the job. Returns false if the server refuses.
+    /// Creates or starts the job. Returns false if the server rejects it.
     fn start(&mut self) -> bool {
         let mut delay = RETRY;
         loop {

@@ -134,7 +134,7 @@ impl Running {
                         if let Some(screen) = &self.screen {
                             tty::resize(screen);
                             if self.raw.is_none() {
-                                // It is not the terminal of the command, so the kernel does not tell it.
+                                // It is not the terminal of the command, so the kernel does not signal it.
                                 self.process.signal(Signal::WINCH);
                             }
                         }

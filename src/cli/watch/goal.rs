@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_of_no_kind_in_scope_is_refused_with_those_that_exist() {
+    fn a_status_of_no_kind_in_scope_is_rejected_with_those_that_exist() {
         for (words, scopes, expected) in [
             (&["complete"][..], &["jobs/1"][..], "completed, failed"),
             (

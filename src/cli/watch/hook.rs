@@ -145,7 +145,7 @@ impl Hook {
                     let notice = format!(
                         "the --exec command is {QUEUE_MAX} changes behind; reading waits for it"
                     );
-                    self.notices.say(&notice);
+                    self.notices.print(&notice);
                 }
                 // Fails only if the runner has panicked.
                 let _ = self.queue.send(facts);
@@ -183,7 +183,7 @@ impl Runner {
                 Ok(status) => format!("the --exec command failed ({status})"),
                 Err(error) => format!("the --exec command could not be run: {error}"),
             };
-            self.notices.say(&format!("{problem}: {}", facts.subject));
+            self.notices.print(&format!("{problem}: {}", facts.subject));
         }
     }
 
@@ -231,6 +231,6 @@ fn show(output: PipeReader, notices: &Notices) {
         if !matches!(read, Ok(1..)) {
             return;
         }
-        notices.say(String::from_utf8_lossy(&line).trim_end());
+        notices.print(String::from_utf8_lossy(&line).trim_end());
     }
 }

@@ -116,7 +116,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     ended
 }
 
-/// Shows what the readers tell, until each scope has ended or one has failed.
+/// Shows what the readers report, until each scope has ended or one has failed.
 fn show(
     scopes: &[Scope],
     messages: &mut Receiver<(usize, Update)>,
@@ -137,7 +137,7 @@ fn show(
                     hook.run(&scopes[index], &message);
                 }
             }
-            Update::Notice(text) => notices.say(&named(index, &text)),
+            Update::Notice(text) => notices.print(&named(index, &text)),
             Update::End(Ok(end)) => ends.push(end),
             Update::End(Err(failure)) => {
                 return Err(Failure {

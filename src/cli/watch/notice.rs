@@ -13,7 +13,7 @@ pub(super) struct Notices {
 }
 
 impl Notices {
-    pub(super) fn say(&self, text: &str) {
+    pub(super) fn print(&self, text: &str) {
         let Some(bars) = &self.bars else {
             return complain(text);
         };

@@ -1,4 +1,4 @@
-//! Follows one scope, and tells what it reads. [`client::Watch`] connects, and reconnects from its cursor.
+//! Follows one scope, and reports what it reads. [`client::Watch`] connects, and reconnects from its cursor.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ impl From<Failure> for Stop {
 }
 
 impl Reader {
-    /// Reads until the scope has nothing more to tell.
+    /// Reads until the scope has nothing more to send.
     pub(super) async fn run(self) {
         let end = match self.read().await {
             Err(Stop::Ended(end)) => Ok(end),

@@ -58,7 +58,7 @@ impl Screen {
         // Ids are unique in a school only.
         let id = format!("{} {id}", message["school_id"]);
         if let Some(line) = bars.show(&id, message) {
-            bars.say(&line);
+            bars.print_truncated(&line);
         }
         Ok(())
     }
@@ -67,7 +67,7 @@ impl Screen {
     fn print(&self, line: &str) -> Result<(), Failure> {
         match &self.bars {
             Some(bars) => {
-                bars.say(line);
+                bars.print_truncated(line);
                 Ok(())
             }
             None => print_line(line),
@@ -216,7 +216,7 @@ impl Bars {
         }
     }
 
-    fn say(&self, line: &str) {
+    fn print_truncated(&self, line: &str) {
         self.print(&truncate_str(line, self.layout.columns, "…"));
     }
 

@@ -86,8 +86,8 @@ impl Face {
         }
     }
 
-    /// Returns the badge of a request that is refused.
-    pub(super) fn of_refusal(status: Status, text: &str) -> Face {
+    /// Returns the badge of a request that is rejected.
+    pub(super) fn of_rejection(status: Status, text: &str) -> Face {
         Face {
             status,
             ..Face::new("status", text, Tone::Idle)

@@ -33,7 +33,7 @@ use crate::auth::{AuthError, Link, View};
 use crate::config::{BADGE_AGE_SECS, BADGES_MAX};
 use crate::id::{Channel, SchoolId};
 use crate::kind;
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::service::Tidings;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -181,7 +181,7 @@ async fn badge(
         Err((text, problem)) => {
             problem.note(tidings, &source);
             let status = Status::new(problem.status());
-            Image::new(&Face::of_refusal(status, text), None)
+            Image::new(&Face::of_rejection(status, text), None)
         }
     }
 }

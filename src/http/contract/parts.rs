@@ -14,7 +14,7 @@ use crate::http::listing::{Asked, FirstHead};
 use crate::http::methods::Collection;
 use crate::http::parameters::{LIST, SCHOOL_ID, STATUS_CASE};
 use crate::http::problem::{Kind, Problem};
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 
 /// The security schemes of calls.
 pub(super) const CALLS: &[&str] = &["bearer", "token", "cookie"];

@@ -300,9 +300,9 @@ mod platform {
     /// the peer acknowledges other bytes. So the last retransmission must have been sent after the last answer, and long enough
     /// ago to be answered.
     fn is_asked(own: &sock_diag::Connection) -> bool {
-        let in_vain = own.sent_ago < own.silent_for && own.sent_ago >= own.first_wait;
+        let is_unanswered = own.sent_ago < own.silent_for && own.sent_ago >= own.first_wait;
         own.probes >= DEAD_PEER_PROBES
-            || (own.retransmissions >= DEAD_PEER_RETRANSMISSIONS && in_vain)
+            || (own.retransmissions >= DEAD_PEER_RETRANSMISSIONS && is_unanswered)
     }
 
     #[cfg(test)]

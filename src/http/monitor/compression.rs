@@ -31,8 +31,8 @@ pub(super) fn accepts_gzip(request: &Request<'_>) -> bool {
 fn names_gzip(coding: &str) -> bool {
     let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
     let weight = parameters.trim().strip_prefix("q=").map(str::parse::<f32>);
-    let is_refused = matches!(weight, Some(Ok(0.0)));
-    name.trim().eq_ignore_ascii_case("gzip") && !is_refused
+    let is_rejected = matches!(weight, Some(Ok(0.0)));
+    name.trim().eq_ignore_ascii_case("gzip") && !is_rejected
 }
 
 /// Sets the headers for a body that is compressed, or that could have been.

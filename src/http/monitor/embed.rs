@@ -25,7 +25,7 @@ use crate::http::problem::{Kind, Problem};
 use crate::http::stream::ChannelPath;
 use crate::http::tickets;
 use crate::id::Channel;
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::service::Tidings;
 
 pub(in crate::http) fn routes() -> Vec<Route> {

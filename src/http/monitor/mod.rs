@@ -40,7 +40,7 @@ use super::problem::Problem;
 use crate::auth::{AuthError, Schools};
 use crate::config::MONITOR_SCHOOLS;
 use crate::id::SchoolId;
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::service::Tidings;
 
 /// How often the pages refresh data for which there are no events, in seconds.
@@ -179,13 +179,13 @@ fn enter(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<visitor::WithCookie, Html> {
     let SignIn { token, next } = form.into_inner();
-    let refused = |problem: &str| {
+    let rejected = |problem: &str| {
         let view = visitor.view(&base, json!({ "next": next, "problem": problem }));
         let page = pages.render("sign-in.html", &view);
         page.with_status(Status::Unauthorized)
     };
     if !visitor.is_own_page {
-        return Err(refused(
+        return Err(rejected(
             "This form was sent from another site. Sign in here.",
         ));
     }
@@ -200,7 +200,7 @@ fn enter(
             problem.note(tidings, &source);
             let why = problem.expired_secs().map(expired);
             let why = why.unwrap_or_else(|| format!("Signing in failed: {}.", problem.detail()));
-            Err(refused(&why))
+            Err(rejected(&why))
         }
     }
 }

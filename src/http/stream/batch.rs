@@ -38,7 +38,7 @@ use crate::http::parameters::{STATUS_CASE, STREAMED};
 use crate::http::pipeline::Pipeline;
 use crate::http::problem::{Kind, Problem};
 use crate::hub::Reader;
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::scope::Scope;
 use crate::service::Tidings;
 use crate::subscribe::{Delivery, Subscription};
@@ -136,7 +136,7 @@ impl<'r> BatchStream<'r> {
             },
             from: None,
             tick: std::time::Duration::ZERO,
-            greet: None,
+            welcome: None,
         };
         let nothing = Scope::new(caller.school(), []);
         let subscription = tidings.subscriptions().open(&caller, nothing, listen)?;

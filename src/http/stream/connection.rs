@@ -194,7 +194,7 @@ impl Connection {
             if !self.frames.socket.has_room_for_answers() {
                 return Ok(false);
             }
-            if !session.is_parked()
+            if !session.has_held_message()
                 && let Some(incoming) = self.waiting.pop_front()
             {
                 let may_count = may_publish(session, &incoming);
@@ -207,11 +207,11 @@ impl Connection {
             if session.resume(&mut self.frames) {
                 return Ok(true);
             }
-            if self.is_rate_limited && !session.is_parked() {
+            if self.is_rate_limited && !session.has_held_message() {
                 let message =
                     "The connection sends messages too fast, and is closed; send fewer per second";
                 let limit = Some("client_messages_per_sec");
-                session.refuse("too_fast", limit, message, &mut self.frames);
+                session.reject("too_fast", limit, message, &mut self.frames);
                 self.close(Close::TryAgainLater);
                 return Ok(true);
             }
@@ -337,7 +337,7 @@ fn receive(session: &mut Session, incoming: Incoming, frames: &mut Frames) -> bo
     match incoming {
         Incoming::Text(text) => session.receive(&text, frames),
         Incoming::Binary(_) => {
-            session.refuse("not_text", None, "Messages must be text frames", frames);
+            session.reject("not_text", None, "Messages must be text frames", frames);
             false
         }
         Incoming::Control => false,

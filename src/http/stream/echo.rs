@@ -43,8 +43,8 @@ impl IoHandler for Echo {
 async fn echo(mut socket: Socket) {
     if let End::Broken(close) = poll_fn(|cx| converse(&mut socket, cx)).await {
         socket.close(close);
-        let farewell = poll_fn(|cx| converse(&mut socket, cx));
-        let _ = timeout(CLOSE_WAIT, farewell).await;
+        let conversation = poll_fn(|cx| converse(&mut socket, cx));
+        let _ = timeout(CLOSE_WAIT, conversation).await;
     }
     poll_fn(|cx| socket.poll_shutdown(cx)).await;
 }

@@ -46,7 +46,7 @@ use crate::auth::Access;
 use crate::hub::Reader;
 use crate::id::{Channel, Cursor, SchoolId, SubjectId};
 use crate::kind::{self, characteristic, device, enrollment, job};
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::scope::Scope;
 use crate::service::Tidings;
 use crate::session::{Beginning, Dialect, Publishing};
@@ -337,7 +337,7 @@ enum Target<'a> {
 async fn with_channel(
     dialect: Dialect,
     target: Target<'_>,
-    greet: Option<Map<String, Value>>,
+    welcome: Option<Map<String, Value>>,
     params: Result<Params, Problem>,
     listener: Listener,
     handshake: Result<MaybeHandshake, Problem>,
@@ -374,7 +374,7 @@ async fn with_channel(
             &caller,
             (WEBSOCKET, params.from),
             scope,
-            greet,
+            welcome,
         )?;
         Ok::<_, Problem>((subscription, caller))
     };
@@ -384,7 +384,7 @@ async fn with_channel(
             Target::Subject(kind, id) if problem.is(Kind::NotFound) => {
                 const CODE: &str = "not_found";
                 let service = tidings.subscriptions();
-                service.note_refusal(Some(&source), CODE, None);
+                service.note_rejection(Some(&source), CODE, None);
                 Opening::Rejected {
                     error: Some(kind::not_found(kind, id).to_string()),
                     code: CODE,
@@ -514,7 +514,7 @@ fn open(
     caller: &Caller,
     (transport, from): (&'static str, Option<Cursor>),
     scope: Scope,
-    greet: Option<Map<String, Value>>,
+    welcome: Option<Map<String, Value>>,
 ) -> Result<Subscription, Problem> {
     let reader = Reader {
         transport,
@@ -526,7 +526,7 @@ fn open(
         reader,
         from,
         tick: params.tick.unwrap_or(dialect.tick(tidings.settings())),
-        greet,
+        welcome,
     };
     let scope = scope.filtered(params.filter.clone());
     Ok(tidings.subscriptions().open(caller, scope, listen)?)

@@ -22,7 +22,7 @@ impl Opening {
     /// other error is explained. The caller has recorded the rejection, because it knows where the request came from.
     pub(super) fn rejected(problem: Problem, dialect: &Dialect) -> Opening {
         let (close, explains) = match problem.status() {
-            401 | 403 => (dialect.refusal, dialect.explains_rejection),
+            401 | 403 => (dialect.rejection, dialect.explains_rejection),
             429 | 503 => (Close::TryAgainLater, true),
             400..500 => (Close::InvalidRequest, true),
             _ => (Close::InternalError, true),

@@ -9,7 +9,7 @@ use crate::auth::Access;
 use crate::http::lines::LineReader;
 use crate::http::pipeline::Pipeline;
 use crate::id::SchoolId;
-use crate::refusals::RequestSource;
+use crate::rejections::RequestSource;
 use crate::service::Tidings;
 use crate::session::Publishing;
 

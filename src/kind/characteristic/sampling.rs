@@ -28,7 +28,7 @@ struct Measured {
 
 /// The evaluation of a sample; empty for a gap, and while there are no limits.
 #[derive(Default)]
-struct Verdict {
+struct Evaluation {
     zone: Option<Arc<str>>,
     /// Its point on the dispersion chart.
     dispersion: Option<Point>,
@@ -54,16 +54,16 @@ impl Change<'_> {
             Some(own) => short_id("sample_id", own)?,
             None => format!("{}.{}", self.id, next.sample_count).into(),
         };
-        let verdict = match (&measured, next.limits.clone()) {
+        let evaluation = match (&measured, next.limits.clone()) {
             (None, _) => pass_over(next, sample)?,
             (Some(_), _) if sample.is_judged() => self.relay(next, sample, &sample_id)?,
             (Some(measured), Some(limits)) => self.judge(next, measured, &limits, &sample_id),
             (Some(_), None) => {
                 next.publisher_in_control = None;
-                Verdict::default()
+                Evaluation::default()
             }
         };
-        self.publish_sample(next, sample, sample_id, measured.as_ref(), verdict);
+        self.publish_sample(next, sample, sample_id, measured.as_ref(), evaluation);
         self.learn(next, measured.as_ref());
         Ok(())
     }
@@ -75,7 +75,7 @@ impl Change<'_> {
         sample: &NewSample,
         sample_id: Arc<str>,
         measured: Option<&Measured>,
-        verdict: Verdict,
+        evaluation: Evaluation,
     ) {
         let mean = measured.map(|own| own.mean);
         let range = measured.map(|own| own.range);
@@ -86,16 +86,16 @@ impl Change<'_> {
             value: mean,
             mean,
             range: range.filter(|_| next.subgroup_size > 1),
-            dispersion: verdict.dispersion,
-            zone: verdict.zone,
+            dispersion: evaluation.dispersion,
+            zone: evaluation.zone,
             in_control: next.status() == IN_CONTROL,
-            judged_by: verdict.judged_by.map(Cow::Borrowed),
-            rules: verdict.rules,
-            limits_version: verdict.limits_version,
-            violations: verdict.opened.iter().map(Into::into).collect(),
+            judged_by: evaluation.judged_by.map(Cow::Borrowed),
+            rules: evaluation.rules,
+            limits_version: evaluation.limits_version,
+            violations: evaluation.opened.iter().map(Into::into).collect(),
         };
         // Violations refer to the sample that opens them, so that sample must not be conflated.
-        let class = if verdict.opened.is_empty() {
+        let class = if evaluation.opened.is_empty() {
             Class::Tick
         } else {
             Class::Milestone
@@ -111,8 +111,8 @@ impl Change<'_> {
         });
         self.drafts.push(sample);
         self.drafts
-            .extend(verdict.opened.iter().map(violation_draft));
-        self.violations.extend(verdict.opened);
+            .extend(evaluation.opened.iter().map(violation_draft));
+        self.violations.extend(evaluation.opened);
     }
 
     /// Evaluates a sample by the limits in force, and records which rules it breaks.
@@ -122,7 +122,7 @@ impl Change<'_> {
         measured: &Measured,
         limits: &Limits,
         sample_id: &Arc<str>,
-    ) -> Verdict {
+    ) -> Evaluation {
         let (mean, lines) = (measured.mean, limits.chart.lines());
         let previous = next
             .last_sample
@@ -171,7 +171,7 @@ impl Change<'_> {
                 });
             }
         }
-        Verdict {
+        Evaluation {
             zone: Some(lines.zone(mean).as_str().into()),
             dispersion,
             judged_by: Some("server"),
@@ -191,7 +191,7 @@ impl Change<'_> {
         next: &mut Characteristic,
         sample: &NewSample,
         sample_id: &Arc<str>,
-    ) -> Result<Verdict, RuleError> {
+    ) -> Result<Evaluation, RuleError> {
         if let Some(zone) = &sample.zone {
             bounded("zone", zone, Bound::constant(NAME_MAX_BYTES))?;
         }
@@ -214,7 +214,7 @@ impl Change<'_> {
             }
             opened.push(violation);
         }
-        Ok(Verdict {
+        Ok(Evaluation {
             zone: sample.zone.as_deref().map(Into::into),
             dispersion: None,
             judged_by: Some("publisher"),
@@ -270,20 +270,20 @@ impl Change<'_> {
 }
 
 /// Resets the evaluation: measurements after a gap have no predecessors.
-fn pass_over(next: &mut Characteristic, sample: &NewSample) -> Result<Verdict, RuleError> {
-    let verdict = [
+fn pass_over(next: &mut Characteristic, sample: &NewSample) -> Result<Evaluation, RuleError> {
+    let evaluation = [
         ("zone", sample.zone.is_some()),
         ("in_control", sample.in_control.is_some()),
         ("violations", sample.violations.is_some()),
     ];
-    if let Some((field, _)) = verdict.into_iter().find(|(_, is_there)| *is_there) {
+    if let Some((field, _)) = evaluation.into_iter().find(|(_, is_there)| *is_there) {
         let expected = "must be absent if the value is null: a gap has no verdict";
         return Err(invalid(field, expected));
     }
     next.recent.clear();
     next.runs.clear();
     next.publisher_in_control = None;
-    Ok(Verdict::default())
+    Ok(Evaluation::default())
 }
 
 /// Returns the measurement of a sample; `None` if it is a gap.

@@ -81,7 +81,7 @@ fn started(start: &Start, context: &Context<'_>) -> Result<Session, RuleError> {
         check_uptime: None,
     };
     session.count(start.total_attempts.map(|_| 1), start.total_attempts)?;
-    session.say(start.message.as_deref(), context)?;
+    session.set_message(start.message.as_deref(), context)?;
     session.schedule_check();
     Ok(session)
 }
@@ -117,7 +117,7 @@ fn changed(
             next.finish(Status::Complete, context.now);
             next.progress = Status::Complete.progress();
             next.quality_score = complete.quality_score;
-            next.say(complete.message.as_deref(), context)?;
+            next.set_message(complete.message.as_deref(), context)?;
         }
         Command::Error(failure) => {
             next.finish(Status::Error, context.now);
@@ -127,11 +127,11 @@ fn changed(
                 next.message = (*message).into();
             }
             next.error_code = Some(code);
-            next.say(failure.error.as_deref(), context)?;
+            next.set_message(failure.error.as_deref(), context)?;
         }
         Command::Cancel(cancel) => {
             next.finish(Status::Cancelled, context.now);
-            next.say(cancel.message.as_deref(), context)?;
+            next.set_message(cancel.message.as_deref(), context)?;
         }
     }
     next.schedule_check();
@@ -219,7 +219,7 @@ impl Session {
             self.message = status.default_message().into();
         }
         self.status = status;
-        self.say(report.message.as_deref(), context)
+        self.set_message(report.message.as_deref(), context)
     }
 
     /// Sets the number of this scan and the number of scans required.
@@ -247,7 +247,11 @@ impl Session {
         self.check_uptime = None;
     }
 
-    fn say(&mut self, message: Option<&str>, context: &Context<'_>) -> Result<(), RuleError> {
+    fn set_message(
+        &mut self,
+        message: Option<&str>,
+        context: &Context<'_>,
+    ) -> Result<(), RuleError> {
         if let Some(message) = message {
             self.message = bounded("message", message, context.limits.message())?;
         }

@@ -195,7 +195,7 @@ impl FromStr for JobType {
             false => Err(RuleError::Invalid {
                 field: "job_type",
                 expected: format!(
-                    "must have 1 to {TYPE_MAX_BYTES} characters out of A-Z a-z 0-9 . _ : ~ -"
+                    "must have 1 to {TYPE_MAX_BYTES} characters from A-Z a-z 0-9 . _ : ~ -"
                 ),
             }),
         }

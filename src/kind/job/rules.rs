@@ -130,7 +130,7 @@ fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
         Status::InProgress => job.start(context),
         other => job.enter(other),
     }
-    job.say(create.message.as_deref(), context)?;
+    job.set_message(create.message.as_deref(), context)?;
     Ok(job)
 }
 
@@ -183,7 +183,7 @@ fn changed(
                 return Err(illegal());
             }
             next.start(context);
-            next.say(start.message.as_deref(), context)?;
+            next.set_message(start.message.as_deref(), context)?;
             next.merge(start.metadata.as_ref(), context)?;
         }
         Command::Progress(report) => {
@@ -202,7 +202,7 @@ fn changed(
             let result = to_raw_value(&complete.result).expect("a JSON value is JSON");
             next.finish(Status::Completed, End::Result(result.into()), context.now);
             next.progress = Some(100.0);
-            next.say(complete.message.as_deref(), context)?;
+            next.set_message(complete.message.as_deref(), context)?;
             next.merge(complete.metadata.as_ref(), context)?;
         }
         Command::Fail(fail) => {
@@ -222,7 +222,7 @@ fn changed(
                 }),
                 context.now,
             );
-            next.say(Some(&word), context)?;
+            next.set_message(Some(&word), context)?;
             next.merge(fail.metadata.as_ref(), context)?;
         }
         Command::Cancel(cancel) => {
@@ -250,7 +250,7 @@ fn changed(
                     context.now,
                 );
             }
-            next.say(cancel.message.as_deref(), context)?;
+            next.set_message(cancel.message.as_deref(), context)?;
         }
         Command::Retry(note) => {
             if !job.status.is_terminal() {
@@ -362,11 +362,15 @@ impl Job {
     }
 
     fn note(&mut self, note: &Note, context: &Context<'_>) -> Result<(), RuleError> {
-        self.say(note.message.as_deref(), context)?;
+        self.set_message(note.message.as_deref(), context)?;
         self.merge(note.metadata.as_ref(), context)
     }
 
-    fn say(&mut self, message: Option<&str>, context: &Context<'_>) -> Result<(), RuleError> {
+    fn set_message(
+        &mut self,
+        message: Option<&str>,
+        context: &Context<'_>,
+    ) -> Result<(), RuleError> {
         if let Some(message) = message {
             self.message = bounded("message", message, context.limits.message())?;
         }
@@ -409,7 +413,7 @@ impl Job {
                     .observe(reached, context.now);
             }
         }
-        self.say(report.message.as_deref(), context)?;
+        self.set_message(report.message.as_deref(), context)?;
         self.merge(report.metadata.as_ref(), context)
     }
 

@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_expression_is_refused_at_once() {
+    fn what_is_no_expression_is_rejected_at_once() {
         let began = std::time::Instant::now();
         for expression in [
             "",

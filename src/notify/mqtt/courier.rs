@@ -215,7 +215,7 @@ async fn publish(
     // The broker has just acknowledged the connection. If it closes the connection now, this message is the cause.
     let fresh = connection.insert(opened);
     fresh.deliver(route, delivery).await.map_err(|cause| {
-        DeliveryError::refused(one_line(&format!(
+        DeliveryError::rejected(one_line(&format!(
             "the broker closed the connection at this message: {cause}"
         )))
     })

@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_cannot_work_are_refused() {
+    fn settings_that_cannot_work_are_rejected() {
         for topic in [
             "",
             "a/+/b",

@@ -23,7 +23,7 @@ use crate::store::columns::{
     HOUR_MILLIS, first_whole_hour, from_millis, into_subject, millis, unreadable, uptime_millis,
 };
 use crate::store::numbers::{signed, unsigned};
-use crate::store::turns::{Asker, Length};
+use crate::store::turns::{Length, Requester};
 use crate::uptime::Uptime;
 
 /// Loads a subject.
@@ -396,12 +396,12 @@ impl PostgresStore {
         school: SchoolId,
     ) -> Result<super::readers::Read, StoreError> {
         self.readers
-            .begin(Asker::Requests(school), Length::Short)
+            .begin(Requester::Requests(school), Length::Short)
             .await
     }
 
     /// Begins a short read for the server itself.
     pub(super) async fn look(&self) -> Result<super::readers::Read, StoreError> {
-        self.readers.begin(Asker::Server, Length::Short).await
+        self.readers.begin(Requester::Server, Length::Short).await
     }
 }

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_cannot_be_used_is_refused_without_its_password() {
+    fn a_url_that_cannot_be_used_is_rejected_without_its_password() {
         for url in [
             "postgres://u:secret@h:port/d",
             "postgres://u:secret@h/d?sslmode=maybe",

@@ -13,7 +13,7 @@ use crate::config::DEAD_LETTERS_MAX;
 use crate::id::{self, SchoolId};
 use crate::log::StoreError;
 use crate::log::consumers::{
-    Begun, Change, Consumers, DeadLetter, DeadLetterPage, Place, Progress, SetAside, Standing,
+    Begun, Change, Consumers, DeadLetter, DeadLetterPage, Offset, Progress, SetAside, Standing,
     Total, Tried, lease_of,
 };
 use crate::log::leases::Fence;
@@ -142,7 +142,7 @@ async fn work(conn: &mut AsyncPgConnection, name: &str) -> QueryResult<Begun> {
     })
 }
 
-async fn place(conn: &mut AsyncPgConnection, name: &str, school: SchoolId) -> QueryResult<Place> {
+async fn offset(conn: &mut AsyncPgConnection, name: &str, school: SchoolId) -> QueryResult<Offset> {
     let row: Option<(i64, Option<i64>, i64)> = notifier_cursors::table
         .find((school.get(), name))
         .select((
@@ -154,7 +154,7 @@ async fn place(conn: &mut AsyncPgConnection, name: &str, school: SchoolId) -> Qu
         .await
         .optional()?;
     let Some((seq, tried_seq, attempts)) = row else {
-        return Ok(Place::default());
+        return Ok(Offset::default());
     };
     let attempts = attempts.try_into().unwrap_or(u32::MAX);
     let found: Vec<SetAsideRow> = notifier_set_aside::table
@@ -165,7 +165,7 @@ async fn place(conn: &mut AsyncPgConnection, name: &str, school: SchoolId) -> Qu
         .await?;
     let set_aside = found.into_iter().map(SetAsideRow::into_set_aside);
     let seq = unsigned(seq);
-    Ok(Place {
+    Ok(Offset {
         seq,
         tag: read::tag_at(conn, school, seq).await?,
         tried: tried_seq.map(|seq| Tried {
@@ -339,7 +339,7 @@ async fn bury(
     Ok(())
 }
 
-/// Registers a notifier of another store, without places.
+/// Registers a notifier of another store, without offsets.
 pub(super) async fn register(
     conn: &mut AsyncPgConnection,
     name: &str,
@@ -356,12 +356,12 @@ pub(super) async fn register(
     Ok(())
 }
 
-/// Writes a notifier's place of another store.
+/// Writes a notifier's offset of another store.
 pub(super) async fn import(
     conn: &mut AsyncPgConnection,
     school: SchoolId,
     standing: &Standing,
-    place: &Place,
+    offset: &Offset,
     letters: &[DeadLetter],
 ) -> QueryResult<()> {
     use notifier_cursors as cursors;
@@ -374,15 +374,15 @@ pub(super) async fn import(
             cursors::delivered.eq(signed(standing.delivered)),
             cursors::failed.eq(signed(standing.failed)),
             cursors::dead.eq(signed(standing.dead)),
-            cursors::tried_seq.eq(place.tried.map(|tried| signed(tried.seq))),
-            cursors::attempts.eq(place.tried.map_or(0, |tried| tried.attempts.into())),
+            cursors::tried_seq.eq(offset.tried.map(|tried| signed(tried.seq))),
+            cursors::attempts.eq(offset.tried.map_or(0, |tried| tried.attempts.into())),
             cursors::delivered_at.eq(standing.delivered_at.map(millis)),
             cursors::failed_at.eq(failed_at.map(millis)),
             cursors::cause.eq(cause.as_deref().map(text)),
         ))
         .execute(conn)
         .await?;
-    for own in &place.set_aside {
+    for own in &offset.set_aside {
         put(conn, &standing.name, school, own).await?;
     }
     for letter in letters {
@@ -480,9 +480,9 @@ impl Consumers for PostgresStore {
         read.end(found).await
     }
 
-    async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError> {
+    async fn notifier_offset(&self, name: &str, school: SchoolId) -> Result<Offset, StoreError> {
         let mut read = self.look().await?;
-        let found = place(&mut read, name, school).await;
+        let found = offset(&mut read, name, school).await;
         read.end(found).await
     }
 

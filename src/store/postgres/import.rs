@@ -20,7 +20,7 @@ use super::{
 use crate::event::Event;
 use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::kind::Part;
-use crate::log::consumers::{DeadLetter, Place as NotifierPlace, Standing};
+use crate::log::consumers::{DeadLetter, Offset, Standing};
 use crate::log::decide::Decisions;
 use crate::log::facts::{Moment, Stored};
 use crate::log::pings::PingKey;
@@ -213,15 +213,15 @@ impl Import {
         Ok(())
     }
 
-    /// Adds the place of a notifier, with what it has set aside and given up.
+    /// Adds the offset of a notifier, with what it has set aside and given up.
     pub async fn notifier(
         &mut self,
         standing: &Standing,
-        place: &NotifierPlace,
+        offset: &Offset,
         letters: &[DeadLetter],
     ) -> Result<(), StoreError> {
         let (school, _) = self.current();
-        let written = consumers::import(&mut self.conn, school, standing, place, letters).await;
+        let written = consumers::import(&mut self.conn, school, standing, offset, letters).await;
         written.map_err(database_error)
     }
 

@@ -19,7 +19,7 @@ use crate::log::{
 use crate::scope::Scope;
 use crate::store::columns::{place, uptime_millis};
 use crate::store::numbers::unsigned;
-use crate::store::turns::{Asker, Length};
+use crate::store::turns::{Length, Requester};
 use crate::uptime::UptimeClock;
 use crate::wall_clock;
 
@@ -35,7 +35,7 @@ struct Size {
 impl PostgresStore {
     async fn read_for_streams(&self, school: SchoolId) -> Result<Read, StoreError> {
         self.readers
-            .begin(Asker::Streams(school), Length::Short)
+            .begin(Requester::Streams(school), Length::Short)
             .await
     }
 
@@ -46,7 +46,7 @@ impl PostgresStore {
             false => Length::Window,
         };
         self.readers
-            .begin(Asker::Streams(scope.school), length)
+            .begin(Requester::Streams(scope.school), length)
             .await
     }
 
@@ -121,9 +121,14 @@ impl Log for PostgresStore {
         own.end(stretch).await
     }
 
-    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
+    async fn replay(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        conflate: bool,
+    ) -> Result<Page, StoreError> {
         let mut own = self.page(&scope).await?;
-        let page = read::replay(&mut own, self.epoch, &scope, after, fold).await;
+        let page = read::replay(&mut own, self.epoch, &scope, after, conflate).await;
         own.end(page).await
     }
 

@@ -24,7 +24,7 @@ use crate::log::{ListPage, ListQuery, Order, Searched, Stalled, StoreError};
 use crate::store::columns::{from_millis, into_subject, page_of};
 use crate::store::numbers::{signed, unsigned};
 use crate::store::texts::wanted;
-use crate::store::turns::{Asker, Length};
+use crate::store::turns::{Length, Requester};
 
 type Boxed<'a> = subjects::BoxedQuery<'a, Pg>;
 
@@ -242,7 +242,7 @@ impl PostgresStore {
         if listing.is_empty() {
             let mut read = self
                 .readers
-                .begin(Asker::Requests(school), Length::Short)
+                .begin(Requester::Requests(school), Length::Short)
                 .await?;
             let head = bounds(&mut read, school).await.map(|bounds| bounds.head);
             listing.head = Some(read.end(head).await?);
@@ -251,7 +251,7 @@ impl PostgresStore {
         if listing.is_by_index() {
             let mut read = self
                 .readers
-                .begin(Asker::Requests(school), Length::Short)
+                .begin(Requester::Requests(school), Length::Short)
                 .await?;
             let listed = listing.list(&mut read).await;
             read.end(listed).await?;

@@ -1,4 +1,4 @@
-//! The ports [`Nodes`] and [`Beats`]: what nodes tell one another in addition to the log.
+//! The ports [`Nodes`] and [`Heartbeats`]: what nodes exchange in addition to the log.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::id::{SchoolId, SubjectId};
 use crate::kind::State;
 use crate::kind::device::{self, Heard};
 use crate::log::StoreError;
-use crate::log::beats::{Beat, Beats, Heartbeats, Shared};
+use crate::log::heartbeats::{Heartbeat, Heartbeats, LastHeartbeats, Shared};
 use crate::log::nodes::{Node, NodeId, NodeReport, Nodes};
 use crate::store::columns::{from_millis, millis, unreadable, uptime, uptime_millis};
 use crate::store::numbers::{signed, unsigned};
@@ -46,7 +46,7 @@ impl NodeRow {
     }
 }
 
-async fn beat(
+async fn exchange_reports(
     conn: &mut AsyncPgConnection,
     report: &NodeReport,
     forget_after: Duration,
@@ -82,13 +82,13 @@ async fn beat(
 
 #[async_trait]
 impl Nodes for PostgresStore {
-    async fn node_beats(
+    async fn node_heartbeat(
         &self,
         report: NodeReport,
         forget_after: Duration,
     ) -> Result<Vec<Node>, StoreError> {
         let mut write = self.write().await?;
-        let nodes = beat(&mut write, &report, forget_after).await;
+        let nodes = exchange_reports(&mut write, &report, forget_after).await;
         write.end(nodes).await
     }
 
@@ -125,7 +125,7 @@ impl BeatRow {
             return Err(unreadable("a device"));
         };
         let heard = match self.last_uptime.zip(self.last_at) {
-            Some((last, at)) => Some(Heartbeats {
+            Some((last, at)) => Some(LastHeartbeats {
                 last: Heard {
                     at: from_millis(at)?,
                     uptime: uptime(last)?,
@@ -170,7 +170,7 @@ async fn shared(
         .collect())
 }
 
-/// Merges heartbeats, as [`Heartbeats::merged`] does. The rows are locked in one order by all nodes.
+/// Merges heartbeats, as [`LastHeartbeats::merged`] does. The rows are locked in one order by all nodes.
 const MERGE: &str = "
 INSERT INTO beats (school_id, device_id, last_uptime, last_at, before_uptime)
 SELECT w.school_id, w.device_id, w.last_uptime, w.last_at, w.before_uptime
@@ -185,12 +185,15 @@ ON CONFLICT (school_id, device_id) DO UPDATE SET
         CASE WHEN beats.last_uptime <> excluded.last_uptime THEN LEAST(beats.last_uptime, excluded.last_uptime) END)";
 
 #[async_trait]
-impl Beats for PostgresStore {
-    async fn save_beats(&self, beats: Vec<Beat>) -> Result<Vec<Option<Shared>>, StoreError> {
+impl Heartbeats for PostgresStore {
+    async fn save_heartbeats(
+        &self,
+        heartbeats: Vec<Heartbeat>,
+    ) -> Result<Vec<Option<Shared>>, StoreError> {
         let mut write = self.write().await?;
         macro_rules! column {
             ($own:ident => $value:expr) => {
-                beats.iter().map(|$own| $value).collect::<Vec<_>>()
+                heartbeats.iter().map(|$own| $value).collect::<Vec<_>>()
             };
         }
         let saved = async {
@@ -212,7 +215,7 @@ impl Beats for PostgresStore {
         write.end(saved).await
     }
 
-    async fn beats_of(
+    async fn heartbeats_of(
         &self,
         devices: Vec<(SchoolId, SubjectId)>,
     ) -> Result<Vec<Option<Shared>>, StoreError> {
@@ -221,7 +224,7 @@ impl Beats for PostgresStore {
         read.end(found).await
     }
 
-    async fn forget_beats(&self, before: Uptime) -> Result<(), StoreError> {
+    async fn forget_heartbeats(&self, before: Uptime) -> Result<(), StoreError> {
         let mut write = self.write().await?;
         let forgotten = diesel::sql_query("DELETE FROM beats WHERE last_uptime < $1")
             .bind::<BigInt, _>(uptime_millis(before))

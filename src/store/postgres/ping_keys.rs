@@ -12,7 +12,7 @@ use crate::log::pings::{KeyDigest, PingKey, PingKeyId, PingKeys};
 use crate::store::columns::millis;
 use crate::store::numbers::signed;
 use crate::store::ping_keys::{Row, columns};
-use crate::store::turns::{Asker, Length};
+use crate::store::turns::{Length, Requester};
 
 /// A revocation must survive the loss of the database's machine, unlike other small writes.
 const DURABLY: &str = "SET LOCAL synchronous_commit = on";
@@ -67,8 +67,8 @@ impl PingKeys for PostgresStore {
     }
 
     async fn ping_keys(&self, school: SchoolId) -> Result<Vec<PingKey>, StoreError> {
-        let asker = Asker::Requests(school);
-        let mut read = self.readers.begin(asker, Length::Short).await?;
+        let requester = Requester::Requests(school);
+        let mut read = self.readers.begin(requester, Length::Short).await?;
         let rows: QueryResult<Vec<Row>> = diesel::sql_query(concat!(
             "SELECT ",
             columns!(),
@@ -86,8 +86,8 @@ impl PingKeys for PostgresStore {
         school: SchoolId,
         digest: KeyDigest,
     ) -> Result<Option<PingKey>, StoreError> {
-        let asker = Asker::Requests(school);
-        let mut read = self.readers.begin(asker, Length::Short).await?;
+        let requester = Requester::Requests(school);
+        let mut read = self.readers.begin(requester, Length::Short).await?;
         let row: QueryResult<Option<Row>> = diesel::sql_query(concat!(
             "SELECT ",
             columns!(),

@@ -155,13 +155,13 @@ async fn superseding(
     Ok(last)
 }
 
-/// Returns the events in scope after `after`. With `fold`, leaves out ticks that a later event in scope supersedes.
+/// Returns the events in scope after `after`. With `conflate`, leaves out ticks that a later event in scope supersedes.
 pub(super) async fn replay(
     conn: &mut Conn,
     epoch: Epoch,
     scope: &Scope,
     after: u64,
-    fold: bool,
+    conflate: bool,
 ) -> QueryResult<Page> {
     let Bounds { head, floor } = bounds(conn, scope.school).await?;
     let mut through = head;
@@ -179,7 +179,7 @@ pub(super) async fn replay(
         // A wide event of a subject in scope is found in two sources.
         events.dedup_by_key(|event| event.seq);
     }
-    if fold {
+    if conflate {
         events = without_superseded(events);
         if through.seq < head.seq {
             let ticks = events.iter().filter(|event| event.is_tick());

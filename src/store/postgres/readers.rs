@@ -12,7 +12,7 @@ use crate::config::Settings;
 use crate::id::SchoolId;
 use crate::log::{StoreError, Waiting};
 use crate::store::pace::Pace;
-use crate::store::turns::{Asker, Bounds, Length, Turn, Turns};
+use crate::store::turns::{Bounds, Length, Requester, Turn, Turns};
 
 /// See the [module-level documentation](self).
 pub(super) struct Readers {
@@ -72,8 +72,15 @@ impl Readers {
     }
 
     /// Begins a read.
-    pub(super) async fn begin(&self, asker: Asker, length: Length) -> Result<Read, StoreError> {
-        let turn = self.turns.wait(asker, length, self.timeout, false).await?;
+    pub(super) async fn begin(
+        &self,
+        requester: Requester,
+        length: Length,
+    ) -> Result<Read, StoreError> {
+        let turn = self
+            .turns
+            .wait(requester, length, self.timeout, false)
+            .await?;
         self.pool.begin(Some(turn)).await
     }
 
@@ -109,10 +116,10 @@ impl Readers {
         if left.is_zero() && search.has_begun {
             return Ok(None);
         }
-        let asker = Asker::Requests(school);
+        let requester = Requester::Requests(school);
         let turn = self
             .turns
-            .wait(asker, Length::Window, left, search.has_begun)
+            .wait(requester, Length::Window, left, search.has_begun)
             .await;
         match turn {
             Err(StoreError::Busy(Waiting::TooLong)) if search.has_begun => Ok(None),

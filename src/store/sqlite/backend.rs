@@ -15,9 +15,9 @@ use diesel::sql_types::{BigInt, Nullable};
 use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 
-use super::beats::KnownBeats;
 use super::checkpoints::Checkpoints;
 use super::events::EventRow;
+use super::heartbeats::KnownHeartbeats;
 use super::leases::HeldLeases;
 use super::life::{self, Life, set_uptime};
 use super::lock::DatabaseLock;
@@ -48,7 +48,7 @@ pub(super) struct Backend {
     conn: SqliteConnection,
     life: Life,
     pub(super) leases: HeldLeases,
-    pub(super) beats: KnownBeats,
+    pub(super) heartbeats: KnownHeartbeats,
     pub(super) nodes: KnownNodes,
     synchronous: Synchronous,
     /// Whether the connection currently waits for the disk at each commit.
@@ -99,7 +99,7 @@ impl Backend {
             checkpoints,
             conn,
             leases: HeldLeases::new(life.generation),
-            beats: KnownBeats::default(),
+            heartbeats: KnownHeartbeats::default(),
             nodes: KnownNodes::default(),
             life,
             synchronous: settings.synchronous,

@@ -6,7 +6,7 @@ use super::{SqliteStore, notifiers};
 use crate::id::SchoolId;
 use crate::log::StoreError;
 use crate::log::consumers::{
-    Begun, Consumers, DeadLetterPage, Place, Progress, Standing, Total, lease_of,
+    Begun, Consumers, DeadLetterPage, Offset, Progress, Standing, Total, lease_of,
 };
 use crate::log::leases::Fence;
 
@@ -21,9 +21,9 @@ impl Consumers for SqliteStore {
         self.notifier_begins(name).await
     }
 
-    async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError> {
+    async fn notifier_offset(&self, name: &str, school: SchoolId) -> Result<Offset, StoreError> {
         let name = name.to_owned();
-        self.look(move |conn| notifiers::place(conn, &name, school))
+        self.look(move |conn| notifiers::offset(conn, &name, school))
             .await
     }
 

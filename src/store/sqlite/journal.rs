@@ -52,10 +52,15 @@ impl Log for SqliteStore {
         .await
     }
 
-    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
+    async fn replay(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        conflate: bool,
+    ) -> Result<Page, StoreError> {
         let (epoch, own) = (self.epoch, Arc::clone(&scope));
         self.page(&own, move |conn| {
-            read::replay(conn, epoch, &scope, after, fold)
+            read::replay(conn, epoch, &scope, after, conflate)
         })
         .await
     }

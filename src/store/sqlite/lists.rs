@@ -33,7 +33,7 @@ pub(super) struct ListWalk {
     terms: Option<String>,
     limit: usize,
     found: Vec<(SubjectId, Stored)>,
-    /// Where the log ended when the walk began: a stream from there tells what has changed meanwhile.
+    /// Where the log ended when the walk began: a stream from there delivers what has changed meanwhile.
     head: Option<Place>,
     /// Where the last window ended.
     end: Option<(u64, DateTime<Utc>)>,

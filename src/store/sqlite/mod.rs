@@ -7,7 +7,6 @@
 
 mod answers;
 mod backend;
-mod beats;
 mod catalog;
 mod characteristics;
 mod check;
@@ -16,6 +15,7 @@ mod consumers;
 mod devices;
 mod enrollments;
 mod events;
+mod heartbeats;
 mod job_texts;
 mod jobs;
 mod journal;
@@ -62,7 +62,7 @@ use crate::log::decide::Rules;
 use crate::log::writer::{Handle, Pace, Writer};
 use crate::log::{CommitMetrics, Committed, StoreError};
 use crate::scope::Scope;
-use crate::store::turns::{Asker, Length};
+use crate::store::turns::{Length, Requester};
 use crate::uptime::UptimeClock;
 
 /// The table of each kind. A new kind adds a module above and a line here.
@@ -185,8 +185,8 @@ impl SqliteStore {
         school: SchoolId,
         read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let asker = Asker::Requests(school);
-        self.readers.read(asker, Length::Short, read).await
+        let requester = Requester::Requests(school);
+        self.readers.read(requester, Length::Short, read).await
     }
 
     /// Runs a short read that the streams of a school share.
@@ -195,8 +195,8 @@ impl SqliteStore {
         school: SchoolId,
         read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let asker = Asker::Streams(school);
-        self.readers.read(asker, Length::Short, read).await
+        let requester = Requester::Streams(school);
+        self.readers.read(requester, Length::Short, read).await
     }
 
     /// Runs a short read for the server itself.
@@ -204,7 +204,9 @@ impl SqliteStore {
         &self,
         read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.readers.read(Asker::Server, Length::Short, read).await
+        self.readers
+            .read(Requester::Server, Length::Short, read)
+            .await
     }
 
     /// Reads a page for a stream. With a filter, it may scan many rows for each event that it returns.
@@ -217,8 +219,8 @@ impl SqliteStore {
             true => Length::Short,
             false => Length::Window,
         };
-        let asker = Asker::Streams(scope.school);
-        self.readers.read(asker, length, read).await
+        let requester = Requester::Streams(scope.school);
+        self.readers.read(requester, length, read).await
     }
 }
 

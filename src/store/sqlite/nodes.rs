@@ -27,7 +27,7 @@ struct Known {
 }
 
 impl KnownNodes {
-    fn beats(&mut self, report: NodeReport, forget_after: Duration) -> Vec<Node> {
+    fn heartbeat(&mut self, report: NodeReport, forget_after: Duration) -> Vec<Node> {
         let (at, now) = (Utc::now(), Instant::now());
         let own = self.nodes.values_mut();
         let mut own = own.filter(|node| node.report.id == report.id);
@@ -57,13 +57,13 @@ impl KnownNodes {
 
 #[async_trait]
 impl Nodes for SqliteStore {
-    async fn node_beats(
+    async fn node_heartbeat(
         &self,
         report: NodeReport,
         forget_after: Duration,
     ) -> Result<Vec<Node>, StoreError> {
         self.writer
-            .call(move |backend| Ok(backend.nodes.beats(report, forget_after)))
+            .call(move |backend| Ok(backend.nodes.heartbeat(report, forget_after)))
             .await
     }
 

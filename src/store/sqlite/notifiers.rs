@@ -13,7 +13,7 @@ use crate::id::{self, Kind, SchoolId, SubjectId, Tag};
 use crate::kind::known_kind;
 use crate::log::Bounds;
 use crate::log::consumers::{
-    Begun, Change, DeadLetter, DeadLetterPage, Place, Progress, SetAside, Standing, Total, Tried,
+    Begun, Change, DeadLetter, DeadLetterPage, Offset, Progress, SetAside, Standing, Total, Tried,
 };
 use crate::store::numbers::{signed, unsigned};
 
@@ -137,11 +137,11 @@ pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Beg
     })
 }
 
-pub(super) fn place(
+pub(super) fn offset(
     conn: &mut SqliteConnection,
     name: &str,
     school: SchoolId,
-) -> QueryResult<Place> {
+) -> QueryResult<Offset> {
     let row: Option<(i64, Option<i64>, i64)> = notifier_cursors::table
         .find((name, school.get()))
         .select((
@@ -152,7 +152,7 @@ pub(super) fn place(
         .get_result(conn)
         .optional()?;
     let Some((seq, tried_seq, attempts)) = row else {
-        return Ok(Place::default());
+        return Ok(Offset::default());
     };
     let attempts = attempts.try_into().unwrap_or(u32::MAX);
     let tried = tried_seq.map(|seq| Tried {
@@ -165,7 +165,7 @@ pub(super) fn place(
         .select(SetAsideRow::as_select())
         .load(conn)?;
     let set_aside = rows.into_iter().map(SetAsideRow::into_set_aside);
-    Ok(Place {
+    Ok(Offset {
         tag: tag(conn, school, unsigned(seq))?,
         seq: unsigned(seq),
         tried,

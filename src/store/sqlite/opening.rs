@@ -136,8 +136,8 @@ pub fn check_place(settings: &Settings, path: &Path) -> Result<(), OpenError> {
 /// Fails if there is a secret that a server has created, but neither its database nor its lock file. Must be called
 /// before a secret is created.
 pub fn check_trace(path: &Path, secret: &Path) -> Result<(), OpenError> {
-    let is_beside = secret.parent() == path.parent();
-    let was_used = is_beside && secret.exists() && !path.exists();
+    let is_in_same_folder = secret.parent() == path.parent();
+    let was_used = is_in_same_folder && secret.exists() && !path.exists();
     match was_used && !next_to(path, ".lock").exists() {
         true => Err(OpenError::Gone {
             path: path.into(),

@@ -130,13 +130,13 @@ pub(super) fn stretch(
     })
 }
 
-/// Returns the events in scope after `after`. With `fold`, leaves out ticks that a later event in scope supersedes.
+/// Returns the events in scope after `after`. With `conflate`, leaves out ticks that a later event in scope supersedes.
 pub(super) fn replay(
     conn: &mut SqliteConnection,
     epoch: Epoch,
     scope: &Scope,
     after: u64,
-    fold: bool,
+    conflate: bool,
 ) -> QueryResult<Page> {
     let Bounds { head, floor } = bounds(conn, scope.school)?;
     let mut through = head;
@@ -153,7 +153,7 @@ pub(super) fn replay(
         // A wide event of a subject in scope comes from two sources.
         events.dedup_by_key(|event| event.seq);
     }
-    if fold {
+    if conflate {
         events = without_superseded(events);
         if through.seq < head.seq {
             leave_out_superseded_later(conn, scope, &mut events)?;

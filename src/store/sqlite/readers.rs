@@ -22,7 +22,7 @@ use crate::config::{CLOSE_WAIT, Settings};
 use crate::id::SchoolId;
 use crate::log::{StoreError, Waiting};
 use crate::store::pace::Pace;
-use crate::store::turns::{Asker, Bounds, Length, Turn, Turns};
+use crate::store::turns::{Bounds, Length, Requester, Turn, Turns};
 
 type Connection = PooledConnection<ConnectionManager<SqliteConnection>>;
 
@@ -119,11 +119,14 @@ impl Readers {
     /// Reads in one transaction, which sees one consistent state.
     pub(super) async fn read<T: Send + 'static>(
         &self,
-        asker: Asker,
+        requester: Requester,
         length: Length,
         read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let turn = self.turns.wait(asker, length, self.timeout, false).await?;
+        let turn = self
+            .turns
+            .wait(requester, length, self.timeout, false)
+            .await?;
         self.run(turn, read).await
     }
 
@@ -140,9 +143,9 @@ impl Readers {
             let turn = match left.is_zero() && has_begun {
                 true => Err(StoreError::Busy(Waiting::TooLong)),
                 false => {
-                    let asker = Asker::Requests(school);
+                    let requester = Requester::Requests(school);
                     self.turns
-                        .wait(asker, Length::Window, left, has_begun)
+                        .wait(requester, Length::Window, left, has_begun)
                         .await
                 }
             };

@@ -40,7 +40,7 @@ fn the_log_says_nothing_of_how_a_route_was_found() {
 }
 
 #[test]
-fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
+fn a_rejected_credential_stands_in_the_log_with_route_address_and_reason() {
     let log = log_of("info", async |url| {
         let http = reqwest::Client::new();
         let mut bad = json!(claims(Some(1), Role::Viewer));
@@ -116,7 +116,7 @@ fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
 
 #[test]
 #[ignore = "slow: takes seconds"]
-fn the_log_believes_only_trusted_proxies_of_where_a_refused_request_came_from() {
+fn the_log_believes_only_trusted_proxies_of_where_a_rejected_request_came_from() {
     for (trusted, address) in [
         ("[\"127.0.0.1\"]", "192.0.2.7"),
         ("127.0.0.1", "192.0.2.7"),
@@ -132,7 +132,7 @@ fn the_log_believes_only_trusted_proxies_of_where_a_refused_request_came_from() 
 }
 
 #[test]
-fn so_many_refusals_are_logged_and_the_others_counted() {
+fn so_many_rejections_are_logged_and_the_others_counted() {
     const REFUSALS: usize = 100;
     let log = log_of("info", async |url| {
         let http = reqwest::Client::new();
@@ -167,8 +167,8 @@ fn each_stream_stands_in_the_log_at_debug_from_its_opening_to_its_end() {
         let mut socket = listener::socket(url, "/ws", &sign(&soon)).await;
         let (_, code) = listener::until_closed(&mut socket).await;
         assert_eq!(code, Some(4401));
-        let refused = socket_url(url, "/events/jobs/nobody", Some(&viewer(1)), None);
-        assert_eq!(listener::refused(&refused).await, 404);
+        let rejected = socket_url(url, "/events/jobs/nobody", Some(&viewer(1)), None);
+        assert_eq!(listener::rejected(&rejected).await, 404);
         let mut socket = listener::socket(url, "/progress/ws/nobody", &viewer(1)).await;
         listener::until_closed(&mut socket).await;
     });

@@ -59,8 +59,8 @@ async fn an_expired_ticket_reconnects_for_a_while_with_a_cursor() {
     assert_eq!(open(Some(&before)).await.0, 200);
     for cursor in [&json!("0"), &json!("00000000-99")] {
         let (status, problem) = open(Some(cursor)).await;
-        let refused = (status, &problem["code"]);
-        assert_eq!(refused, (401, &json!("unauthorized")), "{cursor}");
+        let rejected = (status, &problem["code"]);
+        assert_eq!(rejected, (401, &json!("unauthorized")), "{cursor}");
     }
     // A ticket of another school's token opens that school only, expired or not.
     let (_, theirs) = server.post("/api/tickets", &viewer(2), made).await;

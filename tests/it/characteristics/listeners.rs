@@ -117,7 +117,7 @@ async fn who_was_away_reads_an_acknowledgement_from_the_store() {
     }
 }
 
-/// A violation does not carry the sample's news, so a sample is not folded into it.
+/// A violation does not carry the sample's news, so a sample is not conflated with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sample_folds_only_into_a_later_sample() {
     let server = server().await;

@@ -218,7 +218,7 @@ async fn a_subgroup_is_whole_or_a_gap() {
     let server = server().await;
     put(&server, "a", json!({"subgroup_size": 3})).await;
     let path = "/api/characteristics/a/samples";
-    for (body, refused) in [
+    for (body, rejected) in [
         (json!({"values": [1.0, null, 2.0]}), Some("values")),
         (json!({"values": [null, null]}), Some("values")),
         (json!({"value": null, "zone": "in"}), Some("zone")),
@@ -236,7 +236,7 @@ async fn a_subgroup_is_whole_or_a_gap() {
         (json!({"value": null, "values": [1.0, 2.0, 3.0]}), None),
     ] {
         let (status, response) = server.post(path, &worker(1), body.clone()).await;
-        match refused {
+        match rejected {
             Some(field) => {
                 assert_eq!(status, 422, "{body}");
                 let detail = response["detail"].as_str().unwrap();

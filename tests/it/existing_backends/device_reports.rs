@@ -36,10 +36,10 @@ async fn last_seen_is_the_time_of_a_devices_own_last_report() {
         (&json!("offline"), &Value::Null)
     );
 
-    // Also the beats that have not been written down yet.
-    let mut beat = Value::Null;
+    // Also the heartbeats that have not been saved yet.
+    let mut heartbeat = Value::Null;
     for _ in 0..5 {
-        beat = server
+        heartbeat = server
             .report("/api/devices/beats/heartbeat", json!({}))
             .await;
     }
@@ -47,13 +47,13 @@ async fn last_seen_is_the_time_of_a_devices_own_last_report() {
         let event = status("beats", json!({"status": reported})).await;
         assert_eq!(
             at(&event),
-            at(&beat),
+            at(&heartbeat),
             "{reported}: a third party's word keeps it"
         );
     }
     let lines = r#"{"op": "devices.status", "device_id": "beats", "status": "unknown"}"#;
     let event = &server.batch(&worker(1), lines).await[0]["event"];
-    assert_eq!(at(event), at(&beat), "in a batch, too");
+    assert_eq!(at(event), at(&heartbeat), "in a batch, too");
 
     // A health checker may know when a device was heard of; its times may lack a zone.
     let event = status(
@@ -76,10 +76,10 @@ async fn last_seen_is_the_time_of_a_devices_own_last_report() {
     assert_eq!(event["last_seen"], "2026-01-31T09:31:00.250Z");
     let ahead = (chrono::Utc::now() + chrono::TimeDelta::seconds(60)).to_rfc3339();
     let body = json!({"status": "online", "last_seen": ahead});
-    let (refused, problem) = server
+    let (rejected, problem) = server
         .post("/api/devices/checked/status", &worker(1), body)
         .await;
-    assert_eq!(refused, 422);
+    assert_eq!(rejected, 422);
     assert_eq!(problem["detail"], "`last_seen` must not be in the future");
 }
 
@@ -230,9 +230,9 @@ async fn last_seen_takes_in_beats_that_came_just_before_and_does_not_go_back() {
         r#"{"op": "devices.status", "device_id": 21, "status": "online", "last_seen": "2020-01-01T00:00:00"}"#,
     ];
     let answers = server.batch(&worker(1), lines.join("\n")).await;
-    let beat = at(&answers[0]["device"]);
+    let seen_at = at(&answers[0]["device"]);
     for answer in &answers[1..] {
-        assert_eq!(at(&answer["event"]), beat, "{answer}");
+        assert_eq!(at(&answer["event"]), seen_at, "{answer}");
     }
     // Nor does somebody who does not know make a device flap.
     for _ in 0..4 {

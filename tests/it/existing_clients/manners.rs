@@ -35,7 +35,7 @@ over_every_client! {
                     assert_has(&error, json!({"type": "error", "message": error["error"]}));
                     assert!(error["error"].as_str().unwrap().contains("token"), "{error}");
                 }
-                assert_eq!(client.closed().await, endpoint.refusal, "{} {token:?}", endpoint.path);
+                assert_eq!(client.closed().await, endpoint.rejection, "{} {token:?}", endpoint.path);
             }
         }
         until("nothing is left", async || server.tidings.streams() == 0).await;

@@ -98,7 +98,7 @@ fn a_token_is_verified_with_the_key_of_its_kid_or_with_those_that_fit() {
     }
     let folder = tempfile::tempdir().unwrap();
     let pair = |kid: &str, algorithm| Pair::new(folder.path(), kid, algorithm);
-    let refused = |keys: &Keys, token: &str| keys.verify(token).unwrap_err().to_string();
+    let rejected = |keys: &Keys, token: &str| keys.verify(token).unwrap_err().to_string();
     let pairs = [
         pair("r", Algorithm::RS256),
         pair("p", Algorithm::PS384),
@@ -112,17 +112,17 @@ fn a_token_is_verified_with_the_key_of_its_kid_or_with_those_that_fit() {
         let kid = own.public["kid"].as_str().unwrap();
         assert!(keys.verify(&own.sign(Some(kid))).is_ok(), "{kid}");
         assert!(keys.verify(&own.sign(None)).is_ok(), "{kid} without a kid");
-        assert!(refused(&keys, &own.sign(Some("x"))).contains("`kid`"));
+        assert!(rejected(&keys, &own.sign(Some("x"))).contains("`kid`"));
     }
     // A key's own algorithm is the only one that it is used for.
-    let other = refused(&keys, &pairs[0].sign_as(Algorithm::PS384, Some("r")));
+    let other = rejected(&keys, &pairs[0].sign_as(Algorithm::PS384, Some("r")));
     assert!(other.contains("`kid`"), "{other}");
-    let other = refused(&keys, &pairs[0].sign_as(Algorithm::RS512, Some("r")));
+    let other = rejected(&keys, &pairs[0].sign_as(Algorithm::RS512, Some("r")));
     assert_eq!(
         other,
         "the token is not valid: its algorithm (`alg`), RS512, is not accepted here; accepted: RS256, PS384, ES256, ES384, EdDSA"
     );
-    let wrong = refused(&keys, &pair("r2", Algorithm::RS256).sign(Some("r")));
+    let wrong = rejected(&keys, &pair("r2", Algorithm::RS256).sign(Some("r")));
     assert!(wrong.contains("signature"), "{wrong}");
     // Without `alg` it is used for all that its type is for, without `kid` for any token.
     let open = [
@@ -139,7 +139,7 @@ fn a_token_is_verified_with_the_key_of_its_kid_or_with_those_that_fit() {
     let both = set(&[pairs[2].public.clone(), second.public.clone()]);
     let keys = keys_of(folder.path(), &both).unwrap();
     assert!(keys.verify(&second.sign(None)).is_ok());
-    assert!(refused(&keys, &second.sign(Some("e"))).contains("signature"));
+    assert!(rejected(&keys, &second.sign(Some("e"))).contains("signature"));
 }
 
 #[test]
@@ -157,16 +157,16 @@ fn a_token_that_names_no_key_is_tried_with_few() {
     };
     for names in [&[][..], &["kid"]] {
         assert!(with(3, names).verify(&own.sign(None)).is_ok());
-        let refused = with(4, names).verify(&own.sign(None)).unwrap_err();
+        let rejected = with(4, names).verify(&own.sign(None)).unwrap_err();
         assert_eq!(
-            refused.to_string(),
+            rejected.to_string(),
             "the token is not valid: 5 keys in `jwt_jwks_file` may have signed it, and at most 4 are tried: its header must name a key in `kid`"
         );
     }
     assert!(with(63, &[]).verify(&own.sign(Some("own"))).is_ok());
     // Keys that share a name are as many.
-    let refused = with(5, &[]).verify(&other.sign(Some("other")));
-    assert!(refused.unwrap_err().to_string().contains("at most 4"));
+    let rejected = with(5, &[]).verify(&other.sign(Some("other")));
+    assert!(rejected.unwrap_err().to_string().contains("at most 4"));
 }
 
 #[test]
@@ -200,11 +200,11 @@ fn a_symmetric_key_or_one_for_another_use_verifies_nothing() {
         (json!({"kty": "RSA", "n": "AQAB", "e": "AQAB"}), "2048"),
         (json!("text"), "`kty`"),
     ] {
-        let Err(refused) = keys_of(folder.path(), &set(std::slice::from_ref(&unusable))) else {
+        let Err(rejected) = keys_of(folder.path(), &set(std::slice::from_ref(&unusable))) else {
             panic!("{unusable} is used");
         };
-        assert!(refused.contains("jwt_jwks_file"), "{refused}");
-        assert!(refused.contains(reason), "{unusable}: {refused}");
+        assert!(rejected.contains("jwt_jwks_file"), "{rejected}");
+        assert!(rejected.contains(reason), "{unusable}: {rejected}");
         // Beside one that is sound it hinders nobody.
         let keys = keys_of(folder.path(), &set(&[unusable, rsa.public.clone()])).unwrap();
         assert!(keys.verify(&rsa.sign(Some("r"))).is_ok());
@@ -220,11 +220,11 @@ fn a_symmetric_key_or_one_for_another_use_verifies_nothing() {
         };
         let key = EncodingKey::from_secret(secret);
         let token = encode(&header, &claims(Some(1), Role::Admin), &key).unwrap();
-        let refused = keys.verify(&token).unwrap_err().to_string();
-        assert!(refused.contains("HS256, is not accepted"), "{refused}");
+        let rejected = keys.verify(&token).unwrap_err().to_string();
+        assert!(rejected.contains("HS256, is not accepted"), "{rejected}");
     }
-    let refused = keys.mint(claims(Some(1), Role::Admin)).unwrap_err();
-    assert!(refused.to_string().contains("jwt_jwks_file"));
+    let rejected = keys.mint(claims(Some(1), Role::Admin)).unwrap_err();
+    assert!(rejected.to_string().contains("jwt_jwks_file"));
 }
 
 #[test]
@@ -241,9 +241,9 @@ fn a_file_that_is_no_set_of_keys_prevents_the_start() {
         (many.as_str(), "more than 64 keys"),
         (long.as_str(), "more than 262144 bytes"),
     ] {
-        let refused = keys_of(folder.path(), text).err().unwrap();
-        assert!(refused.contains("jwt_jwks_file"), "{refused}");
-        assert!(refused.contains(reason), "{refused}");
+        let rejected = keys_of(folder.path(), text).err().unwrap();
+        assert!(rejected.contains("jwt_jwks_file"), "{rejected}");
+        assert!(rejected.contains(reason), "{rejected}");
     }
 }
 

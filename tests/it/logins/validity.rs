@@ -19,8 +19,8 @@ fn a_refresh_token_is_no_access_token() {
     };
     for name in ["type", "typ", "token_type", "token_use"] {
         for value in ["refresh", "Refresh", "refresh_token"] {
-            let refused = read(&json!({}), claims(name, value)).unwrap_err();
-            assert!(refused.contains(&format!("`{name}`")), "{refused}");
+            let rejected = read(&json!({}), claims(name, value)).unwrap_err();
+            assert!(rejected.contains(&format!("`{name}`")), "{rejected}");
         }
         assert!(read(&json!({}), claims(name, "access")).is_ok());
     }
@@ -63,8 +63,8 @@ fn clocks_may_differ_by_five_seconds_unless_the_settings_say_otherwise() {
         (&default, json!({"exp": "soon"}), "`exp` is not a number"),
         (&default, json!({"iat": "now"}), "`iat` is not a number"),
     ] {
-        let refused = judged(settings, claims.clone()).unwrap_err();
-        assert!(refused.contains(word), "{claims}: {refused}");
+        let rejected = judged(settings, claims.clone()).unwrap_err();
+        assert!(rejected.contains(word), "{claims}: {rejected}");
     }
 }
 
@@ -113,8 +113,8 @@ fn a_token_of_any_times_is_judged_and_none_lasts_longer_than_the_setting() {
             ("[4102444800]", "is not a number of seconds"),
             ("true", "is not a number of seconds"),
         ] {
-            let refused = judged(&settings, &format!(r#""exp":{exp}"#)).unwrap_err();
-            assert!(refused.contains(word), "{exp}: {refused}");
+            let rejected = judged(&settings, &format!(r#""exp":{exp}"#)).unwrap_err();
+            assert!(rejected.contains(word), "{exp}: {rejected}");
         }
         for name in ["nbf", "iat"] {
             for (value, is_sound) in [
@@ -136,25 +136,25 @@ fn a_token_of_any_times_is_judged_and_none_lasts_longer_than_the_setting() {
     let (default, years) = (json!({}), 10 * 31_557_600);
     assert!(judged(&default, &format!(r#""exp":{}"#, now() + years - 60)).is_ok());
     for exp in [now() + years + 60, 9_999_999_999] {
-        let refused = judged(&default, &format!(r#""exp":{exp}"#)).unwrap_err();
+        let rejected = judged(&default, &format!(r#""exp":{exp}"#)).unwrap_err();
         let expected = "is more than 315576000 s in the future (`max_token_secs`)";
-        assert!(refused.contains(expected), "{refused}");
+        assert!(rejected.contains(expected), "{rejected}");
     }
     let day = json!({"max_token_secs": 86_400});
     assert!(judged(&day, &format!(r#""exp":{}"#, now() + 86_000)).is_ok());
     assert!(judged(&day, &format!(r#""exp":{}"#, now() + 86_500)).is_err());
     let mut long = claims(Some(1), Role::Viewer);
     long.exp = (now() + 90_000) as f64;
-    let refused = keys(&day).mint(long).unwrap_err().to_string();
+    let rejected = keys(&day).mint(long).unwrap_err().to_string();
     assert!(
-        refused.contains("`max_token_secs` allows at most 86400 s"),
-        "{refused}"
+        rejected.contains("`max_token_secs` allows at most 86400 s"),
+        "{rejected}"
     );
 }
 
 /// RFC 7515, 4.1.11.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_with_a_critical_extension_is_refused() {
+async fn a_token_with_a_critical_extension_is_rejected() {
     let server = server().await;
     let signed = |crit: Option<Vec<String>>| {
         let header = Header {

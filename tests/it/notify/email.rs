@@ -249,14 +249,14 @@ async fn no_line_of_a_message_is_longer_than_a_server_must_take() {
 }
 
 #[tokio::test]
-async fn refused_mailbox_is_permanent_and_a_busy_one_unavailable() {
+async fn rejected_mailbox_is_permanent_and_a_busy_one_unavailable() {
     if !ready() {
         return;
     }
     let (receiver, port) = Receiver::python("smtp.py", &[]).await;
     let notification = notification("00c0ffee-3-ops-mail");
-    let refused = email(port, &["refused@school.example"]);
-    let cause = permanent(refused.deliver(&notification).await);
+    let rejected = email(port, &["refused@school.example"]);
+    let cause = permanent(rejected.deliver(&notification).await);
     assert!(
         cause.contains("550") && cause.contains("no such mailbox"),
         "{cause}"

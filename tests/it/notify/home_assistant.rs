@@ -125,7 +125,7 @@ fn notification(more: &Value) -> Notification {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_service_is_not_taken_for_a_refused_event() {
+async fn an_unknown_service_is_not_taken_for_a_rejected_event() {
     let (receiver, _received) = receiver(routes![unknown]).await;
     let medium = medium(&receiver, "nobody");
     let error = DeliveryError::Failed("answered 400".into());
@@ -185,7 +185,7 @@ async fn a_device_has_one_notification_that_is_not_live() {
 }
 
 #[test]
-fn settings_that_cannot_work_are_refused_by_name_and_without_their_secrets() {
+fn settings_that_cannot_work_are_rejected_by_name_and_without_their_secrets() {
     let settings = |url: &str, service: &str, token: &str, page: &str| HomeAssistantSettings {
         url: url.into(),
         service: service.into(),

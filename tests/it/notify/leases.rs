@@ -178,8 +178,8 @@ impl Cluster {
     /// Waits until the cursor is at this place.
     async fn is_at(&self, seq: u64) {
         until("the cursor moves", async || {
-            let place = self.store.notifier_place("ops", school()).await;
-            place.unwrap().seq == seq
+            let offset = self.store.notifier_offset("ops", school()).await;
+            offset.unwrap().seq == seq
         })
         .await;
     }

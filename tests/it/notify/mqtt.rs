@@ -370,7 +370,7 @@ async fn the_status_is_not_published_where_it_is_switched_off() {
 }
 
 #[tokio::test]
-async fn a_message_that_the_broker_breaks_off_at_is_refused_and_others_are_taken() {
+async fn a_message_that_the_broker_breaks_off_at_is_rejected_and_others_are_taken() {
     if !ready() {
         return;
     }
@@ -389,7 +389,7 @@ async fn a_message_that_the_broker_breaks_off_at_is_refused_and_others_are_taken
     for _ in 0..2 {
         mqtt.deliver(&small).await.unwrap();
         match mqtt.deliver(&large).await {
-            Err(DeliveryError::Refused { cause, .. }) => {
+            Err(DeliveryError::Rejected { cause, .. }) => {
                 assert!(
                     cause.contains("closed the connection at this message"),
                     "{cause}"

@@ -148,7 +148,7 @@ async fn ticks_within_the_time_are_passed_over_and_milestones_are_not() {
 }
 
 #[test]
-fn settings_that_cannot_work_are_refused_by_name_and_without_their_secrets() {
+fn settings_that_cannot_work_are_rejected_by_name_and_without_their_secrets() {
     let settings = |url: &str, topic: &str, token: &str| NtfySettings {
         url: url.into(),
         topic: topic.into(),

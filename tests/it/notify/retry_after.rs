@@ -66,7 +66,7 @@ async fn a_restart_does_not_forget_the_time_that_the_receiver_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]
-async fn a_refusal_with_a_time_holds_up_its_subject_only() {
+async fn a_rejection_with_a_time_holds_up_its_subject_only() {
     if !needs_python("standardwebhooks") {
         return;
     }

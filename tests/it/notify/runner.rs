@@ -229,7 +229,7 @@ async fn after_the_last_attempt_an_event_is_a_dead_letter_and_the_next_ones_go_o
 /// A notifier of an application's own, that keeps what it gets.
 #[derive(Default)]
 struct Kept {
-    refuses_school: Option<i64>,
+    rejects_school: Option<i64>,
     broken: AtomicBool,
     got: Mutex<Vec<Notification>>,
 }
@@ -249,8 +249,8 @@ impl Notifier for Kept {
     }
 
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
-        let refused = self.refuses_school == Some(notification.school_id);
-        if refused || self.broken.load(Ordering::SeqCst) {
+        let rejected = self.rejects_school == Some(notification.school_id);
+        if rejected || self.broken.load(Ordering::SeqCst) {
             return Err(DeliveryError::unavailable("not now"));
         }
         self.got.lock().unwrap().push(notification.clone());
@@ -287,7 +287,7 @@ async fn server_notifying_in(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_school_whose_delivery_fails_does_not_hold_up_the_others() {
     let kept = Arc::new(Kept {
-        refuses_school: Some(1),
+        rejects_school: Some(1),
         ..Kept::default()
     });
     let server = server_notifying(&kept, json!({})).await;

@@ -190,7 +190,7 @@ async fn a_subject_that_was_set_aside_is_delivered_in_order_once_it_is_accepted_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_event_is_given_up_in_the_end_and_the_next_of_its_subject_has_its_turn() {
+async fn a_rejected_event_is_given_up_in_the_end_and_the_next_of_its_subject_has_its_turn() {
     if !ready() {
         return;
     }
@@ -425,12 +425,16 @@ async fn sigkill_loses_nothing_of_what_is_set_aside_and_keeps_each_subjects_orde
     let jobs = ["good", "refused", "falls", "fine"]
         .map(String::from)
         .to_vec();
-    let refused = json!({"refused": "400", "falls": "500"});
+    let rejected = json!({"refused": "400", "falls": "500"});
     let mut acknowledged: Vec<(String, u64)> = Vec::new();
     let mut delivered: Vec<(String, u64)> = Vec::new();
     for round in 0..5 {
         // Now they are refused, now they are not: killed in the middle of either.
-        let by_job = if round % 2 == 0 { &refused } else { &json!({}) };
+        let by_job = if round % 2 == 0 {
+            &rejected
+        } else {
+            &json!({})
+        };
         answers(port, by_job.clone()).await;
         let mut server = start();
         if round == 0 {

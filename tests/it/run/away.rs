@@ -62,7 +62,7 @@ async fn a_server_that_rejects_reports_does_not_affect_the_command_and_its_reaso
         let url = format!("http://{}", listener.local_addr().unwrap());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                std::thread::spawn(move || refuse(stream.unwrap(), status, ""));
+                std::thread::spawn(move || reject(stream.unwrap(), status, ""));
             }
         });
         let (output, time) = run_for(&url, SCRIPT).await;
@@ -86,7 +86,7 @@ async fn a_server_that_asks_to_wait_is_not_asked_again_before() {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 asked.send(Instant::now()).unwrap();
-                refuse(stream.unwrap(), status, "Retry-After: 3\r\n");
+                reject(stream.unwrap(), status, "Retry-After: 3\r\n");
             }
         });
         // The end of the command is reported at once. Everything else waits.
@@ -101,7 +101,7 @@ async fn a_server_that_asks_to_wait_is_not_asked_again_before() {
 }
 
 /// Answers one request with a problem.
-fn refuse(mut stream: TcpStream, status: u16, headers: &str) {
+fn reject(mut stream: TcpStream, status: u16, headers: &str) {
     let mut reader = std::io::BufReader::new(stream.try_clone().unwrap());
     let mut length = 0;
     loop {
@@ -190,7 +190,8 @@ async fn what_happens_while_the_server_is_away_is_reported_when_it_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: waits for retries"]
-async fn a_server_that_is_back_soon_after_the_command_has_ended_gets_the_report_however_long_it_was_away() {
+async fn a_server_that_is_back_soon_after_the_command_has_ended_gets_the_report_however_long_it_was_away()
+ {
     let server = server().await;
     let network = Forwarder::to(&server);
     network.cut(true);

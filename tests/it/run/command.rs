@@ -76,7 +76,7 @@ async fn how_far_a_command_was_that_fails_at_once_is_reported() {
 
 /// Opening a pipe waits for its other end, and so would the command.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_progress_file_that_is_a_pipe_is_refused() {
+async fn a_progress_file_that_is_a_pipe_is_rejected() {
     let server = server().await;
     let pipe = server.folder.path().join("pipe");
     let made = Command::new("mkfifo").arg(&pipe).status().unwrap();

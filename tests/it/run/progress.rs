@@ -46,7 +46,7 @@ async fn a_script_reports_on_a_file_descriptor_or_in_a_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_descriptor_that_is_in_use_is_refused_before_anything_runs() {
+async fn a_descriptor_that_is_in_use_is_rejected_before_anything_runs() {
     let server = server().await;
     let run = run_script(&server, &["--fd", "3"], "echo ran");
     let mut outer = Command::new("sh");

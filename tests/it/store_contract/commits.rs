@@ -5,7 +5,7 @@ use tidings::event::Event;
 
 use super::*;
 
-pub(super) async fn commands_are_answered_in_order_and_a_refused_one_fails_alone(open: Open) {
+pub(super) async fn commands_are_answered_in_order_and_a_rejected_one_fails_alone(open: Open) {
     let bench = bench(open, Settings::default());
     let receipts = bench
         .append(

@@ -75,7 +75,7 @@ pub(super) async fn everything_is_there_after_reopening(open: Open) {
     ));
 }
 
-pub(super) async fn a_closed_store_refuses(open: Open) {
+pub(super) async fn a_closed_store_rejects(open: Open) {
     let bench = bench(open, Settings::default());
     bench.done(vec![create("a")]).await;
     bench.store.ping().await.unwrap();

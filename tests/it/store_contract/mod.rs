@@ -115,7 +115,7 @@ macro_rules! stores {
                     }
                 };
             }
-            run!(commands_are_answered_in_order_and_a_refused_one_fails_alone);
+            run!(commands_are_answered_in_order_and_a_rejected_one_fails_alone);
             run!(committed_events_are_handed_over_in_order_and_counted_before_the_answer);
             run!(a_replay_contains_what_lies_after_and_says_how_far_it_reaches);
             run!(a_replay_of_single_subjects_contains_only_their_events);
@@ -128,7 +128,7 @@ macro_rules! stores {
             run!(slow schools_take_turns_and_a_report_waits_for_no_other_schools_batch);
             run!(sweeping_moves_the_floor_and_keeps_states);
             run!(everything_is_there_after_reopening);
-            run!(a_closed_store_refuses);
+            run!(a_closed_store_rejects);
             run!(overdue_jobs_are_found_by_their_time);
             run!(the_uptime_goes_on_where_it_ended_or_was_saved);
             run!(many_writers_leave_no_hole);
@@ -235,12 +235,12 @@ impl Bench {
     }
 
     /// Every page of a replay.
-    async fn replayed(&self, scope: &Arc<Scope>, mut after: u64, fold: bool) -> Vec<u64> {
+    async fn replayed(&self, scope: &Arc<Scope>, mut after: u64, conflate: bool) -> Vec<u64> {
         let mut seqs = Vec::new();
         loop {
             let page = self
                 .store
-                .replay(Arc::clone(scope), after, fold)
+                .replay(Arc::clone(scope), after, conflate)
                 .await
                 .unwrap();
             seqs.extend(page.events.iter().map(|event| event.seq));

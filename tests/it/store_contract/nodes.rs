@@ -3,14 +3,14 @@
 
 use chrono::{DateTime, SubsecRound, Utc};
 use tidings::kind::device::{Heard, Status};
-use tidings::log::beats::{Beat, Heartbeats, Shared};
+use tidings::log::heartbeats::{Heartbeat, LastHeartbeats, Shared};
 use tidings::log::nodes::{Fingerprint, Node, NodeId, NodeReport};
 
 use super::sources::{put_device, start};
 use super::*;
 
-fn heard(last: u64, before: Option<u64>) -> Heartbeats {
-    Heartbeats {
+fn heard(last: u64, before: Option<u64>) -> LastHeartbeats {
+    LastHeartbeats {
         last: Heard {
             at: DateTime::from_timestamp_millis(1_000_000 + last as i64).unwrap(),
             uptime: Uptime::from_millis(last),
@@ -19,15 +19,15 @@ fn heard(last: u64, before: Option<u64>) -> Heartbeats {
     }
 }
 
-fn beat(number: i64, id: &str, heard: Heartbeats) -> Beat {
-    Beat {
+fn heartbeat(number: i64, id: &str, heard: LastHeartbeats) -> Heartbeat {
+    Heartbeat {
         school: school(number),
         device: id.parse().unwrap(),
         heard,
     }
 }
 
-fn heartbeats(known: &[Option<Shared>]) -> Vec<Option<Heartbeats>> {
+fn heartbeats(known: &[Option<Shared>]) -> Vec<Option<LastHeartbeats>> {
     let of = |known: &Option<Shared>| known.as_ref().and_then(|known| known.heard);
     known.iter().map(of).collect()
 }
@@ -43,11 +43,11 @@ pub(super) async fn heartbeats_of_several_nodes_are_merged_and_those_of_no_devic
         ])
         .await;
     bench.append(2, vec![put_device("a", json!({}))]).await;
-    let save = async |beats: Vec<Beat>| bench.store.save_beats(beats).await.unwrap();
+    let save = async |saved: Vec<Heartbeat>| bench.store.save_heartbeats(saved).await.unwrap();
     let saved = save(vec![
-        beat(1, "nobody", heard(5, None)),
-        beat(1, "a", heard(10, None)),
-        beat(1, "b", heard(20, Some(15))),
+        heartbeat(1, "nobody", heard(5, None)),
+        heartbeat(1, "a", heard(10, None)),
+        heartbeat(1, "b", heard(20, Some(15))),
     ])
     .await;
     assert_eq!(saved[0], None);
@@ -59,19 +59,19 @@ pub(super) async fn heartbeats_of_several_nodes_are_merged_and_those_of_no_devic
     // Another node's, late and again.
     for _ in 0..2 {
         let saved = save(vec![
-            beat(1, "b", heard(18, Some(12))),
-            beat(1, "a", heard(30, Some(25))),
+            heartbeat(1, "b", heard(18, Some(12))),
+            heartbeat(1, "a", heard(30, Some(25))),
         ])
         .await;
         let merged = [Some(heard(20, Some(18))), Some(heard(30, Some(25)))];
         assert_eq!(heartbeats(&saved), merged);
     }
-    let saved = save(vec![beat(1, "a", heard(30, Some(30)))]).await;
+    let saved = save(vec![heartbeat(1, "a", heard(30, Some(30)))]).await;
     let two = Some(heard(30, Some(30)));
     assert_eq!(heartbeats(&saved), [two], "two within a millisecond");
     let devices = [(2, "a"), (1, "b"), (1, "nobody"), (1, "a")];
     let devices = devices.map(|(number, id)| (school(number), id.parse().unwrap()));
-    let of = async || bench.store.beats_of(devices.to_vec()).await.unwrap();
+    let of = async || bench.store.heartbeats_of(devices.to_vec()).await.unwrap();
     let known = of().await;
     let read = [None, Some(heard(20, Some(18))), None, two];
     assert_eq!(heartbeats(&known), read);
@@ -86,7 +86,7 @@ pub(super) async fn heartbeats_of_several_nodes_are_merged_and_those_of_no_devic
     assert_eq!((known.status, known.seq), (Status::Offline, 3));
     bench
         .store
-        .forget_beats(Uptime::from_millis(30))
+        .forget_heartbeats(Uptime::from_millis(30))
         .await
         .unwrap();
     assert_eq!(heartbeats(&of().await), [None, None, None, two]);
@@ -94,8 +94,11 @@ pub(super) async fn heartbeats_of_several_nodes_are_merged_and_those_of_no_devic
     let ids: Vec<String> = (0..500).map(|number| format!("d{number}")).collect();
     let devices = ids.iter().map(|id| put_device(id, json!({}))).collect();
     bench.done(devices).await;
-    let beats = ids.iter().map(|id| beat(1, id, heard(40, None))).collect();
-    let saved = save(beats).await;
+    let all = ids
+        .iter()
+        .map(|id| heartbeat(1, id, heard(40, None)))
+        .collect();
+    let saved = save(all).await;
     assert_eq!(heartbeats(&saved), vec![Some(heard(40, None)); 500]);
 }
 
@@ -119,24 +122,24 @@ pub(super) async fn nodes_know_each_other_until_they_leave_or_are_forgotten(open
     const KEPT: Duration = Duration::from_secs(3_600);
     let bench = bench(open, Settings::default());
     let ids = [NodeId::generate(), NodeId::generate(), NodeId::generate()];
-    let beats = async |index: usize, streams, forget_after| -> Vec<Node> {
+    let report_of = async |index: usize, streams, forget_after| -> Vec<Node> {
         let nodes = bench
             .store
-            .node_beats(report(&ids[index], streams), forget_after);
+            .node_heartbeat(report(&ids[index], streams), forget_after);
         nodes.await.unwrap()
     };
-    let first = beats(0, 0, KEPT).await;
+    let first = report_of(0, 0, KEPT).await;
     assert_eq!(first.len(), 1);
     assert_eq!(first[0].report, report(&ids[0], 0), "as it was reported");
     assert_eq!(first[0].since, first[0].seen_at);
-    beats(1, 1, KEPT).await;
-    beats(2, 2, KEPT).await;
+    report_of(1, 1, KEPT).await;
+    report_of(2, 2, KEPT).await;
     // Times are in milliseconds at least.
     let later = first[0].since.trunc_subsecs(3) + chrono::TimeDelta::milliseconds(5);
     while Utc::now() < later {
         tokio::task::yield_now().await;
     }
-    let nodes = beats(0, 3, KEPT).await;
+    let nodes = report_of(0, 3, KEPT).await;
     let order: Vec<&NodeId> = nodes.iter().map(|node| &node.report.id).collect();
     assert_eq!(order, ids.iter().collect::<Vec<_>>(), "as they began");
     assert_eq!(nodes[0].report, report(&ids[0], 3));
@@ -144,14 +147,14 @@ pub(super) async fn nodes_know_each_other_until_they_leave_or_are_forgotten(open
     assert!(nodes[0].seen_at > first[0].seen_at);
     assert!(nodes[1].silent >= nodes[0].silent && nodes[1].silent < KEPT);
     bench.store.node_leaves(&ids[1]).await.unwrap();
-    let nodes = beats(2, 2, KEPT).await;
+    let nodes = report_of(2, 2, KEPT).await;
     let left: Vec<&NodeId> = nodes.iter().map(|node| &node.report.id).collect();
     assert_eq!(left, [&ids[0], &ids[2]]);
     let short = Duration::from_millis(1);
-    while beats(2, 2, KEPT).await[0].silent <= 2 * short {
+    while report_of(2, 2, KEPT).await[0].silent <= 2 * short {
         tokio::task::yield_now().await;
     }
-    let nodes = beats(2, 2, short).await;
+    let nodes = report_of(2, 2, short).await;
     assert_eq!(nodes.len(), 1, "the other is forgotten");
     assert_eq!(nodes[0].report.id, ids[2]);
 }
@@ -206,9 +209,9 @@ pub(super) async fn a_device_is_held_once_whoever_asks(open: Open, again: Option
         let held = |answer: &&Result<Receipt, CommandError>| {
             matches!(answer, Err(CommandError::Rule(RuleError::Held { .. })))
         };
-        let refused = answers.iter().filter(held).count();
+        let rejected = answers.iter().filter(held).count();
         let accepted = answers.iter().filter(|answer| answer.is_ok()).count();
-        assert_eq!((accepted, refused), (1, 1), "{answers:?}");
+        assert_eq!((accepted, rejected), (1, 1), "{answers:?}");
     }
     assert_eq!(pair.seqs().await, (1..=RACES as u64).collect::<Vec<_>>());
 }

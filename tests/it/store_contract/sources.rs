@@ -392,15 +392,15 @@ pub(super) async fn a_notifier_moves_only_under_the_last_fence_of_its_lease(open
     let first = leads(&bench, "ops").await;
     // It has expired, but nobody else has begun.
     moves(first, 1, Progress::default()).await.unwrap();
-    let place = bench.store.notifier_place("ops", school(1)).await.unwrap();
+    let offset = bench.store.notifier_offset("ops", school(1)).await.unwrap();
     let second = leads(&bench, "ops").await;
     let other = leads(&bench, "other").await;
     for stale in [first, other, never] {
         let moved = moves(stale, 2, everything()).await;
         assert_eq!(moved, Err(StoreError::Fenced), "{stale}");
     }
-    let after = bench.store.notifier_place("ops", school(1)).await.unwrap();
-    assert_eq!(after, place, "nothing was written");
+    let after = bench.store.notifier_offset("ops", school(1)).await.unwrap();
+    assert_eq!(after, offset, "nothing was written");
     let (standings, _) = bench.store.notifiers(school(1)).await.unwrap();
     let own = &standings[0];
     assert_eq!((own.delivered, own.failed, own.dead), (0, 0, 0));
@@ -410,8 +410,8 @@ pub(super) async fn a_notifier_moves_only_under_the_last_fence_of_its_lease(open
     assert_eq!(begun.not_before, None);
     bench.store.release(&lease_of("ops"), second).await.unwrap();
     moves(second, 2, Progress::default()).await.unwrap();
-    let place = bench.store.notifier_place("ops", school(1)).await.unwrap();
-    assert_eq!(place.seq, 2);
+    let offset = bench.store.notifier_offset("ops", school(1)).await.unwrap();
+    assert_eq!(offset.seq, 2);
 }
 
 pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
@@ -426,7 +426,7 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     assert_eq!(
         bench
             .store
-            .notifier_place("ops", school(1))
+            .notifier_offset("ops", school(1))
             .await
             .unwrap()
             .seq,
@@ -443,7 +443,7 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     assert_eq!(
         bench
             .store
-            .notifier_place("ops", school(2))
+            .notifier_offset("ops", school(2))
             .await
             .unwrap()
             .seq,
@@ -628,13 +628,13 @@ pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: 
     let other = bench.store.notifier_begins("other").await.unwrap();
     assert_eq!(other.behind.len(), 2);
     assert_eq!(other.not_before, None);
-    let mut place = bench.store.notifier_place("ops", school(1)).await.unwrap();
-    place.set_aside.sort_by_key(|own| own.seq);
-    assert_eq!((place.seq, place.tried), (3, None));
-    assert_eq!(place.set_aside, [own("a", 1, 2), own("b", 2, 1)]);
+    let mut offset = bench.store.notifier_offset("ops", school(1)).await.unwrap();
+    offset.set_aside.sort_by_key(|own| own.seq);
+    assert_eq!((offset.seq, offset.tried), (3, None));
+    assert_eq!(offset.set_aside, [own("a", 1, 2), own("b", 2, 1)]);
     for (name, number) in [("ops", 2), ("other", 1)] {
-        let place = bench.store.notifier_place(name, school(number)).await;
-        assert_eq!(place.unwrap().set_aside, []);
+        let offset = bench.store.notifier_offset(name, school(number)).await;
+        assert_eq!(offset.unwrap().set_aside, []);
     }
     let (standings, _) = bench.store.notifiers(school(1)).await.unwrap();
     assert_eq!(standings[0].set_aside, 2);
@@ -646,8 +646,8 @@ pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: 
         .store
         .notifier_moves("ops", fence, school(1), 3, lifted);
     moved.await.unwrap();
-    let place = bench.store.notifier_place("ops", school(1)).await.unwrap();
-    assert_eq!(place.set_aside, [own("b", 2, 1)]);
+    let offset = bench.store.notifier_offset("ops", school(1)).await.unwrap();
+    assert_eq!(offset.set_aside, [own("b", 2, 1)]);
 }
 
 pub(super) async fn an_open_violation_is_not_swept(open: Open) {

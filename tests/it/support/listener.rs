@@ -351,7 +351,7 @@ async fn check(base: &str, message: &Value) {
 }
 
 /// Returns the HTTP status with which a WebSocket handshake is rejected.
-pub(crate) async fn refused(url: &str) -> u16 {
+pub(crate) async fn rejected(url: &str) -> u16 {
     match tokio_tungstenite::connect_async(url).await {
         Err(tungstenite::Error::Http(response)) => response.status().as_u16(),
         other => panic!("not refused: {other:?}"),

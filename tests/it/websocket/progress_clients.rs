@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::until_type;
-use crate::support::listener::{Socket, receive, refused, send, socket, socket_url};
+use crate::support::listener::{Socket, receive, rejected, send, socket, socket_url};
 use crate::support::*;
 
 /// Returns the next message that is no heartbeat. Between two steps of a slow machine, there may be some.
@@ -190,7 +190,7 @@ async fn ids_that_are_plain_integers_are_numbers_where_clients_compare_them_so()
         Some(&viewer(1)),
         None,
     );
-    assert_eq!(refused(&url).await, 400);
+    assert_eq!(rejected(&url).await, 400);
 }
 
 /// On any stream, over each transport.

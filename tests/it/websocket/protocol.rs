@@ -3,7 +3,7 @@
 use serde_json::json;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::listener::{receive, refused, send, socket, socket_url};
+use crate::support::listener::{receive, rejected, send, socket, socket_url};
 use crate::support::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,17 +64,20 @@ async fn a_broken_protocol_is_closed_with_1002() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scopes_refuse_before_the_upgrade_and_the_older_endpoints_after_it() {
+async fn scopes_reject_before_the_upgrade_and_the_older_endpoints_after_it() {
     let server = server().await;
     server.running_job("a").await;
     let url = |path: &str, token: Option<&str>| socket_url(&server.url, path, token, None);
-    assert_eq!(refused(&url("/events/jobs", None)).await, 401);
-    assert_eq!(refused(&url("/events/jobs", Some("x"))).await, 401);
+    assert_eq!(rejected(&url("/events/jobs", None)).await, 401);
+    assert_eq!(rejected(&url("/events/jobs", Some("x"))).await, 401);
     assert_eq!(
-        refused(&url("/events/jobs/nobody", Some(&viewer(1)))).await,
+        rejected(&url("/events/jobs/nobody", Some(&viewer(1)))).await,
         404
     );
-    assert_eq!(refused(&url("/events/jobs/a", Some(&viewer(2)))).await, 404);
+    assert_eq!(
+        rejected(&url("/events/jobs/a", Some(&viewer(2)))).await,
+        404
+    );
 
     for (path, code) in [("/ws", 4001), ("/progress/ws/a", 1008)] {
         for token in [None, Some("x")] {

@@ -18,7 +18,7 @@ use tidings::store::shared::{self, Backend, Move, SchoolRow, Traces};
 use tidings::uptime::Uptime;
 
 use super::super::Fault;
-use super::super::consumer::Places;
+use super::super::consumer::Offsets;
 use super::super::ledger::{Ledger, schools};
 use super::super::publisher::COMMIT_MILLIS;
 use super::bus::Exchange;
@@ -40,8 +40,8 @@ pub(super) struct Shared {
 struct State {
     rng: Rng,
     now: Rows,
-    /// The last states, newest last, each with the heads of the logs and the places of the notifier.
-    kept: VecDeque<(Rows, HashMap<SchoolId, u64>, Places)>,
+    /// The last states, newest last, each with the heads of the logs and the offsets of the notifier.
+    kept: VecDeque<(Rows, HashMap<SchoolId, u64>, Offsets)>,
     /// Writes that were sent, and may be carried out later.
     in_flight: Vec<Group>,
     commits: i64,
@@ -176,11 +176,11 @@ impl Shared {
         }
         let left = state.rng.usize(0..count);
         state.kept.truncate(left + 1);
-        let (rows, heads, places) = state.kept.back().cloned().unwrap();
+        let (rows, heads, offsets) = state.kept.back().cloned().unwrap();
         state.now = rows;
         state.in_flight.clear();
         drop(state);
-        self.ledger.disk.places(|own| *own = places);
+        self.ledger.disk.offsets(|own| *own = offsets);
         Some(heads)
     }
 
@@ -248,8 +248,8 @@ impl Shared {
         }
         state.commits += 1;
         if !written.is_empty() {
-            let places = self.ledger.disk.places(|own| own.clone());
-            let kept = (state.now.clone(), self.ledger.heads(), places);
+            let offsets = self.ledger.disk.offsets(|own| own.clone());
+            let kept = (state.now.clone(), self.ledger.heads(), offsets);
             state.kept.push_back(kept);
             if state.kept.len() > KEPT {
                 state.kept.pop_front();

@@ -290,9 +290,9 @@ impl RateLimit {
             std::array::from_fn(|own| regrets[own] / scale + CARRIED * self.carried[own]);
         let least = regrets.into_iter().fold(f64::INFINITY, f64::min);
         let uneven = UNEVEN * self.scatter;
-        let doubts = [0.0, uneven, uneven];
+        let penalties = [0.0, uneven, uneven];
         let weights: [f64; OPINIONS] = std::array::from_fn(|own| {
-            PRIOR[own] * (-SHARPNESS * (regrets[own] - least) - doubts[own]).exp()
+            PRIOR[own] * (-SHARPNESS * (regrets[own] - least) - penalties[own]).exp()
         });
         let all: f64 = weights.iter().sum();
         let opinions = now.opinions(self.rest());

@@ -51,7 +51,7 @@ fn without_token(part: &str) -> &str {
 
 /// Logs rejected and failed requests. See the module documentation.
 #[derive(Default)]
-pub struct Refusals {
+pub struct Rejections {
     credentials: Mutex<Period>,
     failures: Mutex<Period>,
 }
@@ -96,7 +96,7 @@ impl Period {
     }
 }
 
-impl Refusals {
+impl Rejections {
     /// Logs a credential that is rejected, or that lacks a permission.
     pub fn credential(&self, source: &RequestSource, code: &str, reason: &str) {
         let (route, address) = (&*source.route, source.address());
@@ -128,7 +128,7 @@ impl Refusals {
     }
 
     /// Logs once per period how many were not logged, until the future is dropped.
-    pub async fn watch(self: Arc<Refusals>) {
+    pub async fn watch(self: Arc<Rejections>) {
         let mut rounds = interval(REFUSALS_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -1,8 +1,8 @@
-//! The port *beats*: heartbeats of devices that several nodes hear.
+//! The port *heartbeats*: heartbeats of devices that several nodes hear.
 //!
 //! A device's heartbeats may reach any node, alternating. Each node merges what it has heard into the store, many devices at
 //! a time. What results is as if one node had heard all of them: the last two heartbeats of each device, which say when it
-//! was last heard from, and whether it beats regularly ([`device::arrives`](crate::kind::device::arrives)).
+//! was last heard from, and whether its heartbeats are regular ([`device::arrives`](crate::kind::device::arrives)).
 //!
 //! ```text
 //! node A   9 ─────── 11 ─────── 13        merged: last 14, before it 13
@@ -20,24 +20,24 @@ use crate::uptime::Uptime;
 
 /// The last two heartbeats of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heartbeats {
+pub struct LastHeartbeats {
     /// The last one.
     pub last: Heard,
     /// The one before it. It is as late as the last one if both came within a millisecond.
     pub before: Option<Uptime>,
 }
 
-impl Heartbeats {
+impl LastHeartbeats {
     /// Returns the last two of these and of those that another node heard. The last heartbeat of both counts once if it is
     /// the same.
-    pub fn merged(self, other: Heartbeats) -> Heartbeats {
+    pub fn merged(self, other: LastHeartbeats) -> LastHeartbeats {
         let (first, last) = match self.last.uptime <= other.last.uptime {
             true => (self, other),
             false => (other, self),
         };
         let is_another = first.last.uptime != last.last.uptime;
         let first_last = is_another.then_some(first.last.uptime);
-        Heartbeats {
+        LastHeartbeats {
             last: last.last,
             before: last.before.max(first.before).max(first_last),
         }
@@ -46,13 +46,13 @@ impl Heartbeats {
 
 /// What a node has heard of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Beat {
+pub struct Heartbeat {
     /// Its school.
     pub school: SchoolId,
     /// The device.
     pub device: SubjectId,
     /// Its last heartbeats at this node.
-    pub heard: Heartbeats,
+    pub heard: LastHeartbeats,
 }
 
 /// What the store knows of a device.
@@ -67,12 +67,12 @@ pub struct Shared {
     /// The `seq` of the device's last event.
     pub seq: u64,
     /// Its last heartbeats at any node, if it has sent any since they were last forgotten.
-    pub heard: Option<Heartbeats>,
+    pub heard: Option<LastHeartbeats>,
 }
 
 impl Shared {
     /// Returns what a device's state says, with these heartbeats.
-    pub fn new(device: &Device, heard: Option<Heartbeats>) -> Shared {
+    pub fn new(device: &Device, heard: Option<LastHeartbeats>) -> Shared {
         let reported_info = device.reported_info.map_or(0, |(seq, _)| seq);
         Shared {
             status: device.status,
@@ -86,20 +86,23 @@ impl Shared {
 
 /// Heartbeats of devices, shared by all nodes.
 #[async_trait]
-pub trait Beats: Send + Sync + 'static {
+pub trait Heartbeats: Send + Sync + 'static {
     /// Merges heartbeats of different devices. Returns what is then known of each device, in the same order; `None` for one
     /// that does not exist, whose heartbeats are not kept. It need not survive a power loss.
-    async fn save_beats(&self, beats: Vec<Beat>) -> Result<Vec<Option<Shared>>, StoreError>;
+    async fn save_heartbeats(
+        &self,
+        heartbeats: Vec<Heartbeat>,
+    ) -> Result<Vec<Option<Shared>>, StoreError>;
 
     /// Returns what is known of these devices, in the same order; `None` for one that does not exist.
-    async fn beats_of(
+    async fn heartbeats_of(
         &self,
         devices: Vec<(SchoolId, SubjectId)>,
     ) -> Result<Vec<Option<Shared>>, StoreError>;
 
     /// Forgets devices whose last heartbeat was before this moment. The first node of a cluster that was down as a whole does
     /// this.
-    async fn forget_beats(&self, before: Uptime) -> Result<(), StoreError>;
+    async fn forget_heartbeats(&self, before: Uptime) -> Result<(), StoreError>;
 }
 
 #[cfg(test)]
@@ -108,8 +111,8 @@ mod tests {
 
     use super::*;
 
-    fn heard(last: u64, before: Option<u64>) -> Heartbeats {
-        Heartbeats {
+    fn heard(last: u64, before: Option<u64>) -> LastHeartbeats {
+        LastHeartbeats {
             last: Heard {
                 at: DateTime::UNIX_EPOCH,
                 uptime: Uptime::from_millis(last),
@@ -122,13 +125,13 @@ mod tests {
     fn merged_heartbeats_are_the_last_two_in_any_order_and_however_often() {
         let one_node = [heard(10, None), heard(30, Some(10)), heard(50, Some(30))];
         let other = [heard(20, None), heard(40, Some(20))];
-        let all: Vec<Heartbeats> = one_node.into_iter().chain(other).collect();
+        let all: Vec<LastHeartbeats> = one_node.into_iter().chain(other).collect();
         for first in 0..all.len() {
             for step in 1..all.len() {
                 let mut order =
                     (0..2 * all.len()).map(|turn| all[(first + turn * step) % all.len()]);
                 let start = order.next().unwrap();
-                let merged = order.fold(start, Heartbeats::merged);
+                let merged = order.fold(start, LastHeartbeats::merged);
                 assert_eq!(merged, heard(50, Some(40)), "{first} {step}");
             }
         }

@@ -1,4 +1,4 @@
-//! The port [`Beats`]. A lock keeps every other process away from the database, so one node hears all heartbeats, and
+//! The port [`Heartbeats`]. A lock keeps every other process away from the database, so one node hears all heartbeats, and
 //! does not share them. For several users of one store within the process they are kept in memory, at most one entry for
 //! each device.
 
@@ -11,19 +11,21 @@ use super::backend::Backend;
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::device;
 use crate::log::StoreError;
-use crate::log::beats::{Beat, Beats, Heartbeats, Shared};
 use crate::log::facts::Facts;
+use crate::log::heartbeats::{Heartbeat, Heartbeats, LastHeartbeats, Shared};
 use crate::uptime::Uptime;
 
 /// The last heartbeats of devices.
-pub(super) type KnownBeats = HashMap<(SchoolId, SubjectId), Heartbeats>;
+pub(super) type KnownHeartbeats = HashMap<(SchoolId, SubjectId), LastHeartbeats>;
 
 impl Backend {
-    fn save_beat(&mut self, beat: Beat) -> Result<Option<Shared>, StoreError> {
-        let address = (beat.school, beat.device);
+    fn save_heartbeat(&mut self, heartbeat: Heartbeat) -> Result<Option<Shared>, StoreError> {
+        let address = (heartbeat.school, heartbeat.device);
         if let Some(known) = self.shared(&address)? {
-            let heard = known.heard.map_or(beat.heard, |own| own.merged(beat.heard));
-            self.beats.insert(address, heard);
+            let heard = known
+                .heard
+                .map_or(heartbeat.heard, |own| own.merged(heartbeat.heard));
+            self.heartbeats.insert(address, heard);
             let heard = Some(heard);
             return Ok(Some(Shared { heard, ..known }));
         }
@@ -31,7 +33,7 @@ impl Backend {
     }
 
     fn shared(&mut self, address: &(SchoolId, SubjectId)) -> Result<Option<Shared>, StoreError> {
-        let heard = self.beats.get(address).copied();
+        let heard = self.heartbeats.get(address).copied();
         let (school, id) = address.clone();
         let stored = self.state(&(school, device::KIND, id))?;
         let device = stored.and_then(|stored| stored.state.device());
@@ -40,17 +42,22 @@ impl Backend {
 }
 
 #[async_trait]
-impl Beats for SqliteStore {
-    async fn save_beats(&self, beats: Vec<Beat>) -> Result<Vec<Option<Shared>>, StoreError> {
+impl Heartbeats for SqliteStore {
+    async fn save_heartbeats(
+        &self,
+        heartbeats: Vec<Heartbeat>,
+    ) -> Result<Vec<Option<Shared>>, StoreError> {
         self.writer
             .call(|backend| {
-                let saved = beats.into_iter().map(|beat| backend.save_beat(beat));
+                let saved = heartbeats
+                    .into_iter()
+                    .map(|heartbeat| backend.save_heartbeat(heartbeat));
                 saved.collect()
             })
             .await
     }
 
-    async fn beats_of(
+    async fn heartbeats_of(
         &self,
         devices: Vec<(SchoolId, SubjectId)>,
     ) -> Result<Vec<Option<Shared>>, StoreError> {
@@ -59,10 +66,12 @@ impl Beats for SqliteStore {
             .await
     }
 
-    async fn forget_beats(&self, before: Uptime) -> Result<(), StoreError> {
+    async fn forget_heartbeats(&self, before: Uptime) -> Result<(), StoreError> {
         self.writer
             .call(move |backend| {
-                backend.beats.retain(|_, own| own.last.uptime >= before);
+                backend
+                    .heartbeats
+                    .retain(|_, own| own.last.uptime >= before);
                 Ok(())
             })
             .await

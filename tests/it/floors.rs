@@ -35,7 +35,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("notify", 8),
     ("presence", 8),
     ("relay", 8),
-    ("refusals", 8),
+    ("rejections", 8),
     ("subscribe", 8),
     ("metrics", 8),
     ("watchdog", 8),

@@ -163,7 +163,10 @@ impl Tidings {
         let (committed, batches) = Committed::channel(DISPATCH_QUEUE);
         let choice = relay::check(&settings, &database)?;
         let store = open_store(&settings, database, committed.clone(), &names)?;
-        let hub = Hub::new(settings.window_events, settings.mailbox_capacity);
+        let hub = Hub::new(
+            settings.window_events.get(),
+            settings.mailbox_capacity.get(),
+        );
         let hub = Arc::new(match store.is_shared() {
             true => hub.of_shared_logs(),
             false => hub,
@@ -220,7 +223,7 @@ impl Tidings {
             Arc::clone(&dispatcher).run()
         });
         let rejections = Arc::<Rejections>::default();
-        let stopping = Arc::new(Stopping::new(settings.reconnect_spread_ms));
+        let stopping = Arc::new(Stopping::new(settings.reconnect_spread_ms.get()));
         let subscriber = Subscriber::new(feed, Arc::clone(&hub), &settings);
         let rates = Throttle::new(RateLimit::for_publishing(&settings));
         let settings = Arc::new(settings);
@@ -303,7 +306,7 @@ impl Tidings {
             watchdog::forget_idle(Arc::clone(&hub))
         });
         let (store, lease) = (Arc::clone(&self.store), Arc::clone(&self.sweep));
-        let settle = Duration::from_secs(self.settings.clock_settle_secs);
+        let settle = Duration::from_secs(self.settings.clock_settle_secs.get());
         self.supervise("retention", move || {
             watchdog::sweep(Arc::clone(&store), Arc::clone(&lease), settle)
         });

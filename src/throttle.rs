@@ -57,7 +57,7 @@ impl RateLimit {
 
     /// Returns the rate limit for publishing, for each user of a school.
     pub fn for_publishing(settings: &Settings) -> Option<RateLimit> {
-        let batch = u32::try_from(settings.batch_limit_commands).unwrap_or(u32::MAX);
+        let batch = u32::try_from(settings.batch_limit_commands.get()).unwrap_or(u32::MAX);
         RateLimit::new(settings.publishes_per_sec, batch)
     }
 

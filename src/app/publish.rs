@@ -133,7 +133,9 @@ impl PublishService {
         caller: &Caller,
         command: impl Into<Envelope>,
     ) -> Result<Receipt, Rejected> {
-        let admission = self.admit(caller, self.settings.body_limit_bytes).await?;
+        let admission = self
+            .admit(caller, self.settings.body_limit_bytes.get())
+            .await?;
         admission.publish(command.into()).await
     }
 

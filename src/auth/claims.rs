@@ -128,8 +128,14 @@ impl ClaimRules {
             default_school: settings.jwt_default_school_id,
             issuer: settings.jwt_issuer.clone(),
             audience: settings.jwt_audience.clone(),
-            leeway: TimeDelta::seconds(settings.jwt_leeway_secs.try_into().unwrap_or(i64::MAX)),
-            max_token_secs: settings.max_token_secs,
+            leeway: TimeDelta::seconds(
+                settings
+                    .jwt_leeway_secs
+                    .get()
+                    .try_into()
+                    .unwrap_or(i64::MAX),
+            ),
+            max_token_secs: settings.max_token_secs.get(),
         }
     }
 

@@ -165,9 +165,9 @@ pub(super) fn url(config: &rocket::Config, address: SocketAddr) -> String {
 
 /// Raises the limit on open files. Each stream is an open file, and a service gets only 1,024 by default.
 fn raise_open_files(settings: &Settings) {
-    let max_streams = settings.max_streams as u64;
+    let max_streams = settings.max_streams.get() as u64;
     // A reader has three files open: the database, its journal, and the index of the journal. `/readyz` has another reader.
-    let readers = u64::from(settings.reader_connections) + 1;
+    let readers = u64::from(settings.reader_connections.get()) + 1;
     let wanted = max_streams + 3 * readers + OTHER_FILES;
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) if limit < wanted => {

@@ -4,7 +4,8 @@
 use figment::error::{Actual, Kind};
 use figment::{Figment, Metadata, Source};
 
-use super::{Settings, ranges};
+use super::Settings;
+use super::bounded::accepted_by_framework;
 
 /// A name counts as a typo of another if they differ in at most one of this many characters.
 const TYPO_SHARE: usize = 4;
@@ -115,7 +116,7 @@ fn sentence(error: &figment::Error, figment: &Figment) -> String {
         Kind::Message(text) => format!("{place}: {text}"),
         Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
             let range = path.first().filter(|_| path.len() == 1);
-            let range = range.and_then(|key| ranges::accepted(key));
+            let range = range.and_then(|key| accepted_by_framework(key));
             let accepted = range.as_deref().unwrap_or_else(|| accepted(expected));
             let is_whole = matches!(actual, Actual::Signed(_) | Actual::Unsigned(_));
             match is_whole && accepted.starts_with("a whole number") {

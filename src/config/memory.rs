@@ -20,15 +20,18 @@ impl Settings {
     /// Returns the memory that a batch can take, as far as it is known before the body is read.
     pub fn unread_batch_memory(&self, body_bytes: u64) -> u64 {
         let lines = body_bytes / BATCH_LINE_MIN_BYTES + 1;
-        self.batch_memory(body_bytes, lines.min(self.batch_limit_commands as u64))
+        self.batch_memory(
+            body_bytes,
+            lines.min(self.batch_limit_commands.get() as u64),
+        )
     }
 
     /// Returns the maximum size of the events that a batch produces or is answered with, in bytes.
     pub fn batch_events(&self, body_bytes: u64, commands: u64) -> u64 {
         // The answer to a command may contain a result that an earlier request brought.
         let expected = self.expected_bytes(body_bytes, commands);
-        let expected = expected.saturating_add(self.body_limit_bytes);
-        expected.min(self.batch_event_bytes)
+        let expected = expected.saturating_add(self.body_limit_bytes.get());
+        expected.min(self.batch_event_bytes.get())
     }
 
     /// Returns the expected maximum size of the events that commands produce, each with the stored fields of its
@@ -36,6 +39,7 @@ impl Settings {
     fn expected_bytes(&self, body_bytes: u64, commands: u64) -> u64 {
         let stored = self
             .metadata_limit_bytes
+            .get()
             .saturating_add(self.message_limit_bytes);
         let each = (stored as u64).saturating_add(COMMAND_EVENT_BYTES);
         commands.saturating_mul(each).saturating_add(body_bytes)

@@ -4,6 +4,7 @@
 //! them. If a setting is unknown or invalid, the server does not start, and the error names the setting. Bounds that
 //! nobody needs to change are constants in `bounds.rs`.
 
+mod bounded;
 mod bounds;
 pub mod bus;
 mod error;
@@ -13,7 +14,6 @@ mod memory;
 pub mod notifiers;
 pub mod origin;
 pub mod proxy;
-pub(crate) mod ranges;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -28,6 +28,8 @@ use figment::{Figment, Metadata, Profile, Provider};
 use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use self::bounded::{Bounded, Whole};
+pub(crate) use self::bounded::{MaxBlocking, Workers};
 pub use self::bounds::*;
 use self::bus::BusUrl;
 pub use self::error::ConfigError;
@@ -42,6 +44,11 @@ use self::proxy::{Network, PathPrefix};
 pub use self::secret::Secret;
 use crate::id::{Kind, SchoolId};
 use crate::kind::{self, characteristic, device, enrollment, job, schedule};
+
+/// Longer times overflow dates.
+const CENTURY_SECS: u64 = 100 * 366 * 86_400;
+/// The maximum of settings that databases store or compare as signed numbers.
+const STORED_MAX: u64 = i64::MAX as u64;
 
 /// Environment variables that begin with `TIDINGS_` but are not settings of the server. The command line and the test
 /// suite use them.
@@ -152,16 +159,16 @@ pub struct Settings {
     /// Whether the database is checked at startup, so that a damaged one is not served.
     pub check_database: bool,
     /// Number of database connections for reading, and therefore of concurrent reads.
-    pub reader_connections: u32,
+    pub reader_connections: Bounded<u32, 1, READER_CONNECTIONS_MAX>,
     /// How long a request may read, in milliseconds. After this time, a search returns what it has found, and a request
     /// that still waits for its turn is rejected.
-    pub read_timeout_ms: u64,
+    pub read_timeout_ms: Bounded<u64, 1, READ_TIMEOUT_MAX_MS>,
     /// Maximum number of rows that a request may scan for matching ones.
-    pub read_rows_max: u64,
+    pub read_rows_max: Bounded<u64, 1>,
     /// Maximum number of requests, over all schools, that wait for their turn to read.
-    pub max_waiting_reads: usize,
+    pub max_waiting_reads: Bounded<usize, 1>,
     /// Maximum number of requests about one school that wait for their turn to read.
-    pub max_waiting_reads_per_school: usize,
+    pub max_waiting_reads_per_school: Bounded<usize, 1>,
 
     /// The HS256 secret, at least 32 bytes. If absent, it is generated at the first start.
     pub jwt_secret: Option<Secret>,
@@ -189,13 +196,13 @@ pub struct Settings {
     /// The school of tokens that name none. If absent, such tokens are rejected.
     pub jwt_default_school_id: Option<SchoolId>,
     /// Allowed clock difference when `exp`, `nbf` and `iat` are checked, in seconds.
-    pub jwt_leeway_secs: u64,
+    pub jwt_leeway_secs: Bounded<u64, 0, 86_400>,
     /// Maximum time until a token's `exp`, in seconds. Tokens that are valid for longer are rejected.
-    pub max_token_secs: u64,
+    pub max_token_secs: Bounded<u64, 1, TOKEN_MAX_SECS>,
     /// How long a ticket can open streams, in seconds.
-    pub ticket_ttl_secs: u32,
+    pub ticket_ttl_secs: Bounded<u32, 1>,
     /// How long an expired ticket can still reconnect with a cursor, in seconds.
-    pub ticket_grace_secs: u32,
+    pub ticket_grace_secs: Bounded<u32, 0, 86_400>,
     /// The cookie that can carry a token.
     pub cookie_name: String,
     /// Web origins, in addition to the server's own, whose pages can read answers and use a cookie.
@@ -211,60 +218,60 @@ pub struct Settings {
     pub anonymous_school_id: Option<SchoolId>,
 
     /// Maximum time between two heartbeats on a stream, in seconds.
-    pub heartbeat_secs: u64,
+    pub heartbeat_secs: Bounded<u64, 1, 3_600>,
     /// How long a client's machine may go without acknowledging data before its connection is closed, in seconds.
     /// Defaults to two heartbeats; 0 means never.
-    pub dead_peer_timeout_secs: Option<u64>,
+    pub dead_peer_timeout_secs: Option<Bounded<u64, 0, 7_200>>,
     /// How long the first request of a connection may take to arrive, in seconds; 0 means no limit.
-    pub request_timeout_secs: u64,
+    pub request_timeout_secs: Bounded<u64, 0, 3_600>,
     /// How long a connection may be idle after a request before it is closed, in seconds; 0 means no limit.
-    pub keep_alive_timeout_secs: u64,
+    pub keep_alive_timeout_secs: Bounded<u64, 0, 86_400>,
     /// How long a client may take to receive an answer, in seconds, in addition to a second for each 8 KiB; 0 means no
     /// limit.
-    pub response_timeout_secs: u64,
+    pub response_timeout_secs: Bounded<u64, 0, 86_400>,
     /// How long a client may be silent before the server sends a `heartbeat` message, in seconds, on endpoints that
     /// have this message.
-    pub idle_heartbeat_secs: u64,
+    pub idle_heartbeat_secs: Bounded<u64, 1, 86_400>,
     /// Minimum time between two ticks of a subject on a stream, in milliseconds, unless a request overrides it.
-    pub tick_ms: u64,
+    pub tick_ms: Bounded<u64, 0, TICK_MAX_MS>,
     /// How `status` is written in messages, unless a request overrides it.
     pub status_case: StatusCase,
     /// Maximum number of events that wait for one slow connection.
-    pub mailbox_capacity: usize,
+    pub mailbox_capacity: Bounded<usize, 1, MAILBOX_CAPACITY_MAX>,
     /// Number of a school's newest events that are kept in memory, for readers that are only a little behind.
-    pub window_events: usize,
+    pub window_events: Bounded<usize, 1, WINDOW_EVENTS_MAX>,
     /// Maximum number of events in a replay. A longer replay is answered with a `reset`.
-    pub replay_max_events: u64,
+    pub replay_max_events: Bounded<u64, 1>,
     /// Maximum number of concurrent streams on the server.
-    pub max_streams: usize,
+    pub max_streams: Bounded<usize, 1>,
     /// Maximum number of concurrent streams of a school.
-    pub max_streams_per_school: usize,
+    pub max_streams_per_school: Bounded<usize, 1>,
     /// Maximum number of concurrent streams with tokens of one `sub` in a school. Tokens without a `sub` count as one
     /// user.
-    pub max_streams_per_user: usize,
+    pub max_streams_per_user: Bounded<usize, 1>,
     /// Maximum number of concurrent streams from one address (for IPv6, from one /64). A trusted proxy can report the
     /// address.
-    pub max_streams_per_address: usize,
+    pub max_streams_per_address: Bounded<usize, 1>,
     /// When the server stops, clients reconnect at times that are spread over this many milliseconds.
-    pub reconnect_spread_ms: u64,
+    pub reconnect_spread_ms: Bounded<u64, 0, 3_600_000>,
 
     /// How long events are kept, in seconds.
-    pub retention_secs: u64,
+    pub retention_secs: Bounded<u64, 1, CENTURY_SECS>,
     /// Maximum number of events that are kept for a school.
-    pub retention_events: u64,
+    pub retention_events: Bounded<u64, 1, STORED_MAX>,
     /// Maximum size of the events that are kept for a school, in bytes.
-    pub retention_bytes: u64,
+    pub retention_bytes: Bounded<u64, 1, STORED_MAX>,
     /// How long finished jobs, finished enrollment sessions and acknowledged violations are kept, in seconds. They are
     /// kept at least until their events are deleted.
-    pub job_retention_secs: u64,
+    pub job_retention_secs: Bounded<u64, 0, CENTURY_SECS>,
     /// How long an `Idempotency-Key` is remembered, in seconds.
-    pub idempotency_ttl_secs: u64,
+    pub idempotency_ttl_secs: Bounded<u64, 0, CENTURY_SECS>,
     /// Maximum size of the answers to requests with an `Idempotency-Key` that a school keeps in addition to its events,
     /// in bytes.
-    pub idempotency_answer_bytes: u64,
+    pub idempotency_answer_bytes: Bounded<u64, 0, STORED_MAX>,
     /// How long the wall clock must be stable after an adjustment before anything is deleted because of its age, in
     /// seconds of uptime.
-    pub clock_settle_secs: u64,
+    pub clock_settle_secs: Bounded<u64, 0, CENTURY_SECS>,
 
     /// Seconds of silence after which a running job is `stalled`, unless the job overrides it; 0 means never.
     pub stall_after_secs: u32,
@@ -272,20 +279,20 @@ pub struct Settings {
     pub timeout_secs: u32,
 
     /// Seconds of silence after which an enrollment session ends with `timeout`, unless the session overrides it.
-    pub enrollment_lease_secs: u32,
+    pub enrollment_lease_secs: Bounded<u32, 1, { enrollment::LEASE_MAX_SECS as u64 }>,
     /// Seconds of silence after which a device is offline, unless the device overrides it.
-    pub device_lease_secs: u32,
+    pub device_lease_secs: Bounded<u32, 1, { device::LEASE_MAX_SECS as u64 }>,
 
     /// Maximum size of a single command's body, in bytes.
-    pub body_limit_bytes: u64,
+    pub body_limit_bytes: Bounded<u64, 1, BATCH_BYTES_MAX>,
     /// Maximum size of a batch's body, in bytes.
-    pub batch_limit_bytes: u64,
+    pub batch_limit_bytes: Bounded<u64, 1, BATCH_BYTES_MAX>,
     /// How long the body of a request that writes may take to arrive, in seconds. Memory is reserved for it meanwhile.
-    pub body_timeout_secs: u64,
+    pub body_timeout_secs: Bounded<u64, 1, 3_600>,
     /// Maximum number of commands in a batch.
-    pub batch_limit_commands: usize,
+    pub batch_limit_commands: Bounded<usize, 1>,
     /// Maximum size of the events that a batch produces or is answered with, in bytes. Later lines are rejected.
-    pub batch_event_bytes: u64,
+    pub batch_event_bytes: Bounded<u64, 1, BATCH_BYTES_MAX>,
     /// Rate limit and burst size of the events that a school produces, in bytes per second and bytes. Beyond it, the
     /// school's writes are rejected for a while. 0 means no limit.
     pub event_bytes_per_sec: u32,
@@ -295,33 +302,33 @@ pub struct Settings {
     /// Memory for the bodies, commands, events and answers of concurrent writes, in bytes. A school can hold at most as
     /// much as then remains free.
     pub write_memory_bytes: u64,
-    /// Maximum size of a subject's `metadata`, in bytes.
-    pub metadata_limit_bytes: usize,
+    /// Maximum size of a subject's `metadata`, in bytes. An empty object has two.
+    pub metadata_limit_bytes: Bounded<usize, 2>,
     /// Maximum length of `message`, in bytes.
     pub message_limit_bytes: usize,
     /// Maximum size of a WebSocket message from a client, in bytes.
-    pub client_message_limit_bytes: usize,
+    pub client_message_limit_bytes: Bounded<usize, 1>,
     /// Rate limit for messages from a WebSocket client, per second, with bursts of twice as many. 0 means no limit.
     pub client_messages_per_sec: u32,
     /// Maximum number of channels on one connection.
-    pub channels_per_connection: usize,
+    pub channels_per_connection: Bounded<usize, 1>,
     /// Rate limit for commands and heartbeats, per second, with tokens of one `sub` in a school. A burst can always
     /// hold a whole batch. 0 means no limit.
     pub publishes_per_sec: u32,
     /// Rate limit for pings with one key, per second, with bursts of [`PING_BURST`]. 0 means no limit.
     pub pings_per_sec: u32,
     /// Maximum number of ping keys of a school.
-    pub ping_keys_per_school: u64,
+    pub ping_keys_per_school: Bounded<u64, 0, PING_KEYS_MAX>,
     /// Maximum number of jobs that are kept for a school.
-    pub jobs_per_school: u64,
+    pub jobs_per_school: Bounded<u64, 1>,
     /// Maximum number of enrollment sessions that are kept for a school.
-    pub enrollments_per_school: u64,
+    pub enrollments_per_school: Bounded<u64, 1>,
     /// Maximum number of devices of a school.
-    pub devices_per_school: u64,
+    pub devices_per_school: Bounded<u64, 1>,
     /// Maximum number of characteristics of a school.
-    pub characteristics_per_school: u64,
+    pub characteristics_per_school: Bounded<u64, 1>,
     /// Maximum number of schedules of a school.
-    pub schedules_per_school: u64,
+    pub schedules_per_school: Bounded<u64, 1>,
 
     /// Notifiers, which deliver events by webhook, e-mail, MQTT, ntfy or Home Assistant.
     pub notifiers: Vec<NotifierSettings>,
@@ -337,11 +344,11 @@ impl Default for Settings {
             bus_url: None,
             synchronous: Synchronous::Milestone,
             check_database: true,
-            reader_connections: 4,
-            read_timeout_ms: 5_000,
-            read_rows_max: 200_000,
-            max_waiting_reads: 10_000,
-            max_waiting_reads_per_school: 1_000,
+            reader_connections: Bounded::of::<4>(),
+            read_timeout_ms: Bounded::of::<5_000>(),
+            read_rows_max: Bounded::of::<200_000>(),
+            max_waiting_reads: Bounded::of::<10_000>(),
+            max_waiting_reads_per_school: Bounded::of::<1_000>(),
             jwt_secret: None,
             jwt_public_key_file: None,
             jwt_jwks_file: None,
@@ -354,64 +361,64 @@ impl Default for Settings {
             jwt_roles: BTreeMap::new(),
             jwt_default_role: None,
             jwt_default_school_id: None,
-            jwt_leeway_secs: 5,
-            max_token_secs: 315_576_000,
-            ticket_ttl_secs: 30,
-            ticket_grace_secs: 600,
+            jwt_leeway_secs: Bounded::of::<5>(),
+            max_token_secs: Bounded::of::<315_576_000>(),
+            ticket_ttl_secs: Bounded::of::<30>(),
+            ticket_grace_secs: Bounded::of::<600>(),
             cookie_name: "tidings_token".into(),
             allowed_origins: AllowedOrigins::default(),
             frame_ancestors: AllowedOrigins::default(),
             trusted_proxies: Network::loopback(),
             base_path: None,
             anonymous_school_id: None,
-            heartbeat_secs: 15,
+            heartbeat_secs: Bounded::of::<15>(),
             dead_peer_timeout_secs: None,
-            request_timeout_secs: 60,
-            keep_alive_timeout_secs: 180,
-            response_timeout_secs: 60,
-            idle_heartbeat_secs: 30,
-            tick_ms: 100,
+            request_timeout_secs: Bounded::of::<60>(),
+            keep_alive_timeout_secs: Bounded::of::<180>(),
+            response_timeout_secs: Bounded::of::<60>(),
+            idle_heartbeat_secs: Bounded::of::<30>(),
+            tick_ms: Bounded::of::<100>(),
             status_case: StatusCase::Lower,
-            mailbox_capacity: 256,
-            window_events: 1_024,
-            replay_max_events: 1_000_000,
-            max_streams: 50_000,
-            max_streams_per_school: 20_000,
-            max_streams_per_user: 1_000,
-            max_streams_per_address: 20_000,
-            reconnect_spread_ms: 5_000,
-            retention_secs: 7 * 86_400,
-            retention_events: 1_000_000,
-            retention_bytes: 1024 * 1024 * 1024,
-            job_retention_secs: 30 * 86_400,
-            idempotency_ttl_secs: 86_400,
-            idempotency_answer_bytes: 16 * 1024 * 1024,
-            clock_settle_secs: 3_600,
+            mailbox_capacity: Bounded::of::<256>(),
+            window_events: Bounded::of::<1_024>(),
+            replay_max_events: Bounded::of::<1_000_000>(),
+            max_streams: Bounded::of::<50_000>(),
+            max_streams_per_school: Bounded::of::<20_000>(),
+            max_streams_per_user: Bounded::of::<1_000>(),
+            max_streams_per_address: Bounded::of::<20_000>(),
+            reconnect_spread_ms: Bounded::of::<5_000>(),
+            retention_secs: Bounded::of::<{ 7 * 86_400 }>(),
+            retention_events: Bounded::of::<1_000_000>(),
+            retention_bytes: Bounded::of::<{ 1024 * 1024 * 1024 }>(),
+            job_retention_secs: Bounded::of::<{ 30 * 86_400 }>(),
+            idempotency_ttl_secs: Bounded::of::<86_400>(),
+            idempotency_answer_bytes: Bounded::of::<{ 16 * 1024 * 1024 }>(),
+            clock_settle_secs: Bounded::of::<3_600>(),
             stall_after_secs: 60,
             timeout_secs: 86_400,
-            enrollment_lease_secs: 60,
-            device_lease_secs: 40,
-            body_limit_bytes: 256 * 1024,
-            batch_limit_bytes: 16 * 1024 * 1024,
-            body_timeout_secs: 60,
-            batch_limit_commands: 10_000,
-            batch_event_bytes: 16 * 1024 * 1024,
+            enrollment_lease_secs: Bounded::of::<60>(),
+            device_lease_secs: Bounded::of::<40>(),
+            body_limit_bytes: Bounded::of::<{ 256 * 1024 }>(),
+            batch_limit_bytes: Bounded::of::<{ 16 * 1024 * 1024 }>(),
+            body_timeout_secs: Bounded::of::<60>(),
+            batch_limit_commands: Bounded::of::<10_000>(),
+            batch_event_bytes: Bounded::of::<{ 16 * 1024 * 1024 }>(),
             event_bytes_per_sec: 16 * 1024 * 1024,
             batch_bytes_per_sec: 32 * 1024 * 1024,
             write_memory_bytes: 256 * 1024 * 1024,
-            metadata_limit_bytes: 16 * 1024,
+            metadata_limit_bytes: Bounded::of::<{ 16 * 1024 }>(),
             message_limit_bytes: 4 * 1024,
-            client_message_limit_bytes: 16 * 1024,
+            client_message_limit_bytes: Bounded::of::<{ 16 * 1024 }>(),
             client_messages_per_sec: 100,
-            channels_per_connection: 100,
+            channels_per_connection: Bounded::of::<100>(),
             publishes_per_sec: 20_000,
             pings_per_sec: 10,
-            ping_keys_per_school: 1_000,
-            jobs_per_school: 10_000_000,
-            enrollments_per_school: 10_000_000,
-            devices_per_school: 100_000,
-            characteristics_per_school: 10_000,
-            schedules_per_school: 1_000,
+            ping_keys_per_school: Bounded::of::<1_000>(),
+            jobs_per_school: Bounded::of::<10_000_000>(),
+            enrollments_per_school: Bounded::of::<10_000_000>(),
+            devices_per_school: Bounded::of::<100_000>(),
+            characteristics_per_school: Bounded::of::<10_000>(),
+            schedules_per_school: Bounded::of::<1_000>(),
             notifiers: Vec::new(),
         }
     }
@@ -501,38 +508,42 @@ impl Settings {
     pub fn limits(&self) -> kind::Limits {
         kind::Limits {
             message_bytes: self.message_limit_bytes,
-            metadata_bytes: self.metadata_limit_bytes,
+            metadata_bytes: self.metadata_limit_bytes.get(),
             stall_after_secs: self.stall_after_secs,
             timeout_secs: self.timeout_secs,
-            enrollment_lease_secs: self.enrollment_lease_secs,
-            device_lease_secs: self.device_lease_secs,
+            enrollment_lease_secs: self.enrollment_lease_secs.get(),
+            device_lease_secs: self.device_lease_secs.get(),
         }
     }
 
     /// Returns the maximum size of a single command's body, in bytes, and the name of the setting.
     pub fn body_limit(&self) -> (u64, &'static str) {
-        (self.body_limit_bytes, "body_limit_bytes")
+        (self.body_limit_bytes.get(), "body_limit_bytes")
     }
 
     /// Returns the maximum number of subjects of each kind in a school, and the name of the setting. Kinds without a
     /// setting have [`SUBJECTS_PER_SCHOOL`].
     pub fn most_subjects(&self) -> Vec<(Kind, u64, Option<&'static str>)> {
         let settings = [
-            (job::KIND, self.jobs_per_school, "jobs_per_school"),
+            (job::KIND, self.jobs_per_school.get(), "jobs_per_school"),
             (
                 enrollment::KIND,
-                self.enrollments_per_school,
+                self.enrollments_per_school.get(),
                 "enrollments_per_school",
             ),
-            (device::KIND, self.devices_per_school, "devices_per_school"),
+            (
+                device::KIND,
+                self.devices_per_school.get(),
+                "devices_per_school",
+            ),
             (
                 characteristic::KIND,
-                self.characteristics_per_school,
+                self.characteristics_per_school.get(),
                 "characteristics_per_school",
             ),
             (
                 schedule::KIND,
-                self.schedules_per_school,
+                self.schedules_per_school.get(),
                 "schedules_per_school",
             ),
         ];
@@ -548,16 +559,16 @@ impl Settings {
     /// Returns the maximum numbers of concurrent streams.
     pub fn stream_limits(&self) -> StreamLimits {
         StreamLimits {
-            server: self.max_streams,
-            school: self.max_streams_per_school,
-            user: self.max_streams_per_user,
-            address: self.max_streams_per_address,
+            server: self.max_streams.get(),
+            school: self.max_streams_per_school.get(),
+            user: self.max_streams_per_user.get(),
+            address: self.max_streams_per_address.get(),
         }
     }
 
     /// Returns the time between two heartbeats.
     pub fn heartbeat(&self) -> Duration {
-        Duration::from_secs(self.heartbeat_secs)
+        Duration::from_secs(self.heartbeat_secs.get())
     }
 
     /// Returns how long a peer may go without acknowledging data before its connection is closed. `None` means no
@@ -565,25 +576,25 @@ impl Settings {
     pub fn dead_peer_timeout(&self) -> Option<Duration> {
         let secs = self
             .dead_peer_timeout_secs
-            .unwrap_or(self.heartbeat_secs * 2);
+            .map_or(self.heartbeat_secs.get() * 2, Bounded::get);
         (secs > 0).then(|| Duration::from_secs(secs))
     }
 
     /// Returns how long the first request of a connection may take to arrive. `None` means no limit.
     pub fn request_timeout(&self) -> Option<Duration> {
-        let secs = self.request_timeout_secs;
+        let secs = self.request_timeout_secs.get();
         (secs > 0).then(|| Duration::from_secs(secs))
     }
 
     /// Returns how long a connection may be idle after a request. `None` means no limit.
     pub fn keep_alive_timeout(&self) -> Option<Duration> {
-        let secs = self.keep_alive_timeout_secs;
+        let secs = self.keep_alive_timeout_secs.get();
         (secs > 0).then(|| Duration::from_secs(secs))
     }
 
     /// Returns how long a client may take to receive an empty answer. `None` means no limit.
     pub fn response_timeout(&self) -> Option<Duration> {
-        let secs = self.response_timeout_secs;
+        let secs = self.response_timeout_secs.get();
         (secs > 0).then(|| Duration::from_secs(secs))
     }
 
@@ -665,22 +676,13 @@ impl Settings {
         self.database()?;
         self.bus()?;
         notifiers::check(&self.notifiers)?;
-        let values = serde_json::to_value(self).expect("settings are plain data");
-        for (key, ..) in ranges::RANGES {
-            if let Some(problem) = values[key]
-                .as_u64()
-                .and_then(|own| ranges::problem(key, own))
-            {
-                return invalid(key, &problem);
-            }
-        }
         for (memory, what) in [
             (
-                self.unread_batch_memory(self.batch_limit_bytes),
+                self.unread_batch_memory(self.batch_limit_bytes.get()),
                 "a batch of `batch_limit_bytes` that produces `batch_event_bytes`",
             ),
             (
-                self.command_memory(self.body_limit_bytes),
+                self.command_memory(self.body_limit_bytes.get()),
                 "a command of `body_limit_bytes` whose subject has `metadata_limit_bytes` and `message_limit_bytes`",
             ),
         ] {

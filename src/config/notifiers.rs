@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Secret};
+use super::{Bounded, ConfigError, Secret};
 use crate::event::Event;
 use crate::id::SchoolId;
 use crate::kind::{self, characteristic};
@@ -19,7 +19,11 @@ pub const NOTIFIERS_MAX: usize = 32;
 /// Maximum length of `name`, in bytes.
 const NAME_MAX_BYTES: usize = 32;
 /// Maximum of `attempts`.
-const ATTEMPTS_MAX: u32 = 100;
+const ATTEMPTS_MAX: u64 = 100;
+/// Maximum of `timeout_secs`, except for e-mail.
+const TIMEOUT_MAX_SECS: u64 = 60;
+/// Maximum of `timeout_secs` for e-mail.
+const EMAIL_TIMEOUT_MAX_SECS: u64 = 120;
 
 /// One of `[[default.tidings.notifiers]]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,7 +36,7 @@ pub struct NotifierSettings {
     pub rules: Vec<Rule>,
     /// Attempts before an event becomes a dead letter.
     #[serde(default = "attempts")]
-    pub attempts: u32,
+    pub attempts: Bounded<u32, 1, ATTEMPTS_MAX>,
     /// Seconds before the second attempt. Each later pause is twice as long, up to five minutes.
     #[serde(default = "backoff_secs")]
     pub backoff_secs: u64,
@@ -53,8 +57,8 @@ pub struct NotifierSettings {
     pub home_assistant: Option<HomeAssistantSettings>,
 }
 
-fn attempts() -> u32 {
-    30
+fn attempts() -> Bounded<u32, 1, ATTEMPTS_MAX> {
+    Bounded::of::<30>()
 }
 
 fn backoff_secs() -> u64 {
@@ -73,7 +77,7 @@ pub struct RetryPolicy {
 impl Default for RetryPolicy {
     fn default() -> RetryPolicy {
         RetryPolicy {
-            attempts: attempts(),
+            attempts: attempts().get(),
             pause: Duration::from_secs(backoff_secs()),
         }
     }
@@ -196,7 +200,7 @@ impl NotifierSettings {
     /// Returns how often and when a failed delivery is retried.
     pub fn retry_policy(&self) -> RetryPolicy {
         RetryPolicy {
-            attempts: self.attempts,
+            attempts: self.attempts.get(),
             pause: Duration::from_secs(self.backoff_secs),
         }
     }
@@ -241,11 +245,6 @@ pub(super) fn check(notifiers: &[NotifierSettings]) -> Result<(), ConfigError> {
                 "`{name}` must have exactly one of `webhook`, `email`, `mqtt`, `ntfy` and `home_assistant`"
             ));
         }
-        if !(1..=ATTEMPTS_MAX).contains(&own.attempts) {
-            return invalid(format!(
-                "`{name}`: `attempts` must be from 1 to {ATTEMPTS_MAX}"
-            ));
-        }
         for rule in &own.rules {
             if let Err(problem) = rule.check() {
                 return invalid(format!("`{name}` {problem}"));
@@ -265,7 +264,7 @@ pub struct WebhookSettings {
     pub secret: Secret,
     /// Maximum time of an attempt, from the DNS lookup to the answer, in seconds.
     #[serde(default = "webhook_timeout_secs")]
-    pub timeout_secs: u64,
+    pub timeout_secs: Bounded<u64, 1, TIMEOUT_MAX_SECS>,
     /// Additional headers, e.g. `Authorization`.
     #[serde(default)]
     pub headers: BTreeMap<String, Secret>,
@@ -285,7 +284,7 @@ pub struct NtfySettings {
     pub token: Option<Secret>,
     /// Maximum time of an attempt, in seconds.
     #[serde(default = "webhook_timeout_secs")]
-    pub timeout_secs: u64,
+    pub timeout_secs: Bounded<u64, 1, TIMEOUT_MAX_SECS>,
 }
 
 /// Settings of a notify service of Home Assistant.
@@ -303,15 +302,15 @@ pub struct HomeAssistantSettings {
     pub monitor_url: Option<String>,
     /// Maximum time of a request, in seconds. The end of a job or session takes two.
     #[serde(default = "webhook_timeout_secs")]
-    pub timeout_secs: u64,
+    pub timeout_secs: Bounded<u64, 1, TIMEOUT_MAX_SECS>,
 }
 
 fn ntfy_url() -> Secret {
     "https://ntfy.sh".into()
 }
 
-fn webhook_timeout_secs() -> u64 {
-    10
+fn webhook_timeout_secs() -> Bounded<u64, 1, TIMEOUT_MAX_SECS> {
+    Bounded::of::<10>()
 }
 
 /// How the connection is secured.
@@ -333,7 +332,7 @@ pub struct EmailSettings {
     /// The SMTP server, by the name in its certificate.
     pub host: String,
     /// Its port.
-    pub port: u16,
+    pub port: Bounded<u16, 1>,
     /// How the connection is secured.
     pub security: Security,
     /// The user name to log in with. Requires a `password`.
@@ -348,11 +347,11 @@ pub struct EmailSettings {
     pub to: Vec<String>,
     /// Maximum time of an attempt, in seconds.
     #[serde(default = "email_timeout_secs")]
-    pub timeout_secs: u64,
+    pub timeout_secs: Bounded<u64, 1, EMAIL_TIMEOUT_MAX_SECS>,
 }
 
-fn email_timeout_secs() -> u64 {
-    20
+fn email_timeout_secs() -> Bounded<u64, 1, EMAIL_TIMEOUT_MAX_SECS> {
+    Bounded::of::<20>()
 }
 
 /// Settings of an MQTT broker.
@@ -363,7 +362,7 @@ pub struct MqttSettings {
     pub host: String,
     /// Its port. Defaults to 1883, or to 8883 with `tls`.
     #[serde(default)]
-    pub port: Option<u16>,
+    pub port: Option<Bounded<u16, 1>>,
     /// Whether the connection is encrypted.
     #[serde(default)]
     pub tls: bool,
@@ -385,23 +384,23 @@ pub struct MqttSettings {
     pub status_topic: Option<String>,
     /// 0: at most once; 1: at least once; 2: exactly once as far as the broker, per attempt.
     #[serde(default = "mqtt_qos")]
-    pub qos: u8,
+    pub qos: Bounded<u8, 0, 2>,
     /// Whether the broker keeps the last message of a topic for later subscribers.
     #[serde(default)]
     pub retain: bool,
     /// Maximum time of an attempt, from connecting to the acknowledgement, in seconds.
     #[serde(default = "mqtt_timeout_secs")]
-    pub timeout_secs: u64,
+    pub timeout_secs: Bounded<u64, 1, TIMEOUT_MAX_SECS>,
 }
 
 fn mqtt_topic() -> String {
     "tidings/{school_id}/{kind}/{subject}".into()
 }
 
-fn mqtt_qos() -> u8 {
-    1
+fn mqtt_qos() -> Bounded<u8, 0, 2> {
+    Bounded::of::<1>()
 }
 
-fn mqtt_timeout_secs() -> u64 {
-    10
+fn mqtt_timeout_secs() -> Bounded<u64, 1, TIMEOUT_MAX_SECS> {
+    Bounded::of::<10>()
 }

@@ -72,7 +72,7 @@ async fn batch<'r>(
         access.school(named)?;
     }
     let (settings, service) = (tidings.settings(), tidings.publications());
-    let limit = settings.batch_limit_bytes;
+    let limit = settings.batch_limit_bytes.get();
     let own = access.school(named).ok();
     let reserved = service.admit_batch(&access, own, body.expected(limit));
     let reserved = reserved.await?;
@@ -178,7 +178,7 @@ async fn read_all(
     key: &IdempotencyKey,
     settings: &Settings,
 ) -> Result<Vec<Line>, Problem> {
-    let most = settings.batch_limit_commands;
+    let most = settings.batch_limit_commands.get();
     let lines = || {
         bytes
             .split(|byte| *byte == b'\n')

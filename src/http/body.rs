@@ -92,7 +92,7 @@ impl<'r> FromData<'r> for Unread<'r> {
             None => {
                 let length = request.headers().get_one("Content-Length");
                 let length = length.and_then(|length| length.trim().parse().ok());
-                let secs = tidings(request).settings().body_timeout_secs;
+                let secs = tidings(request).settings().body_timeout_secs.get();
                 data::Outcome::Success(Unread {
                     data,
                     length,

@@ -10,7 +10,7 @@ use figment::value::{Dict, Tag, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use rocket::Config;
 
-use crate::config::{ConfigError, Settings, nearest, place, ranges};
+use crate::config::{ConfigError, MaxBlocking, Settings, Workers, nearest, place};
 
 /// The table of Tidings within a profile.
 const TIDINGS: &str = "tidings";
@@ -58,13 +58,15 @@ pub(crate) fn check(figment: &Figment) -> Result<(), ConfigError> {
         }
     }
     let config = Config::try_from(figment).map_err(|error| ConfigError::read(&error, figment))?;
-    // Rocket's runtime panics without a thread, and with more threads than the system supports.
-    let bounded = [
-        (Config::WORKERS, config.workers),
-        (Config::MAX_BLOCKING, config.max_blocking),
+    let out_of_range = [
+        (Config::WORKERS, Workers::problem(config.workers)),
+        (
+            Config::MAX_BLOCKING,
+            MaxBlocking::problem(config.max_blocking),
+        ),
     ];
-    for (key, value) in bounded {
-        if let Some(problem) = ranges::problem(key, value as u64) {
+    for (key, problem) in out_of_range {
+        if let Some(problem) = problem {
             return Err(ConfigError::Invalid { key, problem }.found_in(figment));
         }
     }

@@ -128,7 +128,7 @@ impl Metrics {
         });
         let streams = Labelled(streams.collect());
         self.add("streams", "Open streams, by transport", streams);
-        let most = tidings.settings().max_streams;
+        let most = tidings.settings().max_streams.get();
         self.add(
             "streams_max",
             "Streams that may be open",

@@ -180,7 +180,7 @@ async fn ping(
     let segments: Vec<&str> = rest.collect();
     let report = caller.report(&segments)?;
     let settings = tidings.settings();
-    let limit = settings.body_limit_bytes;
+    let limit = settings.body_limit_bytes.get();
     let length = body.as_ref().map_or(0, |body| body.expected(limit));
     let admission = pings.admit(&caller, length).await?;
     let bytes = match body {

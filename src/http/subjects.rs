@@ -208,7 +208,7 @@ pub(super) async fn publish(
     read: impl FnOnce(&[u8]) -> Result<Envelope, Problem>,
 ) -> Result<Receipt, Problem> {
     let settings = tidings.settings();
-    let length = body.expected(settings.body_limit_bytes);
+    let length = body.expected(settings.body_limit_bytes.get());
     let admission = tidings.publications().admit(caller, length).await?;
     let bytes = body.read(settings.body_limit()).await?;
     let envelope = Envelope {

@@ -88,10 +88,10 @@ pub(super) fn issue(
     let settings = tidings.settings();
     let asked: Asked = body::parse(body)?;
     let invalid = |detail: String| Problem::new(Kind::InvalidBody, detail);
-    if asked.channels.is_empty() || asked.channels.len() > settings.channels_per_connection {
+    if asked.channels.is_empty() || asked.channels.len() > settings.channels_per_connection.get() {
         return Err(invalid(format!(
             "`channels` must have 1 to {} entries",
-            settings.channels_per_connection
+            settings.channels_per_connection.get()
         ))
         .of_limit("channels_per_connection"));
     }

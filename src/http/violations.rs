@@ -157,7 +157,7 @@ async fn carry_out(
 ) -> Result<Json, Problem> {
     let (body, settings) = (body?, tidings.settings());
     let service = tidings.publications();
-    let length = body.expected(settings.body_limit_bytes);
+    let length = body.expected(settings.body_limit_bytes.get());
     let admission = service.admit(&caller, length).await?;
     let bytes = body.read(settings.body_limit()).await?;
     let command = command(id, action, Sent(&bytes))?;

@@ -19,16 +19,11 @@ use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::notification::{
-    DeliveryError, Medium, Notification, attempt_timeout, not_json, one_line,
-};
+use super::notification::{DeliveryError, Medium, Notification, not_json, one_line};
 use crate::config::notifiers::{EmailSettings, Security};
 
 /// Maximum number of recipients of one notifier.
 const RECIPIENTS_MAX: usize = 20;
-
-/// Maximum of `timeout_secs`.
-const TIMEOUT_MAX_SECS: u64 = 120;
 
 /// Recipients behind an SMTP server.
 pub struct Email {
@@ -43,12 +38,9 @@ pub struct Email {
 impl Email {
     /// Checks the settings without connecting. The error names the setting and contains no secret.
     pub fn new(name: &str, settings: EmailSettings) -> Result<Email, String> {
-        let timeout = attempt_timeout(settings.timeout_secs, TIMEOUT_MAX_SECS)?;
+        let timeout = Duration::from_secs(settings.timeout_secs.get());
         if settings.host.is_empty() {
             return Err("setting `host` must not be empty".into());
-        }
-        if settings.port == 0 {
-            return Err("setting `port` must be from 1 to 65535".into());
         }
         if !(1..=RECIPIENTS_MAX).contains(&settings.to.len()) {
             return Err(format!(
@@ -61,7 +53,7 @@ impl Email {
             .map(|mailbox| parse_mailbox("to", mailbox));
         let builder =
             AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(settings.host.as_str())
-                .port(settings.port)
+                .port(settings.port.get())
                 .timeout(Some(timeout))
                 .tls(tls(settings.security, &settings.host)?);
         let builder = match (settings.username, settings.password) {
@@ -263,17 +255,18 @@ fn atom(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Bounded;
 
     fn settings() -> EmailSettings {
         EmailSettings {
             host: "mail.example".into(),
-            port: 587,
+            port: Bounded::of::<587>(),
             security: Security::Starttls,
             username: Some("tidings".into()),
             password: Some("hush".into()),
             from: "Tidings <tidings@school.example>".into(),
             to: vec!["ops@school.example".into()],
-            timeout_secs: 20,
+            timeout_secs: Bounded::of::<20>(),
         }
     }
 
@@ -353,12 +346,6 @@ mod tests {
         let mut bad = settings();
         bad.from = "nobody".into();
         assert!(error(bad).contains("`from`"));
-        let mut bad = settings();
-        bad.port = 0;
-        assert!(error(bad).contains("`port`"));
-        let mut bad = settings();
-        bad.timeout_secs = 0;
-        assert!(error(bad).contains("`timeout_secs`"));
         let mut bad = settings();
         bad.username = None;
         assert!(error(bad).contains("`username`"));

@@ -10,6 +10,8 @@
 //! and its result is a notification with a tag of its own, with a sound. It must not have the same tag, because iOS may run
 //! the command to clear it later than it shows the result, and would then clear the result.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -17,8 +19,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use ureq::http::{HeaderValue, Uri};
 
-use super::notification::{DeliveryError, Medium, Notification, attempt_timeout};
-use super::post::{Poster, TIMEOUT_MAX_SECS, bearer, json_request};
+use super::notification::{DeliveryError, Medium, Notification};
+use super::post::{Poster, bearer, json_request};
 use super::summary::{Mark, Summary, Urgency, subject_tag, title};
 use super::webhook::parse_url;
 use crate::config::notifiers::HomeAssistantSettings;
@@ -44,7 +46,7 @@ pub struct HomeAssistant {
 impl HomeAssistant {
     /// Checks the settings without connecting. The error names the setting and contains no secret.
     pub fn new(settings: HomeAssistantSettings) -> Result<HomeAssistant, String> {
-        let timeout = attempt_timeout(settings.timeout_secs, TIMEOUT_MAX_SECS)?;
+        let timeout = Duration::from_secs(settings.timeout_secs.get());
         let of_service = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
         let service = &settings.service;
         if !(1..=SERVICE_MAX_BYTES).contains(&service.len()) || !service.bytes().all(of_service) {

@@ -132,15 +132,6 @@ pub(crate) fn not_json() -> DeliveryError {
     DeliveryError::Permanent("the event is not JSON".into())
 }
 
-/// Returns the setting `timeout_secs`, if it is valid.
-pub(crate) fn attempt_timeout(secs: u64, most: u64) -> Result<Duration, String> {
-    if (1..=most).contains(&secs) {
-        Ok(Duration::from_secs(secs))
-    } else {
-        Err(format!("setting `timeout_secs` must be from 1 to {most}"))
-    }
-}
-
 /// Returns a title of bounded length. `…` replaces the rest.
 pub(crate) fn bounded_title(title: &str) -> String {
     let title = title.trim();

@@ -17,9 +17,6 @@ use ureq::http::{HeaderMap, HeaderValue, Request, Uri};
 use super::notification::{DeliveryError, not_json, one_line};
 use crate::config::Secret;
 
-/// Maximum of `timeout_secs`.
-pub(super) const TIMEOUT_MAX_SECS: u64 = 60;
-
 /// Maximum size of an answer's head, in bytes.
 const ANSWER_HEAD_MAX_BYTES: usize = 16 * 1024;
 

@@ -134,6 +134,10 @@ impl Dialect {
 
     /// Returns the shortest interval between two ticks if the request does not choose one.
     pub fn tick(&self, settings: &Settings) -> Duration {
-        Duration::from_millis(if self.conflates { settings.tick_ms } else { 0 })
+        Duration::from_millis(if self.conflates {
+            settings.tick_ms.get()
+        } else {
+            0
+        })
     }
 }

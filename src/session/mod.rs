@@ -293,7 +293,7 @@ impl Session {
         if !self.dialect.idle_heartbeat {
             return None;
         }
-        let silence = Duration::from_secs(self.service.settings().idle_heartbeat_secs);
+        let silence = Duration::from_secs(self.service.settings().idle_heartbeat_secs.get());
         if self.last_message + silence <= now {
             let cursor = self.subscription.resume_cursor().or(self.from);
             let at = Utc::now();
@@ -499,7 +499,7 @@ impl Session {
     ) {
         let scope = self.subscription.scope();
         let school = scope.school;
-        let most = self.service.settings().channels_per_connection;
+        let most = self.service.settings().channels_per_connection.get();
         let heard = scope.channels();
         let added = channels.iter().filter(|own| !heard.contains(own)).count();
         if heard.len() + added > most {

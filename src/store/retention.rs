@@ -23,12 +23,12 @@ impl Retention {
         // The settings are limited to less than a century, so these do not overflow.
         let seconds = |secs: u64| TimeDelta::seconds(signed(secs));
         Retention {
-            age: seconds(settings.retention_secs),
-            events: settings.retention_events,
-            bytes: settings.retention_bytes,
-            finished: seconds(settings.job_retention_secs),
-            keys: seconds(settings.idempotency_ttl_secs),
-            answer_bytes: settings.idempotency_answer_bytes,
+            age: seconds(settings.retention_secs.get()),
+            events: settings.retention_events.get(),
+            bytes: settings.retention_bytes.get(),
+            finished: seconds(settings.job_retention_secs.get()),
+            keys: seconds(settings.idempotency_ttl_secs.get()),
+            answer_bytes: settings.idempotency_answer_bytes.get(),
         }
     }
 }

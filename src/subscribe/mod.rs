@@ -138,7 +138,7 @@ impl Subscriber {
             feed,
             hub,
             heartbeat: settings.heartbeat(),
-            replay_max_events: settings.replay_max_events,
+            replay_max_events: settings.replay_max_events.get(),
             limits: settings.stream_limits(),
         }))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chrono::DateTime;
 use serde_json::json;
-use tidings::config::Settings;
+use tidings::config::{Bounded, Settings};
 use tidings::id::SchoolId;
 use tidings::kind::RuleError;
 use tidings::log::decide::{Decisions, Rules};
@@ -37,7 +37,7 @@ fn with_key(mut envelope: Envelope, key: &str, fingerprint: &str) -> Envelope {
 
 fn rules(jobs_per_school: u64) -> Rules {
     let settings = Settings {
-        jobs_per_school,
+        jobs_per_school: Bounded::new(jobs_per_school).unwrap(),
         ..Settings::default()
     };
     Rules {

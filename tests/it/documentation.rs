@@ -15,7 +15,7 @@ const STREAMS: &str = include_str!("../../docs/streams.md");
 const SETTINGS: &str = include_str!("../../docs/configuration.md");
 
 #[test]
-fn every_setting_is_documented_with_its_default() {
+fn every_setting_is_documented_with_its_default_and_its_range() {
     let defaults: Value = figment::Figment::from(Serialized::defaults(Settings::default()))
         .extract()
         .unwrap();
@@ -25,10 +25,13 @@ fn every_setting_is_documented_with_its_default() {
             Value::String(text) => format!("`{text}`"),
             other => format!("`{other}`"),
         };
-        assert!(
-            SETTINGS.contains(&format!("| `{name}` | {shown} |")),
-            "{name} = {shown}"
-        );
+        let range = crate::ranges::range(name);
+        // An absent number is JSON's null.
+        let is_number = value.is_number() || name == "dead_peer_timeout_secs";
+        assert_eq!(range.is_some(), is_number, "{name}");
+        let range = range.map_or(String::new(), |range| format!("{range} "));
+        let row = format!("| `{name}` | {shown} | {range}|");
+        assert!(SETTINGS.contains(&row), "{row}");
     }
     let rows = SETTINGS
         .lines()

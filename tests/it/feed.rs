@@ -136,7 +136,10 @@ fn node() -> Node {
         most: AtomicU64::new(u64::MAX),
         afterwards: Mutex::default(),
     });
-    let hub = Hub::new(settings.window_events, settings.mailbox_capacity);
+    let hub = Hub::new(
+        settings.window_events.get(),
+        settings.mailbox_capacity.get(),
+    );
     let hub = Arc::new(hub.of_shared_logs());
     let (committed, hints) = Committed::channel(1_000);
     let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, committed.clone());

@@ -241,7 +241,8 @@ fn the_unit_is_valid_and_fits_the_settings() {
     let settings = Settings::default();
     let files: u64 = value(&unit, "LimitNOFILE").parse().unwrap();
     // As `tidings serve` counts them: three for each reader of the database, and some of its own.
-    let wanted = settings.max_streams as u64 + 3 * u64::from(settings.reader_connections) + 128;
+    let streams = settings.max_streams.get() as u64;
+    let wanted = streams + 3 * u64::from(settings.reader_connections.get()) + 128;
     assert!(files >= wanted);
     // `shutdown.grace`, `shutdown.mercy`, and what notifiers have.
     assert!(secs(&unit, "TimeoutStopSec") > Duration::from_secs(5 + 2 + 3));

@@ -80,6 +80,7 @@ mod postgres_schema;
 mod pressure;
 mod proxies;
 mod quickstart;
+mod ranges;
 mod reads;
 mod reconnecting;
 mod references;

@@ -360,7 +360,7 @@ async fn large_events_and_batches_pass_whole(program: Program) {
         assert_eq!(messages.last(), Some(&published));
     }
     // As large as the server takes.
-    let limit = tidings::config::Settings::default().batch_limit_bytes;
+    let limit = tidings::config::Settings::default().batch_limit_bytes.get();
     let line = json!({"op": "jobs.create", "job_id": "b", "job_type": "test"}).to_string();
     let mut lines = format!("{line}\n");
     lines.extend(std::iter::repeat_n(

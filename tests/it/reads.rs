@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tidings::config::Settings;
+use tidings::config::{Bounded, Settings};
 use tidings::feed::Feed;
 use tidings::hub::{Hub, Reader};
 use tidings::id::{Cursor, Epoch, Place, SchoolId};
@@ -366,11 +366,14 @@ impl Log for Endless {
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_reads_long_for_nothing_gives_signs_of_life_by_which_a_departure_shows() {
     let settings = Settings {
-        heartbeat_secs: 3_600,
+        heartbeat_secs: Bounded::of::<3_600>(),
         ..Settings::default()
     };
     let (committed, _batches) = Committed::channel(1);
-    let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
+    let hub = Arc::new(Hub::new(
+        settings.window_events.get(),
+        settings.mailbox_capacity.get(),
+    ));
     let epoch = Epoch::generate();
     let log = Arc::new(Endless(epoch));
     let feed = Arc::new(Feed::new(log, committed));

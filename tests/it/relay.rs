@@ -133,7 +133,10 @@ fn database() -> Database {
 impl Database {
     fn node(&self, bus: Arc<dyn Bus>) -> Node {
         let settings = Settings::default();
-        let hub = Hub::new(settings.window_events, settings.mailbox_capacity);
+        let hub = Hub::new(
+            settings.window_events.get(),
+            settings.mailbox_capacity.get(),
+        );
         let hub = Arc::new(hub.of_shared_logs());
         let (committed, mut batches) = Committed::channel(1_000);
         let log = Arc::clone(&self.log) as Arc<dyn Log>;

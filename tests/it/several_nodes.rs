@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidings::cluster::{Cluster, Identity, NodeHealth};
-use tidings::config::{NODE_FORGOTTEN, Settings};
+use tidings::config::{Bounded, NODE_FORGOTTEN, Settings};
 use tidings::id::SchoolId;
 use tidings::kind::{self, job};
 use tidings::lease::{Lease, Terms};
@@ -112,8 +112,8 @@ async fn watchdogs_of_several_nodes_end_each_silent_job_once() {
 #[ignore = "slow: takes seconds"]
 async fn sweeps_at_once_delete_what_one_would_and_under_the_lease_one_sweeps() {
     let settings = Settings {
-        retention_events: 100,
-        job_retention_secs: 1,
+        retention_events: Bounded::of::<100>(),
+        job_retention_secs: Bounded::of::<1>(),
         ..Settings::default()
     };
     let shared = shared(&settings);

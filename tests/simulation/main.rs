@@ -47,7 +47,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures_util::FutureExt;
 use serde_json::json;
-use tidings::config::Settings;
+use tidings::config::{Bounded, Settings};
 use tidings::event::{Class, Event};
 use tidings::feed::{self, Feed};
 use tidings::hub::Hub;
@@ -180,13 +180,16 @@ struct World {
 fn start(rng: &mut Rng, ledger: &Arc<Ledger>, receiver: &Arc<Receiver>) -> Server {
     let fault = ledger.fault;
     let settings = Settings {
-        window_events: rng.usize(1..=12),
-        mailbox_capacity: rng.usize(2..=8),
-        replay_max_events: REPLAY_MAX,
-        heartbeat_secs: 1,
+        window_events: Bounded::new(rng.usize(1..=12)).unwrap(),
+        mailbox_capacity: Bounded::new(rng.usize(2..=8)).unwrap(),
+        replay_max_events: Bounded::of::<REPLAY_MAX>(),
+        heartbeat_secs: Bounded::of::<1>(),
         ..Settings::default()
     };
-    let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
+    let hub = Arc::new(Hub::new(
+        settings.window_events.get(),
+        settings.mailbox_capacity.get(),
+    ));
     let (committed, mut batches) = Committed::channel(1_024);
     let log = Arc::clone(ledger) as Arc<dyn Log>;
     let feed = Feed::with_segments(Arc::clone(&log), committed.clone(), SEGMENT);

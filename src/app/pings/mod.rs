@@ -203,7 +203,7 @@ impl PingService {
             caller.name(),
             Utc::now().trunc_subsecs(3),
         );
-        let most = self.settings.ping_keys_per_school;
+        let most = self.settings.ping_keys_per_school.get();
         match self.store.add_ping_key(school, key.clone(), most).await? {
             true => Ok((key, secret)),
             false => Err(RuleError::TooMany {

@@ -176,7 +176,7 @@ fn issue(
     name: &str,
     ttl: Duration,
 ) -> Result<String, KeyError> {
-    let ttl = ttl.min(Duration::from_secs(tidings.settings().max_token_secs));
+    let ttl = ttl.min(Duration::from_secs(tidings.settings().max_token_secs.get()));
     tidings
         .keys()
         .mint(token::claims(Some(school), role, name, ttl))

@@ -140,7 +140,7 @@ impl<'r> BatchStream<'r> {
         };
         let nothing = Scope::new(caller.school(), []);
         let subscription = tidings.subscriptions().open(&caller, nothing, listen)?;
-        let limit = tidings.settings().client_message_limit_bytes;
+        let limit = tidings.settings().client_message_limit_bytes.get();
         Ok(Box::new(BatchStream {
             caller,
             key,

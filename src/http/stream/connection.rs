@@ -267,7 +267,7 @@ impl Connection {
             Incoming::Binary(bytes) => bytes.len(),
             Incoming::Control => 0,
         };
-        let most = self.service.settings().client_message_limit_bytes;
+        let most = self.service.settings().client_message_limit_bytes.get();
         !self.is_rate_limited
             && self.waiting.len() < WAITING_MESSAGES
             && self.waiting.iter().map(bytes).sum::<usize>() < most

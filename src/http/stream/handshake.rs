@@ -328,7 +328,7 @@ impl IoHandler for Handler {
             opening,
             in_progress,
         } = *Pin::into_inner(self);
-        let socket = Socket::new(io, tidings.settings().client_message_limit_bytes);
+        let socket = Socket::new(io, tidings.settings().client_message_limit_bytes.get());
         // The task ends when the peer closes or is silent, when the credential expires, or when the server stops.
         let service = Arc::clone(tidings.subscriptions());
         let end = tidings.tasks().token().clone();

@@ -464,7 +464,7 @@ fn channels(
     access: Access,
     tidings: &Tidings,
 ) -> Result<(Caller, Vec<Channel>), Problem> {
-    let most = tidings.settings().channels_per_connection;
+    let most = tidings.settings().channels_per_connection.get();
     if texts.is_empty() || texts.len() > most {
         return Err(Problem::new(
             Kind::InvalidQuery,

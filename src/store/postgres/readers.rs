@@ -53,17 +53,17 @@ impl Search {
 
 impl Readers {
     pub(super) fn new(settings: &Settings, address: Address) -> Readers {
-        let connections = settings.reader_connections as usize;
+        let connections = settings.reader_connections.get() as usize;
         Readers {
             pool: Pool::new(address, "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"),
             turns: Arc::new(Turns::new(Bounds {
                 connections,
                 walking: (connections / 2).max(1),
-                waiting: settings.max_waiting_reads,
-                waiting_of_school: settings.max_waiting_reads_per_school,
+                waiting: settings.max_waiting_reads.get(),
+                waiting_of_school: settings.max_waiting_reads_per_school.get(),
             })),
-            timeout: Duration::from_millis(settings.read_timeout_ms),
-            rows_max: settings.read_rows_max,
+            timeout: Duration::from_millis(settings.read_timeout_ms.get()),
+            rows_max: settings.read_rows_max.get(),
         }
     }
 

@@ -76,7 +76,7 @@ impl Readers {
         url: &str,
         lock: Arc<DatabaseLock>,
     ) -> Result<Readers, String> {
-        let connections = settings.reader_connections;
+        let connections = settings.reader_connections.get();
         let pool = Pool::builder()
             // One more, for the separate connection.
             .max_size(connections + 1)
@@ -103,11 +103,11 @@ impl Readers {
                 connections,
                 // A walk keeps a core busy, so some cores are left for other work.
                 walking: (cores / 2).min(connections - 1).max(1),
-                waiting: settings.max_waiting_reads,
-                waiting_of_school: settings.max_waiting_reads_per_school,
+                waiting: settings.max_waiting_reads.get(),
+                waiting_of_school: settings.max_waiting_reads_per_school.get(),
             })),
-            timeout: Duration::from_millis(settings.read_timeout_ms),
-            rows_max: settings.read_rows_max,
+            timeout: Duration::from_millis(settings.read_timeout_ms.get()),
+            rows_max: settings.read_rows_max.get(),
         })
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tidings::config::Bounded;
 use tidings::config::notifiers::{EmailSettings, Security};
 use tidings::notify::email::Email;
 use tidings::notify::notification::{Medium as _, Notification};
@@ -16,13 +17,13 @@ use crate::support::{Server, needs, server_with};
 fn settings(port: u16, to: &[&str]) -> EmailSettings {
     EmailSettings {
         host: "127.0.0.1".into(),
-        port,
+        port: Bounded::new(port).unwrap(),
         security: Security::None,
         username: None,
         password: None,
         from: "Tidings <tidings@school.example>".into(),
         to: to.iter().copied().map(String::from).collect(),
-        timeout_secs: 20,
+        timeout_secs: Bounded::of::<20>(),
     }
 }
 
@@ -279,7 +280,7 @@ async fn server_that_says_nothing_is_left_in_time() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let mut settings = settings(port, &["ops@school.example"]);
-    settings.timeout_secs = 1;
+    settings.timeout_secs = Bounded::of::<1>();
     let email = Email::new("ops-mail", settings).unwrap();
     unavailable(email.deliver(&notification("00c0ffee-5-ops-mail")).await);
 }

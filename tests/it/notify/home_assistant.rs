@@ -3,6 +3,7 @@
 use rocket::http::Status;
 use rocket::{State, post, routes};
 use serde_json::{Value, json};
+use tidings::config::Bounded;
 use tidings::config::notifiers::HomeAssistantSettings;
 use tidings::notify::home_assistant::HomeAssistant;
 use tidings::notify::notification::{DeliveryError, Medium, Notification};
@@ -191,7 +192,7 @@ fn settings_that_cannot_work_are_rejected_by_name_and_without_their_secrets() {
         service: service.into(),
         token: token.into(),
         monitor_url: Some(page.into()),
-        timeout_secs: 10,
+        timeout_secs: Bounded::of::<10>(),
     };
     let [url, page] = ["https://home.example:8123", "https://t.example/monitor"];
     assert!(HomeAssistant::new(settings(url, "mobile_app_phone", "x", page)).is_ok());

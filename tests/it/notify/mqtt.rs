@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tidings::config::Bounded;
 use tidings::config::notifiers::MqttSettings;
 use tidings::notify::mqtt::Mqtt;
 use tidings::notify::notification::{DeliveryError, Medium as _, Notification};
@@ -83,7 +84,7 @@ async fn subscriber_gets_what_the_broker_acknowledged_at_every_qos() {
     let mut subscriber = subscriber(port).await;
     for qos in [0, 1, 2] {
         let mqtt = mqtt(MqttSettings {
-            qos,
+            qos: Bounded::new(qos).unwrap(),
             ..settings(port)
         });
         for attempt in ["a", "b"] {
@@ -197,8 +198,8 @@ async fn what_is_not_acknowledged_is_not_delivered() {
     });
     let attempt = async |qos| {
         let mqtt = mqtt(MqttSettings {
-            qos,
-            timeout_secs: 1,
+            qos: Bounded::new(qos).unwrap(),
+            timeout_secs: Bounded::of::<1>(),
             ..settings(port)
         });
         let outcome = mqtt.deliver(&notification("00c0ffee-8-ops-broker")).await;

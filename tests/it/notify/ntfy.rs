@@ -3,6 +3,7 @@
 use rocket::http::Status;
 use rocket::{State, post, routes};
 use serde_json::{Value, json};
+use tidings::config::Bounded;
 use tidings::config::notifiers::NtfySettings;
 use tidings::notify::ntfy::Ntfy;
 use tokio::sync::mpsc;
@@ -153,7 +154,7 @@ fn settings_that_cannot_work_are_rejected_by_name_and_without_their_secrets() {
         url: url.into(),
         topic: topic.into(),
         token: Some(token.into()),
-        timeout_secs: 10,
+        timeout_secs: Bounded::of::<10>(),
     };
     for (settings, named) in [
         (settings("ntfy.example", "t", "k"), "url"),

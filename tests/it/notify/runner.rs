@@ -530,7 +530,7 @@ async fn what_the_log_has_forgotten_is_a_dead_letter_and_not_a_silent_gap() {
         fail(&server, 1, &format!("j{number}")).await;
     }
     let settings = server.tidings.settings().clone();
-    assert_eq!(settings.retention_events, 2);
+    assert_eq!(settings.retention_events.get(), 2);
     while server
         .tidings
         .store()

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde_json::json;
+use tidings::config::Bounded;
 use tidings::config::notifiers::WebhookSettings;
 use tidings::notify::notification::Medium as _;
 use tidings::notify::webhook::Webhook;
@@ -20,7 +21,7 @@ fn webhook(port: u16) -> Webhook {
     let settings = WebhookSettings {
         url: format!("http://127.0.0.1:{port}/hook").as_str().into(),
         secret: SECRET.into(),
-        timeout_secs: 10,
+        timeout_secs: Bounded::of::<10>(),
         headers: BTreeMap::from([("x-tenant".into(), "north".into())]),
     };
     Webhook::new(settings).unwrap()
@@ -113,7 +114,7 @@ async fn receiver_that_never_answers_is_left_in_time() {
             .as_str()
             .into(),
         secret: SECRET.into(),
-        timeout_secs: 1,
+        timeout_secs: Bounded::of::<1>(),
         headers: BTreeMap::new(),
     };
     let webhook = Webhook::new(settings).unwrap();

@@ -6,7 +6,7 @@ pub(super) async fn an_idempotency_key_is_remembered_until_it_is_swept(open: Ope
     let bench = bench(
         open,
         Settings {
-            idempotency_ttl_secs: 60,
+            idempotency_ttl_secs: Bounded::of::<60>(),
             ..Settings::default()
         },
     );
@@ -50,9 +50,9 @@ pub(super) async fn a_key_that_outlives_its_subject_is_answered_as_it_was(open: 
     let bench = bench(
         open,
         Settings {
-            retention_secs: 1,
-            job_retention_secs: 1,
-            idempotency_ttl_secs: 86_400,
+            retention_secs: Bounded::of::<1>(),
+            job_retention_secs: Bounded::of::<1>(),
+            idempotency_ttl_secs: Bounded::of::<86_400>(),
             ..Settings::default()
         },
     );
@@ -123,9 +123,9 @@ pub(super) async fn answers_are_kept_within_their_bytes_and_no_key_is_carried_ou
     const KEPT: usize = 10;
     const TEXT: usize = 4_000;
     let settings = Settings {
-        retention_secs: 1,
-        job_retention_secs: 1,
-        idempotency_answer_bytes: (KEPT * (TEXT + 1_000)) as u64,
+        retention_secs: Bounded::of::<1>(),
+        job_retention_secs: Bounded::of::<1>(),
+        idempotency_answer_bytes: Bounded::of::<{ (KEPT * (TEXT + 1_000)) as u64 }>(),
         ..Settings::default()
     };
     let bench = bench(open, settings);

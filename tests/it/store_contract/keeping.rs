@@ -6,7 +6,7 @@ pub(super) async fn sweeping_moves_the_floor_and_keeps_states(open: Open) {
     let bench = bench(
         open,
         Settings {
-            retention_events: 10,
+            retention_events: Bounded::of::<10>(),
             ..Settings::default()
         },
     );

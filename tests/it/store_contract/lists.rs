@@ -2,7 +2,8 @@
 
 use chrono::{TimeDelta, Utc};
 use tidings::config::{
-    INDEXED_TEXT_MAX_BYTES, INDEXED_TEXT_WEIGHT, LIST_PAGE_BYTES, READ_PAGE, READ_PAGE_BYTES,
+    Bounded, INDEXED_TEXT_MAX_BYTES, INDEXED_TEXT_WEIGHT, LIST_PAGE_BYTES, READ_PAGE,
+    READ_PAGE_BYTES,
 };
 use tidings::log::{Order, Page, Searched, Stalled, Which};
 
@@ -235,9 +236,9 @@ pub(super) async fn a_search_finds_what_a_look_at_every_job_finds_whatever_has_h
     open: Open,
 ) {
     let settings = Settings {
-        retention_secs: 1,
-        job_retention_secs: 1,
-        idempotency_ttl_secs: 1,
+        retention_secs: Bounded::of::<1>(),
+        job_retention_secs: Bounded::of::<1>(),
+        idempotency_ttl_secs: Bounded::of::<1>(),
         ..Settings::default()
     };
     let mut bench = bench(open, settings);
@@ -422,8 +423,8 @@ pub(super) async fn the_last_events_of_a_subject_are_returned_in_order(open: Ope
 
 pub(super) async fn counts_follow_every_change_and_the_sweep(open: Open) {
     let settings = Settings {
-        retention_secs: 1,
-        job_retention_secs: 1,
+        retention_secs: Bounded::of::<1>(),
+        job_retention_secs: Bounded::of::<1>(),
         ..Settings::default()
     };
     let bench = bench(open, settings);
@@ -455,7 +456,7 @@ pub(super) async fn counts_follow_every_change_and_the_sweep(open: Open) {
 /// Metadata may fill a page.
 fn with_large_metadata() -> Settings {
     Settings {
-        metadata_limit_bytes: LIST_PAGE_BYTES,
+        metadata_limit_bytes: Bounded::new(LIST_PAGE_BYTES).unwrap(),
         ..Settings::default()
     }
 }

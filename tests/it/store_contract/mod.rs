@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
-use tidings::config::{GROUP_MAX_BYTES, Settings};
+use tidings::config::{Bounded, GROUP_MAX_BYTES, Settings};
 use tidings::id::{Place, SchoolId, SubjectId};
 use tidings::kind::job::{self, KIND};
 use tidings::kind::{self, Command, RuleError};

@@ -221,7 +221,7 @@ pub(super) async fn a_limit_of_subjects_is_kept_whoever_creates_them(
     again: Option<Open>,
 ) {
     let settings = Settings {
-        jobs_per_school: RACES as u64 + 1,
+        jobs_per_school: Bounded::new(RACES as u64 + 1).unwrap(),
         ..Settings::default()
     };
     let pair = Pair::open(open, again, settings);

@@ -652,8 +652,8 @@ pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: 
 
 pub(super) async fn an_open_violation_is_not_swept(open: Open) {
     let settings = Settings {
-        retention_secs: 1,
-        job_retention_secs: 1,
+        retention_secs: Bounded::of::<1>(),
+        job_retention_secs: Bounded::of::<1>(),
         ..Settings::default()
     };
     let bench = bench(open, settings);

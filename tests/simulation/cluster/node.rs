@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidings::config::Settings;
+use tidings::config::{Bounded, Settings};
 use tidings::event::Event;
 use tidings::feed::{self, Feed};
 use tidings::hub::Hub;
@@ -54,10 +54,10 @@ impl Node {
     ) -> Node {
         let ledger = &shared.ledger;
         let settings = Settings {
-            window_events: rng.usize(1..=12),
-            mailbox_capacity: rng.usize(2..=8),
-            replay_max_events: REPLAY_MAX,
-            heartbeat_secs: 1,
+            window_events: Bounded::new(rng.usize(1..=12)).unwrap(),
+            mailbox_capacity: Bounded::new(rng.usize(2..=8)).unwrap(),
+            replay_max_events: Bounded::of::<REPLAY_MAX>(),
+            heartbeat_secs: Bounded::of::<1>(),
             ..Settings::default()
         };
         let runtime = Builder::new_current_thread()
@@ -66,7 +66,10 @@ impl Node {
             .build()
             .unwrap();
         let _entered = runtime.enter();
-        let hub = Hub::new(settings.window_events, settings.mailbox_capacity);
+        let hub = Hub::new(
+            settings.window_events.get(),
+            settings.mailbox_capacity.get(),
+        );
         let hub = Arc::new(hub.of_shared_logs());
         let (committed, mut batches) = Committed::channel(1_024);
         let log = Arc::clone(ledger) as Arc<dyn Log>;

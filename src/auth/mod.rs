@@ -15,11 +15,13 @@ mod jwks;
 mod links;
 mod token;
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
+use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretSlice};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -472,7 +474,7 @@ impl Keys {
     }
 
     /// Issues a token with the configured issuer and audience, and with the configured names of claims and roles.
-    pub fn mint(&self, mut claims: Claims) -> Result<String, KeyError> {
+    pub fn mint(&self, mut claims: Claims) -> Result<Secret, KeyError> {
         let key = self.sign.as_ref().ok_or(KeyError::VerifyOnly)?;
         if self.rules.is_too_long(claims.exp, Utc::now()) {
             return Err(KeyError::TooLong(self.rules.max_token_secs));
@@ -481,7 +483,8 @@ impl Keys {
         claims.aud = self.audience.clone();
         let no_name = KeyError::NoName(claims.role);
         let claims = self.rules.written(&claims).ok_or(no_name)?;
-        jsonwebtoken::encode(&Header::default(), &claims, key).map_err(KeyError::Sign)
+        let token = jsonwebtoken::encode(&Header::default(), &claims, key);
+        token.map(Secret::from).map_err(KeyError::Sign)
     }
 }
 
@@ -518,10 +521,25 @@ fn file_error(setting: &'static str, path: &Path, source: std::io::Error) -> Key
     }
 }
 
+/// Returns a new secret: 32 random bytes in hexadecimal digits.
+fn generated_secret() -> Secret {
+    let mut random = Zeroizing::new([0_u8; 32]);
+    getrandom::fill(&mut *random).expect("the operating system provides random numbers");
+    // With its full capacity from the start, the text is never moved, so it leaves no copy behind.
+    let mut text = String::with_capacity(random.len() * 2);
+    for byte in random.iter() {
+        write!(text, "{byte:02x}").expect("a text can always grow");
+    }
+    text.into()
+}
+
 /// Returns the secret in the data directory. Generates it at the first start, with mode 0600.
 fn kept_secret(data_dir: &Path) -> Result<Secret, KeyError> {
     let path = data_dir.join(SECRET_FILE);
-    let read = || std::fs::read_to_string(&path).map(|text| Secret::from(text.trim()));
+    let read = || -> std::io::Result<Secret> {
+        let text = Zeroizing::new(std::fs::read_to_string(&path)?);
+        Ok(Secret::from(text.trim()))
+    };
     match read() {
         Ok(secret) if secret.reveal().len() >= SECRET_MIN_BYTES => return Ok(secret),
         Ok(_) => {
@@ -532,10 +550,7 @@ fn kept_secret(data_dir: &Path) -> Result<Secret, KeyError> {
         Err(error) => return Err(file_error("data_dir", &path, error)),
     }
     make_private_folder(data_dir).map_err(|source| file_error("data_dir", data_dir, source))?;
-    let mut random = [0_u8; 32];
-    getrandom::fill(&mut random).expect("the operating system provides random numbers");
-    let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let secret = Secret::from(secret);
+    let secret = generated_secret();
 
     // Write the secret under another name and link it into place. If two processes start at once, one wins, and both read
     // the winner's secret. A crash leaves no partial secret.

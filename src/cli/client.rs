@@ -79,7 +79,7 @@ impl Client {
     /// Creates a client for the server in this process. Each request has a token of its own, so that none of them expires.
     pub(super) fn of_own_server<E: std::fmt::Display + Send + 'static>(
         base: &str,
-        token: impl Fn() -> Result<String, E> + Send + Sync + 'static,
+        token: impl Fn() -> Result<Secret, E> + Send + Sync + 'static,
     ) -> Result<Client, Failure> {
         let credential = Credential::renewed(move || ready(token()));
         let client = client::Client::of_this_process(base, credential);

@@ -27,7 +27,7 @@ pub(super) struct Arguments {
         env = "TIDINGS_COPY_TO",
         hide_env_values = true
     )]
-    to: String,
+    to: Secret,
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -46,7 +46,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         ));
     };
     let to = Settings {
-        database_url: Some(arguments.to.into()),
+        database_url: Some(arguments.to),
         ..Settings::default()
     };
     let url: Secret = match to.database() {
@@ -130,5 +130,19 @@ impl Shown {
         if self.at.is_some() && std::io::stderr().is_terminal() {
             eprint!("\r\x1b[K");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_output_of_the_arguments_shows_no_password() {
+        let arguments = Arguments {
+            from: None,
+            to: "postgres://ann:hush@db/tidings".into(),
+        };
+        assert!(!format!("{arguments:?}").contains("hush"));
     }
 }

@@ -122,7 +122,7 @@ pub(super) fn run(mut arguments: Arguments) -> Result<(), Failure> {
             arguments.ttl.unwrap_or(DEFAULT_TTL),
         )
     };
-    terminal::print_line(&keys.mint(claims)?)
+    terminal::print_line(keys.mint(claims)?.reveal())
 }
 
 /// Returns the keys of the server whose settings are here, or whose data are in this folder.
@@ -202,7 +202,7 @@ fn own_client(arguments: &Arguments, option: &str) -> Result<(String, Client), F
                 return Err(Failure::new(Exit::Usage, problem));
             };
             let claims = claims(Some(school), Role::Admin, &arguments.sub, OWN_TOKEN_TTL);
-            keys(arguments.data_dir.clone())?.mint(claims)?.into()
+            keys(arguments.data_dir.clone())?.mint(claims)?
         }
     };
     let client = Client::new(&server, credential::token(Some(token))?)?.of_school(school);

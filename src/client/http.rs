@@ -11,6 +11,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use secrecy::zeroize::Zeroizing;
 
 use super::ClientError;
 use super::proxy::Connector;
@@ -144,7 +145,7 @@ impl Request {
     }
 
     pub(super) fn bearer(self, token: &str) -> Request {
-        self.header(AUTHORIZATION, &format!("Bearer {token}"))
+        self.header(AUTHORIZATION, &Zeroizing::new(format!("Bearer {token}")))
     }
 
     pub(super) fn body(mut self, body: String) -> Request {

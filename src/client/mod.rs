@@ -118,7 +118,7 @@ pub enum ClientError {
     NoToken(String),
 }
 
-type TokenFuture = Pin<Box<dyn Future<Output = Result<String, ClientError>> + Send>>;
+type TokenFuture = Pin<Box<dyn Future<Output = Result<SecretString, ClientError>> + Send>>;
 
 /// How a client identifies itself.
 #[derive(Clone)]
@@ -144,10 +144,11 @@ impl Credential {
 
     /// A token from this function, which is called for each connection and each request. So a stream can last longer than
     /// its first token.
-    pub fn renewed<F, T, E>(renew: F) -> Credential
+    pub fn renewed<F, T, S, E>(renew: F) -> Credential
     where
         F: Fn() -> T + Send + Sync + 'static,
-        T: Future<Output = Result<String, E>> + Send + 'static,
+        T: Future<Output = Result<S, E>> + Send + 'static,
+        S: Into<SecretString>,
         E: fmt::Display,
     {
         Credential(Kind::Renewed(Arc::new(move || {
@@ -155,6 +156,7 @@ impl Credential {
             Box::pin(async move {
                 token
                     .await
+                    .map(S::into)
                     .map_err(|error| ClientError::NoToken(error.to_string()))
             })
         })))
@@ -306,7 +308,7 @@ impl Client {
         let request = match &self.credential.0 {
             Kind::None => request,
             Kind::Token(token) => request.bearer(token.expose_secret()),
-            Kind::Renewed(renew) => request.bearer(&renew().await?),
+            Kind::Renewed(renew) => request.bearer(renew().await?.expose_secret()),
         };
         self.http.send(request).await
     }

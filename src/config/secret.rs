@@ -31,6 +31,12 @@ impl From<String> for Secret {
     }
 }
 
+impl From<Secret> for SecretString {
+    fn from(secret: Secret) -> SecretString {
+        secret.0
+    }
+}
+
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(REDACTED)

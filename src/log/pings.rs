@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use secrecy::zeroize::Zeroizing;
 use sha2::{Digest, Sha256};
 
 use super::StoreError;
@@ -134,17 +135,18 @@ impl PingKey {
         created_by: &str,
         now: DateTime<Utc>,
     ) -> (PingKey, Secret) {
-        let key = format!("{school}-{}", random(KEY_CHARS));
+        let secret = Zeroizing::new(random(KEY_CHARS));
+        let key = Secret::from(format!("{school}-{}", *secret));
         let stored = PingKey {
             id: PingKeyId(random(ID_CHARS)),
-            digest: KeyDigest::of(&key),
+            digest: KeyDigest::of(key.reveal()),
             job_type,
             numbers,
             created_at: now,
             created_by: created_by.to_owned(),
             run: 0,
         };
-        (stored, key.into())
+        (stored, key)
     }
 }
 
@@ -157,7 +159,7 @@ pub fn school_of(key: &str) -> Option<SchoolId> {
 }
 
 fn random(chars: usize) -> String {
-    let mut bytes = vec![0; chars];
+    let mut bytes = Zeroizing::new(vec![0_u8; chars]);
     getrandom::fill(&mut bytes).expect("the operating system provides random numbers");
     let character = |byte: &u8| char::from(ALPHABET[usize::from(byte % 32)]);
     bytes.iter().map(character).collect()

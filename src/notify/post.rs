@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use secrecy::zeroize::Zeroizing;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
@@ -91,7 +92,8 @@ impl Poster {
 
 /// Returns the `Authorization` of a token, unless it has characters that no header can have.
 pub(super) fn bearer(token: &Secret) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.reveal())).ok()?;
+    let mut value =
+        HeaderValue::from_str(&Zeroizing::new(format!("Bearer {}", token.reveal()))).ok()?;
     value.set_sensitive(true);
     Some(value)
 }

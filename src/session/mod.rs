@@ -466,7 +466,7 @@ impl Session {
                 let asked = self.acknowledged(asked);
                 self.subscription.unsubscribe(&channels, asked);
             }
-            ClientMessage::Auth { token } => self.renew(&token, out),
+            ClientMessage::Auth { token } => self.renew(token.reveal(), out),
             ClientMessage::Publish { id, command } => self.publish(id, command, bytes, out),
         }
     }

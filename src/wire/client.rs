@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 pub use super::json::InexactNumber;
 use super::json::{self, JsonError};
-use crate::config::PUBLISH_ID_MAX_BYTES;
+use crate::config::{PUBLISH_ID_MAX_BYTES, Secret};
 use crate::id::{Channel, Cursor, Kind, NameError};
 use crate::kind::{self, TextOrNumber, characteristic, job};
 
@@ -39,7 +39,7 @@ pub enum ClientMessage {
     /// Replace the connection's token.
     Auth {
         /// The token.
-        token: String,
+        token: Secret,
     },
     /// Carry out a command.
     Publish {
@@ -213,7 +213,9 @@ impl ClientMessage {
                 Ok(ClientMessage::Unsubscribe { channels, asked })
             }
             Some("auth") => match object.remove("token") {
-                Some(Value::String(token)) => Ok(ClientMessage::Auth { token }),
+                Some(Value::String(token)) => Ok(ClientMessage::Auth {
+                    token: token.into(),
+                }),
                 _ => Err(ClientMessageError::InvalidField("`token` must be a string")),
             },
             Some("publish") => {
@@ -309,6 +311,16 @@ mod tests {
             };
             assert_eq!(channels, [kind::channel("jobs/42").unwrap()], "{text}");
         }
+    }
+
+    #[test]
+    fn debug_output_of_a_message_shows_no_token() {
+        let message = ClientMessage::parse(r#"{"type":"auth","token":"hush"}"#);
+        let Ok(ClientMessage::Auth { token }) = &message else {
+            panic!("{message:?}");
+        };
+        assert_eq!(token.reveal(), "hush");
+        assert!(!format!("{message:?}").contains("hush"));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use super::opening::opened;
 use super::terminal::{plain, print_line};
 use super::{Exit, Failure, serve, token};
 use crate::auth::{KeyError, Role};
+use crate::config::Secret;
 use crate::id::SchoolId;
 use crate::service::Tidings;
 
@@ -153,9 +154,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 /// The tokens that the demo prints.
 struct Links {
     /// May cancel and acknowledge on the pages.
-    visitor: String,
+    visitor: Secret,
     /// For scripts.
-    viewer: String,
+    viewer: Secret,
 }
 
 impl Links {
@@ -175,7 +176,7 @@ fn issue(
     role: Role,
     name: &str,
     ttl: Duration,
-) -> Result<String, KeyError> {
+) -> Result<Secret, KeyError> {
     let ttl = ttl.min(Duration::from_secs(tidings.settings().max_token_secs.get()));
     tidings
         .keys()
@@ -209,8 +210,8 @@ fn perform(
     print_line(&invitation(
         arguments,
         server,
-        &links.visitor,
-        &links.viewer,
+        links.visitor.reveal(),
+        links.viewer.reveal(),
     ))?;
     let folder = plain(&arguments.directory.to_string_lossy());
     print_line(&match files.len() {

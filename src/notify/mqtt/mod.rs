@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 
 use self::courier::{ConnectionTask, Delivery, OFFLINE};
 use super::notification::{DeliveryError, Medium, Notification, not_json};
+use crate::config::Secret;
 use crate::config::notifiers::MqttSettings;
 use crate::id::SubjectId;
 
@@ -178,6 +179,7 @@ impl Route {
             options.set_transport(Transport::tls_with_config(trusting_the_system()?));
         }
         if let Some((username, password)) = credentials(name, &settings)? {
+            let password = password.as_ref().map_or("", Secret::reveal);
             options.set_credentials(username, password);
         }
         Ok(Route {
@@ -191,12 +193,11 @@ impl Route {
 }
 
 /// Returns the user name and the password to log in with.
-fn credentials(name: &str, settings: &MqttSettings) -> Result<Option<(String, String)>, String> {
-    let password = settings
-        .password
-        .as_ref()
-        .map(|own| own.reveal().to_owned());
-    match (settings.username.clone(), password) {
+fn credentials(
+    name: &str,
+    settings: &MqttSettings,
+) -> Result<Option<(String, Option<Secret>)>, String> {
+    match (settings.username.clone(), settings.password.clone()) {
         (None, None) => Ok(None),
         (None, Some(_)) => Err("setting `password` requires a `username`".into()),
         (Some(username), password) => {
@@ -206,7 +207,7 @@ fn credentials(name: &str, settings: &MqttSettings) -> Result<Option<(String, St
                     "the password for the broker is sent unencrypted"
                 );
             }
-            Ok(Some((username, password.unwrap_or_default())))
+            Ok(Some((username, password)))
         }
     }
 }

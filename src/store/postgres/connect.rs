@@ -18,6 +18,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use secrecy::zeroize::Zeroizing;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -213,7 +214,7 @@ fn cause(error: &dyn std::error::Error) -> String {
 }
 
 /// Takes `sslmode` and `sslrootcert` out of a URL, of which `tokio_postgres` does not know all values.
-fn split_mode(url: &str) -> Result<(String, Mode), AddressError> {
+fn split_mode(url: &str) -> Result<(Zeroizing<String>, Mode), AddressError> {
     let (place, query) = url.split_once('?').unwrap_or((url, ""));
     let (mut mode, mut roots, mut others) = (None, None, Vec::new());
     for parameter in query.split('&').filter(|own| !own.is_empty()) {
@@ -241,7 +242,7 @@ fn split_mode(url: &str) -> Result<(String, Mode), AddressError> {
         true => place.to_owned(),
         false => format!("{place}?{}", others.join("&")),
     };
-    Ok((rest, mode))
+    Ok((Zeroizing::new(rest), mode))
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -78,8 +78,9 @@ fuzz_target!(|token: Token<'_>| {
             };
             let names_channels = claims.channels.is_some();
             if let Ok(minted) = KEYS.mint(claims) {
+                let minted = minted.reveal();
                 assert!(
-                    is_good(&minted) || exp <= 0.0 || !exp.is_finite() || names_channels,
+                    is_good(minted) || exp <= 0.0 || !exp.is_finite() || names_channels,
                     "{minted}"
                 );
             }

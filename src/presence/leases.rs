@@ -1,4 +1,7 @@
 //! The leases that a node holds in memory.
+//!
+//! The ends are in a heap rather than in a queue of Tokio's timers, because they are in [uptime](crate::uptime): it stands still
+//! while the server does not listen, and Tokio's time does not.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};

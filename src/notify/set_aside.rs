@@ -18,7 +18,7 @@ use super::notification::one_line;
 use super::runner::{Decision, Runner};
 use crate::config::NOTIFY_TURN_EVENTS;
 use crate::event::Event;
-use crate::id::{Channel, SchoolId};
+use crate::id::{self, Channel, SchoolId};
 use crate::log::StoreError;
 use crate::log::consumers::{Change, DeadLetter, Offset, Progress, SetAside};
 use crate::scope::Scope;
@@ -112,8 +112,10 @@ impl Runner {
     ) -> Result<Backlog, StoreError> {
         let channel = Channel::Subject(own.kind, own.subject.clone());
         let scope = Arc::new(Scope::new(school, [channel]));
-        let after = own.seq - 1;
-        let mut page = self.store.replay(scope, after, false).await?;
+        let after = id::Place::untagged(own.seq - 1);
+        // Without a tag, the place cannot be unknown.
+        let page = self.feed.replay(scope, after, false).await?;
+        let mut page = page.ok_or(StoreError::Fenced)?;
         if self.feed.is_shared() && !self.feed.has(school, place.in_log()).await? {
             // A failover has moved the cursor back. Other events of the subject may have to be delivered first.
             return Err(StoreError::Fenced);

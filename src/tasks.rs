@@ -13,8 +13,17 @@
 //! 3. [`Tasks::end`] cancels every task of its group and returns whether all of them ended in time. [`Tasks::running`]
 //!    names the others.
 //!
-//! Deliberately absent: threads (the store owns its writer), and tasks that live no longer than the request that they
-//! serve.
+//! Deliberately absent, each with its owner and its end:
+//!
+//! - threads: the store owns its writers and its checkpoints, and ends them when it is closed. It catches their panics
+//!   ([`CommitMetrics`](crate::log::CommitMetrics)), which make the server not ready if a writer has ended.
+//! - tasks that live no longer than the request, the stream, the attempt or the turn that they serve, and are owned by it.
+//! - the connection of an MQTT notifier: its medium owns it, ends it in [`Medium::stop`](crate::notify::notification::Medium),
+//!   and starts it again if it panics.
+//! - the two tasks of a connection to Postgres: one drives the connection, and ends with it; the other bounds the time of a
+//!   transaction, and ends with that.
+//!
+//! `tests/it/exemptions.rs` lists the places.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -212,6 +212,7 @@ fn noun(kind: &str) -> &str {
 
 /// Returns the text of the message: the main facts, followed by the whole event.
 fn body(notification: &Notification) -> Result<String, DeliveryError> {
+    // Parsed only to indent it.
     let event: serde_json::Value =
         serde_json::from_slice(&notification.json).map_err(|_| not_json())?;
     let event = serde_json::to_string_pretty(&event).map_err(|_| not_json())?;
@@ -256,6 +257,7 @@ fn atom(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::config::Bounded;
+    use crate::kind::Facts;
 
     fn settings() -> EmailSettings {
         EmailSettings {
@@ -281,6 +283,7 @@ mod tests {
             status: "failed",
             severity: None,
             at: "2026-03-01T08:00:00Z".parse().unwrap(),
+            facts: Facts::default(),
             json: br#"{"type":"job_progress","job_id":"report-7"}"#.to_vec(),
         }
     }

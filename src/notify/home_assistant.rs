@@ -116,7 +116,7 @@ impl Medium for HomeAssistant {
     }
 
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
-        let summary = Summary::of(notification, MESSAGE_MAX_BYTES)?;
+        let summary = Summary::of(notification, MESSAGE_MAX_BYTES);
         let tag = subject_tag(notification);
         let ends = matches!(notification.kind, "jobs" | "enrollments") && !summary.is_live;
         if ends {

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
 use crate::config::{DELIVERY_CAUSE_MAX_CHARS, NOTIFICATION_TITLE_MAX_CHARS, RETRY_AFTER_MAX};
+use crate::kind::Facts;
 
 /// An event to be delivered.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct Notification {
     pub severity: Option<String>,
     /// When the event happened.
     pub at: DateTime<Utc>,
+    /// What the event says to a person.
+    pub facts: Facts,
     /// The event's message, a JSON object.
     pub json: Vec<u8>,
 }

@@ -79,7 +79,7 @@ struct Message<'a> {
 
 impl Message<'_> {
     fn of<'a>(topic: &'a str, own: &'a Notification) -> Result<Message<'a>, DeliveryError> {
-        let summary = Summary::of(own, MESSAGE_MAX_BYTES)?;
+        let summary = Summary::of(own, MESSAGE_MAX_BYTES);
         Ok(Message {
             topic,
             sequence_id: subject_tag(own),

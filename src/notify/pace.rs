@@ -9,12 +9,12 @@ use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 use lru::LruCache;
-use serde::Deserialize;
 
 use crate::config::NOTIFY_PACED_SUBJECTS_MAX;
 use crate::config::notifiers::{Every, Rule};
 use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
+use crate::kind::Facts;
 
 /// What was delivered last of each subject.
 pub(super) struct Pace(Mutex<LruCache<(SchoolId, Kind, SubjectId), LastDelivery>>);
@@ -27,14 +27,9 @@ struct LastDelivery {
 
 impl LastDelivery {
     fn of(event: &Event) -> LastDelivery {
-        #[derive(Deserialize)]
-        struct Fields {
-            progress: Option<f64>,
-        }
-        let fields = serde_json::from_str::<Fields>(&event.draft.fields);
         LastDelivery {
             at: event.at,
-            progress: fields.ok().and_then(|own| own.progress),
+            progress: Facts::progress_of(&event.draft),
         }
     }
 }

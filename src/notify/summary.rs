@@ -3,10 +3,9 @@
 //! [`ntfy`](super::ntfy) and [`home_assistant`](super::home_assistant) each show it in their own way.
 
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::notification::{DeliveryError, Notification, not_json};
+use super::notification::Notification;
 
 /// How much a person must notice it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,29 +48,10 @@ pub(super) struct Summary {
     pub(super) is_live: bool,
 }
 
-/// The parts of a message that are used.
-#[derive(Deserialize)]
-struct Said {
-    progress: Option<f64>,
-    message: Option<String>,
-    error: Option<Failure>,
-    eta_at: Option<DateTime<Utc>>,
-    #[serde(default)]
-    stalled: bool,
-}
-
-/// An error of a job has a code; that of an enrollment session is a text.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Failure {
-    Text(String),
-    Coded { message: String },
-}
-
 impl Summary {
     /// Summarises an event in a text of at most `max_bytes`.
-    pub(super) fn of(own: &Notification, max_bytes: usize) -> Result<Summary, DeliveryError> {
-        let said: Said = serde_json::from_slice(&own.json).map_err(|_| not_json())?;
+    pub(super) fn of(own: &Notification, max_bytes: usize) -> Summary {
+        let facts = &own.facts;
         let is_bad = matches!(
             own.status,
             "failed" | "error" | "offline" | "missed" | "out_of_control"
@@ -82,41 +62,39 @@ impl Summary {
         );
         let (urgency, mark) = match own.status {
             _ if is_bad => (Urgency::Urgent, Mark::Bad),
-            _ if said.stalled || own.status == "late" => (Urgency::Urgent, Mark::Warning),
+            _ if facts.stalled || own.status == "late" => (Urgency::Urgent, Mark::Warning),
             _ if goes_on => (Urgency::Quiet, Mark::Running),
             "completed" | "complete" | "online" | "on_time" | "in_control" => {
                 (Urgency::Normal, Mark::Good)
             }
             _ => (Urgency::Normal, Mark::News),
         };
-        let mut text = match said.stalled {
+        let mut text = match facts.stalled {
             true => "stalled".to_owned(),
             false => own.status.replace('_', " "),
         };
-        let progress = said.progress.filter(|_| goes_on);
+        let progress = facts.progress.filter(|_| goes_on);
         if let Some(progress) = progress {
             text.push_str(&format!(", {} %", progress.floor()));
         }
-        let failure = said.error.map(|error| match error {
-            Failure::Text(message) | Failure::Coded { message } => message,
-        });
-        if let Some(more) = failure.or(said.message).filter(|more| !more.is_empty()) {
+        let more = facts.error.as_ref().or(facts.message.as_ref());
+        if let Some(more) = more.filter(|more| !more.is_empty()) {
             text.push_str(": ");
-            text.push_str(&more);
+            text.push_str(more);
         }
         let mut end = text.len().min(max_bytes);
         while !text.is_char_boundary(end) {
             end -= 1;
         }
         text.truncate(end);
-        Ok(Summary {
+        Summary {
             urgency,
             mark,
             text,
             progress,
-            eta_at: said.eta_at.filter(|_| goes_on),
+            eta_at: facts.eta_at.filter(|_| goes_on),
             is_live: goes_on || matches!(own.status, "pending" | "queued"),
-        })
+        }
     }
 }
 

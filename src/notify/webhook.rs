@@ -160,6 +160,7 @@ mod tests {
     use super::super::post::{judge, retry_after};
     use super::*;
     use crate::config::{Bounded, RETRY_AFTER_MAX};
+    use crate::kind::Facts;
 
     fn settings(secret: &str) -> WebhookSettings {
         WebhookSettings {
@@ -266,6 +267,7 @@ mod tests {
             status: "failed",
             severity: None,
             at: Utc::now(),
+            facts: Facts::default(),
             json: b"{}".to_vec(),
         };
         let request = webhook.unwrap().request(&notification, Utc::now());

@@ -55,6 +55,19 @@ impl ConnectionTask {
         }
     }
 
+    /// Ends it without disconnecting in order.
+    #[cfg(test)]
+    pub(super) fn abort(&self) {
+        self.abort.abort();
+    }
+
+    /// Whether it has ended although nothing has stopped it.
+    pub(super) fn has_panicked(&self) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let task = running.as_ref().map(|(_, task)| task);
+        task.is_some_and(JoinHandle::is_finished)
+    }
+
     pub(super) async fn stop(&self) {
         let running = &self.running;
         let taken = running

@@ -73,6 +73,9 @@ impl Mqtt {
 
     fn connection_task(&self) -> Arc<ConnectionTask> {
         let mut own = self.running();
+        if own.take_if(|own| own.has_panicked()).is_some() {
+            tracing::error!("the task of an MQTT connection panicked; starting another");
+        }
         let start = || Arc::new(ConnectionTask::start(self.route.clone()));
         Arc::clone(own.get_or_insert_with(start))
     }
@@ -343,6 +346,7 @@ fn message(notification: &Notification) -> Result<Vec<u8>, DeliveryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kind::Facts;
 
     fn settings() -> MqttSettings {
         serde_json::from_str(r#"{"host": "broker.example"}"#).unwrap()
@@ -359,6 +363,7 @@ mod tests {
             status: "failed",
             severity: None,
             at: "2026-03-01T08:00:00Z".parse().unwrap(),
+            facts: Facts::default(),
             json: br#"{"type":"job_progress"}"#.to_vec(),
         }
     }
@@ -454,5 +459,23 @@ mod tests {
             ..notification()
         };
         assert!(matches!(message(&large), Err(DeliveryError::Permanent(_))));
+    }
+
+    #[tokio::test]
+    async fn a_connection_task_that_panicked_is_replaced_and_one_that_was_stopped_is_not() {
+        let mqtt = Mqtt::new("ops", settings()).unwrap();
+        let first = mqtt.connection_task();
+        assert!(Arc::ptr_eq(&first, &mqtt.connection_task()));
+        // A panic ends a task as an abort does: it drops what the task owns.
+        first.abort();
+        first.deliveries.closed().await;
+        while !first.has_panicked() {
+            tokio::task::yield_now().await;
+        }
+        let second = mqtt.connection_task();
+        assert!(!Arc::ptr_eq(&first, &second));
+        mqtt.stop().await;
+        assert!(second.deliveries.is_closed());
+        assert!(Arc::ptr_eq(&second, &mqtt.connection_task()));
     }
 }

@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 
 use super::http::{Answer, Request};
+use super::item::{Event, Item};
 use super::message::MESSAGE_MAX_BYTES;
 use super::sse::SseParser;
 use super::story::{Next, Received, Story};
-use super::watch::{Event, Item};
 use super::{Client, ClientError, Message, Transport, rejection};
 
 /// How long an accepted connection may take to be established and answered.

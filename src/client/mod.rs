@@ -31,6 +31,7 @@
 mod backoff;
 mod driver;
 mod http;
+mod item;
 mod message;
 mod outbox;
 mod proxy;
@@ -55,11 +56,12 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use self::http::{Answer, Http, Request, Trust};
+pub use self::item::Event;
 use self::message::MESSAGE_MAX_BYTES;
 pub use self::message::Message;
 pub use self::reporter::{Job, JobBuilder, Reporter};
 use self::story::Rejection;
-pub use self::watch::{Event, Watch, WatchBuilder};
+pub use self::watch::{Watch, WatchBuilder};
 
 /// How long an answer may take by default. Does not apply to streams.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,7 +1,8 @@
 //! Carries committed events to the consumers of the log, and measures how long commits take.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -304,6 +305,10 @@ pub struct CommitMetrics {
     commit_micros: AtomicU64,
     slowest_micros: AtomicU64,
     commit_duration: Histogram,
+    /// The panics of the store's threads, by the name of the thread.
+    panics: Mutex<BTreeMap<Arc<str>, u64>>,
+    /// A thread that has ended by a panic, without which the store commits nothing.
+    dead: OnceLock<Arc<str>>,
 }
 
 impl Default for CommitMetrics {
@@ -314,6 +319,8 @@ impl Default for CommitMetrics {
             commit_micros: AtomicU64::default(),
             slowest_micros: AtomicU64::default(),
             commit_duration: Histogram::new(DURATION_BUCKETS_SECS),
+            panics: Mutex::default(),
+            dead: OnceLock::new(),
         }
     }
 }
@@ -340,6 +347,37 @@ impl CommitMetrics {
         self.commit_micros.fetch_add(micros, Ordering::Relaxed);
         self.slowest_micros.fetch_max(micros, Ordering::Relaxed);
         self.commit_duration.observe(took.as_secs_f64());
+    }
+
+    /// Runs a writer's thread. A panic ends the thread for good: it is logged and counted, and the server is not ready.
+    pub fn run_writer(&self, name: &str, thread: impl FnOnce()) {
+        if self.guard(name, thread).is_none() {
+            self.dead.get_or_init(|| name.into());
+        }
+    }
+
+    /// Runs a part of a thread. A panic is logged and counted, and the thread continues.
+    pub fn guard<T>(&self, name: &str, part: impl FnOnce() -> T) -> Option<T> {
+        let done = catch_unwind(AssertUnwindSafe(part)).ok();
+        if done.is_none() {
+            let mut panics = self.panics.lock().unwrap_or_else(PoisonError::into_inner);
+            *panics.entry(name.into()).or_default() += 1;
+            tracing::error!(thread = name, "a thread of the store panicked");
+        }
+        done
+    }
+
+    /// Returns the number of panics of each thread of the store that has panicked, by name.
+    pub fn panics(&self) -> Vec<(Arc<str>, u64)> {
+        let panics = self.panics.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = panics.iter();
+        all.map(|(name, count)| (Arc::clone(name), *count))
+            .collect()
+    }
+
+    /// Returns a writer that has ended by a panic, if there is one.
+    pub fn dead(&self) -> Option<Arc<str>> {
+        self.dead.get().map(Arc::clone)
     }
 
     /// Returns the time from taking a group up to its commit, in seconds.

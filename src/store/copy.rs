@@ -1,12 +1,9 @@
 //! Copies a SQLite database into a Postgres database: everything, under the same epoch and the same numbers, so that clients
 //! go on with the cursors that they have.
 
-use chrono::{DateTime, Utc};
-
 use super::postgres::{Address, Import, ImportError};
 use super::sqlite::SqliteStore;
 use crate::config::{COPY_PAGE, COPY_SUBJECTS};
-use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
 use crate::kind;
 use crate::log::facts::Stored;
@@ -14,25 +11,6 @@ use crate::log::{
     Catalog, Consumers, Journal, ListQuery, Log, Order, PartQuery, PingKeys, StoreError,
     StoredSubject,
 };
-
-/// A use of an idempotency key in another store.
-#[derive(Debug)]
-pub struct UsedKey {
-    /// The key.
-    pub key: String,
-    /// A digest of the request that used it.
-    pub fingerprint: String,
-    /// The kind of the subject that the request addressed.
-    pub kind: Kind,
-    /// The subject.
-    pub subject: SubjectId,
-    /// The `seq` of the event with which the request was answered; 0 if nothing changed.
-    pub seq: u64,
-    /// When it was used.
-    pub used_at: DateTime<Utc>,
-    /// The answer, if it is no longer, or never was, in the log.
-    pub answer: Option<Event>,
-}
 
 /// How far a copy is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -15,3 +15,5 @@ pub mod sqlite;
 mod states;
 mod texts;
 mod turns;
+#[cfg(feature = "postgres")]
+mod used_key;

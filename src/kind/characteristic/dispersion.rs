@@ -7,8 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::invalid;
-use super::limits::{self, ControlLimits, Zone};
-use super::setting::are_in_order;
+use super::limits::{self, ControlLimits, Zone, are_in_order};
 use crate::kind::RuleError;
 
 /// The type of a dispersion chart, by the meaning of its points.

@@ -18,9 +18,9 @@ use std::cmp::Ordering;
 use num_traits::Signed;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::Collected;
 use super::exact::{self, BigRational, Decimals, decimal, rounded};
 use super::factors::{self, Factors, factors};
+use super::{Collected, VALUE_MAX};
 
 /// The largest subgroup for which there are factors.
 pub const SUBGROUP_MAX: usize = *factors::SIZES.end();
@@ -334,6 +334,14 @@ pub fn range(values: &[f64]) -> f64 {
 /// Returns the sample standard deviation of at least two finite values.
 pub fn deviation(values: &[f64]) -> f64 {
     rounded(&exact::root(&Decimals::new(values).variance()))
+}
+
+/// Returns whether the lines of a chart are in order, within the range of measurements, and not all equal.
+pub(super) fn are_in_order(chart: &ControlLimits) -> bool {
+    let given = [Some(chart.center_line), chart.upper(), chart.lower()];
+    let fit = given.iter().flatten().all(|line| line.abs() <= VALUE_MAX);
+    let in_order = chart.lcl <= chart.center_line && chart.center_line <= chart.ucl;
+    in_order && fit && !chart.are_without_width()
 }
 
 #[cfg(test)]

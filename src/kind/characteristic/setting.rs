@@ -1,7 +1,7 @@
 //! Setting limits: given, or to be computed from a baseline. Pure.
 
 use super::dispersion::Dispersion;
-use super::limits::ControlLimits;
+use super::limits::{ControlLimits, are_in_order};
 use super::{
     BASELINE_DEFAULT, BASELINE_MAX, Baseline, Characteristic, Limits, Method, NAME_MAX_BYTES,
     SetLimits, VALUE_MAX, invalid,
@@ -114,14 +114,6 @@ impl SetLimits {
             lcl: self.lcl.unwrap_or(f64::NEG_INFINITY),
         })
     }
-}
-
-/// Returns whether the lines of a chart are in order, within the range of measurements, and not all equal.
-pub(super) fn are_in_order(chart: &ControlLimits) -> bool {
-    let given = [Some(chart.center_line), chart.upper(), chart.lower()];
-    let fit = given.iter().flatten().all(|line| line.abs() <= VALUE_MAX);
-    let in_order = chart.lcl <= chart.center_line && chart.center_line <= chart.ucl;
-    in_order && fit && !chart.are_without_width()
 }
 
 /// Puts limits in force. Evaluations by the old limits do not count for the new ones.

@@ -19,12 +19,12 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::zeroize::Zeroizing;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::database_error;
-use super::pool::Connection;
 use crate::config::{POSTGRES_CONNECT_TIMEOUT, POSTGRES_TIMEOUT, Secret};
 use crate::log::StoreError;
 use crate::unverified::Unverified;
@@ -36,6 +36,12 @@ pub struct Address {
     tls: MakeRustlsConnect,
     /// Whether statements are prepared once per connection. A pooler in transaction mode may not allow it.
     prepares: bool,
+}
+
+/// A connection, and the task that drives it. Without that task, what waits for an answer fails.
+pub(super) struct Connection {
+    pub(super) conn: AsyncPgConnection,
+    pub(super) driver: AbortHandle,
 }
 
 /// Why an address cannot be used.

@@ -26,9 +26,9 @@ use crate::log::facts::{Moment, Stored};
 use crate::log::pings::PingKey;
 use crate::log::{Bounds, StoreError};
 use crate::store::columns::{millis, tag_bits};
-use crate::store::copy::UsedKey;
 use crate::store::numbers::signed;
 use crate::store::shared::{Move, stamp};
+use crate::store::used_key::UsedKey;
 use crate::uptime::Uptime;
 
 /// The tables whose rows belong to a school. Others in the same schema, which may be an application's own, stay as they are.

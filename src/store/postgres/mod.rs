@@ -154,6 +154,7 @@ impl PostgresStore {
             std::thread::Builder::new()
                 .name(format!("tidings-writer-{number}"))
                 .spawn(move || {
+                    let watched = Arc::clone(&metrics);
                     let runtime = match own_runtime() {
                         Ok(runtime) => runtime,
                         Err(error) => {
@@ -166,9 +167,11 @@ impl PostgresStore {
                     let backend = Backend::new(database, STATE_CACHE_BYTES / POSTGRES_WRITERS);
                     let (writer, handle) = Writer::new(backend, rules, committed, metrics, pace);
                     let _ = started.send(Ok(handle));
-                    let closed = writer.run();
-                    // No caller waits if the store was dropped without being closed.
-                    let _ = closed.map(|closed| closed.send(Ok(())));
+                    watched.run_writer(&format!("writer {number}"), || {
+                        let closed = writer.run();
+                        // No caller waits if the store was dropped without being closed.
+                        let _ = closed.map(|closed| closed.send(Ok(())));
+                    });
                 })?;
             let handle = starts.recv().map_err(|_| StoreError::Stopped)??;
             writers.push(handle);

@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use diesel::QueryResult;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
-use tokio::task::AbortHandle;
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connect::{Address, bounded, in_time};
+use super::connect::{Address, Connection, bounded, in_time};
 use super::database_error;
 use crate::config::POSTGRES_TIMEOUT;
 use crate::log::StoreError;
@@ -25,12 +24,6 @@ pub(super) struct Pool {
 
 /// Connections that are open and not in use; `None` once the store is closed.
 type Idle = Mutex<Option<Vec<Connection>>>;
-
-/// A connection, and the task that drives it. Without that task, what waits for an answer fails.
-pub(super) struct Connection {
-    pub(super) conn: AsyncPgConnection,
-    pub(super) driver: AbortHandle,
-}
 
 /// A transaction in progress. If it is dropped before its end, its connection is closed, and it has no effect.
 pub(super) struct Transaction<P> {

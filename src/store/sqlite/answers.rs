@@ -22,9 +22,9 @@ use crate::config::{SWEEP_BATCH, SWEEP_BATCH_BYTES};
 use crate::event::{Class, Draft, Event};
 use crate::id::{Epoch, SchoolId};
 use crate::kind::{known_kind, known_status, known_type};
-#[cfg(feature = "postgres")]
-use crate::store::copy::UsedKey;
 use crate::store::numbers::{signed, unsigned};
+#[cfg(feature = "postgres")]
+use crate::store::used_key::UsedKey;
 
 /// A row of `idempotency_answers`.
 #[derive(Queryable, Selectable, Insertable)]

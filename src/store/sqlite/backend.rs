@@ -16,18 +16,19 @@ use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 
 use super::checkpoints::Checkpoints;
+use super::counts::counts;
 use super::events::EventRow;
 use super::heartbeats::KnownHeartbeats;
 use super::leases::HeldLeases;
 use super::life::{self, Life, set_uptime};
 use super::lock::DatabaseLock;
 use super::nodes::KnownNodes;
-use super::parts::parts;
 use super::schema::{events, idempotency_keys, schools};
 use super::sweep::{Retention, sweep};
-use super::table::{millis, place, table, tag_bits, unreadable, uptime_millis};
+use super::table::{millis, place, tag_bits, unreadable, uptime_millis};
+use super::tables::{parts, table};
 use super::upsert::upsert;
-use super::{BUSY_TIMEOUT_MS, answers, database_error, job_texts, read};
+use super::{BUSY_TIMEOUT_MS, answers, database_error, job_texts};
 use crate::config::{self, Settings, Synchronous};
 use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
@@ -36,6 +37,7 @@ use crate::kind::{self, Part, State};
 use crate::log::StoreError;
 use crate::log::decide::Decisions;
 use crate::log::facts::{Address, Answered, Facts, KeyUse, Moment, Stored, Tail};
+use crate::log::heartbeats::{Heartbeat, Shared};
 use crate::log::writer;
 use crate::store::numbers::{signed, unsigned};
 use crate::store::states::States;
@@ -294,6 +296,35 @@ impl Backend {
         }
     }
 
+    /// Merges a heartbeat into the last ones of its device.
+    pub(super) fn save_heartbeat(
+        &mut self,
+        heartbeat: Heartbeat,
+    ) -> Result<Option<Shared>, StoreError> {
+        let address = (heartbeat.school, heartbeat.device);
+        if let Some(known) = self.shared(&address)? {
+            let heard = known
+                .heard
+                .map_or(heartbeat.heard, |own| own.merged(heartbeat.heard));
+            self.heartbeats.insert(address, heard);
+            let heard = Some(heard);
+            return Ok(Some(Shared { heard, ..known }));
+        }
+        Ok(None)
+    }
+
+    /// Returns what nodes share about a device.
+    pub(super) fn shared(
+        &mut self,
+        address: &(SchoolId, SubjectId),
+    ) -> Result<Option<Shared>, StoreError> {
+        let heard = self.heartbeats.get(address).copied();
+        let (school, id) = address.clone();
+        let stored = self.state(&(school, kind::device::KIND, id))?;
+        let device = stored.and_then(|stored| stored.state.device());
+        Ok(device.map(|device| Shared::new(device, heard)))
+    }
+
     fn find_key(&mut self, school: SchoolId, key: &str) -> QueryResult<Option<KeyUse>> {
         let Some(row) = answers::find_key(&mut self.conn, school, key)? else {
             return Ok(None);
@@ -391,7 +422,7 @@ impl Facts for Backend {
             return Ok(*count);
         }
         // Counted once per school; after that the cache is kept up to date.
-        let counts = read::counts(&mut self.conn, school, kind).map_err(database_error)?;
+        let counts = counts(&mut self.conn, school, kind).map_err(database_error)?;
         let all = counts.iter().map(|(_, count)| count).sum();
         self.counts.put(key, all);
         Ok(all)

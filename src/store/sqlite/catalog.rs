@@ -5,9 +5,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
+use super::bounds::bounds;
+use super::counts::{counts, stalled};
 use super::lists::ListWalk;
-use super::table::{into_subject, table};
-use super::{SqliteStore, TABLES, devices, read};
+use super::table::into_subject;
+use super::tables::{TABLES, table};
+use super::{SqliteStore, devices, read};
 use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
 use crate::kind::device::Device;
@@ -88,12 +91,12 @@ impl Catalog for SqliteStore {
         school: SchoolId,
         kind: Kind,
     ) -> Result<Vec<(&'static str, u64)>, StoreError> {
-        self.read(school, move |conn| read::counts(conn, school, kind))
+        self.read(school, move |conn| counts(conn, school, kind))
             .await
     }
 
     async fn stalled(&self, school: SchoolId, kind: Kind) -> Result<u64, StoreError> {
-        self.read(school, move |conn| read::stalled(conn, school, kind))
+        self.read(school, move |conn| stalled(conn, school, kind))
             .await
     }
 
@@ -172,7 +175,7 @@ impl Catalog for SqliteStore {
             None => Ok(PartPage {
                 parts: Vec::new(),
                 next: None,
-                head: read::bounds(conn, school)?.head,
+                head: bounds(conn, school)?.head,
             }),
         })
         .await

@@ -31,6 +31,7 @@ use crate::config::{
     COMMIT_BASE_PAGES, WAL_MAX_PAGES, WAL_RESTART_PAGES,
 };
 use crate::failures::Failures;
+use crate::log::CommitMetrics;
 
 /// The writer's side; see the [module-level documentation](self). The thread ends when this is dropped.
 pub(super) struct Checkpoints {
@@ -79,7 +80,10 @@ impl Log {
 
 impl Checkpoints {
     /// Starts the thread, with a connection of its own to the database at `url`.
-    pub(super) fn start(url: &str) -> Result<Checkpoints, Box<dyn std::error::Error>> {
+    pub(super) fn start(
+        url: &str,
+        metrics: Arc<CommitMetrics>,
+    ) -> Result<Checkpoints, Box<dyn std::error::Error>> {
         let mut conn = SqliteConnection::establish(url)?;
         conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))?;
         let (wake, woken) = sync_channel(1);
@@ -87,7 +91,7 @@ impl Checkpoints {
         let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("tidings-checkpoints".into())
-            .spawn(move || run(&mut conn, &woken, &own))?;
+            .spawn(move || run(&mut conn, &woken, &own, &metrics))?;
         Ok(Checkpoints {
             wake: Some(wake),
             thread: Some(thread),
@@ -130,7 +134,7 @@ impl Drop for Checkpoints {
     fn drop(&mut self) {
         self.wake = None;
         if let Some(thread) = self.thread.take() {
-            // It has only panicked if SQLite's own answer could not be read.
+            // It catches and counts the panics of its checkpoints.
             let _ = thread.join();
         }
     }
@@ -157,11 +161,18 @@ impl Shared {
     }
 }
 
-/// Runs a checkpoint whenever the writer asks for one, until the writer is gone.
-fn run(conn: &mut SqliteConnection, woken: &Receiver<()>, shared: &Shared) {
+/// Runs a checkpoint whenever the writer asks for one, until the writer is gone. A panic ends only the checkpoint.
+fn run(
+    conn: &mut SqliteConnection,
+    woken: &Receiver<()>,
+    shared: &Shared,
+    metrics: &CommitMetrics,
+) {
     let mut failures = Failures::default();
     while woken.recv().is_ok() {
-        note(&mut failures, shared.catch_up(conn));
+        metrics.guard("checkpoints", || {
+            note(&mut failures, shared.catch_up(conn));
+        });
     }
 }
 
@@ -224,7 +235,7 @@ mod tests {
         write(&mut conn, 2 * CHECKPOINT_PAGES);
         let log = Log::look(&mut conn).unwrap();
         assert!(log.rest() >= 2 * CHECKPOINT_PAGES, "{log:?}");
-        let mut checkpoints = Checkpoints::start(&url).unwrap();
+        let mut checkpoints = Checkpoints::start(&url, Arc::default()).unwrap();
         checkpoints.committed(&mut conn, REST);
         let begun = Instant::now();
         while Log::look(&mut conn).unwrap().rest() > 0 {
@@ -237,7 +248,7 @@ mod tests {
     fn the_log_begins_anew_while_the_writer_goes_on_and_stays_within_its_bound() {
         let folder = tempfile::tempdir().unwrap();
         let (mut conn, url) = writer(folder.path());
-        let mut checkpoints = Checkpoints::start(&url).unwrap();
+        let mut checkpoints = Checkpoints::start(&url, Arc::default()).unwrap();
         const AT_ONCE: i64 = 100;
         for _ in 0..3 * WAL_MAX_PAGES / AT_ONCE {
             write(&mut conn, AT_ONCE);
@@ -264,7 +275,7 @@ mod tests {
     fn the_thread_calls_the_writer_once_it_has_caught_up_with_a_long_log() {
         let folder = tempfile::tempdir().unwrap();
         let (mut conn, url) = writer(folder.path());
-        let mut checkpoints = Checkpoints::start(&url).unwrap();
+        let mut checkpoints = Checkpoints::start(&url, Arc::default()).unwrap();
         write_a_long_log(&mut conn);
         checkpoints.committed(&mut conn, REST);
         let begun = Instant::now();
@@ -278,7 +289,7 @@ mod tests {
     fn a_writer_that_is_called_copies_the_short_rest_of_a_long_log_which_begins_anew() {
         let folder = tempfile::tempdir().unwrap();
         let (mut conn, url) = writer(folder.path());
-        let mut checkpoints = Checkpoints::start(&url).unwrap();
+        let mut checkpoints = Checkpoints::start(&url, Arc::default()).unwrap();
         write_a_long_log(&mut conn);
         // Behind what a reader sees, nothing is copied.
         let mut reader = SqliteConnection::establish(&url).unwrap();
@@ -308,7 +319,7 @@ mod tests {
     fn a_log_at_its_bound_makes_the_writer_wait_for_the_checkpoint() {
         let folder = tempfile::tempdir().unwrap();
         let (mut conn, url) = writer(folder.path());
-        let mut checkpoints = Checkpoints::start(&url).unwrap();
+        let mut checkpoints = Checkpoints::start(&url, Arc::default()).unwrap();
         for _ in 0..=WAL_MAX_PAGES / 1_000 {
             write(&mut conn, 1_000);
         }

@@ -7,39 +7,13 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 
 use super::SqliteStore;
-use super::backend::Backend;
 use crate::id::{SchoolId, SubjectId};
-use crate::kind::device;
 use crate::log::StoreError;
-use crate::log::facts::Facts;
 use crate::log::heartbeats::{Heartbeat, Heartbeats, LastHeartbeats, Shared};
 use crate::uptime::Uptime;
 
 /// The last heartbeats of devices.
 pub(super) type KnownHeartbeats = HashMap<(SchoolId, SubjectId), LastHeartbeats>;
-
-impl Backend {
-    fn save_heartbeat(&mut self, heartbeat: Heartbeat) -> Result<Option<Shared>, StoreError> {
-        let address = (heartbeat.school, heartbeat.device);
-        if let Some(known) = self.shared(&address)? {
-            let heard = known
-                .heard
-                .map_or(heartbeat.heard, |own| own.merged(heartbeat.heard));
-            self.heartbeats.insert(address, heard);
-            let heard = Some(heard);
-            return Ok(Some(Shared { heard, ..known }));
-        }
-        Ok(None)
-    }
-
-    fn shared(&mut self, address: &(SchoolId, SubjectId)) -> Result<Option<Shared>, StoreError> {
-        let heard = self.heartbeats.get(address).copied();
-        let (school, id) = address.clone();
-        let stored = self.state(&(school, device::KIND, id))?;
-        let device = stored.and_then(|stored| stored.state.device());
-        Ok(device.map(|device| Shared::new(device, heard)))
-    }
-}
 
 #[async_trait]
 impl Heartbeats for SqliteStore {

@@ -26,9 +26,9 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::jobs::{ENDS, JobsTable};
 use super::limit::{BOUND, Limit};
-use super::lists::{Source, Window};
 use super::schema::{jobs, school_numbers};
 use super::search;
+use super::sources::{Source, Window};
 use super::table::{Table, from_millis};
 use crate::config::{INDEX_SPAN, INDEX_TERMS_MAX, INDEXED_TEXT_MAX_BYTES, INDEXED_TEXT_WEIGHT};
 use crate::id::{Kind, SchoolId};
@@ -289,13 +289,14 @@ mod tests {
     use diesel::connection::SimpleConnection;
     use diesel_migrations::MigrationHarness;
 
-    use super::super::opening::MIGRATIONS;
+    use super::super::functions;
+    use super::super::migrations::MIGRATIONS;
     use super::*;
 
     #[test]
     fn a_window_in_which_nothing_fits_ends_after_a_range_of_the_log() {
         let mut conn = SqliteConnection::establish(":memory:").unwrap();
-        search::register(&mut conn).unwrap();
+        functions::register(&mut conn).unwrap();
         conn.run_pending_migrations(MIGRATIONS).unwrap();
         let (rows, school) = (10, 1.try_into().unwrap());
         let span = rows * INDEX_SPAN;

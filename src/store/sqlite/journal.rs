@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 use super::backend::Backend;
+use super::bounds::bounds;
 use super::{SqliteStore, life, read};
 use crate::id::{Epoch, Place, SchoolId};
 use crate::log::writer::Receipts;
@@ -35,7 +36,7 @@ impl Log for SqliteStore {
     }
 
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
-        self.read_for_streams(school, move |conn| read::bounds(conn, school))
+        self.read_for_streams(school, move |conn| bounds(conn, school))
             .await
     }
 
@@ -82,7 +83,7 @@ impl Log for SqliteStore {
 #[async_trait]
 impl Journal for SqliteStore {
     async fn head(&self, school: SchoolId) -> Result<Place, StoreError> {
-        self.read(school, move |conn| Ok(read::bounds(conn, school)?.head))
+        self.read(school, move |conn| Ok(bounds(conn, school)?.head))
             .await
     }
 

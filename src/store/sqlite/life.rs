@@ -11,8 +11,9 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::error::OpenError;
 use super::lock::DatabaseLock;
-use super::opening::{MIGRATIONS, OpenError};
+use super::migrations::MIGRATIONS;
 use super::schema::{meta, schools};
 use super::table;
 use crate::config::{self, Synchronous};

@@ -18,7 +18,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::opening::OpenError;
+use super::error::OpenError;
 use crate::id::Epoch;
 
 /// The offset of the byte in an SQLite file that contains the journal mode, and its value outside WAL mode.

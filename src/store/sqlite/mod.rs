@@ -7,14 +7,18 @@
 
 mod answers;
 mod backend;
+mod bounds;
 mod catalog;
 mod characteristics;
 mod check;
 mod checkpoints;
 mod consumers;
+mod counts;
 mod devices;
 mod enrollments;
+mod error;
 mod events;
+mod functions;
 mod heartbeats;
 mod job_texts;
 mod jobs;
@@ -24,6 +28,7 @@ mod life;
 mod limit;
 mod lists;
 mod lock;
+mod migrations;
 mod nodes;
 mod notifiers;
 mod opening;
@@ -36,8 +41,10 @@ mod readers;
 mod schedules;
 mod schema;
 mod search;
+mod sources;
 mod sweep;
 mod table;
+mod tables;
 mod upsert;
 mod violations;
 
@@ -50,32 +57,19 @@ use diesel::sqlite::SqliteConnection;
 
 use self::backend::Backend;
 use self::checkpoints::Checkpoints;
-pub use self::opening::{OpenError, check_place, check_trace, new_epoch};
+pub use self::error::OpenError;
 use self::opening::{Opened, open};
+pub use self::opening::{check_place, check_trace, new_epoch};
 use self::readers::Readers;
 use self::sweep::Retention;
-use self::table::Table;
 use crate::config::Settings;
-use crate::id::{Epoch, Kind, SchoolId};
-use crate::kind;
+use crate::id::{Epoch, SchoolId};
 use crate::log::decide::Rules;
 use crate::log::writer::{Handle, Pace, Writer};
 use crate::log::{CommitMetrics, Committed, StoreError};
 use crate::scope::Scope;
 use crate::store::turns::{Length, Requester};
 use crate::uptime::UptimeClock;
-
-/// The table of each kind. A new kind adds a module above and a line here.
-const TABLES: &[(Kind, &dyn Table)] = &[
-    (kind::job::KIND, &jobs::JobsTable),
-    (kind::enrollment::KIND, &enrollments::EnrollmentsTable),
-    (kind::device::KIND, &devices::DevicesTable),
-    (
-        kind::characteristic::KIND,
-        &characteristics::CharacteristicsTable,
-    ),
-    (kind::schedule::KIND, &schedules::SchedulesTable),
-];
 
 /// How long a connection waits for another connection's lock, in milliseconds.
 const BUSY_TIMEOUT_MS: u32 = 5_000;
@@ -114,9 +108,10 @@ impl SqliteStore {
         }
         let readers =
             Readers::open(settings, &url, Arc::clone(&lock)).map_err(|error| failed(&error))?;
-        let checkpoints = Checkpoints::start(&url).map_err(|error| failed(&error))?;
-
         let metrics = Arc::<CommitMetrics>::default();
+        let checkpoints =
+            Checkpoints::start(&url, Arc::clone(&metrics)).map_err(|error| failed(&error))?;
+
         let rules = Rules {
             epoch: life.epoch,
             limits: settings.limits(),
@@ -127,13 +122,16 @@ impl SqliteStore {
         let backend = Backend::new(conn, checkpoints, lock, life, settings);
         let pace = Arc::new(Pace::new(settings.batch_bytes_per_sec));
         let (writer, handle) = Writer::new(backend, rules, committed, Arc::clone(&metrics), pace);
+        let watched = Arc::clone(&metrics);
         // The thread ends when the store is closed or its last handle is dropped, and holds the lock until then.
         std::thread::Builder::new()
             .name("tidings-writer".into())
             .spawn(move || {
-                let closed = writer.run();
-                // No caller waits if the store was dropped without being closed.
-                let _ = closed.map(|closed| closed.send(Ok(())));
+                watched.run_writer("writer", || {
+                    let closed = writer.run();
+                    // No caller waits if the store was dropped without being closed.
+                    let _ = closed.map(|closed| closed.send(Ok(())));
+                });
             })
             .map_err(|source| OpenError::file(path, source))?;
 
@@ -155,7 +153,7 @@ impl SqliteStore {
         school: SchoolId,
         after: String,
         limit: usize,
-    ) -> Result<Vec<crate::store::copy::UsedKey>, StoreError> {
+    ) -> Result<Vec<crate::store::used_key::UsedKey>, StoreError> {
         let epoch = self.epoch;
         self.look(move |conn| answers::list(conn, epoch, school, &after, limit))
             .await
@@ -226,4 +224,27 @@ impl SqliteStore {
 
 fn database_error(error: diesel::result::Error) -> StoreError {
     StoreError::Database(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_writer_that_panics_is_counted_and_named_and_answers_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let (committed, _batches) = Committed::channel(1);
+        let path = folder.path().join("tidings.db");
+        let store = SqliteStore::open(&Settings::default(), &path, committed, &[]).unwrap();
+        assert_eq!(store.metrics.dead(), None);
+        let panics = store.writer.call::<()>(|_| panic!("intended"));
+        assert!(matches!(panics.await, Err(StoreError::Stopped)));
+        while store.metrics.dead().is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(store.metrics.dead().as_deref(), Some("writer"));
+        assert_eq!(store.metrics.panics(), [("writer".into(), 1)]);
+        let more = store.writer.call(|_| Ok(()));
+        assert!(matches!(more.await, Err(StoreError::Stopped)));
+    }
 }

@@ -4,8 +4,8 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::bounds::{bounds, tag_at};
 use super::limit::Limit;
-use super::read;
 use super::schema::{dead_letters, notifier_cursors, notifier_set_aside, notifiers, schools};
 use super::table::{from_millis, millis, unreadable};
 use crate::config::DEAD_LETTERS_MAX;
@@ -175,10 +175,10 @@ pub(super) fn offset(
 
 /// Returns the tag of an event, if the log has the event. That of the newest is known without reading it.
 fn tag(conn: &mut SqliteConnection, school: SchoolId, seq: u64) -> QueryResult<Option<Tag>> {
-    let Bounds { head, floor } = read::bounds(conn, school)?;
+    let Bounds { head, floor } = bounds(conn, school)?;
     match seq == head.seq && seq > floor.seq {
         true => Ok(head.tag),
-        false => read::tag_at(conn, school, signed(seq)),
+        false => tag_at(conn, school, signed(seq)),
     }
 }
 
@@ -186,7 +186,7 @@ fn tag(conn: &mut SqliteConnection, school: SchoolId, seq: u64) -> QueryResult<O
 fn is_lost(conn: &mut SqliteConnection, school: SchoolId, of: id::Place) -> QueryResult<bool> {
     Ok(match tag(conn, school, of.seq)? {
         Some(tag) => Some(tag) != of.tag,
-        None => read::bounds(conn, school)?.head.seq < of.seq,
+        None => bounds(conn, school)?.head.seq < of.seq,
     })
 }
 
@@ -342,7 +342,7 @@ pub(super) fn standings(
     conn: &mut SqliteConnection,
     school: SchoolId,
 ) -> QueryResult<(Vec<Standing>, u64)> {
-    let head = read::bounds(conn, school)?.head.seq;
+    let head = bounds(conn, school)?.head.seq;
     let rows = notifier_cursors::table
         .filter(notifier_cursors::school_id.eq(school.get()))
         .order(notifier_cursors::name)

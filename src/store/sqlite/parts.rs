@@ -5,16 +5,9 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
-use super::table::{table, unreadable};
-use crate::id::{Kind, SchoolId, SubjectId};
+use crate::id::{SchoolId, SubjectId};
 use crate::kind::Part;
 use crate::log::{PartPage, PartQuery};
-
-/// The table of the parts of a kind whose subjects have parts.
-pub(super) fn parts(kind: Kind) -> QueryResult<&'static dyn Parts> {
-    let found = table(kind).parts();
-    found.ok_or_else(|| unreadable("a part of a subject that has none"))
-}
 
 /// The table of the parts of a kind's subjects.
 pub(super) trait Parts: Sync {

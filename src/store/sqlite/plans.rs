@@ -8,11 +8,10 @@ use diesel::sql_types::{BigInt, Text};
 use diesel::sqlite::SqliteConnection;
 use diesel_migrations::MigrationHarness;
 
-use super::lists::Window;
-use super::read::{
-    counts, ended, ended_since, endings, last_events, replay, schools, snapshot, stalled,
-};
-use super::table::table;
+use super::counts::{counts, stalled};
+use super::read::{ended, ended_since, endings, last_events, replay, schools, snapshot};
+use super::sources::Window;
+use super::tables::table;
 use super::{SqliteStore, job_texts};
 use crate::config::Settings;
 use crate::id::{Epoch, Kind, SchoolId};
@@ -33,11 +32,11 @@ fn opened(folder: &std::path::Path) -> SqliteConnection {
     let path = folder.join("plans.db");
     let open = || {
         let mut conn = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
-        super::search::register(&mut conn).unwrap();
+        super::functions::register(&mut conn).unwrap();
         conn
     };
     open()
-        .run_pending_migrations(super::opening::MIGRATIONS)
+        .run_pending_migrations(super::migrations::MIGRATIONS)
         .unwrap();
     open()
 }

@@ -10,46 +10,21 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
-use super::TABLES;
+use super::bounds::{bounds, tag_at};
+use super::counts::{counts, stalled};
 use super::events::EventRow;
 use super::limit::Limit;
-use super::schema::{counts, events, schools};
-use super::table::{
-    HOUR_MILLIS, Selection, cut, from_millis, into_subject, place, table, unreadable,
-};
+use super::schema::{events, schools};
+use super::table::{HOUR_MILLIS, Selection, cut, from_millis, into_subject, place, unreadable};
+use super::tables::{TABLES, table};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS_SEARCHED};
 use crate::event::Event;
-use crate::id::{Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
+use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::kind::known_status;
 use crate::log::{Bounds, Ending, Page, StoredSubject, Stretch, Tally, TallyQuery, Which};
 use crate::scope::{Scope, without_superseded};
 use crate::store::numbers::{signed, unsigned};
 use crate::store::sources::{Source, sources};
-
-/// Returns the bounds of a school's log; both are 0 before its first event.
-pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<Bounds> {
-    type Row = (i64, Option<i64>, i64, Option<i64>);
-    let row: Option<Row> = schools::table
-        .find(school.get())
-        .select((
-            schools::head,
-            schools::head_tag,
-            schools::floor,
-            schools::floor_tag,
-        ))
-        .get_result(conn)
-        .optional()?;
-    let (head, head_tag, floor, floor_tag) = row.unwrap_or_default();
-    let mut bounds = Bounds {
-        head: place(head, head_tag),
-        floor: place(floor, floor_tag),
-    };
-    if bounds.head.tag.is_none() && head > floor {
-        // The row was written before tags were stored.
-        bounds.head.tag = tag_at(conn, school, head)?;
-    }
-    Ok(bounds)
-}
 
 /// Returns the places of the newest events of these schools.
 pub(super) fn heads(
@@ -66,24 +41,6 @@ pub(super) fn heads(
         Ok((school, place(head, tag)))
     };
     rows.into_iter().map(head).collect()
-}
-
-/// Returns the tag of an event that is in the log.
-pub(super) fn tag_at(
-    conn: &mut SqliteConnection,
-    school: SchoolId,
-    seq: i64,
-) -> QueryResult<Option<Tag>> {
-    let row = events::table
-        .find((school.get(), seq))
-        .select(EventRow::as_select())
-        .get_result::<EventRow<'_>>(conn)
-        .optional()?;
-    // The tag does not depend on the epoch.
-    let event = row
-        .map(|row| row.into_event(Cursor::FOREIGN.epoch))
-        .transpose()?;
-    Ok(event.and_then(|event| event.tag))
 }
 
 /// Returns every event after `after` up to `upto`, or as many as one read returns.
@@ -348,49 +305,6 @@ pub(super) fn last_events(
     newest_last
         .map(|row| Ok(Arc::new(row.into_event(epoch)?)))
         .collect()
-}
-
-/// Returns how many subjects of a kind there are, by status, without statuses that no subject has. Triggers maintain the
-/// counts.
-pub(super) fn counts(
-    conn: &mut SqliteConnection,
-    school: SchoolId,
-    kind: Kind,
-) -> QueryResult<Vec<(&'static str, u64)>> {
-    let counts: Vec<(String, i64)> = counts::table
-        .filter(counts::school_id.eq(school.get()))
-        .filter(counts::what.eq(kind.collection()))
-        .filter(counts::count.gt(0))
-        .select((counts::status, counts::count))
-        .load(conn)?;
-    let known = |(status, count): (String, i64)| {
-        let status = known_status(&status).ok_or_else(|| unreadable("a status"))?;
-        Ok((status, unsigned(count)))
-    };
-    counts.into_iter().map(known).collect()
-}
-
-/// Returns how many subjects of a kind have stalled.
-pub(super) fn stalled(
-    conn: &mut SqliteConnection,
-    school: SchoolId,
-    kind: Kind,
-) -> QueryResult<u64> {
-    count_of(conn, school, &format!("stalled {}", kind.collection()))
-}
-
-/// Returns a count that is not kept by status.
-pub(super) fn count_of(
-    conn: &mut SqliteConnection,
-    school: SchoolId,
-    what: &str,
-) -> QueryResult<u64> {
-    let count: Option<i64> = counts::table
-        .find((school.get(), what, ""))
-        .select(counts::count)
-        .get_result(conn)
-        .optional()?;
-    Ok(unsigned(count.unwrap_or_default()))
 }
 
 /// Returns how many subjects have ended with one status since a given time.

@@ -17,7 +17,7 @@ use tokio::sync::{Mutex as AsyncMutex, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::lock::DatabaseLock;
-use super::{BUSY_TIMEOUT_MS, database_error, search};
+use super::{BUSY_TIMEOUT_MS, database_error, functions};
 use crate::config::{CLOSE_WAIT, Settings};
 use crate::id::SchoolId;
 use crate::log::{StoreError, Waiting};
@@ -252,7 +252,7 @@ impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReadOnly {
              PRAGMA temp_store = MEMORY;
              SELECT key FROM meta LIMIT 1;"
         ))
-        .and_then(|()| search::register(conn))
+        .and_then(|()| functions::register(conn))
         .map_err(diesel::r2d2::Error::QueryError)
     }
 }

@@ -4,7 +4,6 @@ use diesel::prelude::*;
 use diesel::sql_types::{Nullable, Text};
 use diesel::sqlite::SqliteConnection;
 
-use super::job_texts;
 pub(super) use crate::store::texts::{contains, folded_json, folded_texts, value_contains, wanted};
 
 diesel::define_sql_function! {
@@ -24,6 +23,5 @@ pub(super) fn register(conn: &mut SqliteConnection) -> QueryResult<()> {
     })?;
     mentions_value_utils::register_impl(conn, |json: String, wanted: String| {
         value_contains(&json, &wanted)
-    })?;
-    job_texts::register(conn)
+    })
 }

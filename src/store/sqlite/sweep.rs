@@ -6,12 +6,12 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
-use super::TABLES;
 use super::answers;
+use super::bounds::tag_at;
 use super::limit::Limit;
-use super::read::tag_at;
 use super::schema::{events, idempotency_keys, schools};
 use super::table::{millis, unreadable};
+use super::tables::TABLES;
 use crate::config;
 use crate::event::EVENT_BASE_BYTES;
 use crate::id::SchoolId;

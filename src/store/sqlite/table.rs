@@ -1,5 +1,5 @@
 //! What the store requires of a kind's table. A new kind implements [`Table`] in its own module and adds a line to
-//! [`TABLES`]; the two macros at the end generate what tables have in common from the names of the table and its columns.
+//! [`TABLES`](super::tables); the two macros at the end generate what tables have in common from the names of the table and its columns.
 
 use std::collections::HashMap;
 
@@ -7,11 +7,10 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
-use super::TABLES;
-use super::lists::{Source, Window};
 use super::parts::Parts;
+use super::sources::{Source, Window};
 use crate::event::Event;
-use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
+use crate::id::{Epoch, Place, SchoolId, SubjectId};
 use crate::kind::job::Past;
 use crate::log::facts::{Address, Stored};
 use crate::log::{LastEvent, ListQuery, Overdue};
@@ -22,12 +21,6 @@ pub(super) use crate::store::columns::{
     HOUR_MILLIS, cut, from_millis, into_subject, millis, place, raw, tag_bits, unreadable, uptime,
     uptime_millis,
 };
-
-/// Returns the table of this kind.
-pub(super) fn table(kind: Kind) -> &'static dyn Table {
-    let found = TABLES.iter().find(|(own, _)| *own == kind);
-    found.expect("every kind has a table").1
-}
 
 /// Which current states a snapshot contains.
 pub(super) struct Selection<'a> {
@@ -267,11 +260,11 @@ macro_rules! any_table {
         fn sources<'a>(
             &self,
             query: &'a crate::log::ListQuery,
-        ) -> Vec<$crate::store::sqlite::lists::Source<'a>> {
+        ) -> Vec<$crate::store::sqlite::sources::Source<'a>> {
             let categories: &[&str] = &[$(stringify!($category))?];
             let stalls: &[&str] = &[$(stringify!($stalled))?];
             let (has_categories, stalls) = (!categories.is_empty(), !stalls.is_empty());
-            $crate::store::sqlite::lists::sources(query, has_categories, stalls)
+            $crate::store::sqlite::sources::sources(query, has_categories, stalls)
         }
 
         fn window<'a>(
@@ -279,9 +272,9 @@ macro_rules! any_table {
             conn: &mut SqliteConnection,
             school: SchoolId,
             query: &crate::log::ListQuery,
-            sources: Vec<$crate::store::sqlite::lists::Source<'a>>,
+            sources: Vec<$crate::store::sqlite::sources::Source<'a>>,
             rows: usize,
-        ) -> QueryResult<$crate::store::sqlite::lists::Window<'a>> {
+        ) -> QueryResult<$crate::store::sqlite::sources::Window<'a>> {
             use $crate::store::sqlite::limit::Limit as _;
             let newest_first = query.order == crate::log::Order::Newest;
             let last_of_each = signed((rows / sources.len().max(1)).max(1)) - 1;
@@ -319,7 +312,7 @@ macro_rules! any_table {
                 Some((seq, at)) => Some((unsigned(seq), from_millis(at)?)),
                 None => None,
             };
-            Ok($crate::store::sqlite::lists::Window { end, parts })
+            Ok($crate::store::sqlite::sources::Window { end, parts })
         }
 
         fn list(
@@ -354,7 +347,7 @@ macro_rules! any_table {
             conn: &mut SqliteConnection,
             school: SchoolId,
             query: &crate::log::ListQuery,
-            window: &$crate::store::sqlite::lists::Window<'_>,
+            window: &$crate::store::sqlite::sources::Window<'_>,
             wanted: Option<&str>,
         ) -> QueryResult<Vec<(SubjectId, Stored)>> {
             let mut found = Vec::new();

@@ -7,9 +7,10 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::bounds::bounds;
+use super::counts::count_of;
 use super::limit::Limit;
 use super::parts::Parts;
-use super::read::{bounds, count_of};
 use super::schema::{schools, violations};
 use super::table::{from_millis, millis, unreadable};
 use super::upsert::upsert;

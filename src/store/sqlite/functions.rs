@@ -1,0 +1,12 @@
+//! The functions in SQL that every connection requires.
+
+use diesel::prelude::*;
+use diesel::sqlite::SqliteConnection;
+
+use super::{job_texts, search};
+
+/// Registers all functions with a connection.
+pub(super) fn register(conn: &mut SqliteConnection) -> QueryResult<()> {
+    search::register(conn)?;
+    job_texts::register(conn)
+}

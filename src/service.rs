@@ -8,7 +8,7 @@ use std::time::Duration;
 use figment::Figment;
 use tokio::time::Instant;
 
-use crate::app::{PingService, PublishService, Stopping, SubscribeService};
+use crate::app::{PingService, PublishService, ReadService, Stopping, SubscribeService};
 use crate::auth::{KeyError, Keys};
 use crate::bus::NodeId;
 use crate::cluster::{Cluster, Differs, Identity, NodeHealth, ReadNodeHealth};
@@ -102,6 +102,11 @@ pub enum NotReady {
     /// A task of the server fails repeatedly.
     #[error("the server's task `{0}` keeps failing; the log has the details")]
     Failing(Arc<str>),
+    /// A thread of the store has ended by a panic.
+    #[error(
+        "the server's thread `{0}` panicked, so nothing can be stored until the server is restarted; the log has the details"
+    )]
+    Dead(Arc<str>),
 }
 
 /// The bus state that a node without a bus reports.
@@ -117,6 +122,7 @@ pub struct Tidings {
     relay: Option<Arc<Relay>>,
     publications: Arc<PublishService>,
     subscriptions: Arc<SubscribeService>,
+    reads: ReadService,
     pings: PingService,
     presence: Arc<Presence>,
     notifiers: Arc<Notifiers>,
@@ -256,6 +262,7 @@ impl Tidings {
             publications,
             pings,
             subscriptions: Arc::new(subscriptions),
+            reads: ReadService::new(Arc::clone(&store)),
             presence,
             notifiers,
             schedules,
@@ -358,12 +365,18 @@ impl Tidings {
         &self.subscriptions
     }
 
+    /// Returns the service that reads on behalf of callers.
+    pub fn reads(&self) -> &ReadService {
+        &self.reads
+    }
+
     /// Returns the service that takes pings, and manages their keys.
     pub fn pings(&self) -> &PingService {
         &self.pings
     }
 
-    /// Returns the presence of devices, which takes their heartbeats.
+    /// Returns the presence of devices, which takes their heartbeats. Checks no permission.
+    #[doc(hidden)]
     pub fn presence(&self) -> &Presence {
         &self.presence
     }
@@ -393,7 +406,8 @@ impl Tidings {
         &self.hub
     }
 
-    /// Returns the store.
+    /// Returns the store. Checks no permission.
+    #[doc(hidden)]
     pub fn store(&self) -> &dyn Store {
         &*self.store
     }
@@ -440,6 +454,9 @@ impl Tidings {
         }
         if let Some(task) = self.tasks.failing() {
             return Err(NotReady::Failing(task));
+        }
+        if let Some(thread) = self.store.commit_metrics().dead() {
+            return Err(NotReady::Dead(thread));
         }
         let round_trips = async {
             self.store.ping().await?;

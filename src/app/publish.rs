@@ -14,7 +14,7 @@ use super::caller::Caller;
 use crate::auth::{Access, AuthError, Role};
 use crate::config::{RESERVE_WAIT, Settings};
 use crate::hub::HubFull;
-use crate::id::{SchoolId, SubjectId};
+use crate::id::{Channel, SchoolId, SubjectId};
 use crate::kind::{RuleError, device};
 use crate::log::{Allowance, CommandError, Envelope, Receipt, Store, StoreError};
 use crate::presence::{HeartbeatAnswer, Presence};
@@ -40,6 +40,9 @@ pub enum Rejected {
     /// The command itself was rejected.
     #[error(transparent)]
     Command(#[from] CommandError),
+    /// A subject to listen to does not exist in this school.
+    #[error("{0} not found")]
+    Missing(Channel),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

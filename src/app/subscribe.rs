@@ -42,6 +42,13 @@ pub struct Listen {
     pub welcome: Option<Map<String, Value>>,
 }
 
+/// The proof that a caller's credential covers a scope. Only [`SubscribeService::allow`] and
+/// [`SubscribeService::allow_existing`] create one.
+pub struct AllowedScope<'a> {
+    caller: &'a Caller,
+    scope: Scope,
+}
+
 impl SubscribeService {
     /// Creates a service that subscribes to this store through `subscriber`.
     pub fn new(
@@ -73,17 +80,38 @@ impl SubscribeService {
         self.subscriber.feed().replay_duration()
     }
 
-    /// Opens a stream of the scope, if the caller's credential covers all of it. The stream ends with the credential.
-    pub fn open(
+    /// Checks that the caller's credential covers all of the scope.
+    pub fn allow<'a>(
         &self,
-        caller: &Caller,
+        caller: &'a Caller,
         scope: Scope,
-        listen: Listen,
-    ) -> Result<Subscription, Rejected> {
-        let access = caller.access();
-        for channel in scope.channels() {
-            caller.authorize(channel)?;
+    ) -> Result<AllowedScope<'a>, AuthError> {
+        match uncovered(caller.access(), scope.school, scope.channels()) {
+            Some((_, error)) => Err(error),
+            None => Ok(AllowedScope { caller, scope }),
         }
+    }
+
+    /// The same, and checks that the subjects in the scope exist. The permissions are checked first, so that a rejection does
+    /// not reveal whether a subject exists. One that exists only in another school does not exist.
+    pub async fn allow_existing<'a>(
+        &self,
+        caller: &'a Caller,
+        scope: Scope,
+    ) -> Result<AllowedScope<'a>, Rejected> {
+        let allowed = self.allow(caller, scope)?;
+        let scope = &allowed.scope;
+        let missing = self.missing(scope.school, scope.channels()).await?;
+        match missing.into_iter().next() {
+            Some(channel) => Err(Rejected::Missing(channel)),
+            None => Ok(allowed),
+        }
+    }
+
+    /// Opens a stream of the scope. The stream ends with the credential.
+    pub fn open(&self, allowed: AllowedScope<'_>, listen: Listen) -> Result<Subscription, Rejected> {
+        let AllowedScope { caller, scope } = allowed;
+        let access = caller.access();
         let Listen {
             mut reader,
             from,
@@ -138,10 +166,10 @@ impl SubscribeService {
     pub fn renewed(&self, token: &str, scope: &Scope) -> Result<Access, AuthError> {
         let fresh = self.keys.verify(token)?;
         fresh.school(Some(scope.school))?;
-        for channel in scope.channels() {
-            fresh.authorize(scope.school, channel)?;
+        match uncovered(&fresh, scope.school, scope.channels()) {
+            Some((_, error)) => Err(error),
+            None => Ok(fresh),
         }
-        Ok(fresh)
     }
 
     /// Counts and logs a rejected message of a stream, with the setting whose limit was reached.
@@ -164,4 +192,14 @@ impl SubscribeService {
             self.rejections.credential(source, code, reason);
         }
     }
+}
+
+/// Returns the first of these channels that the credential does not cover, and why.
+pub(crate) fn uncovered<'a>(
+    access: &Access,
+    school: SchoolId,
+    channels: &'a [Channel],
+) -> Option<(&'a Channel, AuthError)> {
+    let refused = |channel| Some((channel, access.authorize(school, channel).err()?));
+    channels.iter().find_map(refused)
 }

@@ -330,12 +330,13 @@ impl Metrics {
             "Requests, lines of batches and client messages that were rejected, by the code of the problem and the setting that was reached",
             Labelled(rejections.collect()),
         );
-        let panics = tidings.tasks().panics().into_iter();
+        let threads = tidings.store().commit_metrics().panics();
+        let panics = tidings.tasks().panics().into_iter().chain(threads);
         let panics = panics
             .map(|(task, panics)| (vec![("task", task.to_string())], ConstCounter::new(panics)));
         self.add(
             "task_panics",
-            "Panics of the server's own tasks, after which they started again or went on",
+            "Panics of the server's own tasks, after which they started again or went on, and of the store's threads",
             Labelled(panics.collect()),
         );
     }

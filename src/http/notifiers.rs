@@ -14,9 +14,8 @@ use super::listing::{only_known, page_of};
 use super::parameters::{COMMON, PAGES};
 use super::problem::{Kind, Problem};
 use super::subjects::READ_PROBLEMS;
-use crate::app::Caller;
-use crate::auth::Role;
-use crate::id::{Channel, SchoolId, SubjectId};
+use crate::app::{Caller, NotifiersOf};
+use crate::id::{SchoolId, SubjectId};
 use crate::log::StoreError;
 use crate::log::consumers::{DeadLetter, SetAside, Standing};
 use crate::notify::NotifierStatus;
@@ -64,24 +63,17 @@ pub(super) fn describe(document: &mut Document) {
     });
 }
 
-/// Notifiers receive everything in a school, so only callers with all permissions there may see them.
-fn require(caller: &Caller) -> Result<SchoolId, Problem> {
-    caller.require(Role::Admin)?;
-    caller.authorize(&Channel::School(caller.school()))?;
-    Ok(caller.school())
-}
-
 #[get("/api/notifiers")]
 async fn list(
     caller: Result<Caller, Problem>,
     whole: Result<Whole, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let school = require(&caller?)?;
+    let of = tidings.reads().notifiers_of(&caller?)?;
     let Whole = whole?;
-    let notifiers = of_school(tidings, school).await?;
+    let notifiers = of_school(tidings, of).await?;
     Ok(Json::of(&NotifierList {
-        school_id: school,
+        school_id: of.school(),
         notifiers,
     }))
 }
@@ -139,16 +131,16 @@ pub(super) struct Retry {
 /// Returns the state of each notifier for a school.
 pub(super) async fn of_school(
     tidings: &Tidings,
-    school: SchoolId,
+    of: NotifiersOf,
 ) -> Result<Vec<NotifierState>, StoreError> {
-    let (standings, head) = tidings.store().notifiers(school).await?;
+    let (standings, head) = tidings.reads().notifiers(of).await?;
     let resource = |shown: NotifierStatus| {
         let standing = standings
             .iter()
             .find(|standing| standing.name == shown.name);
         resource(&shown, standing, head)
     };
-    let shown = tidings.notifiers().statuses(school);
+    let shown = tidings.notifiers().statuses(of.school());
     Ok(shown.into_iter().map(resource).collect())
 }
 
@@ -180,8 +172,8 @@ fn resource(shown: &NotifierStatus, standing: Option<&Standing>, head: u64) -> N
     }
 }
 
-fn require_known(tidings: &Tidings, school: SchoolId, name: &str) -> Result<(), Problem> {
-    let known = tidings.notifiers().statuses(school);
+fn require_known(tidings: &Tidings, of: NotifiersOf, name: &str) -> Result<(), Problem> {
+    let known = tidings.notifiers().statuses(of.school());
     match known.iter().any(|shown| shown.name == name) {
         true => Ok(()),
         false => Err(Problem::new(
@@ -198,9 +190,10 @@ async fn set_aside(
     caller: Result<Caller, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let school = require(&caller?)?;
-    require_known(tidings, school, name)?;
-    let mut offset = tidings.store().notifier_offset(name, school).await?;
+    let reads = tidings.reads();
+    let of = reads.notifiers_of(&caller?)?;
+    require_known(tidings, of, name)?;
+    let mut offset = reads.notifier_offset(of, name).await?;
     offset.set_aside.sort_by_key(|own| own.due);
     Ok(Json::of(&SetAsideList {
         set_aside: offset.set_aside.iter().map(SetAsideSubject::from).collect(),
@@ -255,12 +248,10 @@ async fn dead_letters(
     page: Result<Page, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let (school, Page(before, limit)) = (require(&caller?)?, page?);
-    require_known(tidings, school, name)?;
-    let page = tidings
-        .store()
-        .dead_letters(name, school, before, limit)
-        .await?;
+    let reads = tidings.reads();
+    let (of, Page(before, limit)) = (reads.notifiers_of(&caller?)?, page?);
+    require_known(tidings, of, name)?;
+    let page = reads.dead_letters(of, name, before, limit).await?;
     Ok(Json::of(&DeadLetterPage {
         dead_letters: page.letters.iter().map(GivenUp::from).collect(),
         next: page.next.map(|next| next.to_string()),

@@ -345,6 +345,7 @@ impl From<Rejected> for Problem {
             Rejected::Memory(error) => error.into(),
             Rejected::Streams(error) => error.into(),
             Rejected::Command(error) => error.into(),
+            Rejected::Missing(_) => Problem::new(Kind::NotFound, error.to_string()),
             Rejected::Store(error) => error.into(),
         }
     }
@@ -404,7 +405,7 @@ impl From<NotReady> for Problem {
     fn from(error: NotReady) -> Problem {
         match error {
             NotReady::Store(error) => error.into(),
-            NotReady::Late | NotReady::Stopping | NotReady::Failing(_) => {
+            NotReady::Late | NotReady::Stopping | NotReady::Failing(_) | NotReady::Dead(_) => {
                 Problem::new(Kind::Unavailable, error.to_string())
             }
         }

@@ -16,7 +16,7 @@ use super::listing::{Asked, FirstHead};
 use super::methods::Collection;
 use super::problem::{Kind, Problem};
 use crate::app::Caller;
-use crate::id::{Channel, Cursor, NameError};
+use crate::id::{Cursor, NameError};
 use crate::kind::{Command, Description};
 use crate::log::{Envelope, ListPage, Receipt, StoredSubject};
 use crate::service::Tidings;
@@ -229,12 +229,7 @@ async fn read(
     let Collection(kind) = collection;
     let (caller, UpperStatus(upper)) = (caller?, upper?);
     let subject = subject(kind, id)?;
-    caller.authorize_subject(kind, &subject)?;
-    let stored = tidings
-        .store()
-        .subject(caller.school(), kind, subject)
-        .await?
-        .ok_or_else(|| commands::not_found(kind, id))?;
+    let stored = tidings.reads().subject(&caller, kind, subject).await?;
     Ok(Json::ok(resource(&stored, upper)))
 }
 
@@ -250,13 +245,8 @@ async fn list(
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection;
     let (caller, Asked(asked), UpperStatus(upper)) = (caller?, asked?, upper?);
-    caller.authorize(&Channel::Collection(kind))?;
-    let read = async {
-        Ok(tidings
-            .store()
-            .subjects(caller.school(), kind, asked)
-            .await?)
-    };
+    let reads = tidings.reads();
+    let read = async { Ok(reads.subjects(&caller, kind, asked).await?) };
     let page: ListPage = connection.while_connected::<_, Problem>(read).await?;
     let mut json = format!(r#"{{"{}":["#, kind.collection()).into_bytes();
     for (index, stored) in page.subjects.iter().enumerate() {
@@ -266,7 +256,7 @@ async fn list(
         json.extend(resource(stored, upper));
     }
     let cursor = Cursor {
-        epoch: tidings.store().epoch(),
+        epoch: reads.epoch(),
         place: first.or(page.head),
     };
     json.extend_from_slice(b"],");

@@ -16,7 +16,7 @@ use super::parameters::VIOLATIONS;
 use super::problem::{Kind, Problem};
 use super::subjects::{READ_PROBLEMS, WRITE_PROBLEMS, answer, publish};
 use crate::app::{Caller, ViolationAction, ViolationCommand};
-use crate::id::{Channel, Cursor, SubjectId};
+use crate::id::{Cursor, SubjectId};
 use crate::kind::characteristic::dispersion::Chart;
 use crate::kind::characteristic::{self, KIND, Severity, Violation};
 use crate::kind::{self, Body, Part};
@@ -195,15 +195,10 @@ async fn list(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let (caller, Asked(asked)) = (caller?, asked?);
-    let channel = match &asked.subject {
-        Some(id) => Channel::Subject(KIND, id.clone()),
-        None => Channel::Collection(KIND),
-    };
-    caller.authorize(&channel)?;
-    let page = tidings.store().parts(caller.school(), KIND, asked).await?;
+    let page = tidings.reads().parts(&caller, KIND, asked).await?;
     let violations = page.parts.iter().filter_map(Part::characteristic);
     let cursor = Cursor {
-        epoch: tidings.store().epoch(),
+        epoch: tidings.reads().epoch(),
         place: first.or(page.head),
     };
     let answer = ViolationPage {

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 pub use self::dialect::{BarePing, Dialect};
 use self::gathering::Gathering;
 pub use self::publishing::Publishing;
-use crate::app::SubscribeService;
+use crate::app::{SubscribeService, uncovered};
 use crate::auth::{Access, AuthError, Role};
 use crate::config::PIPELINE_END_WAIT;
 use crate::event::Event;
@@ -510,10 +510,7 @@ impl Session {
             let limit = Some("channels_per_connection");
             return self.reject("too_many_channels", limit, message, out);
         }
-        let rejected = channels
-            .iter()
-            .find_map(|channel| Some((channel, self.access.authorize(school, channel).err()?)));
-        if let Some((channel, error)) = rejected {
+        if let Some((channel, error)) = uncovered(&self.access, school, &channels) {
             return match error {
                 AuthError::NotFound => self.not_found(std::slice::from_ref(channel), out),
                 _ => self.deny("forbidden", &error.to_string(), out),

@@ -222,21 +222,8 @@ async fn code_of_the_application_is_held_to_the_rules_of_a_token() {
     let other = Caller::in_process("exporter", school(1));
     publications.publish(&other, create("c")).await.unwrap();
 
-    let rejected = tidings.subscriptions().open(
-        &limited,
-        Scope::new(school(1), [kind::channel("jobs").unwrap()]),
-        Listen {
-            reader: Reader {
-                transport: "a test's own",
-                user: Arc::clone(limited.name()),
-                address: None,
-                peer: None,
-            },
-            from: None,
-            tick: Duration::ZERO,
-            welcome: None,
-        },
-    );
-    assert!(rejected.as_ref().is_err_and(is_channel));
+    let scope = Scope::new(school(1), [kind::channel("jobs").unwrap()]);
+    let rejected = tidings.subscriptions().allow(&limited, scope);
+    assert!(matches!(rejected, Err(AuthError::Channel(_))));
     tidings.close().await.unwrap();
 }

@@ -139,7 +139,8 @@ impl<'r> BatchStream<'r> {
             welcome: None,
         };
         let nothing = Scope::new(caller.school(), []);
-        let subscription = tidings.subscriptions().open(&caller, nothing, listen)?;
+        let service = tidings.subscriptions();
+        let subscription = service.open(service.allow(&caller, nothing)?, listen)?;
         let limit = tidings.settings().client_message_limit_bytes.get();
         Ok(Box::new(BatchStream {
             caller,

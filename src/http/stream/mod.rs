@@ -41,10 +41,10 @@ use self::poll::PollBody;
 use self::publishing::Commands;
 use super::credential::Listener;
 use super::problem::{Kind, Problem};
-use crate::app::{Caller, Listen};
+use crate::app::{AllowedScope, Caller, Listen};
 use crate::auth::Access;
 use crate::hub::Reader;
-use crate::id::{Channel, Cursor, SchoolId, SubjectId};
+use crate::id::{Channel, Cursor, SubjectId};
 use crate::kind::{self, characteristic, device, enrollment, job};
 use crate::rejections::RequestSource;
 use crate::scope::Scope;
@@ -135,12 +135,9 @@ async fn events(
         None => texts.push(path.0),
     }
     let (caller, channels) = channels(&texts, &params, access, tidings)?;
-    // Check permissions first, so that a rejection does not reveal whether a subject exists.
-    for channel in &channels {
-        caller.authorize(channel)?;
-    }
-    require_subjects(tidings, caller.school(), &channels).await?;
-    let scope = Scope::new(caller.school(), channels);
+    let scope = Scope::new(caller.school(), channels).filtered(params.filter.clone());
+    let allowed = tidings.subscriptions().allow_existing(&caller, scope);
+    let allowed = allowed.await?;
     let transport = match (&handshake, params.transport) {
         (Some(_), _) => WEBSOCKET,
         (None, Transport::Poll) => "long poll",
@@ -152,7 +149,7 @@ async fn events(
         &params,
         &caller,
         (transport, params.from),
-        scope,
+        allowed,
         Some(Map::new()),
     )?;
     Ok(match (params.transport, handshake) {
@@ -201,7 +198,7 @@ async fn without_channel(
     let accept = async {
         let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
         let caller = Caller::new(access, params.school)?;
-        let mut scope = Scope::new(caller.school(), []);
+        let mut scope = Scope::new(caller.school(), []).filtered(params.filter.clone());
         // The cursor belongs to the first `subscribe`. Deliver nothing before it, or the client's cursor would move past it.
         let hears = dialect.receives_acknowledgements(caller.access(), scope.school);
         if params.from.is_none() && hears {
@@ -209,9 +206,10 @@ async fn without_channel(
         }
         // Acknowledgements are delivered from this place on. Read the place before attaching: an event committed in
         // between is then replayed from the log.
-        let here = tidings.subscriptions().here(scope.school).await?;
-        let how = (WEBSOCKET, Some(here));
-        let subscription = open(tidings, &dialect, params, &caller, how, scope, None)?;
+        let service = tidings.subscriptions();
+        let how = (WEBSOCKET, Some(service.here(scope.school).await?));
+        let allowed = service.allow(&caller, scope)?;
+        let subscription = open(tidings, &dialect, params, &caller, how, allowed, None)?;
         Ok::<_, Problem>((subscription, caller, params.from))
     };
     let opening = match accept.await {
@@ -348,23 +346,23 @@ async fn with_channel(
     let accept = async {
         let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
         let caller = Caller::new(access, params.school)?;
-        let school = caller.school();
-        let scope = match &target {
+        let scope =
+            |channel| Scope::new(caller.school(), [channel]).filtered(params.filter.clone());
+        let service = tidings.subscriptions();
+        let allowed = match &target {
             Target::Active(kind) => {
                 let channel = Channel::Collection(*kind);
-                Scope::new(school, [channel]).with_active_only()
+                service.allow(&caller, scope(channel).with_active_only())?
             }
             Target::Subject(kind, id) => {
                 let not_found = |_| Problem::from(kind::not_found(*kind, *id));
                 let channel = Channel::Subject(*kind, id.parse().map_err(not_found)?);
-                caller.authorize(&channel)?;
-                require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
-                let scope = Scope::new(school, [channel]);
                 // A client with a cursor asks for every event after it, including a terminal one.
-                match dialect.omits_ended && params.from.is_none() {
-                    true => scope.with_active_only(),
-                    false => scope,
-                }
+                let scope = match dialect.omits_ended && params.from.is_none() {
+                    true => scope(channel).with_active_only(),
+                    false => scope(channel),
+                };
+                service.allow_existing(&caller, scope).await?
             }
         };
         let subscription = open(
@@ -373,7 +371,7 @@ async fn with_channel(
             params,
             &caller,
             (WEBSOCKET, params.from),
-            scope,
+            allowed,
             welcome,
         )?;
         Ok::<_, Problem>((subscription, caller))
@@ -491,19 +489,6 @@ fn channels(
     Ok((caller, channels))
 }
 
-/// Checks that the subjects exist in this school. One that exists only in another school is not found, either.
-async fn require_subjects(
-    tidings: &Tidings,
-    school: SchoolId,
-    channels: &[Channel],
-) -> Result<(), Problem> {
-    let missing = tidings.subscriptions().missing(school, channels).await?;
-    match missing.first() {
-        None => Ok(()),
-        Some(channel) => Err(Problem::new(Kind::NotFound, format!("{channel} not found"))),
-    }
-}
-
 /// The name of the transport, as the monitor shows it.
 const WEBSOCKET: &str = "WebSocket";
 
@@ -513,7 +498,7 @@ fn open(
     params: &Params,
     caller: &Caller,
     (transport, from): (&'static str, Option<Cursor>),
-    scope: Scope,
+    allowed: AllowedScope<'_>,
     welcome: Option<Map<String, Value>>,
 ) -> Result<Subscription, Problem> {
     let reader = Reader {
@@ -528,6 +513,5 @@ fn open(
         tick: params.tick.unwrap_or(dialect.tick(tidings.settings())),
         welcome,
     };
-    let scope = scope.filtered(params.filter.clone());
-    Ok(tidings.subscriptions().open(caller, scope, listen)?)
+    Ok(tidings.subscriptions().open(allowed, listen)?)
 }

@@ -1,0 +1,87 @@
+//! The places in the source that are exempt from a rule of the architecture. Each list is exact: a new place is a decision, and a
+//! place that is gone leaves its list.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// HTTP modules that read the store themselves, after the check that `app` describes: pages, badges, tickets and metrics.
+const READS_OF_THE_STORE: &[&str] = &[
+    "http/badge/face.rs",
+    "http/metrics.rs",
+    "http/monitor/characteristic.rs",
+    "http/monitor/endings.rs",
+    "http/monitor/job.rs",
+    "http/monitor/lists.rs",
+    "http/monitor/mod.rs",
+    "http/monitor/school.rs",
+    "http/monitor/system.rs",
+    "http/monitor/totals.rs",
+    "http/monitor/uptime.rs",
+    "http/monitor/visitor.rs",
+    "http/tickets.rs",
+];
+
+/// Modules of the server that spawn tasks on no group of `Tasks`; see `tasks.rs`.
+const TASKS_OF_THEIR_OWN: &[&str] = &[
+    "app/batch.rs",
+    "feed/tail.rs",
+    "http/pipeline.rs",
+    "notify/mqtt/courier.rs",
+    "notify/runner.rs",
+    "store/postgres/connect.rs",
+    "store/postgres/pool.rs",
+    "subscribe/catch_up.rs",
+];
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|entry| match entry.is_dir() {
+            true => sources(&entry),
+            false => vec![entry],
+        })
+        .collect()
+}
+
+/// Returns the sources below this folder that have one of these texts in their code, without tests.
+fn with(folder: &str, texts: &[&str]) -> BTreeSet<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = BTreeSet::new();
+    for path in sources(&root.join(folder)) {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
+        let code: String = code
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .flat_map(|line| [line.trim(), " "])
+            .collect();
+        // A call may be on a line of its own.
+        let code = code.replace(" .", ".");
+        if texts.iter().any(|text| code.contains(text)) {
+            let path = path.strip_prefix(&root).unwrap();
+            found.insert(path.to_str().unwrap().to_owned());
+        }
+    }
+    found
+}
+
+fn named(list: &[&str]) -> BTreeSet<String> {
+    list.iter().map(|path| (*path).to_owned()).collect()
+}
+
+#[test]
+fn only_these_http_modules_read_the_store_without_a_service() {
+    let found = with("http", &["tidings.store()"]);
+    assert_eq!(found, named(READS_OF_THE_STORE));
+}
+
+#[test]
+fn only_these_modules_of_the_server_spawn_tasks_outside_its_groups() {
+    let mut found = with("", &["tokio::spawn(", "task::spawn(", "JoinSet::new("]);
+    // Programs of their own, and the client, which uses nothing of the server.
+    found.retain(|path| !path.starts_with("cli/") && !path.starts_with("client/"));
+    assert_eq!(found, named(TASKS_OF_THEIR_OWN));
+}

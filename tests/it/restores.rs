@@ -288,6 +288,56 @@ async fn an_older_copy_of_the_database_is_accepted_and_only_readers_of_what_it_l
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn over_an_older_copy_that_was_written_on_every_transport_honours_and_resets_the_same_cursors()
+ {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy");
+    let mut server = start(folder.path());
+    let kept = create(&server, "kept").await;
+    assert_eq!(server.terminate(), Some(0));
+    std::fs::copy(database(folder.path()), &copy).unwrap();
+    let mut server = start(folder.path());
+    let lost = [create(&server, "lost").await, create(&server, "too").await];
+    assert_eq!(server.terminate(), Some(0));
+    put(&copy, folder.path());
+    let server = start(folder.path());
+    let mut after = Vec::new();
+    for id in ["new", "newer", "newest"] {
+        after.push(create(&server, id).await);
+    }
+    let (epoch, highest, _) = parts(&lost[1]);
+    assert_eq!(parts(&after[2]).0, epoch);
+    assert!(parts(&after[2]).1 > highest, "beyond the old numbers");
+
+    let cases: [(&Value, bool, &[&str]); 6] = [
+        (&kept, false, &["new", "newer", "newest"]),
+        (&lost[0], true, &["kept", "new", "newer", "newest"]),
+        (&lost[1], true, &["kept", "new", "newer", "newest"]),
+        (&after[0], false, &["newer", "newest"]),
+        (&after[1], false, &["newest"]),
+        (&after[2], false, &[]),
+    ];
+    for transport in Transport::ALL {
+        for (cursor, is_reset, expected) in cases {
+            let (text, viewer) = (cursor.as_str(), viewer(1));
+            let path = "/jobs?tick_ms=0";
+            let mut back = Listener::open(transport, &server.url, path, &viewer, text).await;
+            let received = back.until_ready().await;
+            let resets: Vec<_> = received.iter().filter(|own| own["type"] == "reset").collect();
+            let reasons: Vec<_> = resets.iter().map(|own| &own["reason"]).collect();
+            let reason = json!("history_changed");
+            let wanted: &[&Value] = if is_reset { &[&reason] } else { &[] };
+            assert_eq!(reasons, wanted, "{transport:?} {cursor}");
+            let ids: Vec<&str> = received
+                .iter()
+                .filter_map(|own| own["job_id"].as_str())
+                .collect();
+            assert_eq!(ids, expected, "{transport:?} {cursor}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_copy_without_its_journal_and_another_database_are_rejected_and_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     let path = database(folder.path());

@@ -92,7 +92,9 @@ impl Talk {
         let beginning = Beginning {
             source: RequestSource::new("/test", None),
             access: caller.access().clone(),
-            subscription: service.open(&caller, scope, listen).unwrap(),
+            subscription: service
+                .open(service.allow(&caller, scope).unwrap(), listen)
+                .unwrap(),
             from: None,
         };
         Talk {

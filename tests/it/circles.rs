@@ -26,7 +26,8 @@ const LEFT: &[(&str, &str)] = &[
 /// By module, the modules of the same folder that it imports.
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
-/// Returns the source files below a path, each with its number of folders below the module that the path is.
+/// Returns the source files of the module at a path, each with the number of `super`s that lead to the folder around the
+/// module. A `mod.rs` is the module of its own folder, and a file beside it is one deeper.
 fn files(path: &Path, depth: usize) -> Vec<(PathBuf, usize)> {
     if path.is_file() {
         return vec![(path.to_owned(), depth)];
@@ -112,11 +113,9 @@ fn imports(root: &Path, folder: &Path) -> Imports {
     let of_module = |(own, files): (&String, &Vec<(PathBuf, usize)>)| {
         let mut all = BTreeSet::new();
         for (file, depth) in files {
-            // The module of a folder is in its `mod.rs`, and a file beside it is one deeper.
-            let depth = depth - usize::from(file.parent() != Some(folder));
             let code = code(file);
             all.extend(taken(&code, &absolute));
-            all.extend(taken(&code, &"super::".repeat(depth)));
+            all.extend(taken(&code, &"super::".repeat(*depth)));
         }
         all.retain(|other| other != own && modules.contains_key(other));
         (own.clone(), all)

@@ -109,7 +109,11 @@ impl SubscribeService {
     }
 
     /// Opens a stream of the scope. The stream ends with the credential.
-    pub fn open(&self, allowed: AllowedScope<'_>, listen: Listen) -> Result<Subscription, Rejected> {
+    pub fn open(
+        &self,
+        allowed: AllowedScope<'_>,
+        listen: Listen,
+    ) -> Result<Subscription, Rejected> {
         let AllowedScope { caller, scope } = allowed;
         let access = caller.access();
         let Listen {

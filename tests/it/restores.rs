@@ -323,7 +323,10 @@ async fn over_an_older_copy_that_was_written_on_every_transport_honours_and_rese
             let path = "/jobs?tick_ms=0";
             let mut back = Listener::open(transport, &server.url, path, &viewer, text).await;
             let received = back.until_ready().await;
-            let resets: Vec<_> = received.iter().filter(|own| own["type"] == "reset").collect();
+            let resets: Vec<_> = received
+                .iter()
+                .filter(|own| own["type"] == "reset")
+                .collect();
             let reasons: Vec<_> = resets.iter().map(|own| &own["reason"]).collect();
             let reason = json!("history_changed");
             let wanted: &[&Value] = if is_reset { &[&reason] } else { &[] };

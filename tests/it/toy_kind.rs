@@ -40,9 +40,9 @@ const LINES: [(&str, &str, &str); 4] = [
         "mod parcels;\n",
     ),
     (
-        "src/store/sqlite/mod.rs",
-        "    (kind::device::KIND, &devices::DevicesTable),\n",
-        "    (kind::parcel::KIND, &parcels::ParcelsTable),\n",
+        "src/store/sqlite/tables.rs",
+        "    (kind::device::KIND, &DevicesTable),\n",
+        "    (kind::parcel::KIND, &super::parcels::ParcelsTable),\n",
     ),
 ];
 
@@ -141,7 +141,11 @@ fn a_new_kind_is_a_module_a_table_and_a_line_for_each() {
             "src/store/sqlite/parcels.rs"
         ]
     );
-    let expected = [("src/kind/mod.rs", 3), ("src/store/sqlite/mod.rs", 2)];
+    let expected = [
+        ("src/kind/mod.rs", 3),
+        ("src/store/sqlite/mod.rs", 1),
+        ("src/store/sqlite/tables.rs", 1),
+    ];
     assert_eq!(
         changed,
         expected.map(|(name, lines)| (name.to_owned(), lines))

@@ -154,6 +154,11 @@ impl Session {
         self.ended
     }
 
+    /// Returns the cursor from which the client would resume if its connection ended now.
+    pub fn resume_cursor(&self) -> Option<Cursor> {
+        self.subscription.resume_cursor().or(self.from)
+    }
+
     /// Whether later messages of the client, such as pongs, may still be unread because earlier ones are unanswered.
     pub fn is_busy(&self) -> bool {
         self.subscription.is_busy() || self.has_held_message()
@@ -295,7 +300,7 @@ impl Session {
         }
         let silence = Duration::from_secs(self.service.settings().idle_heartbeat_secs.get());
         if self.last_message + silence <= now {
-            let cursor = self.subscription.resume_cursor().or(self.from);
+            let cursor = self.resume_cursor();
             let at = Utc::now();
             out.send(Outgoing::Control(&Control::Heartbeat { cursor, at }));
             self.last_message = now;

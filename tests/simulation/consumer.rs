@@ -451,8 +451,10 @@ impl Catalog for Ledger {
         Ok(None)
     }
 
-    async fn exists(&self, _: SchoolId, _: Kind, _: SubjectId) -> Result<bool, StoreError> {
-        unreachable!("a runner lists nothing")
+    /// A session asks this of the subjects of a `subscribe`.
+    async fn exists(&self, school: SchoolId, _: Kind, id: SubjectId) -> Result<bool, StoreError> {
+        self.wait_for_the_disk().await?;
+        Ok(self.has_events_of(school, &id))
     }
 
     async fn subjects(&self, _: SchoolId, _: Kind, _: ListQuery) -> Result<ListPage, StoreError> {

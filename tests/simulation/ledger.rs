@@ -244,6 +244,13 @@ impl Ledger {
         self.with(school, |log| log.floor = log.floor.max(to));
     }
 
+    /// Whether the log of a school has an event of this subject.
+    pub(super) fn has_events_of(&self, school: SchoolId, subject: &SubjectId) -> bool {
+        self.with(school, |log| {
+            log.events.iter().any(|event| event.subject == *subject)
+        })
+    }
+
     /// Returns the head of each log.
     pub(super) fn heads(&self) -> HashMap<SchoolId, u64> {
         let head = |school| (school, self.head(school));

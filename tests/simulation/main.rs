@@ -1,8 +1,9 @@
-//! A deterministic simulation of writer, decisions, log, feed, hub, mailbox, subscription and notifier. One thing
+//! A deterministic simulation of writer, decisions, log, feed, hub, mailbox, subscription, session and notifier. One thing
 //! happens at a time, and a seed determines time and randomness. A simple model checks what each client must receive.
 //!
 //! Two schools have publishers that repeat requests, commits that fail, and readers that attach, stall, vanish, resume
-//! from any cursor that they were sent, change their channels, and have tokens that expire. Some readers have a filter.
+//! from any cursor that they were sent, change their channels, and have tokens that expire or are renewed. Some readers
+//! have a filter.
 //! The process crashes between any two steps, the power fails, and retention deletes events meanwhile.
 //!
 //! The message of a failure contains the seed; `TIDINGS_SEED=<seed> cargo test --test simulation whatever` runs it
@@ -26,6 +27,7 @@ mod cluster;
 mod consumer;
 mod cursors;
 mod ledger;
+mod line;
 mod publisher;
 mod reader;
 mod trace;
@@ -63,6 +65,7 @@ use tidings::tasks::Tasks;
 
 use self::consumer::Receiver;
 use self::ledger::{Ledger, schools};
+use self::line::Sessions;
 use self::publisher::Publisher;
 use self::reader::Reader;
 use crate::support::commands::job;
@@ -151,6 +154,7 @@ struct Server {
     /// Passes committed events to the hub.
     following: Pin<Box<dyn Future<Output = ()>>>,
     subscriber: Subscriber,
+    sessions: Sessions,
     publisher: Publisher,
     tasks: Tasks,
 }
@@ -222,6 +226,7 @@ fn start(rng: &mut Rng, ledger: &Arc<Ledger>, receiver: &Arc<Receiver>) -> Serve
         hub,
         committed,
         following,
+        sessions: Sessions::new(store, subscriber.clone(), &settings),
         subscriber,
         publisher: Publisher::start(ledger),
         tasks,
@@ -500,7 +505,12 @@ impl World {
                     self.publish()?;
                     self.dispatch();
                 }
-                self.readers[own].connect(&self.server.subscriber, &self.ledger, &mut self.rng);
+                self.readers[own].connect(
+                    &self.server.subscriber,
+                    Some(&self.server.sessions),
+                    &self.ledger,
+                    &mut self.rng,
+                );
             }
             82..=84 => self.readers[own].leave(),
             85 => {
@@ -520,6 +530,9 @@ impl World {
                 if in_the_midst {
                     while self.dispatch() {}
                     self.readers[own].take(usize::MAX, &self.ledger)?;
+                }
+                if self.rng.u8(0..4) == 0 {
+                    self.readers[own].renew();
                 }
                 let channel = some_channel(&mut self.rng);
                 self.readers[own].change(channel, &mut self.rng);
@@ -560,7 +573,12 @@ impl World {
                 if !reader.is_connected() {
                     // A reader reconnects whenever its token has expired.
                     busy = true;
-                    reader.connect(&self.server.subscriber, &self.ledger, &mut self.rng);
+                    reader.connect(
+                        &self.server.subscriber,
+                        Some(&self.server.sessions),
+                        &self.ledger,
+                        &mut self.rng,
+                    );
                 }
             }
             while self.dispatch() {

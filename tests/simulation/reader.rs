@@ -1,7 +1,6 @@
 //! A client, and a simple model of what it must receive.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -9,8 +8,6 @@ use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 use fastrand::Rng;
-use futures_util::Stream;
-use serde_json::Map;
 use tidings::event::Event;
 use tidings::hub::Reader as Who;
 use tidings::id::{Channel, Cursor, SchoolId, SubjectId};
@@ -22,6 +19,7 @@ use tokio::time::Instant;
 use super::Fault;
 use super::cursors::{Knowledge, Place};
 use super::ledger::Ledger;
+use super::line::{Line, Sessions};
 
 /// With the fault `LostWakeUp`, one wake-up out of this many gets lost. A short session is woken only a few times.
 const LOST_WAKE_UP: u64 = 2;
@@ -76,7 +74,7 @@ pub(super) struct Reader {
 }
 
 struct Session {
-    subscription: Subscription,
+    line: Line,
     alarm: Arc<Alarm>,
     /// When its token expires.
     ends: Option<Instant>,
@@ -234,8 +232,15 @@ impl Reader {
         self.session.as_ref().is_some_and(rings)
     }
 
-    /// Connects with its last cursor if it has one, or with any cursor that it was sent.
-    pub(super) fn connect(&mut self, subscriber: &Subscriber, ledger: &Ledger, rng: &mut Rng) {
+    /// Connects with its last cursor if it has one, or with any cursor that it was sent. A multiplexed client sometimes begins
+    /// a session, if there are any.
+    pub(super) fn connect(
+        &mut self,
+        subscriber: &Subscriber,
+        sessions: Option<&Sessions>,
+        ledger: &Ledger,
+        rng: &mut Rng,
+    ) {
         if self.is_multiplexed() {
             // As on the endpoint: what is delivered without a subscription begins at the current end of the log.
             self.scope = Scope::new(self.school(), []).filtered(self.scope.filter.clone());
@@ -302,8 +307,12 @@ impl Reader {
             is_faulty: self.fault == Some(Fault::LostWakeUp),
             ..Alarm::default()
         });
+        let line = match sessions.filter(|_| self.is_multiplexed() && rng.bool()) {
+            Some(sessions) => sessions.begin(self.school(), subscription),
+            None => Line::Subscription(Box::new(subscription)),
+        };
         self.session = Some(Session {
-            subscription,
+            line,
             alarm,
             ends: ttl.map(|ttl| Instant::now() + ttl),
             is_over: false,
@@ -327,12 +336,8 @@ impl Reader {
                 break;
             };
             session.alarm.rings.store(false, Ordering::Relaxed);
-            // As each transport does before it takes a delivery.
-            session.subscription.end_if_expired();
             let waker = Waker::from(Arc::clone(&session.alarm));
-            let next =
-                Pin::new(&mut session.subscription).poll_next(&mut Context::from_waker(&waker));
-            let delivery = match next {
+            let delivery = match session.line.poll(&mut Context::from_waker(&waker)) {
                 Poll::Pending => break,
                 Poll::Ready(None) if session.is_over => {
                     self.leave();
@@ -346,7 +351,7 @@ impl Reader {
             took = true;
             self.deliveries += 1;
             let before = self.cursor;
-            self.cursor = session.subscription.resume_cursor();
+            self.cursor = session.line.resume_cursor();
             ledger
                 .trace
                 .delivered(format_args!("{:?}", self.scope.channels()), &delivery);
@@ -497,14 +502,14 @@ impl Reader {
         let Some(session) = &mut self.session else {
             return;
         };
-        if session.subscription.is_busy() || self.asked.is_some() {
+        if session.line.is_busy() || self.asked.is_some() {
             // An endpoint reads no further messages meanwhile.
             return;
         }
         if self.scope.channels().contains(&channel) {
             self.left = Some((self.scope.clone(), self.knowledge.clone()));
             self.scope.remove(&channel);
-            session.subscription.unsubscribe(&[channel], Map::new());
+            session.line.unsubscribe(channel);
             let scope = &self.scope;
             let hears = |subject: &SubjectId| {
                 let own = Channel::Subject(tidings::kind::job::KIND, subject.clone());
@@ -524,12 +529,22 @@ impl Reader {
                 }
                 _ => cursor,
             };
-            let asked = vec![channel];
-            let subscription = &mut session.subscription;
-            subscription.subscribe(asked, cursor, Map::new(), None);
+            session.line.subscribe(channel, cursor);
             self.shadow.is_ready = false;
         }
         session.alarm.rings.store(true, Ordering::Relaxed);
+    }
+
+    /// Renews its credential, if it can and is in time.
+    pub(super) fn renew(&mut self) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        let is_in_time = session.ends.is_none_or(|ends| ends > Instant::now());
+        if is_in_time && !session.is_over && session.line.renew() {
+            session.ends = None;
+            session.alarm.rings.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Checks that it has received the last event of every subject. Nothing may be pending.

@@ -188,7 +188,7 @@ impl Cluster {
         let _entered = node.runtime.enter();
         let (reader, at) = &mut self.readers[own];
         *at = number;
-        reader.connect(&node.subscriber, &self.ledger, &mut self.rng);
+        reader.connect(&node.subscriber, None, &self.ledger, &mut self.rng);
     }
 
     fn advance(&mut self, by: Duration) {

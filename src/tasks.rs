@@ -19,7 +19,7 @@
 //!   ([`CommitMetrics`](crate::log::CommitMetrics)), which make the server not ready if a writer has ended.
 //! - tasks that live no longer than the request, the stream, the attempt or the turn that they serve, and are owned by it.
 //! - the connection of an MQTT notifier: its medium owns it, ends it in [`Medium::stop`](crate::notify::notification::Medium),
-//!   and starts it again if it panics.
+//!   and replaces it at the next delivery if it has panicked.
 //! - the two tasks of a connection to Postgres: one drives the connection, and ends with it; the other bounds the time of a
 //!   transaction, and ends with that.
 //!

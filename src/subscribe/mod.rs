@@ -412,6 +412,7 @@ impl Subscription {
         self.narrowed = true;
         let scope = Arc::clone(&self.scope);
         self.conflator.retain(|event| scope.matches(event));
+        self.set_timer();
         self.outbox
             .retain(|entry| !matches!(&entry.item, Item::Event(event) if !scope.matches(event)));
     }
@@ -528,6 +529,7 @@ impl Subscription {
             Mail::HistoryChanged => {
                 // Unsent events may be lost. Whether the log still has the events that were sent must be verified.
                 self.conflator.retain(|_| false);
+                self.set_timer();
                 self.position = self.safe;
                 self.is_claimed = true;
                 self.plan.push_back(Step::CatchUp {
@@ -550,6 +552,8 @@ impl Subscription {
         let mut out = |event| outbox.push_back(Entry::live(event));
         if all {
             conflator.flush(now, &mut out);
+            // The next tick that wakes nobody may be due sooner than those that were held.
+            self.set_timer();
         } else {
             conflator.release(now, now, &mut out);
         }

@@ -232,8 +232,8 @@ impl Reader {
         self.session.as_ref().is_some_and(rings)
     }
 
-    /// Connects with its last cursor if it has one, or with any cursor that it was sent. A multiplexed client sometimes begins
-    /// a session, if there are any.
+    /// Connects with its last cursor if it has one, or with any cursor that it was sent. A multiplexed client begins a
+    /// session, if there are any.
     pub(super) fn connect(
         &mut self,
         subscriber: &Subscriber,
@@ -307,7 +307,7 @@ impl Reader {
             is_faulty: self.fault == Some(Fault::LostWakeUp),
             ..Alarm::default()
         });
-        let line = match sessions.filter(|_| self.is_multiplexed() && rng.bool()) {
+        let line = match sessions.filter(|_| self.is_multiplexed()) {
             Some(sessions) => sessions.begin(self.school(), subscription),
             None => Line::Subscription(Box::new(subscription)),
         };

@@ -518,6 +518,7 @@ async fn until_reset(subscription: &mut Subscription) -> Vec<Arc<Event>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn live_readers_of_a_log_that_lost_events_are_reset() {
     let mut node = node();
     let first = make(&mut node, 1, 1).await;

@@ -333,6 +333,7 @@ fn a_token_that_is_made_here_is_read_here_whatever_claims_and_roles_are_called()
 
 /// In the file and in the environment, as a table and as JSON.
 #[test]
+#[ignore = "slow: real seconds pass"]
 fn roles_are_mapped_from_the_file_and_from_the_environment() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let token = valid(json!({"uid": 5, "org": {"school": "1"}, "role": "school_admin"}));

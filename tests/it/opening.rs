@@ -91,6 +91,7 @@ async fn while_the_database_is_opened_the_server_lives_and_is_not_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_signal_ends_a_server_whose_database_is_still_being_opened() {
     let folder = tempfile::tempdir().unwrap();
     some_jobs(folder.path(), 1).await;

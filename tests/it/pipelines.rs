@@ -507,6 +507,7 @@ async fn a_line_of_a_stream_is_answered_while_the_request_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_stream_with_nothing_to_answer_has_heartbeats_and_takes_no_place_once_its_client_has_left()
  {
     let server = server_with(json!({"heartbeat_secs": 1, "max_streams_per_user": 1})).await;
@@ -567,6 +568,7 @@ async fn a_stream_whose_answers_are_not_read_is_slowed_down() {
 
 /// An independent implementation.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn python_websockets_publishes_many_commands_before_it_reads_an_answer() {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     let wanted = Command::new(&python)

@@ -349,6 +349,7 @@ async fn a_bus_that_is_down_loses_no_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn without_any_bus_the_log_is_enough() {
     let mut database = database();
     let buses: [Arc<dyn Bus>; 2] = [Arc::new(LocalBus), Arc::new(LocalBus)];

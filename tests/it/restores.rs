@@ -111,6 +111,7 @@ async fn a_database_whose_journal_is_gone_is_rejected_and_a_new_epoch_resets_eve
 
 /// A power loss takes the ticks since the last milestone; their numbers are given again.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn after_a_power_loss_a_reader_of_lost_ticks_is_reset_and_every_other_one_goes_on() {
     if !needs("cc") {
         return;

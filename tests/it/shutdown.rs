@@ -313,6 +313,7 @@ async fn every_stream_of_another_application_receives_a_close_message_even_if_it
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn connections_that_nobody_uses_do_not_hold_up_the_end() {
     for _ in 0..3 {
         let folder = tempfile::tempdir().unwrap();

@@ -99,6 +99,7 @@ async fn read_until(stream: &mut TlsStream<TcpStream>, wanted: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn every_transport_is_served_over_tls() {
     for in_the_file in [true, false] {
         let folder = tempfile::tempdir().unwrap();

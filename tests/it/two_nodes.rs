@@ -94,6 +94,7 @@ async fn everything_reaches_everybody(nodes: &[Server; 2]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn over_redis_what_one_server_commits_reaches_the_clients_of_another() {
     let (Some(database), Some(redis)) = (postgres::database(), RedisServer::start()) else {
         return;
@@ -107,6 +108,7 @@ async fn over_redis_what_one_server_commits_reaches_the_clients_of_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn over_notifications_what_one_server_commits_reaches_the_clients_of_another() {
     let Some(database) = postgres::database() else {
         return;
@@ -178,6 +180,7 @@ async fn a_server_whose_bus_is_down_is_ready_and_delivers_everything() {
 
 /// The certificates of the system are those of `SSL_CERT_FILE`, if that is set.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_bus_over_tls_is_used_if_the_system_trusts_its_certificate() {
     let folder = tempfile::tempdir().unwrap();
     if !make_certificate(folder.path()) {

@@ -186,6 +186,7 @@ async fn a_fresh_token_in_band_keeps_the_stream_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn heartbeats_are_pings_that_carry_the_cursor() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     let job = server.running_job("a").await;

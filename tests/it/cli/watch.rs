@@ -271,6 +271,7 @@ async fn watched_jobs_are_named_by_title_or_path_or_id() {
 
 /// The server goes away and comes back: the watcher goes on where it was.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn watching_resumes_after_a_lost_connection() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Process::start(command(folder.path()).arg("serve"));

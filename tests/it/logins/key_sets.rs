@@ -92,6 +92,7 @@ fn keys_of(folder: &Path, text: &str) -> Result<Keys, String> {
 }
 
 #[test]
+#[ignore = "slow: real seconds pass"]
 fn a_token_is_verified_with_the_key_of_its_kid_or_with_those_that_fit() {
     if !needs("openssl") {
         return;

@@ -192,6 +192,7 @@ impl Cluster {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn one_node_delivers_and_another_takes_over_from_one_that_is_suspended() {
     let cluster = Cluster::start(Terms {
         term: Duration::from_millis(1_500),

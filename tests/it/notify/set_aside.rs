@@ -342,6 +342,7 @@ async fn when_as_many_are_set_aside_as_may_be_the_school_waits_and_no_other_scho
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn what_is_set_aside_and_past_retention_is_a_dead_letter_with_its_cause() {
     if !ready() {
         return;

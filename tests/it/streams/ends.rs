@@ -42,6 +42,7 @@ over_every_transport! {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_departed_reader_is_noticed_and_leaves_nothing_behind() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     server.running_job("a").await;
@@ -118,6 +119,7 @@ async fn a_ticket_opens_its_own_scope_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_ticket_expires() {
     let server = server_with(json!({"ticket_ttl_secs": 1})).await;
     let made = json!({"channels": ["jobs"]});

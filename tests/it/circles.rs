@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::sources::{code, rust_files};
+
 /// Circles that are left, each by its folder and its modules. None may grow, and a circle that is gone must be removed from here.
 const LEFT: &[(&str, &str)] = &[
     (
@@ -27,29 +29,17 @@ const LEFT: &[(&str, &str)] = &[
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
 /// Returns the source files of the module at a path, each with the number of `super`s that lead to the folder around the
-/// module. A `mod.rs` is the module of its own folder, and a file beside it is one deeper.
-fn files(path: &Path, depth: usize) -> Vec<(PathBuf, usize)> {
+/// module. A `mod.rs` is the module of its own folder; the other files of that folder are one level deeper.
+fn files(path: &Path) -> Vec<(PathBuf, usize)> {
     if path.is_file() {
-        return vec![(path.to_owned(), depth)];
+        return vec![(path.to_owned(), 1)];
     }
-    let entries = fs::read_dir(path)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    entries
-        .flat_map(|entry| {
-            let is_module_itself = entry.file_name().unwrap() == "mod.rs";
-            files(&entry, if is_module_itself { depth } else { depth + 1 })
-        })
-        .collect()
-}
-
-/// Returns the lines of code of a file, without comments and tests.
-fn code(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap();
-    let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
-    let lines = code.lines();
-    let lines = lines.filter(|line| !line.trim_start().starts_with("//"));
-    lines.collect::<Vec<_>>().join("\n")
+    let with_depth = |file: PathBuf| {
+        let below = file.strip_prefix(path).unwrap().components().count();
+        let is_module_itself = file.file_name().unwrap() == "mod.rs";
+        (file, 1 + below - usize::from(is_module_itself))
+    };
+    rust_files(path).into_iter().map(with_depth).collect()
 }
 
 fn name(text: &str) -> String {
@@ -103,7 +93,7 @@ fn imports(root: &Path, folder: &Path) -> Imports {
         let own = entry.file_stem().unwrap().to_str().unwrap().to_owned();
         let is_source = entry.is_dir() || entry.extension().is_some_and(|own| own == "rs");
         if is_source && !["mod", "lib", "main"].contains(&&*own) {
-            modules.entry(own).or_default().extend(files(&entry, 1));
+            modules.entry(own).or_default().extend(files(&entry));
         }
     }
     let mut absolute = String::from("crate::");

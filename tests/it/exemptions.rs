@@ -2,8 +2,9 @@
 //! place that is gone leaves its list.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use crate::support::sources::{code, rust_files};
 
 /// HTTP modules that read the store themselves, after the check that `app` describes: pages, badges, tickets and metrics.
 const READS_OF_THE_STORE: &[&str] = &[
@@ -34,30 +35,13 @@ const TASKS_OF_THEIR_OWN: &[&str] = &[
     "subscribe/catch_up.rs",
 ];
 
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    entries
-        .flat_map(|entry| match entry.is_dir() {
-            true => sources(&entry),
-            false => vec![entry],
-        })
-        .collect()
-}
-
 /// Returns the sources below this folder that have one of these texts in their code, without tests.
 fn with(folder: &str, texts: &[&str]) -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = BTreeSet::new();
-    for path in sources(&root.join(folder)) {
-        let text = fs::read_to_string(&path).unwrap();
-        let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
-        let code: String = code
-            .lines()
-            .filter(|line| !line.trim_start().starts_with("//"))
-            .flat_map(|line| [line.trim(), " "])
-            .collect();
+    for path in rust_files(&root.join(folder)) {
+        let code = code(&path);
+        let code: String = code.lines().flat_map(|line| [line.trim(), " "]).collect();
         // A call may be on a line of its own.
         let code = code.replace(" .", ".");
         if texts.iter().any(|text| code.contains(text)) {

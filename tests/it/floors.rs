@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::sources::rust_files;
+
 /// Each module's floor. A module knows only those on floors below its own.
 const FLOORS: &[(&str, u8)] = &[
     ("id", 0),
@@ -49,23 +51,8 @@ const FLOORS: &[(&str, u8)] = &[
     ("main", 14),
 ];
 
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-    {
-        if entry.is_dir() {
-            files(&entry, found);
-        } else if entry.extension().is_some_and(|extension| extension == "rs") {
-            found.push(entry);
-        }
-    }
-}
-
 fn sources() -> Vec<(String, PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut found = Vec::new();
-    files(&root, &mut found);
     let module = |path: &Path| {
         path.strip_prefix(&root)
             .unwrap()
@@ -77,7 +64,7 @@ fn sources() -> Vec<(String, PathBuf, String)> {
             .trim_end_matches(".rs")
             .to_owned()
     };
-    found
+    rust_files(&root)
         .into_iter()
         .map(|path| {
             (

@@ -1,28 +1,14 @@
 //! Two tiers of tests: `cargo test` leaves out those that are slow, `.ci/run` runs all.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
 
 use crate::support::page::text;
 use crate::support::process::run;
+use crate::support::sources::rust_files;
 
 /// What runs all tests.
 const FULL: &str = "cargo test -- --include-ignored";
-
-/// Rust sources below a folder.
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let entries = folder
-        .read_dir()
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let of_entry = |path: PathBuf| match path.is_dir() {
-        true => sources(&path),
-        false => vec![path],
-    };
-    let mut found: Vec<PathBuf> = entries.flat_map(of_entry).collect();
-    found.retain(|path| path.extension().is_some_and(|own| own == "rs"));
-    found
-}
 
 #[test]
 fn everything_runs_before_a_change_lands_and_the_readme_says_how() {
@@ -40,7 +26,7 @@ fn a_test_is_left_out_of_the_fast_tier_for_being_slow_and_for_nothing_else() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut slow = 0;
     for path in ["src", "tests/it", "tests/simulation"].map(|own| root.join(own)) {
-        for path in sources(&path) {
+        for path in rust_files(&path) {
             let source = std::fs::read_to_string(&path).unwrap();
             let attributes = source.lines().map(str::trim);
             for line in attributes.filter(|line| line.starts_with("#[ignore")) {

@@ -17,6 +17,7 @@ pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod redis;
+pub(crate) mod sources;
 pub(crate) mod store;
 
 use std::sync::Arc;

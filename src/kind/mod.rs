@@ -7,6 +7,7 @@
 //! attempt.
 
 pub mod characteristic;
+mod details;
 pub mod device;
 pub mod enrollment;
 pub mod job;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+pub use self::details::EventDetails;
 use self::job::{History, Past};
 use self::values::{
     IdOrNumber, Time, as_optional_timestamp, as_timestamp, bounded, code, from_optional_object,
@@ -598,61 +600,6 @@ unnamed_schema!(ChannelText, {
         "examples": ["jobs/42"],
     })
 });
-
-/// What an event says to a person, of whichever kind it is.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-pub struct Facts {
-    /// Percent complete, if it is known.
-    pub progress: Option<f64>,
-    /// The newest human-readable message.
-    pub message: Option<String>,
-    /// Why the subject failed.
-    #[serde(default, deserialize_with = "error_message")]
-    pub error: Option<String>,
-    /// When the subject is expected to end.
-    pub eta_at: Option<DateTime<Utc>>,
-    /// Whether a running job has been silent for too long.
-    #[serde(default)]
-    pub stalled: bool,
-}
-
-impl Facts {
-    /// Returns the facts of an event: of a job from its payload, of any other kind from the fields of its message.
-    pub fn of(draft: &Draft) -> Facts {
-        let Some(report) = draft.payload::<job::Report>() else {
-            return serde_json::from_str(&draft.fields).unwrap_or_default();
-        };
-        Facts {
-            progress: report.progress,
-            message: Some(report.message.to_string()),
-            error: report.error.as_ref().map(|error| error.message.to_string()),
-            eta_at: report.eta_at,
-            stalled: report.stalled,
-        }
-    }
-
-    /// Returns only the progress.
-    pub fn progress_of(draft: &Draft) -> Option<f64> {
-        match draft.payload::<job::Report>() {
-            Some(report) => report.progress,
-            None => Facts::of(draft).progress,
-        }
-    }
-}
-
-/// The error of an enrollment session is a text; other kinds may have an object with a `message`.
-fn error_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Failure {
-        Text(String),
-        Coded { message: String },
-    }
-    let failure = Option::<Failure>::deserialize(deserializer)?;
-    Ok(failure.map(|own| match own {
-        Failure::Text(message) | Failure::Coded { message } => message,
-    }))
-}
 
 /// Returns the error for a subject that does not exist.
 pub fn not_found(kind: Kind, id: impl Into<String>) -> RuleError {

@@ -210,7 +210,7 @@ fn noun(kind: &str) -> &str {
     kind.strip_suffix('s').unwrap_or(kind)
 }
 
-/// Returns the text of the message: the main facts, followed by the whole event.
+/// Returns the text of the message: the main details, followed by the whole event.
 fn body(notification: &Notification) -> Result<String, DeliveryError> {
     // Parsed only to indent it.
     let event: serde_json::Value =
@@ -218,7 +218,7 @@ fn body(notification: &Notification) -> Result<String, DeliveryError> {
     let event = serde_json::to_string_pretty(&event).map_err(|_| not_json())?;
     let school = notification.school_id.to_string();
     let at = notification.at.to_rfc3339_opts(SecondsFormat::Secs, true);
-    let facts = [
+    let details = [
         ("School", Some(school.as_str())),
         ("Kind", Some(noun(notification.kind))),
         ("Id", Some(&notification.subject)),
@@ -230,7 +230,7 @@ fn body(notification: &Notification) -> Result<String, DeliveryError> {
         ("Notification", Some(&notification.id)),
     ];
     let mut body = String::new();
-    for (label, value) in facts {
+    for (label, value) in details {
         if let Some(value) = value {
             writeln!(body, "{:<14}{}", format!("{label}:"), one_line(value))
                 .expect("a string takes all");
@@ -257,7 +257,7 @@ fn atom(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::config::Bounded;
-    use crate::kind::Facts;
+    use crate::kind::EventDetails;
 
     fn settings() -> EmailSettings {
         EmailSettings {
@@ -283,7 +283,7 @@ mod tests {
             status: "failed",
             severity: None,
             at: "2026-03-01T08:00:00Z".parse().unwrap(),
-            facts: Facts::default(),
+            details: EventDetails::default(),
             json: br#"{"type":"job_progress","job_id":"report-7"}"#.to_vec(),
         }
     }

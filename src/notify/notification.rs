@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
 use crate::config::{DELIVERY_CAUSE_MAX_CHARS, NOTIFICATION_TITLE_MAX_CHARS, RETRY_AFTER_MAX};
-use crate::kind::Facts;
+use crate::kind::EventDetails;
 
 /// An event to be delivered.
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ pub struct Notification {
     /// When the event happened.
     pub at: DateTime<Utc>,
     /// What the event says to a person.
-    pub facts: Facts,
+    pub details: EventDetails,
     /// The event's message, a JSON object.
     pub json: Vec<u8>,
 }

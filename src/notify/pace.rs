@@ -14,7 +14,7 @@ use crate::config::NOTIFY_PACED_SUBJECTS_MAX;
 use crate::config::notifiers::{Every, Rule};
 use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
-use crate::kind::Facts;
+use crate::kind::EventDetails;
 
 /// What was delivered last of each subject.
 pub(super) struct Pace(Mutex<LruCache<(SchoolId, Kind, SubjectId), LastDelivery>>);
@@ -29,7 +29,7 @@ impl LastDelivery {
     fn of(event: &Event) -> LastDelivery {
         LastDelivery {
             at: event.at,
-            progress: Facts::progress_of(&event.draft),
+            progress: EventDetails::progress_of(&event.draft),
         }
     }
 }

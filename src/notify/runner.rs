@@ -30,7 +30,7 @@ use crate::config::{
 use crate::event::{Event, timestamp};
 use crate::feed::Feed;
 use crate::id::{self, Channel, SchoolId};
-use crate::kind::{Facts, characteristic};
+use crate::kind::{EventDetails, characteristic};
 use crate::lease::{self, Lease};
 use crate::log::consumers::{
     Begun, Change, DeadLetter, Offset, Progress, SetAside, Tried, lease_of,
@@ -544,7 +544,7 @@ impl Runner {
             status: event.draft.status,
             severity: severity.map(|severity| severity.as_str().to_owned()),
             at: event.at,
-            facts: Facts::of(&event.draft),
+            details: EventDetails::of(&event.draft),
             json: wire::event_json(event, false),
         })
     }

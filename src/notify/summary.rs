@@ -51,7 +51,7 @@ pub(super) struct Summary {
 impl Summary {
     /// Summarises an event in a text of at most `max_bytes`.
     pub(super) fn of(own: &Notification, max_bytes: usize) -> Summary {
-        let facts = &own.facts;
+        let details = &own.details;
         let is_bad = matches!(
             own.status,
             "failed" | "error" | "offline" | "missed" | "out_of_control"
@@ -62,22 +62,22 @@ impl Summary {
         );
         let (urgency, mark) = match own.status {
             _ if is_bad => (Urgency::Urgent, Mark::Bad),
-            _ if facts.stalled || own.status == "late" => (Urgency::Urgent, Mark::Warning),
+            _ if details.stalled || own.status == "late" => (Urgency::Urgent, Mark::Warning),
             _ if goes_on => (Urgency::Quiet, Mark::Running),
             "completed" | "complete" | "online" | "on_time" | "in_control" => {
                 (Urgency::Normal, Mark::Good)
             }
             _ => (Urgency::Normal, Mark::News),
         };
-        let mut text = match facts.stalled {
+        let mut text = match details.stalled {
             true => "stalled".to_owned(),
             false => own.status.replace('_', " "),
         };
-        let progress = facts.progress.filter(|_| goes_on);
+        let progress = details.progress.filter(|_| goes_on);
         if let Some(progress) = progress {
             text.push_str(&format!(", {} %", progress.floor()));
         }
-        let more = facts.error.as_ref().or(facts.message.as_ref());
+        let more = details.error.as_ref().or(details.message.as_ref());
         if let Some(more) = more.filter(|more| !more.is_empty()) {
             text.push_str(": ");
             text.push_str(more);
@@ -92,7 +92,7 @@ impl Summary {
             mark,
             text,
             progress,
-            eta_at: facts.eta_at.filter(|_| goes_on),
+            eta_at: details.eta_at.filter(|_| goes_on),
             is_live: goes_on || matches!(own.status, "pending" | "queued"),
         }
     }

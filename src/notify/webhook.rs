@@ -160,7 +160,7 @@ mod tests {
     use super::super::post::{judge, retry_after};
     use super::*;
     use crate::config::{Bounded, RETRY_AFTER_MAX};
-    use crate::kind::Facts;
+    use crate::kind::EventDetails;
 
     fn settings(secret: &str) -> WebhookSettings {
         WebhookSettings {
@@ -267,7 +267,7 @@ mod tests {
             status: "failed",
             severity: None,
             at: Utc::now(),
-            facts: Facts::default(),
+            details: EventDetails::default(),
             json: b"{}".to_vec(),
         };
         let request = webhook.unwrap().request(&notification, Utc::now());

@@ -346,7 +346,7 @@ fn message(notification: &Notification) -> Result<Vec<u8>, DeliveryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kind::Facts;
+    use crate::kind::EventDetails;
 
     fn settings() -> MqttSettings {
         serde_json::from_str(r#"{"host": "broker.example"}"#).unwrap()
@@ -363,7 +363,7 @@ mod tests {
             status: "failed",
             severity: None,
             at: "2026-03-01T08:00:00Z".parse().unwrap(),
-            facts: Facts::default(),
+            details: EventDetails::default(),
             json: br#"{"type":"job_progress"}"#.to_vec(),
         }
     }

@@ -121,7 +121,7 @@ fn notification(more: &Value) -> Notification {
         status: "in_progress",
         severity: None,
         at: chrono::Utc::now(),
-        facts: serde_json::from_value(more.clone()).unwrap(),
+        details: serde_json::from_value(more.clone()).unwrap(),
         json: more.to_string().into_bytes(),
     }
 }

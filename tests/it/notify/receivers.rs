@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use tidings::kind::Facts;
+use tidings::kind::EventDetails;
 use tidings::notify::notification::{DeliveryError, Notification};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
@@ -170,7 +170,7 @@ pub(crate) fn notification(id: &str) -> Notification {
         status: "failed",
         severity: None,
         at: "2026-03-01T08:00:00Z".parse().unwrap(),
-        facts: Facts::default(),
+        details: EventDetails::default(),
         json: r#"{"type":"job_progress","job_id":"report-7","message":"Schülerliste – zu groß"}"#
             .into(),
     }

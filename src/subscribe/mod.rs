@@ -403,6 +403,7 @@ impl Subscription {
             self.attachment.unlisten_wide();
             self.scope = Arc::new(Scope::clone(&self.scope).without_wide());
             self.drop_out_of_scope();
+            self.set_timer();
             self.narrow_steps(|scope| *scope = scope.clone().without_wide());
         }
     }
@@ -412,7 +413,6 @@ impl Subscription {
         self.narrowed = true;
         let scope = Arc::clone(&self.scope);
         self.conflator.retain(|event| scope.matches(event));
-        self.set_timer();
         self.outbox
             .retain(|entry| !matches!(&entry.item, Item::Event(event) if !scope.matches(event)));
     }

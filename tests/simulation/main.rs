@@ -30,6 +30,7 @@ mod ledger;
 mod line;
 mod publisher;
 mod reader;
+mod shadow;
 mod trace;
 #[path = "../it/support"]
 #[allow(dead_code, reason = "the integration tests use more of it")]

@@ -88,6 +88,8 @@ const REPLAY_MAX: u64 = 60;
 const SUBJECTS: [&str; 4] = ["a", "b", "c", "d"];
 /// Number of rounds after which nothing can be pending any more.
 const ROUNDS_TO_SETTLE: usize = 400;
+/// Maximum number of changes that a multiplexed reader makes to its channels in one step.
+const MOST_CHANGES: u8 = 6;
 /// How often the server's tasks get a turn in each of these rounds.
 const YIELDS: usize = 8;
 /// Maximum number of commands with an idempotency key that are kept, to be repeated.
@@ -481,6 +483,41 @@ impl World {
         Ok(())
     }
 
+    /// Lets a reader receive everything that is pending. A task that a round has woken acts in the next one.
+    async fn bring_up_to_date(&mut self, own: usize) -> Result<(), String> {
+        let mut quiet = 0;
+        while quiet < 2 {
+            let mut busy = self.dispatch() | self.disk();
+            for _ in 0..YIELDS {
+                tokio::task::yield_now().await;
+            }
+            busy |= self.readers[own].take(usize::MAX, &self.ledger)?;
+            quiet = if busy { 0 } else { quiet + 1 };
+        }
+        Ok(())
+    }
+
+    /// Lets a multiplexed reader renew its token, and add or remove a channel.
+    async fn change_channels(&mut self, own: usize) -> Result<(), String> {
+        // Otherwise the reader may still wait for an earlier channel, and changes nothing.
+        if self.rng.u8(0..4) > 0 {
+            self.bring_up_to_date(own).await?;
+        }
+        if self.rng.u8(0..4) == 0 {
+            self.readers[own].renew();
+        }
+        let channel = some_channel(&mut self.rng);
+        self.readers[own].change(channel, &mut self.rng);
+        // The channel may be added while events of the existing channels are pending: the reader has received one of
+        // them, and others come before the channel is added.
+        for _ in 0..self.rng.u8(0..=2) {
+            self.publish()?;
+            while self.dispatch() {}
+            self.readers[own].take(1, &self.ledger)?;
+        }
+        Ok(())
+    }
+
     async fn step(&mut self) -> Result<(), String> {
         let own = self.rng.usize(0..self.readers.len());
         match self.rng.u8(0..100) {
@@ -525,22 +562,8 @@ impl World {
                 let Some(own) = self.rng.choice(those) else {
                     return Ok(());
                 };
-                // The channel may be added while events of the existing channels are pending: the reader has received
-                // one of them, and others come before the channel is added.
-                let in_the_midst = self.rng.bool();
-                if in_the_midst {
-                    while self.dispatch() {}
-                    self.readers[own].take(usize::MAX, &self.ledger)?;
-                }
-                if self.rng.u8(0..4) == 0 {
-                    self.readers[own].renew();
-                }
-                let channel = some_channel(&mut self.rng);
-                self.readers[own].change(channel, &mut self.rng);
-                for _ in 0..2 * usize::from(in_the_midst) {
-                    self.publish()?;
-                    while self.dispatch() {}
-                    self.readers[own].take(1, &self.ledger)?;
+                for _ in 0..self.rng.u8(1..=MOST_CHANGES) {
+                    self.change_channels(own).await?;
                 }
             }
             89..=91 => {

@@ -8,7 +8,9 @@ use std::time::Duration;
 use figment::Figment;
 use tokio::time::Instant;
 
-use crate::app::{PingService, PublishService, ReadService, Stopping, SubscribeService};
+use crate::app::{
+    GrantService, PingService, PublishService, ReadService, Stopping, SubscribeService,
+};
 use crate::auth::{KeyError, Keys};
 use crate::bus::NodeId;
 use crate::cluster::{Cluster, Differs, Identity, NodeHealth, ReadNodeHealth};
@@ -123,6 +125,7 @@ pub struct Tidings {
     publications: Arc<PublishService>,
     subscriptions: Arc<SubscribeService>,
     reads: ReadService,
+    grants: GrantService,
     pings: PingService,
     presence: Arc<Presence>,
     notifiers: Arc<Notifiers>,
@@ -257,12 +260,14 @@ impl Tidings {
         );
         let terms = lease::Terms::default();
         let sweep = Lease::new(Arc::clone(&store), watchdog::SWEEP_LEASE, terms);
+        let grants = GrantService::new(Arc::clone(&store), Arc::clone(&keys));
         let tidings = Tidings {
             keys,
             publications,
             pings,
             subscriptions: Arc::new(subscriptions),
             reads: ReadService::new(Arc::clone(&store)),
+            grants,
             presence,
             notifiers,
             schedules,
@@ -368,6 +373,11 @@ impl Tidings {
     /// Returns the service that reads on behalf of callers.
     pub fn reads(&self) -> &ReadService {
         &self.reads
+    }
+
+    /// Returns the service that creates tickets and links on behalf of callers.
+    pub fn grants(&self) -> &GrantService {
+        &self.grants
     }
 
     /// Returns the service that takes pings, and manages their keys.

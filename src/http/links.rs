@@ -15,8 +15,8 @@ use super::contract::{Document, JSON, Operation, Part};
 use super::credential::{bounded, named_school, query};
 use super::parameters::{EXPIRES_MAX, LINK};
 use super::problem::{Kind, Problem};
-use crate::app::Caller;
-use crate::auth::{Access, AuthError, Link, Role, View};
+use crate::app::{Caller, SignedLink};
+use crate::auth::{Access, AuthError, Link, View};
 use crate::config::LINK_MAX_SECS;
 use crate::id::{Channel, SchoolId};
 use crate::kind;
@@ -93,7 +93,6 @@ async fn create(
     let channel = kind::channel(&asked.channel).map_err(|error| invalid(error.to_string()))?;
     let view = View::parse(&asked.view)
         .ok_or_else(|| invalid("`view` must be `badge` or `embed`".to_owned()))?;
-    caller.authorize(&channel)?;
     if view == View::Embed && !cfg!(feature = "monitor") {
         let detail = "`view` must be `badge`: this server was built without embedded pages";
         return Err(invalid(detail.to_owned()));
@@ -103,25 +102,12 @@ async fn create(
             "`channel` must be `jobs` or `jobs/<job_id>` for an embedded page: it shows jobs";
         return Err(invalid(detail.to_owned()));
     }
-    let link = Link {
-        school: caller.school(),
-        expires: expiry(&caller, asked.expires_in_secs)?,
-        channel,
-        view,
-    };
-    let signature = tidings.keys().sign_link(&link)?;
-    tracing::info!(
-        school = %link.school,
-        channel = %link.channel,
-        view = view.as_str(),
-        expires = link.expires,
-        by = &**caller.name(),
-        "a signed link was created"
-    );
+    let expires = expiry(asked.expires_in_secs)?;
+    let SignedLink { link, signature } = tidings.grants().link(&caller, channel, view, expires)?;
     let answer = Answer {
         url: url(&base, &link, &signature),
         channel: link.channel.to_string(),
-        view: view.as_str(),
+        view: link.view.as_str(),
         expires_at: link.expires_at().map(|at| timestamp(at).to_string()),
     };
     Ok(Json {
@@ -139,29 +125,18 @@ fn is_embeddable(channel: &Channel) -> bool {
     }
 }
 
-/// Returns when a caller's link expires. Only an admin can give away more time than the token has left.
-fn expiry(caller: &Caller, asked_secs: Option<u64>) -> Result<Option<i64>, Problem> {
-    let asked = match asked_secs {
-        None => None,
-        Some(secs) => {
-            let fits = (1..=LINK_MAX_SECS).contains(&secs).then_some(secs);
-            let secs = fits.and_then(|secs| i64::try_from(secs).ok());
-            let secs = secs.ok_or_else(|| {
-                let detail = format!("`expires_in_secs` must be from 1 to {LINK_MAX_SECS}");
-                Problem::new(Kind::InvalidBody, detail)
-            })?;
-            Some(Utc::now().timestamp() + secs)
-        }
+/// Returns when a link is to expire, in seconds since 1970.
+fn expiry(asked_secs: Option<u64>) -> Result<Option<i64>, Problem> {
+    let Some(secs) = asked_secs else {
+        return Ok(None);
     };
-    match (caller.require(Role::Admin), caller.access().expires_at) {
-        (Ok(()), _) => Ok(asked),
-        (Err(_), Some(end)) => {
-            let end = end.timestamp();
-            Ok(Some(asked.map_or(end, |at| at.min(end))))
-        }
-        // A visitor without a token: the link would outlive the setting that permits access.
-        (Err(error), None) => Err(error.into()),
-    }
+    let fits = (1..=LINK_MAX_SECS).contains(&secs).then_some(secs);
+    let secs = fits.and_then(|secs| i64::try_from(secs).ok());
+    let secs = secs.ok_or_else(|| {
+        let detail = format!("`expires_in_secs` must be from 1 to {LINK_MAX_SECS}");
+        Problem::new(Kind::InvalidBody, detail)
+    })?;
+    Ok(Some(Utc::now().timestamp() + secs))
 }
 
 /// Returns the path of a link, with its signature.

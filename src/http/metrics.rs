@@ -20,9 +20,9 @@ use super::contract::Document;
 use super::credential::AnySchool;
 use super::problem::Problem;
 use super::subjects::READ_PROBLEMS;
-use crate::auth::AuthError;
 use crate::cluster::is_running;
 use crate::config::READY_WAIT;
+use crate::log::Store;
 use crate::log::consumers::Total;
 use crate::log::nodes::Node;
 use crate::service::Tidings;
@@ -87,8 +87,8 @@ impl Metrics {
     }
 
     /// What the log and its writer have done.
-    fn of_writing(&mut self, tidings: &Tidings) {
-        let metrics = tidings.store().commit_metrics();
+    fn of_writing(&mut self, store: &dyn Store, tidings: &Tidings) {
+        let metrics = store.commit_metrics();
         let counts = metrics.peek();
         self.counter("events_committed", "Events committed", counts.events);
         self.counter("commits", "Commits of at least one event", counts.commits);
@@ -119,8 +119,8 @@ impl Metrics {
     }
 
     /// Who listens, and what is read.
-    fn of_reading(&mut self, tidings: &Tidings) {
-        let (hub, store) = (tidings.hub(), tidings.store());
+    fn of_reading(&mut self, store: &dyn Store, tidings: &Tidings) {
+        let hub = tidings.hub();
         let (by_transport, _) = hub.connections(None, 0, 0);
         let streams = by_transport.iter().map(|(transport, count)| {
             let labels = vec![("transport", (*transport).to_owned())];
@@ -318,7 +318,7 @@ impl Metrics {
     }
 
     /// What was rejected, and what went wrong.
-    fn of_trouble(&mut self, tidings: &Tidings) {
+    fn of_trouble(&mut self, store: &dyn Store, tidings: &Tidings) {
         let rejections = tidings.metrics().rejections();
         let rejections = rejections.into_iter().map(|((code, limit), count)| {
             let limit = limit.unwrap_or_default().to_owned();
@@ -330,7 +330,7 @@ impl Metrics {
             "Requests, lines of batches and client messages that were rejected, by the code of the problem and the setting that was reached",
             Labelled(rejections.collect()),
         );
-        let threads = tidings.store().commit_metrics().panics();
+        let threads = store.commit_metrics().panics();
         let panics = tidings.tasks().panics().into_iter().chain(threads);
         let panics = panics
             .map(|(task, panics)| (vec![("task", task.to_string())], ConstCounter::new(panics)));
@@ -349,13 +349,11 @@ async fn metrics(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<(ContentType, String), Problem> {
     let AnySchool(access) = caller?;
-    if !access.is_unrestricted_admin() {
-        return Err(AuthError::NotUnrestricted.into());
-    }
-    let store = tidings.store();
+    let reads = tidings.reads();
+    let store = reads.store(reads.whole_server(&access)?);
     let mut metrics = Metrics(Registry::with_prefix("tidings"));
-    metrics.of_writing(tidings);
-    metrics.of_reading(tidings);
+    metrics.of_writing(store, tidings);
+    metrics.of_reading(store, tidings);
     metrics.of_relay(tidings);
     // If the database is in trouble, the other metrics matter even more.
     if let Ok(Ok(bytes)) = timeout(READY_WAIT, store.size()).await {
@@ -368,7 +366,7 @@ async fn metrics(
     let uptime = (Utc::now() - tidings.metrics().since()).to_std();
     let uptime = ConstGauge::new(uptime.unwrap_or_default().as_secs_f64());
     metrics.add("uptime_seconds", "Time since the start", uptime);
-    metrics.of_trouble(tidings);
+    metrics.of_trouble(store, tidings);
     let mut text = String::new();
     prometheus_text::encode(&mut text, &metrics.0).expect("a string takes all");
     let format =

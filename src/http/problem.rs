@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::credential::source;
 use super::methods;
-use crate::app::{PingRejected, Rejected, TooFast};
+use crate::app::{GrantRejected, PingRejected, Rejected, TooFast};
 use crate::auth::{AuthError, KeyError};
 use crate::hub::HubFull;
 use crate::id::NameError;
@@ -347,6 +347,15 @@ impl From<Rejected> for Problem {
             Rejected::Command(error) => error.into(),
             Rejected::Missing(_) => Problem::new(Kind::NotFound, error.to_string()),
             Rejected::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<GrantRejected> for Problem {
+    fn from(error: GrantRejected) -> Problem {
+        match error {
+            GrantRejected::Auth(error) => error.into(),
+            GrantRejected::Key(error) => error.into(),
         }
     }
 }

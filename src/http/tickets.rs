@@ -97,14 +97,9 @@ pub(super) fn issue(
     }
     let mut channels = Vec::with_capacity(asked.channels.len());
     for text in &asked.channels {
-        let channel = kind::channel(text).map_err(|error| invalid(error.to_string()))?;
-        caller.authorize(&channel)?;
-        channels.push(channel);
+        channels.push(kind::channel(text).map_err(|error| invalid(error.to_string()))?);
     }
-    let made = (tidings.store().epoch(), Utc::now());
-    let ticket = tidings
-        .keys()
-        .ticket(caller.access(), caller.school(), &channels, made)?;
+    let ticket = tidings.grants().ticket(caller, &channels)?;
     let path = match channels.as_slice() {
         [channel] => format!("/events/{channel}?"),
         several => {

@@ -6,23 +6,6 @@ use std::path::Path;
 
 use crate::support::sources::{code, rust_files};
 
-/// HTTP modules that read the store themselves, after the check that `app` describes: pages, badges, tickets and metrics.
-const READS_OF_THE_STORE: &[&str] = &[
-    "http/badge/face.rs",
-    "http/metrics.rs",
-    "http/monitor/characteristic.rs",
-    "http/monitor/endings.rs",
-    "http/monitor/job.rs",
-    "http/monitor/lists.rs",
-    "http/monitor/mod.rs",
-    "http/monitor/school.rs",
-    "http/monitor/system.rs",
-    "http/monitor/totals.rs",
-    "http/monitor/uptime.rs",
-    "http/monitor/visitor.rs",
-    "http/tickets.rs",
-];
-
 /// Modules of the server that spawn tasks on no group of `Tasks`; see `tasks.rs`.
 const TASKS_OF_THEIR_OWN: &[&str] = &[
     "app/batch.rs",
@@ -57,9 +40,8 @@ fn named(list: &[&str]) -> BTreeSet<String> {
 }
 
 #[test]
-fn only_these_http_modules_read_the_store_without_a_service() {
-    let found = with("http", &["tidings.store()"]);
-    assert_eq!(found, named(READS_OF_THE_STORE));
+fn no_http_module_reads_the_store_without_a_service() {
+    assert_eq!(with("http", &[".store()"]), named(&[]));
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use rocket::http::Status;
 
 use super::super::problem::Problem;
+use crate::app::{Caller, Rejected};
 use crate::config::BADGE_TEXT_CHARS;
 use crate::id::{Channel, Kind, SchoolId, is_visible};
-use crate::kind::{self, Cell, KINDS, State, job};
-use crate::log::{StoredSubject, Tally, TallyQuery};
+use crate::kind::{self, Cell, KINDS, RuleError, State, job};
+use crate::log::{CommandError, StoredSubject, Tally, TallyQuery};
 use crate::number::whole_unsigned;
 use crate::service::Tidings;
 
@@ -48,41 +49,39 @@ const ENDED: [&str; 7] = [
 ];
 
 impl Face {
-    /// Reads the state of a channel.
+    /// Reads the state of a channel, as the bearer of a link sees it.
     pub(super) async fn read(
         tidings: &Tidings,
-        school: SchoolId,
+        caller: &Caller,
         channel: &Channel,
     ) -> Result<Face, Problem> {
+        let reads = tidings.reads();
         let count = async |kinds: &[Kind]| {
             let query = |kind: &Kind| TallyQuery {
                 stalled: *kind == job::KIND,
                 ..TallyQuery::of(*kind)
             };
-            let queries = kinds.iter().map(query).collect();
-            tidings.store().tallies(vec![school], queries).await
+            let (schools, queries) = (vec![caller.school()], kinds.iter().map(query).collect());
+            let tallies = reads.tallies(caller.access(), schools, queries).await?;
+            Ok::<_, Problem>(tallies.into_iter().flatten())
         };
         match channel {
-            Channel::Subject(kind, id) => {
-                let stored = tidings.store().subject(school, *kind, id.clone()).await?;
-                Ok(match stored {
-                    Some(stored) => Face::of_subject(id.as_str(), &stored),
-                    None => Face {
+            Channel::Subject(kind, id) => match reads.subject(caller, *kind, id.clone()).await {
+                Ok(stored) => Ok(Face::of_subject(id.as_str(), &stored)),
+                Err(Rejected::Command(CommandError::Rule(RuleError::NotFound { .. }))) => {
+                    Ok(Face {
                         status: Status::NotFound,
                         ..Face::new(id.as_str(), "not found", Tone::Idle)
-                    },
-                })
-            }
+                    })
+                }
+                Err(error) => Err(error.into()),
+            },
             Channel::Collection(kind) => {
-                let tallies = count(&[*kind]).await?.into_iter().flatten();
-                let tally = tallies.into_iter().next().unwrap_or_default();
+                let tally = count(&[*kind]).await?.next();
+                let (_, tally) = tally.unwrap_or((*kind, Tally::default()));
                 Ok(Face::of_kind(*kind, &tally))
             }
-            Channel::School(school) => {
-                let tallies = count(KINDS).await?.into_iter().flatten();
-                let faces = KINDS.iter().copied().zip(tallies);
-                Ok(Face::of_school(*school, faces))
-            }
+            Channel::School(school) => Ok(Face::of_school(*school, count(KINDS).await?)),
         }
     }
 

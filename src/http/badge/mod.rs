@@ -29,7 +29,8 @@ use super::contract::{Document, Part, scopes};
 use super::links::Signed;
 use super::problem::{Kind, Problem};
 use super::stream::ChannelPath;
-use crate::auth::{AuthError, Link, View};
+use crate::app::Caller;
+use crate::auth::{Access, AuthError, Link, View};
 use crate::config::{BADGE_AGE_SECS, BADGES_MAX};
 use crate::id::{Channel, SchoolId};
 use crate::kind;
@@ -142,7 +143,12 @@ impl Default for Badges {
 
 impl Badges {
     /// Returns the state of what a link shows, and for how long it may be shown.
-    async fn face(&self, tidings: &Tidings, link: Link) -> Result<(Face, Duration), Problem> {
+    async fn face(
+        &self,
+        tidings: &Tidings,
+        access: Access,
+        link: Link,
+    ) -> Result<(Face, Duration), Problem> {
         let now = Instant::now();
         let name = (link.school, link.channel);
         let kept = {
@@ -161,8 +167,8 @@ impl Badges {
                 }
             }
         };
-        let (school, channel) = &name;
-        let read = || Face::read(tidings, *school, channel);
+        let caller = Caller::new(access, Some(name.0))?;
+        let read = || Face::read(tidings, &caller, &name.1);
         let face = kept.face.get_or_init(read).await.clone()?;
         Ok((face, AGE.saturating_sub(kept.since.elapsed())))
     }
@@ -204,12 +210,12 @@ async fn shown(
         };
         (text, problem)
     })?;
-    let link = match signed.access(tidings, View::Badge, &path) {
-        Ok((_, link)) => link,
+    let (access, link) = match signed.access(tidings, View::Badge, &path) {
+        Ok(opened) => opened,
         Err(error @ AuthError::ExpiredLink) => return Err(("link has expired", error.into())),
         Err(error) => return Err(("link is not valid", error.into())),
     };
-    let face = badges.face(tidings, link).await;
+    let face = badges.face(tidings, access, link).await;
     face.map_err(|problem| ("not available now", problem))
 }
 

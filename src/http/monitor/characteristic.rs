@@ -48,9 +48,9 @@ async fn characteristic_page(
     let stored = found(tidings, &mut guest, characteristic::KIND, id).await?;
     let subject = stored.event.subject.clone();
     let samples = tidings
-        .store()
+        .reads()
         .last_events(
-            guest.caller.school(),
+            &guest.caller,
             characteristic::KIND,
             subject.clone(),
             Which::Type(&characteristic::SAMPLE),

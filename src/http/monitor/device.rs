@@ -31,7 +31,7 @@ async fn device_page(
     let stored = found(tidings, &mut guest, device::KIND, id).await?;
     let mut own = json!({ "device": rows(std::slice::from_ref(&stored)).pop() });
     if let Some(device) = stored.state.device() {
-        let uptime = Uptime::read(tidings, guest.caller.school(), &stored, device).await?;
+        let uptime = Uptime::read(tidings, &guest.caller, &stored, device).await?;
         own["device"]["uptime"] = uptime.view(id);
         own["info"] = pretty(device.info.get()).into();
     }

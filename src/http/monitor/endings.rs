@@ -5,21 +5,20 @@ use serde_json::{Value, json};
 
 use super::chart::bars;
 use super::form::{count, time};
+use crate::app::{Caller, Rejected};
 use crate::config::ENDINGS_HOURS;
-use crate::id::SchoolId;
 use crate::kind::job;
-use crate::log::{Ending, StoreError};
+use crate::log::Ending;
 use crate::service::Tidings;
 
 /// The ways in which jobs end, from the bottom of a bar to its top.
 const WAYS: [&str; 3] = ["completed", "cancelled", "failed"];
 
 /// Returns the ends of a school's jobs in the last hours, for a template.
-pub(super) async fn view(tidings: &Tidings, school: SchoolId) -> Result<Value, StoreError> {
+pub(super) async fn view(tidings: &Tidings, caller: &Caller) -> Result<Value, Rejected> {
     let now = Utc::now();
     let since = now - TimeDelta::hours(ENDINGS_HOURS);
-    let store = tidings.store();
-    let endings = store.endings(school, job::KIND, since).await?;
+    let endings = tidings.reads().endings(caller, job::KIND, since).await?;
     let first = since.duration_trunc(TimeDelta::hours(1)).unwrap_or(since);
     Ok(counted(&endings, first, now))
 }

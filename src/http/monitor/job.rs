@@ -52,9 +52,9 @@ async fn job_page(
     });
     let log = async |which, limit| {
         let subject = stored.event.subject.clone();
-        let store = tidings.store();
-        store
-            .last_events(guest.caller.school(), job::KIND, subject, which, limit)
+        let reads = tidings.reads();
+        reads
+            .last_events(&guest.caller, job::KIND, subject, which, limit)
             .await
     };
     let reports = log(Which::Type(&job::JOB_PROGRESS), CHART_REPORTS).await?;

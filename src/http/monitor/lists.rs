@@ -18,7 +18,6 @@ use crate::http::callers::Connection;
 use crate::http::listing::{FormQuery, STALLED_STATUS};
 use crate::http::methods::Collection;
 use crate::http::problem::Problem;
-use crate::id::Channel;
 use crate::kind::{self, Description, characteristic};
 use crate::log::{ListPage, ListQuery, Order, PartQuery, Stalled};
 use crate::service::Tidings;
@@ -38,9 +37,6 @@ async fn open_violations(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Rejection> {
     let guest = visitor.enter(school, tidings).await?;
-    let all = Channel::Collection(characteristic::KIND);
-    let reaches = guest.caller.authorize(&all);
-    reaches.map_err(Problem::from)?;
     let query = PartQuery {
         open: Some(true),
         before: page.map(|page| page.min(i64::MAX as u64)),
@@ -74,11 +70,7 @@ async fn list(
     let guest = visitor.enter(school, tidings).await?;
     let (Collection(kind), FormQuery(mut query)) = (collection, asked?);
     query.limit = PAGE_DEFAULT;
-    let reaches = guest.caller.authorize(&Channel::Collection(kind));
-    reaches.map_err(Problem::from)?;
-    let read = tidings
-        .store()
-        .subjects(guest.caller.school(), kind, query.clone());
+    let read = tidings.reads().subjects(&guest.caller, kind, query.clone());
     let read = async { Ok(read.await?) };
     let page: ListPage = connection.while_connected::<_, Rejection>(read).await?;
     let status =
@@ -96,7 +88,7 @@ async fn list(
     };
     for (row, stored) in rows.iter_mut().zip(&page.subjects) {
         if let Some(device) = stored.state.device() {
-            let uptime = Uptime::read(tidings, guest.caller.school(), stored, device).await?;
+            let uptime = Uptime::read(tidings, &guest.caller, stored, device).await?;
             row["uptime"] = uptime.view(stored.event.subject.as_str());
         }
     }

@@ -123,14 +123,11 @@ async fn index(
     let mut rows = Vec::new();
     let after = after.map(SchoolId::try_from).transpose();
     let after = after.map_err(|_| Problem::from(AuthError::NotFound))?;
-    let schools: Vec<SchoolId> = match &access.schools {
-        Schools::One(school) => return Ok(Err(Redirect::to(address(*school)))),
-        Schools::Listed(listed) => {
-            let rest = listed.iter().filter(|own| Some(**own) > after);
-            rest.take(MONITOR_SCHOOLS).copied().collect()
-        }
-        Schools::All => tidings.store().schools(after, MONITOR_SCHOOLS).await?,
-    };
+    if let Schools::One(school) = &access.schools {
+        return Ok(Err(Redirect::to(address(*school))));
+    }
+    let reads = tidings.reads();
+    let schools = reads.schools(&access, after, MONITOR_SCHOOLS).await?;
     let last = schools.last().filter(|_| schools.len() == MONITOR_SCHOOLS);
     let next = last.map(|last| format!("{}/monitor?after={last}", base.0));
     let totals = totals::Totals::of_schools(tidings, &access, schools.clone()).await?;

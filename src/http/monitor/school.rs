@@ -13,7 +13,7 @@ use super::page::{Html, Pages};
 use super::rows::{rows, violation_row};
 use super::totals::{ENROLLING, OVERDUE, Totals};
 use super::visitor::{Guest, Rejection, Visitor};
-use crate::app::Caller;
+use crate::app::{Caller, Rejected};
 use crate::config::{ENDINGS_HOURS, OVERVIEW_ROWS, RATE_SECS};
 use crate::http::body::Base;
 use crate::http::problem::Problem;
@@ -54,7 +54,7 @@ fn view_with(
     mut own: Value,
 ) -> Value {
     let cursor = Cursor {
-        epoch: tidings.store().epoch(),
+        epoch: tidings.reads().epoch(),
         place: guest.head,
     };
     own["cursor"] = cursor.to_string().into();
@@ -131,7 +131,7 @@ async fn listed(
     kind: Kind,
     statuses: &[&'static str],
     limit: usize,
-) -> Result<Vec<StoredSubject>, StoreError> {
+) -> Result<Vec<StoredSubject>, Rejected> {
     if !guest.may_see(kind) {
         return Ok(Vec::new());
     }
@@ -142,10 +142,7 @@ async fn listed(
         limit,
         ..ListQuery::default()
     };
-    let page = tidings
-        .store()
-        .subjects(guest.caller.school(), kind, query)
-        .await?;
+    let page = tidings.reads().subjects(&guest.caller, kind, query).await?;
     Ok(page.subjects)
 }
 
@@ -153,21 +150,19 @@ async fn listed(
 async fn troubled_jobs(
     tidings: &Tidings,
     guest: &Guest,
-) -> Result<(Vec<StoredSubject>, Vec<StoredSubject>), StoreError> {
+) -> Result<(Vec<StoredSubject>, Vec<StoredSubject>), Rejected> {
     if !guest.may_see(job::KIND) {
         return Ok(Default::default());
     }
-    let store = tidings.store();
+    let reads = tidings.reads();
     let query = ListQuery {
         stalled: Stalled::Only,
         limit: OVERVIEW_ROWS,
         ..ListQuery::default()
     };
-    let stalled = store
-        .subjects(guest.caller.school(), job::KIND, query)
-        .await?;
-    let mut failed = store
-        .ended(guest.caller.school(), job::KIND, "failed", OVERVIEW_ROWS)
+    let stalled = reads.subjects(&guest.caller, job::KIND, query).await?;
+    let mut failed = reads
+        .ended(&guest.caller, job::KIND, "failed", OVERVIEW_ROWS)
         .await?;
     let day = Utc::now() - TimeDelta::hours(ENDINGS_HOURS);
     failed.retain(|stored| {
@@ -177,22 +172,15 @@ async fn troubled_jobs(
     Ok((stalled.subjects, failed))
 }
 
-/// Returns a page of the violations that the visitor may see, and the key of the next page.
+/// Returns a page of violations, and the key of the next page.
 pub(super) async fn violations(
     tidings: &Tidings,
     guest: &Guest,
     query: PartQuery,
-) -> Result<(Vec<Value>, Option<u64>), StoreError> {
-    let channel = match &query.subject {
-        Some(id) => Channel::Subject(characteristic::KIND, id.clone()),
-        None => Channel::Collection(characteristic::KIND),
-    };
-    if guest.caller.authorize(&channel).is_err() {
-        return Ok((Vec::new(), None));
-    }
+) -> Result<(Vec<Value>, Option<u64>), Rejected> {
     let now = Utc::now();
     let kind = characteristic::KIND;
-    let read = tidings.store().parts(guest.caller.school(), kind, query);
+    let read = tidings.reads().parts(&guest.caller, kind, query);
     let page = read.await?;
     let violations = page.parts.iter().filter_map(|part| part.characteristic());
     let rows = violations.map(|own| violation_row(own, now));
@@ -200,7 +188,7 @@ pub(super) async fn violations(
 }
 
 /// Returns the devices that the overview shows, offline ones first.
-async fn devices(tidings: &Tidings, guest: &Guest) -> Result<Vec<StoredSubject>, StoreError> {
+async fn devices(tidings: &Tidings, guest: &Guest) -> Result<Vec<StoredSubject>, Rejected> {
     let mut shown = Vec::new();
     for statuses in [&["offline"], &["unknown"], &["online"]] {
         let room = OVERVIEW_ROWS - shown.len();
@@ -252,9 +240,12 @@ async fn overview(
         limit: OVERVIEW_ROWS,
         ..PartQuery::default()
     };
-    let (open, _) = violations(tidings, &guest, open).await?;
+    let (open, _) = match guest.may_see(characteristic::KIND) {
+        true => violations(tidings, &guest, open).await?,
+        false => Default::default(),
+    };
     let endings = match guest.may_see(job::KIND) {
-        true => endings::view(tidings, guest.caller.school()).await?,
+        true => endings::view(tidings, &guest.caller).await?,
         false => Value::Null,
     };
     let own = json!({
@@ -297,15 +288,11 @@ pub(super) async fn found(
 ) -> Result<StoredSubject, Rejection> {
     let missing = || Problem::from(crate::kind::not_found(kind, id));
     let subject: SubjectId = id.parse().map_err(|_| missing())?;
-    let at = Channel::Subject(kind, subject.clone());
-    let reaches = guest.caller.authorize(&at);
-    reaches.map_err(Problem::from)?;
-    guest.at = Some(at);
-    let stored = tidings
-        .store()
-        .subject(guest.caller.school(), kind, subject)
-        .await?;
-    Ok(stored.ok_or_else(missing)?)
+    guest.at = Some(Channel::Subject(kind, subject.clone()));
+    Ok(tidings
+        .reads()
+        .subject(&guest.caller, kind, subject)
+        .await?)
 }
 
 /// Publishes the command of one of our forms.

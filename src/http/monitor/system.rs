@@ -13,6 +13,7 @@ use super::form::{bytes, count, millis, span_secs, time};
 use super::page::{Html, Pages};
 use super::school;
 use super::visitor::{Rejection, Visitor};
+use crate::app::WholeServer;
 use crate::auth::{AuthError, Role};
 use crate::cluster::is_running;
 use crate::config::{METRICS_MEAN_SECS, METRICS_SECS, MONITOR_CHANNELS, MONITOR_CONNECTIONS};
@@ -47,7 +48,7 @@ async fn of_school(
     let of = of.map_err(Problem::from)?;
     let mut own = listeners(tidings, Some(guest.caller.school()));
     own["notifiers"] = json!(notifiers::of_school(tidings, of).await?);
-    own["head"] = count(tidings.store().head(guest.caller.school()).await?.seq).into();
+    own["head"] = count(tidings.reads().head(&guest.caller).await?.seq).into();
     own["renew_secs"] = RENEW_SECS.into();
     let view = school::view(&visitor, &guest, &base, tidings, "system", own).await?;
     Ok(pages.render("system.html", &view))
@@ -62,13 +63,12 @@ async fn of_server(
 ) -> Result<Html, Rejection> {
     let access = visitor.access()?;
     access.require(Role::Admin).map_err(Problem::from)?;
-    if !access.is_unrestricted_admin() {
-        // For an administrator of one school, the page of the whole server does not exist.
-        return Err(Problem::from(AuthError::NotFound).into());
-    }
+    // For an administrator of one school, the page of the whole server does not exist.
+    let of = tidings.reads().whole_server(&access);
+    let of = of.map_err(|_| Problem::from(AuthError::NotFound))?;
     let mut own = listeners(tidings, None);
-    own["server"] = server(tidings).await?;
-    let totals = tidings.store().notifier_totals().await?;
+    own["server"] = server(tidings, of).await?;
+    let totals = tidings.reads().store(of).notifier_totals().await?;
     own["notifier_totals"] = totals.iter().map(notifier).collect();
     own["nodes"] = nodes(tidings);
     own["renew_secs"] = RENEW_SECS.into();
@@ -156,7 +156,7 @@ fn part((index, seconds): (usize, &[Second])) -> Value {
     })
 }
 
-async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
+async fn server(tidings: &Tidings, of: WholeServer) -> Result<Value, StoreError> {
     let settings = tidings.settings();
     let metrics = tidings.metrics();
     let seconds = metrics.seconds();
@@ -186,7 +186,7 @@ async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
             own.slowest_micros as f64 / 1e3
         }),
         "rows": seconds.rchunks(TABLE_PART_SECS).enumerate().map(part).collect::<Vec<_>>(),
-        "database": bytes(tidings.store().size().await?),
+        "database": bytes(tidings.reads().store(of).size().await?),
         "schools": tidings.hub().schools(),
         "max_streams": count(settings.max_streams.get() as u64),
         "retention": span_secs(settings.retention_secs.get()),

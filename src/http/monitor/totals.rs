@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::form::count;
 use crate::auth::Access;
 use crate::config::ENDINGS_HOURS;
-use crate::id::{Channel, Kind, SchoolId};
+use crate::id::{Kind, SchoolId};
 use crate::kind::{KINDS, characteristic, device, job, schedule};
 use crate::log::{StoreError, Tally, TallyQuery};
 use crate::service::Tidings;
@@ -79,24 +79,15 @@ impl Totals {
         access: &Access,
         schools: Vec<SchoolId>,
     ) -> Result<Vec<Totals>, StoreError> {
-        // A token that is limited to channels may name some of one school only, so what it reaches varies.
-        let mut kinds: Vec<Kind> = KINDS.to_vec();
-        let reaches = |school: &SchoolId, kind: Kind| {
-            let authorized = access.authorize(*school, &Channel::Collection(kind));
-            authorized.is_ok()
+        let queries = KINDS.iter().copied().map(wanted).collect();
+        let tallies = tidings.reads().tallies(access, schools, queries).await?;
+        let of_school = |tallies: Vec<(Kind, Tally)>| {
+            let counted = tallies
+                .into_iter()
+                .map(|(kind, tally)| (kind, counts(kind, tally)));
+            Totals(counted.collect())
         };
-        kinds.retain(|kind| schools.iter().any(|school| reaches(school, *kind)));
-        let queries = kinds.iter().copied().map(wanted).collect();
-        let tallies = tidings.store().tallies(schools.clone(), queries).await?;
-        let totals = schools.iter().zip(tallies).map(|(school, tallies)| {
-            let own = kinds.iter().copied().zip(tallies);
-            let own = own.filter(|(kind, _)| reaches(school, *kind));
-            Totals(
-                own.map(|(kind, tally)| (kind, counts(kind, tally)))
-                    .collect(),
-            )
-        });
-        Ok(totals.collect())
+        Ok(tallies.into_iter().map(of_school).collect())
     }
 
     /// Returns one of the counts. Returns 0 if the visitor may not see the kind.

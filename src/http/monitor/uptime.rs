@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 
 use super::chart::{Stretch, strip};
 use super::form::{span, time};
+use crate::app::{Caller, Rejected};
 use crate::config::{UPTIME_EVENTS, UPTIME_HOURS};
-use crate::id::SchoolId;
 use crate::kind::device::{self, Device, Status};
-use crate::log::{StoreError, StoredSubject, Which};
+use crate::log::{StoredSubject, Which};
 use crate::service::Tidings;
 
 /// A device's states, as far back as the log goes.
@@ -22,14 +22,14 @@ impl Uptime {
     /// Reads the log of a device.
     pub(super) async fn read(
         tidings: &Tidings,
-        school: SchoolId,
+        caller: &Caller,
         stored: &StoredSubject,
         device: &Device,
-    ) -> Result<Uptime, StoreError> {
+    ) -> Result<Uptime, Rejected> {
         let subject = stored.event.subject.clone();
         let updates = Which::Type(&device::DEVICE_STATUS_UPDATE);
-        let store = tidings.store();
-        let events = store.last_events(school, device::KIND, subject, updates, UPTIME_EVENTS);
+        let reads = tidings.reads();
+        let events = reads.last_events(caller, device::KIND, subject, updates, UPTIME_EVENTS);
         let mut stretches: Vec<Stretch> = events
             .await?
             .iter()

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::page::{Html, Pages};
 use super::totals::Totals;
-use crate::app::Caller;
+use crate::app::{self, Caller};
 use crate::auth::{Access, AuthError, Role, Schools};
 use crate::config::RETURN_MAX_BYTES;
 use crate::http::base_path;
@@ -149,7 +149,7 @@ impl Visitor {
             .parse()
             .map_err(|_| Problem::from(AuthError::NotFound))?;
         let caller = Caller::new(access, Some(named)).map_err(Problem::from)?;
-        let head = tidings.store().head(caller.school()).await?;
+        let head = tidings.reads().head(&caller).await?;
         Ok(Guest {
             caller,
             head,
@@ -256,6 +256,12 @@ pub(super) enum Rejection {
 impl From<Problem> for Rejection {
     fn from(problem: Problem) -> Rejection {
         Rejection::Problem(problem)
+    }
+}
+
+impl From<app::Rejected> for Rejection {
+    fn from(error: app::Rejected) -> Rejection {
+        Rejection::from(Problem::from(error))
     }
 }
 

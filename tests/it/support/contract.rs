@@ -8,25 +8,33 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 
 /// The messages of each `type`, as the documents describe them.
-pub(crate) struct Messages(HashMap<String, Vec<Validator>>);
+pub(crate) struct Messages(HashMap<String, Vec<Lazy>>);
+
+/// A validator that is built when it is first needed: building all of them takes seconds.
+type Lazy = LazyLock<Validator, Box<dyn FnOnce() -> Validator + Send + Sync>>;
+
+fn lazily(schema: impl FnOnce() -> Value + Send + Sync + 'static) -> Lazy {
+    LazyLock::new(Box::new(move || {
+        jsonschema::draft202012::options()
+            .should_validate_formats(true)
+            .build(&schema())
+            .unwrap()
+    }))
+}
 
 /// Those of the kinds in this program.
 static MESSAGES: LazyLock<Messages> = LazyLock::new(|| Messages::of(&tidings::http::asyncapi("")));
 
 impl Messages {
     pub(crate) fn of(document: &Value) -> Messages {
-        let mut all: HashMap<String, Vec<Validator>> = HashMap::new();
+        let mut all: HashMap<String, Vec<Lazy>> = HashMap::new();
         for (name, message) in document["components"]["messages"].as_object().unwrap() {
             let mut schema = message["payload"].clone();
             let of_client = name.starts_with("Client");
             let kind = schema["properties"]["type"]["const"].as_str();
             if let Some(kind) = kind.filter(|_| !of_client).map(str::to_owned) {
                 close(&mut schema);
-                let validator = jsonschema::draft202012::options()
-                    .should_validate_formats(true)
-                    .build(&schema)
-                    .unwrap();
-                all.entry(kind).or_default().push(validator);
+                all.entry(kind).or_default().push(lazily(|| schema));
             }
         }
         Messages(all)
@@ -81,14 +89,15 @@ fn close(schema: &mut Value) {
     }
 }
 
-/// An operation's answers, by their status.
-type Answers = HashMap<u16, Option<Validator>>;
+/// An operation's answers in JSON, by their status. `None`: an answer that is not JSON.
+type Answers = HashMap<u16, Option<Lazy>>;
+
+static DOCUMENT: LazyLock<Value> = LazyLock::new(|| tidings::http::openapi(""));
 
 /// The operations, by method and path.
 static OPERATIONS: LazyLock<Vec<(String, Vec<String>, Answers)>> = LazyLock::new(|| {
-    let document = tidings::http::openapi("");
     let mut all = Vec::new();
-    for (path, methods) in document["paths"].as_object().unwrap() {
+    for (path, methods) in DOCUMENT["paths"].as_object().unwrap() {
         let path: Vec<String> = path.split('/').map(str::to_owned).collect();
         for (method, operation) in methods.as_object().unwrap() {
             let mut answers = Answers::new();
@@ -102,18 +111,16 @@ static OPERATIONS: LazyLock<Vec<(String, Vec<String>, Answers)>> = LazyLock::new
                     "application/problem+json"
                 };
                 let schema = answer["content"][media].get("schema");
-                let validator = schema.map(|schema| {
-                    let whole = json!({
-                        "allOf": [schema],
-                        "unevaluatedProperties": false,
-                        "components": document["components"],
-                    });
-                    jsonschema::draft202012::options()
-                        .should_validate_formats(true)
-                        .build(&whole)
-                        .unwrap()
+                let schema = schema.map(|schema| {
+                    lazily(move || {
+                        json!({
+                            "allOf": [schema],
+                            "unevaluatedProperties": false,
+                            "components": DOCUMENT["components"],
+                        })
+                    })
                 });
-                answers.insert(status, validator);
+                answers.insert(status, schema);
             }
             all.push((method.to_uppercase(), path.clone(), answers));
         }
@@ -141,13 +148,13 @@ pub(crate) fn check_answer(method: &str, path: &str, status: u16, answer: &Value
     if path.starts_with("/monitor") {
         return;
     }
-    let Some(validator) = answers.get(&status) else {
+    let Some(schema) = answers.get(&status) else {
         panic!("{method} {path} is not described to answer {status}: {answer}");
     };
-    let Some(validator) = validator else {
+    let Some(schema) = schema else {
         return;
     };
-    let faults: Vec<String> = validator
+    let faults: Vec<String> = schema
         .iter_errors(answer)
         .map(|fault| format!("{fault} at {}", fault.instance_path()))
         .collect();

@@ -263,24 +263,24 @@ pub(crate) fn all(jobs: u64, seed: u64) -> Vec<Workload> {
         Run::uneven(rng, 100, 0.5, |_| 1.0)
     });
     add("bursts, values repeated", 0, &bursts);
-    add("twenty lumps", 0, &lumps);
-    add("twenty lumps, alike before", EARLIER, &|rng| {
+    add("very uneven steps", 0, &lumps);
+    add("very uneven, similar history", EARLIER, &|rng| {
         let end = 200.0 * lognormal(rng, 0.005);
         lumps(rng).scaled_to(end)
     });
-    add("twenty lumps, unlike before", EARLIER, &lumps);
-    add("stall of 300 s, watched", 0, &|rng| Run {
+    add("very uneven, varied history", EARLIER, &lumps);
+    add("stall of 300 s, flagged", 0, &|rng| Run {
         stall_after: Some(60.0),
         ..Run::with_stall(rng, 300, 2.0)
     });
-    add("stall of 300 s in 400 s", 0, &|rng| Run {
+    add("stall of 300 s, job of 400 s", 0, &|rng| Run {
         stall_after: Some(60.0),
         ..Run::with_stall(rng, 100, 1.0)
     });
-    add("stall of 300 s, not watched", 0, &|rng| {
+    add("stall of 300 s, not flagged", 0, &|rng| {
         Run::with_stall(rng, 300, 2.0)
     });
-    add("frozen for 300 s, messages", 0, &|rng| {
+    add("stall of 300 s with messages", 0, &|rng| {
         Run::with_stall(rng, 300, 2.0).with_messages(5.0)
     });
     add("slowing to a quarter", 0, &|rng| {
@@ -293,7 +293,7 @@ pub(crate) fn all(jobs: u64, seed: u64) -> Vec<Workload> {
         Run::uneven(rng, 100, 0.1, |place| 1.0 / (0.15 + (PI * place).sin()))
     });
     add("wandering rate", 0, &wandering);
-    add("a report in ten minutes", 0, &|rng| {
+    add("a report every ten minutes", 0, &|rng| {
         Run::uneven(rng, 60, 0.2, |_| 600.0)
     });
     add("hours, messages between", 0, &|rng| {
@@ -305,19 +305,19 @@ pub(crate) fn all(jobs: u64, seed: u64) -> Vec<Workload> {
     add("three reports", 0, &|rng| {
         Run::uneven(rng, 3, 0.2, |_| 30.0)
     });
-    add("quarters", 0, &|rng| Run::uneven(rng, 4, 0.3, |_| 60.0));
-    add("quarters, messages between", 0, &|rng| {
+    add("four steps", 0, &|rng| Run::uneven(rng, 4, 0.3, |_| 60.0));
+    add("four steps, messages between", 0, &|rng| {
         Run::uneven(rng, 4, 0.3, |_| 60.0).with_messages(5.0)
     });
     add("files with a heavy tail", 0, &heavy_tail);
     add("files by size", 0, &by_size);
-    add("whole percents of a thousand", 0, &|rng| {
+    add("1000 steps, whole percents", 0, &|rng| {
         Run::uneven(rng, 1000, 0.3, |_| 0.1).map_progress(|progress| Some(progress.floor()))
     });
-    add("the value every second", 0, &value_every_second);
+    add("value repeated every second", 0, &value_every_second);
     add("pauses now and then", 0, &pauses);
     add("20 s before the first step", 0, &slow_start);
-    add("a last step of a third", 0, &slow_end);
+    add("last step takes a third", 0, &slow_end);
     add("restart at 50 %", 0, &from_half);
     add("restart at 50 %, history", EARLIER, &|rng| from_half(rng));
     add("unknown total, history", EARLIER, &unknown_total);
@@ -338,7 +338,7 @@ pub(crate) fn all(jobs: u64, seed: u64) -> Vec<Workload> {
         Run::uneven(rng, 100, 0.2, |place| if place < 0.4 { 0.02 } else { 1.0 })
     });
     add("bytes, cache hits between", 0, &cache_hits);
-    add("constant, loose history", EARLIER, &|rng| {
+    add("constant, varied history", EARLIER, &|rng| {
         let pace = lognormal(rng, 0.5);
         Run::uneven(rng, 100, 0.1, |_| pace)
     });

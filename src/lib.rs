@@ -29,8 +29,9 @@
 //!
 //! # Invariants
 //!
-//! Tests in `tests/it/invariants.rs` prove each invariant and carry its number. A simulation in `tests/simulation` also checks
-//! 2 to 5 and 9: its seeds combine publishers, readers, a notifier, crashes, power losses and retention in thousands of ways.
+//! Tests in `tests/it/invariants.rs` check each invariant and carry its number. A simulation in `tests/simulation` also
+//! checks 2 to 5 and 9: its seeds combine publishers, readers, a notifier, crashes, power losses and retention in
+//! thousands of ways.
 //!
 //! 1. Commit precedes fan-out; the producer's answer comes after the commit.
 //! 2. `seq` is dense per school and its order is commit order, on every node.
@@ -67,7 +68,7 @@
 //!     presence/ notify/ watchdog.rs    leases of devices; webhooks, e-mail, MQTT; timers
 //!     metrics.rs rejections.rs         metrics; logging of rejected requests
 //!     relay.rs                         notifications of commits between nodes
-//!  7  feed/ publish.rs                 follows the logs, replays; commands in, receipts out
+//!  7  feed/ publish.rs                 reads the logs, live and for replays; executes commands
 //!     lease.rs cluster.rs              work that only one node at a time does; the nodes over one store
 //!     schedules.rs                     detection of scheduled runs that did not happen
 //!  6  store/ bus/                      databases; messages between nodes
@@ -80,14 +81,14 @@
 //!  3  config/                          settings and every bound
 //!  2  kind/ scope.rs                   domain rules; the scope of a subscription
 //!  1  event.rs                         events
-//!  0  id.rs number.rs sync.rs uptime.rs  names; conversions; locks; the clock of uptime
+//!  0  id.rs number.rs sync.rs uptime.rs  ids and channels; conversions of numbers; locks; uptime
 //! ```
 //!
 //! # In another Rocket application
 //!
 //! [`http::fairing`] mounts the routes and manages an `Arc<`[`Tidings`]`>`, through which a handler publishes without an HTTP
-//! request: see `examples/embed.rs`. With `default-features = false`, an application compiles only what it asks for by these
-//! Cargo features, which are all on by default:
+//! request: see `examples/embed.rs`. With `default-features = false`, an application compiles only the parts whose
+//! Cargo features it enables. All features are enabled by default:
 //!
 //! | feature | adds |
 //! | --- | --- |
@@ -105,8 +106,8 @@
 //! | [`http`] | mounts the routes; shuts down gracefully |
 //! | [`app`] | publishes and subscribes on behalf of a caller, with the permissions and rate limits of the HTTP API |
 //! | [`auth`] | verifies and issues tokens |
-//! | [`kind`], [`event`], [`scope`], [`id`] | commands and states of each kind; events; what a subscription covers; names |
-//! | [`log`] | the traits that a store implements; the envelope of a command |
+//! | [`kind`], [`event`], [`scope`], [`id`] | commands and states of each kind; events; what a subscription covers; ids, channels and cursors |
+//! | [`log`] | the traits that a store implements; a command with its subject, sender and idempotency key |
 //! | [`notify`] | custom notifiers |
 //! | [`config`] | settings, and every bound |
 //! | [`client`] | an asynchronous client of any Tidings server |

@@ -42,12 +42,12 @@ struct Slots {
 /// are due.
 #[derive(Debug, Clone, Default)]
 pub enum Patience {
-    /// None.
+    /// No ticks: every event wakes the reader.
     #[default]
     Never,
-    /// Those of the subject of this tick, which was sent within the last interval.
+    /// Ticks of the same subject as this tick, which was sent within the last interval.
     Like(Arc<Event>),
-    /// All, because they are sent after the ticks that are held back already.
+    /// All ticks, because others are held back already, and must be sent first.
     AnyTick,
 }
 
@@ -273,7 +273,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_mailbox_full_of_milestones_lags_and_says_so_once() {
+    fn a_mailbox_full_of_milestones_reports_once_that_it_lags() {
         let mailbox = Mailbox::new(4, true, Filter::default());
         for seq in 1..=9 {
             mailbox.offer(&event(seq, "a", true));
@@ -294,7 +294,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn who_is_patient_is_woken_by_a_milestone_by_many_ticks_and_by_a_close() {
+    fn a_patient_reader_is_woken_by_a_milestone_by_many_ticks_and_by_a_close() {
         let mailbox = Mailbox::new(16, true, Filter::default());
         let wait = |patience: Patience| {
             while mailbox
@@ -342,7 +342,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn of_successive_ticks_of_a_subject_a_patient_reader_finds_the_newest() {
+    fn a_patient_reader_finds_only_the_newest_of_successive_ticks_of_a_subject() {
         let mailbox = Mailbox::new(16, true, Filter::default());
         let noop = &mut Context::from_waker(Waker::noop());
         assert!(mailbox.poll(noop, Patience::AnyTick).is_pending());

@@ -1,11 +1,11 @@
 //! In-memory fan-out: who listens to which channels, and the newest events of each school.
 //!
-//! Everything about a school is under one short lock that is never held across an await. Offering an event iterates
-//! over the listeners of its channels and adds an `Arc` to each mailbox. It awaits nothing, so a slow reader fills only
-//! its own bounded mailbox and does not slow down others (invariant 6). The caller gets the wakers of the waiting
-//! readers. It wakes them in small groups, so that other tasks can run in between. The *window*, a ring of the newest
-//! events, fills short gaps without the database. Schools, channels and windows that are not in use are removed from
-//! memory (invariant 9). The hub depends neither on the store nor on any encoding.
+//! One lock protects the state of each school. It is held only briefly, and never across an await. Offering an event
+//! iterates over the listeners of its channels and adds an `Arc` to each mailbox. It never waits for a reader, so a
+//! slow reader fills only its own bounded mailbox and does not slow down others (invariant 6). The caller gets the
+//! wakers of the waiting readers. It wakes them in small groups, so that other tasks can run in between. The *window*,
+//! a ring of the newest events, fills short gaps without the database. Schools, channels and windows that are not in
+//! use are removed from memory (invariant 9). The hub depends neither on the store nor on any encoding.
 //!
 //! To *offer* an event means to pass it to the hub, which delivers it to the listeners in scope.
 
@@ -46,7 +46,7 @@ pub struct Hub {
     /// Number of connections from each address.
     addresses: Mutex<HashMap<IpAddr, usize>>,
     began: Instant,
-    /// Whether others write to the logs too.
+    /// Whether other nodes write to the logs, too.
     is_shared: bool,
     /// Schools that were added to memory or removed from it, or got their first listener. Only recorded for shared logs.
     moved: Mutex<Moved>,
@@ -68,7 +68,7 @@ struct SchoolState {
     /// The newest events, contiguous in `seq`, oldest first.
     window: VecDeque<Arc<Event>>,
     window_bytes: usize,
-    /// When an event was last offered or, with a shared log, when the last listener left.
+    /// When an event was last offered. With a shared log instead: when a listener last left.
     last_use: Instant,
     /// How many events were offered in each of the last seconds.
     rate: Ring,
@@ -88,8 +88,8 @@ type Listeners = IndexMap<u64, Arc<Mailbox>>;
 #[derive(Default)]
 struct Topic {
     all: Listeners,
-    /// Listeners that receive only the wide events of the kind. A wide event is delivered to all listeners of its kind:
-    /// to these, and to those of any of its subjects.
+    /// Listeners that receive only the wide events of the kind. A wide event is also delivered to `all`, and to the
+    /// listeners of every subject of the kind.
     wide: Listeners,
     subjects: HashMap<SubjectId, Listeners>,
 }
@@ -222,8 +222,8 @@ impl Hub {
     /// Adds committed events, in commit order, to the mailboxes of their listeners. Returns the readers to wake.
     pub fn offer(&self, events: &[Arc<Event>]) -> WakeList {
         let mut wake_list = WakeList::default();
-        for of_school in events.chunk_by(|one, next| one.school == next.school) {
-            let id = of_school[0].school;
+        for school_events in events.chunk_by(|one, next| one.school == next.school) {
+            let id = school_events[0].school;
             let school = match self.is_shared {
                 // A shared log's commits are announced only for schools in memory. If this added the school, later
                 // events could be missing without notice.
@@ -235,9 +235,9 @@ impl Hub {
             };
             let second = self.second();
             let mut state = lock(&school);
-            let more = of_school.len().try_into().unwrap_or(u32::MAX);
+            let more = school_events.len().try_into().unwrap_or(u32::MAX);
             state.rate.count(second, more);
-            for event in of_school {
+            for event in school_events {
                 state.offer(event, self.window_events, &mut wake_list);
             }
             if !self.is_shared {
@@ -288,9 +288,9 @@ impl Hub {
         reader: Reader,
         limits: &StreamLimits,
     ) -> Result<(), HubFull> {
-        let place = |all: usize| (all < limits.server).then_some(all + 1);
+        let count = |all: usize| (all < limits.server).then_some(all + 1);
         let relaxed = Ordering::Relaxed;
-        if self.attached.fetch_update(relaxed, relaxed, place).is_err() {
+        if self.attached.fetch_update(relaxed, relaxed, count).is_err() {
             return Err(HubFull::Server);
         }
         // Only one lock is held at a time, so that a busy school does not block others.
@@ -459,7 +459,8 @@ impl Hub {
     pub fn forget_idle(&self, idle: Duration) {
         let mut gone = Vec::new();
         let mut schools = self.schools.write().unwrap_or_else(PoisonError::into_inner);
-        // Attaching and offering need a clone, which is made under this lock. With one owner, neither is in progress.
+        // Attaching and offering clone the `Arc` while they hold this lock. While the map is its only owner, neither is
+        // in progress.
         schools.retain(|id, school| {
             let is_used = Arc::strong_count(school) > 1 || lock(school).last_use.elapsed() < idle;
             if !is_used {
@@ -691,12 +692,13 @@ impl Attachment {
         let mut state = lock(&self.school);
         state.unlisten(channel, self.id);
         if let Some(own) = state.attached.get_mut(&self.id) {
-            own.channels.retain(|own| own != channel);
+            own.channels.retain(|other| other != channel);
         }
     }
 
     /// Switches from reading the log to offered events, after everything up to `place` has been read. Returns false if
-    /// more must be read first: a later event was offered before this connection was attached, or was never offered.
+    /// more must be read first, because the mailbox may lack a later event: it was offered before this connection was
+    /// attached, or was never offered.
     ///
     /// If a shared log has lost events that were read or offered, all listeners check their places against the log.
     pub fn joins(&self, place: Place) -> bool {

@@ -40,8 +40,9 @@ pub(super) enum Step {
         /// The newest event when the previous page was read.
         newest: Option<Place>,
     },
-    /// Verify that a shared log still has this event, which has been delivered if it is in scope. A snapshot omits states
-    /// that are newer than its end, because their events follow. If the log loses these events, the states would be missing.
+    /// Verify, after a snapshot of a shared log, that the log still has this event: the newest one while the snapshot
+    /// was read. If it is in scope, it has been delivered since. The snapshot omits states that are newer than its end,
+    /// because their events follow. If the log has lost these events, the states are missing.
     Confirm(Place),
     /// Deliver the events of added channels after `after`, up to the position.
     Replay {
@@ -63,11 +64,11 @@ pub(super) struct Addition {
     pub(super) wide: Option<Kind>,
 }
 
-/// Context of added channels: events that the other channels deliver are not sent again.
+/// What the other channels deliver, so that the steps of added channels do not send it again.
 #[derive(Clone)]
 pub(super) struct Added {
     pub(super) others: Arc<Scope>,
-    /// Wide events on none of the other channels have been delivered, too, but only those with a greater `seq` than this.
+    /// The others also deliver the wide events that are on none of their channels, if their `seq` is greater than this.
     pub(super) wide_from: u64,
 }
 
@@ -120,7 +121,8 @@ impl Subscription {
             };
         }
         if from.is_some() {
-            // The cursor belongs to another database, or its number was assigned twice.
+            // The cursor belongs to another database. Or it has no tag, and the log has assigned numbers more than
+            // once.
             let reset = Control::Reset(ResetReason::UnknownEpoch);
             self.push(Delivery::Control(reset), Some(Place::default()));
         }
@@ -259,13 +261,13 @@ impl Subscription {
             true => self.position,
             false => Place::untagged(self.position.seq),
         };
-        let least = match self.plan.front() {
+        let required_seq = match self.plan.front() {
             Some(Step::Confirm(newest)) => newest.seq,
             _ => 0,
         };
         if self.reading.is_none()
             && let Some((events, head)) = self.attachment.window(after)
-            && head.seq >= least
+            && head.seq >= required_seq
         {
             let in_scope = events
                 .into_iter()
@@ -322,7 +324,7 @@ impl Subscription {
 
     /// Starts over with a snapshot of everything in scope. On a `reset`, clients discard the states that they have.
     fn reset(&mut self, reason: ResetReason) {
-        self.forget_snapshot(reason);
+        self.send_reset(reason);
         if !matches!(self.plan.front(), Some(Step::Ready)) {
             self.plan.push_front(Step::Ready);
         }
@@ -331,7 +333,7 @@ impl Subscription {
     }
 
     /// Sends `reset`, and cancels checks of an earlier snapshot, which a new one will replace.
-    fn forget_snapshot(&mut self, reason: ResetReason) {
+    fn send_reset(&mut self, reason: ResetReason) {
         let reset = Delivery::Control(Control::Reset(reason));
         self.push(reset, Some(Place::default()));
         self.plan.retain(|step| !matches!(step, Step::Confirm(_)));
@@ -355,7 +357,7 @@ impl Subscription {
         let page = match page {
             Some(Ok(page)) => page,
             Some(Err(reason)) => {
-                self.forget_snapshot(reason);
+                self.send_reset(reason);
                 let snapshot = self.snapshot();
                 self.plan.push_front(snapshot);
                 return Poll::Ready(());
@@ -471,7 +473,7 @@ impl Subscription {
 
     fn cannot_honour(&self, after: Place, page: &Page) -> Option<ResetReason> {
         if after.seq > page.head.seq {
-            // The number is not assigned yet. The cursor has no tag: an older version of the server issued it.
+            // The log has not assigned this number yet. Only a cursor without a tag, from an older version, gets here.
             Some(ResetReason::UnknownEpoch)
         } else if after.seq < page.floor {
             Some(ResetReason::Expired)

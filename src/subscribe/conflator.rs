@@ -56,7 +56,7 @@ impl Conflator {
             .is_none_or(|state| state.held.is_empty())
     }
 
-    /// Returns the ticks that would be held if they arrived before the next one is due.
+    /// Returns the ticks that need not wake the reader: if they arrived before `next_due`, they would be held.
     pub(super) fn patience(&self) -> Patience {
         match &self.state {
             Some(state) if !state.held.is_empty() => Patience::AnyTick,
@@ -68,12 +68,13 @@ impl Conflator {
         }
     }
 
-    /// Returns when the next held tick is due, or the next one for which the reader is not woken.
+    /// Returns when the next held tick is due. If none is held: when a tick that has not woken the reader may be due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.state.as_ref()?.next_due()
     }
 
-    /// Accepts an event that had `arrived` by `now`. Passes events that can be sent to `out`.
+    /// Accepts an event that arrived at the time `arrived`. `now` is the current time. Passes the events that can be
+    /// sent to `out`.
     pub(super) fn push(
         &mut self,
         event: Arc<Event>,
@@ -256,7 +257,7 @@ mod tests {
         conflator.push(event(1, "a", false), at(0), at(0), &mut out);
         assert!(
             matches!(conflator.patience(), Patience::Never),
-            "it may tick never again"
+            "it may never tick again"
         );
         conflator.push(event(2, "a", false), at(30), at(30), &mut out);
         assert!(matches!(conflator.patience(), Patience::AnyTick));

@@ -56,7 +56,7 @@ pub struct Request {
     pub tick: Duration,
     /// When the credential expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Until when a client can reconnect with the credential, if that differs from `expires_at`.
+    /// The time until which a client can reconnect with the credential, if it differs from `expires_at`.
     pub returns_until: Option<DateTime<Utc>>,
     /// Whether to begin with `connected`, and the fields that the endpoint adds to it.
     pub welcome: Option<Map<String, Value>>,
@@ -91,7 +91,7 @@ struct Entry {
     moves_to: Option<Place>,
 }
 
-/// A [`Delivery`], small enough to be a part of every idle connection.
+/// A [`Delivery`] whose control message is boxed, so that an idle connection is small.
 enum Item {
     Event(Arc<Event>),
     Control(Box<Control>),
@@ -291,13 +291,14 @@ impl Subscription {
         self.log.set_reason(close.reason());
     }
 
-    /// Sets the reason, for the log, why the transport ends the stream.
+    /// Records why the transport ends the stream, for the log. Does not end the stream.
     pub fn ends(&mut self, reason: &'static str) {
         self.log.set_reason(reason);
     }
 
     /// Listens to more channels, from `cursor` or from a snapshot, and to the `wide` events of a kind. Pending steps
-    /// are completed first. Then the subscription acknowledges `asked` and sends `ready`.
+    /// are completed first. Then the subscription sends `subscribed` with the fields in `asked`, the snapshot or
+    /// replay, and `ready`.
     pub fn subscribe(
         &mut self,
         channels: Vec<Channel>,
@@ -305,7 +306,7 @@ impl Subscription {
         asked: Map<String, Value>,
         wide: Option<Kind>,
     ) {
-        // The snapshot of the new channels contains their current states.
+        // Bring the position up to date first: the snapshot of the new channels ends at it.
         self.plan.push_back(Step::catch_up());
         self.plan.push_back(Step::Add(Box::new(Addition {
             channels,
@@ -324,7 +325,7 @@ impl Subscription {
             asked,
             wide,
         } = addition;
-        // Held ticks precede everything that is delivered from now on.
+        // Send the held ticks first, so that the existing channels have been delivered up to the position.
         self.release_held(true);
         let added: Vec<Channel> = channels
             .into_iter()
@@ -389,7 +390,8 @@ impl Subscription {
 
     /// Delivers the wide events of a kind from now on.
     pub fn subscribe_wide(&mut self, kind: Kind) {
-        // Steps in progress would move the position past such events.
+        // Not while there are steps: their reads may use the old scope, and so would move the position past such
+        // events.
         if self.scope.wide().is_none() && self.plan.is_empty() {
             self.attachment.listen_to_wide(kind);
             self.scope = Arc::new(Scope::clone(&self.scope).with_wide(kind));
@@ -417,7 +419,7 @@ impl Subscription {
             .retain(|entry| !matches!(&entry.item, Item::Event(event) if !scope.matches(event)));
     }
 
-    /// Delivers again the current states of channels that are already in scope.
+    /// Delivers the current states of channels once more, although the channels are already in scope.
     pub fn resend_state(&mut self, channels: Vec<Channel>) {
         self.release_held(true);
         let again = Arc::new(self.scope.with_channels(channels));
@@ -496,7 +498,8 @@ impl Subscription {
         }
     }
 
-    /// Processes live mail. It arrived at the earlier of `then` and `now`; `now` is the current time.
+    /// Processes live mail at the time `now`. For conflation, the mail counts as having arrived at `then`, if that is
+    /// earlier.
     fn receive(&mut self, mail: Mail, then: Instant, now: Instant) {
         match mail {
             Mail::Events(events) => {
@@ -519,7 +522,7 @@ impl Subscription {
                 self.set_timer();
             }
             Mail::Lagging => {
-                // Held ticks precede the replay.
+                // Send the held ticks before the replay, because their `seq`s are lower.
                 self.release_held(true);
                 self.plan.push_back(Step::CatchUp {
                     from: None,
@@ -552,7 +555,7 @@ impl Subscription {
         let mut out = |event| outbox.push_back(Entry::live(event));
         if all {
             conflator.flush(now, &mut out);
-            // The next tick that wakes nobody may be due sooner than those that were held.
+            // The timer was set for the held ticks. The next tick that does not wake the reader may be due sooner.
             self.set_timer();
         } else {
             conflator.release(now, now, &mut out);
@@ -641,7 +644,7 @@ impl Subscription {
             } else if !self.plan.is_empty() {
                 let step = self.poll_plan(cx);
                 if self.plan.is_empty() {
-                    // A live connection keeps no buffer.
+                    // Free the buffer: a live connection does not need it.
                     self.plan = VecDeque::new();
                 }
                 ready!(step);

@@ -105,6 +105,7 @@ pub struct Session {
     /// The close message, held until the commands in progress are answered, but at most until this time.
     close_message: Option<Box<(Control, Instant)>>,
     last_message: Instant,
+    /// Events of a snapshot that are held back until `initial_state` has announced them.
     gathering: Gathering,
     /// How the session ended. Nothing is sent after that.
     ended: Option<Close>,
@@ -136,7 +137,7 @@ impl Session {
         }
     }
 
-    /// Carries out the client's commands with `publishing`.
+    /// Returns the session with `publishing`, which will carry out the client's commands.
     pub fn with_publishing(self, publishing: Box<dyn Publishing>) -> Session {
         Session {
             publishing: Some(publishing),
@@ -159,7 +160,7 @@ impl Session {
         self.subscription.resume_cursor().or(self.from)
     }
 
-    /// Whether later messages of the client, such as pongs, may still be unread because earlier ones are unanswered.
+    /// Whether earlier messages are unanswered. Meanwhile, later ones, such as pongs, may be unread.
     pub fn is_busy(&self) -> bool {
         self.subscription.is_busy() || self.has_held_message()
     }
@@ -348,7 +349,7 @@ impl Session {
         self.end(close);
     }
 
-    /// Records, for the log, why the transport ends the session.
+    /// Records why the transport ends the session, for the log. Does not end the session.
     pub fn ends(&mut self, reason: &'static str) {
         self.subscription.ends(reason);
     }
@@ -390,8 +391,8 @@ impl Session {
             // The gathered events will soon be sent and keep the connection alive. A cursor must not overtake them.
             Control::Heartbeat { .. } if self.gathering.holds_any() => return,
             Control::Heartbeat { cursor, .. } => {
-                // A `heartbeat` shows only the client that the connection works. The answer to a ping shows it to the
-                // server, too.
+                // A `heartbeat` shows the client that the connection works, but not the server. The answer to a ping
+                // shows it to the server.
                 out.send(Outgoing::Ping(*cursor));
                 if !self.dialect.heartbeat_message {
                     return;
@@ -466,7 +467,7 @@ impl Session {
                 channels,
                 cursor,
                 asked,
-            } => self.ask(channels, cursor, asked, out),
+            } => self.look_up(channels, cursor, asked, out),
             ClientMessage::Unsubscribe { channels, asked } => {
                 let asked = self.acknowledged(asked);
                 self.subscription.unsubscribe(&channels, asked);
@@ -495,7 +496,7 @@ impl Session {
     }
 
     /// Checks the limits and permissions of a `subscribe` at once, and starts to look up whether its subjects exist.
-    fn ask(
+    fn look_up(
         &mut self,
         channels: Vec<Channel>,
         cursor: Option<Cursor>,
@@ -505,12 +506,12 @@ impl Session {
         let scope = self.subscription.scope();
         let school = scope.school;
         let most = self.service.settings().channels_per_connection.get();
-        let heard = scope.channels();
-        let added = channels.iter().filter(|own| !heard.contains(own)).count();
-        if heard.len() + added > most {
+        let present = scope.channels();
+        let added = channels.iter().filter(|own| !present.contains(own)).count();
+        if present.len() + added > most {
             let message = format!(
                 "with these `channels`, this connection would have {} channels; at most {most} are accepted",
-                heard.len() + added
+                present.len() + added
             );
             let limit = Some("channels_per_connection");
             return self.reject("too_many_channels", limit, message, out);
@@ -556,15 +557,15 @@ impl Session {
         let wide = self
             .dialect
             .receives_acknowledgements(&self.access, scope.school);
-        let heard = scope.channels();
-        let again = pending.channels.iter().filter(|own| heard.contains(own));
-        let again: Vec<Channel> = again.cloned().collect();
+        let present = scope.channels();
+        let repeated = pending.channels.iter().filter(|own| present.contains(own));
+        let repeated: Vec<Channel> = repeated.cloned().collect();
         let wide = wide.then_some(characteristic::KIND);
         self.subscription
             .subscribe(pending.channels, from, pending.asked, wide);
-        if !self.dialect.acknowledges && !again.is_empty() {
+        if !self.dialect.acknowledges && !repeated.is_empty() {
             // Without an acknowledgement, the current state is the answer.
-            self.subscription.resend_state(again);
+            self.subscription.resend_state(repeated);
         }
     }
 

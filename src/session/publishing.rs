@@ -1,4 +1,4 @@
-//! Publishing on the connection of a conversation: how a session has the commands of its client carried out.
+//! Publishing on a session's connection: the interface through which a session passes on its client's commands.
 
 use std::task::{Context, Poll};
 
@@ -6,13 +6,14 @@ use serde_json::{Map, Value};
 
 use crate::auth::Access;
 
-/// Carries out the commands of one conversation in their order, and answers them in the same order. Several of them can be
+/// Carries out the commands of one session in their order, and answers them in the same order. Several of them can be
 /// unanswered at a time; their number and size are bounded.
 pub trait Publishing: Send {
     /// Whether another command can be passed.
     fn has_room(&self) -> bool;
 
-    /// Takes a command with the fields of a line of a batch. Its message has this many bytes. Its answer repeats `id`.
+    /// Takes a command, which has the fields of a line of a batch. `bytes` is the size of its message. The answer
+    /// repeats `id`.
     fn publish(
         &mut self,
         access: &Access,
@@ -21,8 +22,8 @@ pub trait Publishing: Send {
         bytes: usize,
     );
 
-    /// Returns the next answer, as JSON, or none if no command is unanswered. Carries out what waits with the permissions of
-    /// `access`.
+    /// Returns the next answer, as JSON, or none if no command is unanswered. The waiting commands are carried out with
+    /// the permissions of `access`.
     fn poll_answer(&mut self, cx: &mut Context<'_>, access: &Access) -> Poll<Option<Vec<u8>>>;
 
     /// Drops the commands that are not being carried out yet. They have no effect, and are not answered.

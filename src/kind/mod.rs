@@ -3,8 +3,8 @@
 //! A kind is a module here with a line in the list of `kinds!`, and a table in the store with a line in its list.
 //! Everything else (log, hub, transports, API, the monitor's tables) handles the [`Command`]s, [`State`]s, [`Part`]s and
 //! events of all kinds uniformly, by the kind's [`Description`]. `tests/it/toy_kind.rs` adds a kind, and shows which
-//! files and lines this requires. Upholds invariant 10: a terminal state is final, progress never falls within an
-//! attempt.
+//! files and lines this requires. The rules uphold invariant 10: a terminal state is final, and progress never
+//! decreases within an attempt.
 
 pub mod characteristic;
 mod details;
@@ -86,7 +86,7 @@ pub trait Subject {
     /// the one that describes the subject.
     fn describe(&self, id: &SubjectId, now: DateTime<Utc>) -> Draft;
 
-    /// Returns the subject's data that is not in that event: a JSON object.
+    /// Returns the subject's data that is not in the event of [`Subject::describe`]: a JSON object.
     fn details(&self, id: &SubjectId) -> Value;
 
     /// Returns the subject's title, as its publisher wrote it; `None` if it has only its id.
@@ -496,8 +496,8 @@ fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("a state is JSON")
 }
 
-/// One of [`Description::statuses`]. A derived `Deserialize` borrows a field of type `&str` from its input; it does not
-/// recognise this alias.
+/// One of [`Description::statuses`]. A derived `Deserialize` would borrow a field of type `&'static str` from its
+/// input. It does not recognise this alias, and so does not borrow.
 pub type StatusText = &'static str;
 
 /// Reads a status of any kind as the static text.

@@ -86,7 +86,7 @@ impl Create {
     }
 }
 
-/// Lets the job wait for a worker: for the first time (`queue`), or again after it has ended (`retry`).
+/// Puts the job into a queue: for the first time (`queue`), or again after it has ended (`retry`).
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "message": "Waiting for a worker" }))]
@@ -107,7 +107,7 @@ pub struct Start {
     /// The name by which the worker identifies itself; the token's `sub` if absent.
     #[schemars(length(min = 1, max = WORKER_MAX_BYTES))]
     pub worker: Option<String>,
-    /// Creates the job if it does not exist.
+    /// The job's type. If it is present and the job does not exist, the job is created.
     pub job_type: Option<JobType>,
     /// A human-readable message.
     pub message: Option<String>,
@@ -125,7 +125,7 @@ pub struct Progress {
     /// The name by which the worker identifies itself; the token's `sub` if absent.
     #[schemars(length(min = 1, max = WORKER_MAX_BYTES))]
     pub worker: Option<String>,
-    /// Creates the job if it does not exist, and starts it.
+    /// The job's type. If it is present and the job does not exist, the job is created and started.
     pub job_type: Option<JobType>,
     /// Percent complete, 0 to 100; `null` means unknown, as long as no progress has been reported.
     #[serde(deserialize_with = "present")]
@@ -191,7 +191,7 @@ pub struct Cancel {
     pub worker: Option<String>,
     /// A human-readable reason.
     pub message: Option<String>,
-    /// Ends a running job immediately: the worker's confirmation, or an administrator's last resort.
+    /// Ends a running job at once. Sent by a worker that has stopped, or by an administrator who does not wait for it.
     pub force: bool,
 }
 
@@ -205,7 +205,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<f
 #[schemars(untagged)]
 #[expect(
     dead_code,
-    reason = "`error_or_message` reads it, with a clearer message if it cannot"
+    reason = "only its schema is used; `error_or_message` reads the field, with clearer error messages"
 )]
 enum ErrorOrMessage {
     /// The message.
@@ -271,8 +271,8 @@ impl Command {
         )
     }
 
-    /// Returns whether it is rejected from a worker of an earlier attempt. A worker joins the current attempt with
-    /// `start`.
+    /// Returns whether it is rejected if it comes from a worker of an earlier attempt. A worker joins the current
+    /// attempt with `start`.
     pub(super) fn is_fenced(&self) -> bool {
         match self {
             Command::Progress(_) | Command::Complete(_) | Command::Fail(_) => true,

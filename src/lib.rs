@@ -82,6 +82,7 @@
 //!  2  kind/ scope.rs                   domain rules; the scope of a subscription
 //!  1  event.rs                         events
 //!  0  id.rs number.rs sync.rs uptime.rs  ids and channels; conversions of numbers; locks; uptime
+//!     unverified.rs                    TLS without verification
 //! ```
 //!
 //! # In another Rocket application

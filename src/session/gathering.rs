@@ -12,7 +12,7 @@ use crate::wire::form::initial_uploads;
 /// [`INITIAL_STATE_MAX_BYTES`].
 #[derive(Default)]
 pub(super) struct Gathering {
-    /// The part of a snapshot that has been gathered, and the bytes of its fields. In a box, because most conversations
+    /// The part of a snapshot that has been gathered, and the bytes of its fields. In a box, because most sessions
     /// gather nothing.
     gathered: Option<Box<(Vec<Arc<Event>>, usize)>>,
     /// Events that were announced and are still to be sent.
@@ -72,7 +72,7 @@ impl Gathering {
             .for_each(|event| self.announced.push_back(event));
     }
 
-    /// Sends all gathered events before anything else. Happens once, at the beginning of a conversation.
+    /// Sends all gathered events before anything else. Happens once, at the beginning of a session.
     pub(super) fn flush(&mut self, out: &mut impl Outbox) {
         self.announce(out);
         while let Some(event) = self.announced.pop_front() {

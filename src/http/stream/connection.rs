@@ -63,7 +63,7 @@ impl Outbox for Frames {
 /// A WebSocket connection.
 pub(super) struct Connection {
     frames: Frames,
-    /// None once the conversation has ended, or if the client was rejected at the start.
+    /// None once the session has ended, or if the client was rejected at the start.
     session: Option<Session>,
     service: Arc<SubscribeService>,
     /// Messages that arrived while an earlier one is still being answered. Bounded by [`WAITING_MESSAGES`], the maximum size

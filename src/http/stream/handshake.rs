@@ -309,7 +309,7 @@ impl<'r, H: IoHandler + 'static> Responder<'r, 'static> for Upgrade<H> {
     }
 }
 
-/// Begins the conversation on an upgraded connection.
+/// Begins the session on an upgraded connection.
 pub(super) struct Handler {
     pub(super) tidings: Arc<Tidings>,
     pub(super) dialect: Dialect,

@@ -401,7 +401,7 @@ async fn with_channel(
     ))
 }
 
-/// A connection that begins a conversation.
+/// A connection that begins a session.
 fn accepted(
     source: RequestSource,
     caller: &Caller,

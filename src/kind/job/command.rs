@@ -224,7 +224,7 @@ fn error_or_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobErr
         }),
         error @ Value::Object(_) => JobError::deserialize(error).map_err(serde::de::Error::custom),
         _ => Err(serde::de::Error::custom(
-            "`error` is an object with `code`, `message` and optional `details`, or a text",
+            "`error` must be an object with `code`, `message` and optional `details`, or a text",
         )),
     }
 }

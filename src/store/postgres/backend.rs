@@ -509,13 +509,13 @@ impl shared::Database for Database {
             Synchronous::Milestone => group.has_milestone,
         };
         let ends = self.holds_locks;
-        let is_to_plan = self.address.prepares() && self.planned_at.elapsed() > POSTGRES_PLAN_AGE;
-        if is_to_plan {
+        let must_replan = self.address.prepares() && self.planned_at.elapsed() > POSTGRES_PLAN_AGE;
+        if must_replan {
             self.planned_at = Instant::now();
         }
         let written = self.ask(async |conn| {
             // A plan for small tables is slow once they have grown, and Postgres may keep it for minutes.
-            if is_to_plan {
+            if must_replan {
                 conn.batch_execute("DISCARD PLANS").await?;
             }
             let written = commit(conn, group, moves, waits_for_disk, now).await?;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! lock the rows of the schools, in the order of their ids
-//!   ─▶ move the head of each whose stamp is the one that was decided against     (compare and append)
-//!        ─▶ for those only: events, states, parts, keys, counts
+//!   ─▶ advance the head of each school whose stamp is unchanged since its decisions     (compare and append)
+//!        ─▶ for these schools only: events, states, parts, keys, counts
 //! ```
 //!
 //! A *stamp* is a random number that each write of a school's log or states replaces. If it is still the one that was
@@ -126,8 +126,8 @@ impl<'a> Subjects<'a> {
     }
 }
 
-/// Returns what a search compares of a subject that has ended; `None` of one that goes on, whose texts change often, and of
-/// one with very long texts. A search reads the state of those.
+/// Returns the texts that a search compares, for a subject that has ended. Returns `None` for a subject that has not
+/// ended, because its texts change often, and for one with very long texts. For these, a search reads the state.
 fn searched_texts(id: &str, state: &State) -> Option<String> {
     let is_kept = state.is_over() && state.text_bytes() <= INDEXED_TEXT_MAX_BYTES;
     is_kept.then(|| all_texts(id, state))
@@ -150,12 +150,12 @@ fn all_texts(id: &str, state: &State) -> String {
     if let Some(values) = texts.values {
         folded_json(values.get(), &mut all);
     }
-    // No column holds U+0000. Each match is checked with the texts themselves.
+    // A text in Postgres cannot contain U+0000. Each match is checked against the original texts.
     all.retain(|character| character != '\0');
     all
 }
 
-/// Writes a group. Returns the schools that were written; the others have another stamp.
+/// Writes a group. Returns the schools that were written; the stamps of the others have changed.
 pub(super) async fn commit(
     conn: &mut AsyncPgConnection,
     group: &Decisions,
@@ -279,7 +279,7 @@ pub(super) async fn commit(
         .collect()
 }
 
-/// Returns by how much the sizes of each school's log and of its stored answers grow.
+/// Returns, for each school, how many bytes are added to its log and to its stored answers.
 fn growth(group: &Decisions) -> HashMap<SchoolId, (i64, i64)> {
     let mut growth: HashMap<SchoolId, (i64, i64)> = HashMap::new();
     for event in &group.events {

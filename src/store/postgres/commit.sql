@@ -20,7 +20,7 @@ moved AS (
     WHERE schools.school_id = input.school_id AND locked.stamp = input.expected
     RETURNING schools.school_id
 ),
--- Rows that exist are locked before others are made, as by whoever locks first: two nodes cannot wait for each other.
+-- Existing rows are locked before new ones are inserted, here and elsewhere, so that two nodes cannot deadlock.
 written AS MATERIALIZED (
     SELECT school_id FROM moved UNION ALL SELECT school_id FROM made
 ),
@@ -40,7 +40,7 @@ states AS MATERIALIZED (
             old_status, old_stalled, old_finished_at)
     WHERE s.school_id IN (SELECT school_id FROM written)
 ),
--- Given by the node, which has judged by them, and not looked up: the stamp says that they are still the same.
+-- The node sends the old values that it has decided with. The unchanged stamp proves that they need no lookup.
 old_states AS (
     SELECT school_id, kind, old_status AS status, old_stalled AS stalled, old_finished_at AS finished_at
     FROM states WHERE old_status IS NOT NULL

@@ -6,9 +6,9 @@
 //! leases, notifiers, nodes (`writes.rs`) ◀── small transactions ─────────────────────────────┘
 //! ```
 //!
-//! Each node has its own caches and writers, and nothing else of its own. That no two nodes decide against one another is
-//! the commit's matter: see `commit.rs` and `backend.rs`. Subjects of all kinds share one table of states in JSON with
-//! the columns by which they are looked for, so that a new kind needs nothing here.
+//! Only caches and writers belong to a single node. A commit rejects decisions that were made without knowing those of
+//! another node: see `commit.rs` and `backend.rs`. Subjects of all kinds share one table, with the state in JSON and
+//! columns for lookups, so that a new kind needs no change here.
 
 mod answers;
 mod backend;
@@ -86,7 +86,7 @@ pub enum OpenError {
 
 /// The key in `meta` of the epoch of the database that is being copied into this one.
 const COPIED_FROM: &str = "copied_from";
-/// The key in `meta` of whether the last node that ran ended in order.
+/// The key in `meta` that stores whether the last running node was shut down in order.
 const ENDED: &str = "ended";
 
 /// The store on Postgres.
@@ -94,7 +94,7 @@ pub struct PostgresStore {
     epoch: Epoch,
     uptime: UptimeClock,
     metrics: Arc<CommitMetrics>,
-    /// Each school always has the same one.
+    /// A school always uses the same one.
     writers: Vec<Handle<Backend<Database>>>,
     readers: Readers,
     writes: Writes,
@@ -103,7 +103,7 @@ pub struct PostgresStore {
     swept: Mutex<i64>,
 }
 
-/// What an opened database says of itself.
+/// What is read from a database when it is opened.
 struct Found {
     epoch: Epoch,
     uptime: UptimeClock,
@@ -209,7 +209,7 @@ fn own_runtime() -> std::io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-/// Brings the tables up to date, registers the notifiers and reads what the database says of itself.
+/// Brings the tables up to date, registers the notifiers, and reads the epoch and the uptime.
 async fn prepare(address: &Address, notifiers: &[String]) -> Result<Found, OpenError> {
     let mut conn = address.connect().await?;
     if let Migrated::Newer(needed) = migrate(&mut conn).await.map_err(database_error)? {
@@ -224,8 +224,8 @@ async fn prepare(address: &Address, notifiers: &[String]) -> Result<Found, OpenE
     if !is_english(&language.value) {
         tracing::warn!(
             lc_messages = language.value,
-            "Postgres writes its messages in another language than English, so this node takes deadlocks and ended \
-             connections for refused commands and does not repeat them: set `lc_messages` to `C` for its role"
+            "Postgres writes its messages in a language other than English, so this node does not recognise deadlocks \
+             and closed connections, and does not retry after them: set `lc_messages` to `C` for its role"
         );
     }
     let copied_from: Vec<Fact> = diesel::sql_query("SELECT value FROM meta WHERE key = $1")
@@ -295,7 +295,7 @@ async fn set_fact(conn: &mut AsyncPgConnection, key: &str, value: &str) -> Query
     Ok(())
 }
 
-/// Returns a value of `meta`, which is set to `otherwise` if there is none.
+/// Returns a value of `meta`. If there is none, sets it to `otherwise` first.
 async fn fact_or(conn: &mut AsyncPgConnection, key: &str, otherwise: &str) -> QueryResult<String> {
     diesel::sql_query("INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT DO NOTHING")
         .bind::<Text, _>(key)

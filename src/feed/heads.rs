@@ -1,8 +1,8 @@
 //! Compares the heads of the logs with what the hub was offered.
 //!
 //! Hints of other nodes' commits may be lost, all of them if the bus is down. So the heads of the schools in the hub's
-//! memory are compared every [`HEADS_PERIOD`], and at once if somebody may have missed a hint. One query covers many
-//! schools. What is behind becomes a hint like any other.
+//! memory are compared every [`HEADS_PERIOD`], and at once if a hint may have been missed. One query covers many
+//! schools. For each school that is behind, this gives a hint like any other.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ pub async fn watch_heads(log: Arc<dyn Log>, hub: Arc<Hub>, hints: Hints) {
     let mut is_failing = false;
     loop {
         let look = tokio::select! {
-            // Biased, so that a school that is looked at again and again delays no comparison of all, and so that
-            // simulations are deterministic.
+            // Biased, so that repeated requests for single schools do not delay the comparison of all schools, and so
+            // that simulations are deterministic.
             biased;
             () = sleep_until(due) => Look { all: true, ..Look::default() },
             look = hints.asked() => look,
@@ -44,7 +44,8 @@ pub async fn watch_heads(log: Arc<dyn Log>, hub: Arc<Hub>, hints: Hints) {
 
 /// Compares the heads of these schools, and gives a hint about each that is behind.
 async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result<(), StoreError> {
-    // Before the log is read: what the hub was offered, and what listeners have read until now, must be in the log.
+    // Take the positions before reading the heads: the log must have every event that the hub was offered or that a
+    // listener has read until now. Otherwise, it has lost events.
     let mut positions = hub.positions();
     positions.retain(|(school, _)| look.all || look.schools.contains(school));
     let mut behind = Vec::new();
@@ -73,7 +74,7 @@ async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result
         give(hints, behind);
         return Ok(());
     }
-    // Events of busy schools are on their way. The log is read only for those that do not arrive.
+    // Events of busy schools may still be on their way. Give hints only for the schools that are behind after a pause.
     sleep(HOLE_WAIT).await;
     behind.retain(|(school, head)| {
         let next = hub.position(*school).and_then(|own| own.next());

@@ -1,14 +1,14 @@
 //! The node's reader of the logs: it follows new commits and serves replays.
 //!
 //! ```text
-//! Committed ─────────▶ tail ─dense─▶ hub ─▶ mailboxes          (live)
+//! Committed ─────────▶ tail ─in order─▶ hub ─▶ mailboxes       (live)
 //! other nodes ─hints─▶  │ missing events are awaited briefly, then read
 //! log ─────────────────┴─▶ segments ─▶ replays                (read once, encoded once, shared)
 //!  └─heads─▶ a hint for each log that is ahead of the hub
 //! ```
 //!
 //! The log is authoritative, and hints are only notifications. Hints may be late, out of order, or missing. Still, each
-//! school's events reach the hub in order and without a hole (invariant 3). Replays of wide scopes share *segments*,
+//! school's events reach the hub in order and without a gap (invariant 3). Replays of wide scopes share *segments*,
 //! which are aligned ranges of a log. A segment is read once for all replays, and its events cache their encodings. So
 //! even if many clients reconnect at once, each event is read once and encoded once (invariant 8). Narrow scopes are read
 //! through the index on subjects instead, so that the school's other events cost nothing.
@@ -74,7 +74,8 @@ impl Feed {
         self.log.epoch()
     }
 
-    /// Whether others write to the logs, too. Such a log can lose its newest events while this process runs on.
+    /// Whether other nodes also write to the logs. Such a log can lose its newest events in a failover, while this
+    /// process keeps running.
     pub fn is_shared(&self) -> bool {
         self.log.is_shared()
     }
@@ -86,7 +87,7 @@ impl Feed {
         (epoch == self.log.epoch() && is_certain).then_some(place)
     }
 
-    /// Ready when the hub has been offered everything that was committed in this school before the call.
+    /// Resolves when the hub has been offered everything that was committed in this school before the call.
     pub fn settled(&self, school: SchoolId) -> impl Future<Output = ()> + Send + 'static {
         self.committed.settled(school)
     }
@@ -186,13 +187,13 @@ impl Feed {
                 stretch.events.into_iter().next()
             }
         };
-        // Retention may have deleted the event meanwhile, so that the first one is a later one. The replay detects that.
+        // Retention may have deleted the event meanwhile; then the first event is a later one. The replay detects that.
         let event = event.filter(|event| event.seq == seq);
         Ok(event.is_none_or(|event| event.place() == place))
     }
 
     /// Returns current states in scope; see [`Log::snapshot`]. `newest` is the place of the newest event when the previous
-    /// page was read. Returns `None` if a shared log has lost that event since, so that the pages do not match.
+    /// page was read. Returns `None` if a shared log has lost that event since: then the pages do not belong together.
     pub async fn snapshot(
         &self,
         scope: Arc<Scope>,

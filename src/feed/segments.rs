@@ -21,7 +21,7 @@ use crate::id::{Kind, Place, SchoolId, SubjectId};
 use crate::log::{Bounds, LastEvent, Log, StoreError};
 use crate::scope::Filter;
 
-/// A range of a school's log, without holes.
+/// A range of a school's log, without gaps.
 #[derive(Debug, Default)]
 pub(super) struct Segment {
     events: Vec<Arc<Event>>,
@@ -29,8 +29,8 @@ pub(super) struct Segment {
     floor: u64,
     /// The segment holds all events of its range up to here.
     through: u64,
-    /// The last event of each subject that has ticks in the segment, as of the read. An event that supersedes a tick
-    /// does so permanently.
+    /// The last event of each subject that has ticks in the segment, as of the read. A newer one is not needed: an
+    /// event that supersedes a tick does so permanently.
     last: HashMap<(Kind, SubjectId), LastEvent>,
     bytes: usize,
 }
@@ -84,7 +84,7 @@ pub(super) struct Segments {
     /// Number of events in a segment.
     size: u64,
     cache: Mutex<Cache>,
-    /// Of logs that others write to: the newest event of each when its segments were used last.
+    /// For each log that other nodes also write to: its newest event when its segments were last used.
     heads: Mutex<LruCache<SchoolId, Place>>,
 }
 
@@ -108,8 +108,8 @@ impl Segments {
         }
     }
 
-    /// Forgets the segments of a school if its log has lost events since they were used last. A database that several nodes
-    /// share can fail over to a standby that has not received everything while this node runs on.
+    /// Forgets the segments of a school if its log has lost events since they were last used: while this node runs, a
+    /// shared database can fail over to a standby that has not received every commit.
     pub(super) async fn follow(&self, school: SchoolId, bounds: Bounds) -> Result<(), StoreError> {
         if !self.log.is_shared() {
             return Ok(());
@@ -118,7 +118,8 @@ impl Segments {
         let has_lost = match known {
             Some(known) if known == bounds.head => return Ok(()),
             Some(known) => !self.has(school, known, bounds).await?,
-            // Others may have been forgotten because too many schools are in use.
+            // The head was evicted, because many schools are in use, or was never known. Its segments may still be
+            // cached.
             None => true,
         };
         if has_lost {
@@ -175,7 +176,7 @@ impl Segments {
         if let Some(newest) = newest
             && let Some(known) = self.heads().peek_mut(&school)
         {
-            // It was committed after the bounds were read, and may be lost as well.
+            // It may have been committed after the bounds were read. A later failover can lose it as well.
             *known = (*known).max(newest.place());
         }
         let bytes = read.as_ref().map_or(0, |segment| segment.bytes);
@@ -206,7 +207,7 @@ impl Segments {
             segment.bytes = known.bytes;
         }
         loop {
-            // Of a shared log, the last event is read again: the log may have lost it since, with what was read before.
+            // In a shared log, read the last event again: the log may have lost it since, together with earlier ones.
             let last = segment.events.last().filter(|_| self.log.is_shared());
             let last = last.map(|last| last.place());
             let after = last.map_or(segment.through, |last| last.seq - 1);
@@ -222,7 +223,7 @@ impl Segments {
                 stretch.events.retain(|event| event.seq > last.seq);
             }
             if stretch.floor.seq > segment.through {
-                // Its earlier events lie before a hole.
+                // Retention has deleted the events that follow those read earlier, so there would be a gap.
                 segment.events.clear();
                 segment.floor = stretch.floor.seq;
             }

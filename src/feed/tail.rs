@@ -150,7 +150,8 @@ pub async fn wake_in_batches(wake_list: WakeList) {
     }
 }
 
-/// Number of events that were delivered since other tasks had a turn. A large batch for many readers takes a long time.
+/// Number of events that were delivered since the last yield to other tasks. A large batch for many readers takes a
+/// long time.
 #[derive(Default)]
 struct Slice(usize);
 
@@ -205,7 +206,7 @@ impl Tail<'_> {
                 let hole = self.holes.entry(*school);
                 let hole = hole.or_insert_with(|| Hole::due_at(now));
                 hole.newest = hole.newest.max(*seq);
-                // Read at once: this hint contains no events to wait for. After a failed or fruitless read, keep the pause.
+                // Read at once: this hint contains no events to wait for. After a failed or empty read, keep the pause.
                 if hole.empty_reads == 0 {
                     hole.due = hole.due.map(|due| due.min(now));
                 }
@@ -253,7 +254,7 @@ impl Tail<'_> {
         Cow::Owned(self.dense(school))
     }
 
-    /// Forgets what was delivered of a school, because its log has lost some of it.
+    /// Forgets which events of a school were delivered, because its log has lost some of them.
     fn start_over(&mut self, school: SchoolId) {
         tracing::warn!(
             school.id = %school,
@@ -295,7 +296,8 @@ impl Tail<'_> {
         if next > hole.newest {
             self.holes.remove(&school);
             if deliverable.is_empty() {
-                // The events that waited were delivered in another way, or are lost.
+                // A listener has already read the events from the log, the log has lost them, or nobody listens any
+                // more.
                 self.lost.push(school);
             }
         }
@@ -326,8 +328,9 @@ impl Tail<'_> {
                 continue;
             }
             let Some(known) = hub.position(*school).and_then(|own| own.head) else {
-                // The school's first listener is still reading the log. When it has finished, it is known which events are
-                // missing. Until then it must not wait for this node's commits: it reads them from the log, or they are lost.
+                // The school's first listener is still reading the log; until it has finished, the missing events are
+                // not known. Meanwhile, it must not wait for commits of this node to be delivered: it reads them from
+                // the log, or they are lost.
                 lost.push(*school);
                 hole.due = Some(now + HOLE_WAIT);
                 continue;
@@ -441,7 +444,7 @@ impl Tail<'_> {
             self.holes.remove(&school);
         }
         if deliverable.is_empty() {
-            // There is no event to deliver whose number would show the hub that earlier ones are missing.
+            // No event is delivered, so the hub cannot detect by its number that earlier ones are missing.
             self.lost.push(school);
             self.wake_lists.push(self.hub.start_over(school));
         }

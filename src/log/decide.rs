@@ -1,9 +1,9 @@
 //! Decides commands: (facts, commands, now) → (states, events, keys). Every store uses this code. It is pure: it has no
 //! clock, and its only I/O is through [`Facts`].
 //!
-//! The commands of a group are decided one after another. Each sees the state that the previous commands left: from
-//! [`Decisions`], or else from the facts. A rejected command does not change them. When the group is complete, a
-//! store writes the decisions in one transaction; if that fails, nothing is written.
+//! The commands of a group are decided one after another. Each sees the state that the previous commands left: what
+//! they changed is in [`Decisions`], everything else in the facts. A rejected command changes neither. When the group
+//! is complete, a store writes the decisions in one transaction; if that fails, nothing is written.
 //!
 //! Upholds invariant 2 (a school's events are numbered without gaps, in the order of decisions) and, through
 //! [`kind::apply`], invariant 10.
@@ -27,7 +27,7 @@ pub struct Rules {
     pub epoch: Epoch,
     /// Limits on what producers can send.
     pub limits: Limits,
-    /// How many subjects of a kind a school can have, and the setting that limits them, if there is one.
+    /// The maximum number of subjects of each kind in a school, and the setting for it, if there is one.
     pub most: Vec<(Kind, u64, Option<&'static str>)>,
 }
 

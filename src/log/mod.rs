@@ -25,9 +25,9 @@
 //! - **Order.** A school's events are numbered 1, 2, 3, … without gaps, in commit order (invariant 2). After the commit
 //!   they are sent to the `committed` channel in that order.
 //! - **Reading.** [`Log::replay`] returns the events after a cursor, [`Log::snapshot`] the current states in the order of
-//!   their last events; each page states how far it reaches. A snapshot up to `head` and the events after `head` are
-//!   together complete. Because a snapshot follows the order of the log, a replay from the cursor of any of its entries
-//!   loses nothing.
+//!   their last events; each page states how far it reaches. A snapshot up to `head`, followed by the events after
+//!   `head`, is complete. Because a snapshot follows the order of the log, a reader that received only part of it can
+//!   continue with a replay from the cursor of the last entry in that part.
 //! - **Fair reads.** Large reads do not block others: each school gets its turn after at most one read, or one window of
 //!   a longer read, of each other school. A request that cannot get a turn is rejected ([`StoreError::Busy`]).
 //! - **Retention.** [`Journal::sweep`] removes data past its retention in small steps, and advances `floor` accordingly.

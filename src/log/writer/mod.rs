@@ -70,7 +70,7 @@ pub trait Backend: Facts<Error = StoreError> + Send + 'static {
         Vec::new()
     }
 
-    /// Does the work that a commit leaves, once its requests are answered.
+    /// Does the work of a commit that can wait until its requests are answered.
     fn answered(&mut self) {}
 
     /// Closes the database cleanly.
@@ -313,8 +313,8 @@ impl<B: Backend> Writer<B> {
         self.backend.answered();
     }
 
-    /// Logs when commits begin to fail or succeed again. Returns the error for the waiting requests, which refers to the
-    /// log.
+    /// Logs when commits begin to fail, and when they succeed again. Returns the error for the waiting requests. It
+    /// does not repeat the cause, which is in the server's log.
     fn note(&mut self, written: Result<bool, StoreError>) -> Result<(), StoreError> {
         match written {
             // A group that writes nothing succeeds even on a full disk, so it proves nothing.

@@ -41,7 +41,7 @@ pub(super) struct Turns {
     backlogged: VecDeque<SchoolId>,
     /// Schools with a batch, or that take more than their share.
     batching: VecDeque<SchoolId>,
-    /// How often the room of a commit has been halved.
+    /// How many times the room of a commit is currently halved.
     halvings: u32,
     pace: Arc<Pace>,
 }
@@ -63,13 +63,13 @@ pub(super) struct Round {
     room: Size,
     /// The limit for one school.
     slice: Size,
-    /// Schools that have had their turn, and the bytes of it.
+    /// Schools that have had their turn, and the bytes that it took.
     served: Vec<(SchoolId, Queue, usize)>,
     /// Schools whose commands could not be decided.
     undecided: Vec<SchoolId>,
     serves_fresh: bool,
     serves_backlogged: bool,
-    /// The size when the first school with a batch had its turn, after the others.
+    /// The size of the commit before its first turn of a school with a batch. These turns come last.
     before_batches: Option<Size>,
     /// How many schools with a batch it can still serve.
     batches_left: usize,
@@ -98,7 +98,7 @@ pub(super) struct Pending {
     receipts: Receipts,
     /// How many of them are committed.
     committed: usize,
-    /// How many bytes the decisions that are not committed yet are charged for.
+    /// The bytes charged for the decisions that are not committed yet.
     charged: u64,
     answer: Answer<Receipts>,
 }
@@ -246,8 +246,9 @@ impl Turns {
     /// Returns the next school of a commit. Each school has one turn per commit.
     pub(super) fn next(&mut self, round: &mut Round) -> Option<(SchoolId, Queue)> {
         let has_room = !round.taken.reaches(round.room);
-        // At least one of the backlogged schools and one with a batch, because fresh ones could otherwise keep them waiting
-        // forever; and, in a commit with fresh schools, only one, because these would otherwise wait for all of them.
+        // Each commit serves at least one backlogged school and, if the rate permits, one with a batch: otherwise,
+        // fresh schools could keep them waiting forever. A commit with fresh schools serves at most one of each, so
+        // that the fresh ones do not wait for all of them.
         let has_room_for_all = has_room && !round.serves_fresh;
         let may_serve_backlogged = !round.serves_backlogged || has_room_for_all;
         let may_serve_batch =
@@ -266,11 +267,14 @@ impl Turns {
             return None;
         };
         let queue = self.schools.remove(&school);
-        Some((school, queue.expect("a school that has a turn waits")))
+        Some((
+            school,
+            queue.expect("each school in the order of turns has a queue"),
+        ))
     }
 
-    /// Adjusts the room to the time that a commit worked, excluding its wait for the disk: smaller commits do not help on
-    /// a slow disk.
+    /// Adjusts the room to how long a commit took, excluding its wait for the disk: smaller commits do not help on a
+    /// slow disk.
     pub(super) fn worked(&mut self, round: &Round, work: Duration) {
         if work > COMMIT_WORK {
             self.halvings = (self.halvings + 1).min(GROUP_HALVINGS_MAX);
@@ -288,7 +292,7 @@ impl Turns {
         missed: &[SchoolId],
     ) {
         let now = Instant::now();
-        // What was taken while the rate was not limited delays nobody later.
+        // Bytes that were written while the rate was not limited do not delay later turns.
         if round.is_paced
             && let Some(before) = round.before_batches
         {
@@ -371,7 +375,7 @@ impl Queue {
         }
     }
 
-    /// Returns the next command of a turn, half of which may be over.
+    /// Returns the next command of a turn. `is_half_over` tells whether half of the turn is over.
     pub(super) fn next(&mut self, is_half_over: bool) -> Option<Next> {
         loop {
             let begun_is_due = is_half_over || self.fresh.is_empty();
@@ -418,8 +422,8 @@ impl Queue {
         }
     }
 
-    /// Answers everything that waits with the failure: what needs an unavailable database cannot be decided, and no
-    /// publisher waits for an answer without end.
+    /// Answers all waiting submissions with the failure: without the database, they cannot be decided, and publishers
+    /// must not wait forever.
     fn fail(&mut self, written: &Result<(), StoreError>) {
         for pending in self.fresh.drain(..).chain(self.begun.drain(..)) {
             pending.settle(written);
@@ -542,7 +546,7 @@ mod tests {
             answered
         }
 
-        /// Runs one commit that works for `work`. Returns how many commands of each school it carries out, in order.
+        /// Runs one commit that takes `work`. Returns how many commands of each school it carries out, in order.
         fn commit(&mut self, work: Duration) -> Vec<(i64, usize)> {
             let mut round = self.turns.begin(Instant::now(), false);
             let mut carried_out = Vec::new();
@@ -580,8 +584,8 @@ mod tests {
         let share = GROUP_MAX_COMMANDS / TURNS_PER_GROUP;
         let commit = bench.commit(QUICK);
         let fresh = [2, 3, 4, 5].map(|school| (school, share));
-        assert_eq!(commit[..4], fresh, "until it is full");
-        assert_eq!(commit[4..], [(1, share)], "and one that has waited");
+        assert_eq!(commit[..4], fresh, "as many as it has room for");
+        assert_eq!(commit[4..], [(1, share)], "and one with a batch");
     }
 
     #[test]
@@ -660,7 +664,7 @@ mod tests {
             assert_eq!(bench.turns.due(Instant::now()), Due::Now);
             assert_eq!(bench.commit(QUICK), [(school, 1)]);
         }
-        // A school that has taken much is not fresh again by waiting for its answers.
+        // A school that has used much of the rate does not become fresh again by waiting for its answers.
         let turn = (GROUP_MAX_BYTES / TURNS_PER_GROUP).div_ceil(16_000);
         for _ in 0..HEAVY_BYTES.div_ceil(16_000 * turn) {
             bench.add(3, turn);
@@ -694,7 +698,7 @@ mod tests {
         }
         assert_eq!(
             served, 0,
-            "the batch of a commit that was shared is paid for"
+            "the batch waits until its part of the shared commit is paid for"
         );
     }
 

@@ -1,6 +1,6 @@
 //! The task of one notifier: reads the logs of schools in turn, and delivers.
 //!
-//! It guarantees delivery at least once, in the order of each subject. The cursor moves past an event only if the event
+//! It guarantees delivery at least once, in order for each subject. The cursor moves past an event only if the event
 //! was delivered, became a dead letter, is not selected, or belongs to a subject that is set aside. The commit that moves
 //! the cursor also sets the subject aside, so nothing is lost, whenever the process is killed. The in-memory [`Schedule`]
 //! only decides when to try.
@@ -39,7 +39,8 @@ use crate::log::{Store, StoreError};
 use crate::scope::Scope;
 use crate::wire;
 
-/// Bytes of the digest that distinguishes events which had the same place in a log.
+/// Number of bytes of the digest in an id. It distinguishes events to which a log has given the same number, such as
+/// before and after a restore.
 const TAG_BYTES: usize = 8;
 
 /// A notifier and its pending work.
@@ -142,7 +143,9 @@ impl Runner {
         catch_unwind(AssertUnwindSafe(|| self.notifier.is_due(event))).unwrap_or(true)
     }
 
-    fn sort(&self, events: &[Arc<Event>]) {
+    /// Processes events from the inbox: schedules the schools with an event that the notifier wants, and notes that the
+    /// logs of the others have grown.
+    fn take_up(&self, events: &[Arc<Event>]) {
         self.inbox_bytes.fetch_sub(bytes(events), Ordering::Relaxed);
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let school = of_school[0].school;
@@ -233,7 +236,7 @@ impl Runner {
                 look = Instant::now() + NOTIFY_LOOK;
             }
             while let Ok(events) = waiting.try_recv() {
-                self.sort(&events);
+                self.take_up(&events);
             }
             if round <= Instant::now() {
                 self.schedule().push_moved();
@@ -247,7 +250,7 @@ impl Runner {
                     // Biased, so that simulations are deterministic.
                     biased;
                     events = waiting.recv() => match events {
-                        Some(events) => self.sort(&events),
+                        Some(events) => self.take_up(&events),
                         None => return StoreError::Stopped,
                     },
                     () = sleep_until(due) => {}
@@ -295,7 +298,7 @@ impl Runner {
     }
 
     /// Gives a school its turn: first the subject that is set aside and has been due longest, then the log from the
-    /// cursor. Each part ends with its first failed attempt, so that failures of a school take little time from the
+    /// cursor. Each of the two ends with its first failed attempt, so that the failures of one school hardly delay the
     /// others. Returns true if there is more to do at once.
     async fn turn(&self, school: SchoolId) -> Result<bool, StoreError> {
         let name = self.notifier.name();
@@ -571,7 +574,7 @@ fn id(event: &Event, notifier: &str) -> String {
 }
 
 impl Failure {
-    /// Returns how long the receiver asks to receive nothing at all.
+    /// Returns how long the receiver asks for no requests at all, for any school.
     fn asked_of_all(&self) -> Option<Duration> {
         match self.error {
             DeliveryError::Unavailable { .. } => self.error.retry_after(),

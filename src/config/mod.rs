@@ -45,7 +45,7 @@ pub use self::secret::Secret;
 use crate::id::{Kind, SchoolId};
 use crate::kind::{self, characteristic, device, enrollment, job, schedule};
 
-/// Longer times overflow dates.
+/// The maximum of settings such as retention times. Calculations with dates would overflow with much longer ones.
 const CENTURY_SECS: u64 = 100 * 366 * 86_400;
 /// The maximum of settings that databases store or compare as signed numbers.
 const STORED_MAX: u64 = i64::MAX as u64;
@@ -160,8 +160,8 @@ pub struct Settings {
     pub check_database: bool,
     /// Number of database connections for reading, and therefore of concurrent reads.
     pub reader_connections: Bounded<u32, 1, READER_CONNECTIONS_MAX>,
-    /// How long a request may read, in milliseconds. After this time, a search returns what it has found, and a request
-    /// that still waits for its turn is rejected.
+    /// How long the reads of a request may take, in milliseconds. After this time, a search returns what it has found,
+    /// and a request that is still waiting for its turn is rejected.
     pub read_timeout_ms: Bounded<u64, 1, READ_TIMEOUT_MAX_MS>,
     /// Maximum number of rows that a request may scan for matching ones.
     pub read_rows_max: Bounded<u64, 1>,
@@ -300,7 +300,7 @@ pub struct Settings {
     /// schools publish. 0 means no limit.
     pub batch_bytes_per_sec: u32,
     /// Memory for the bodies, commands, events and answers of concurrent writes, in bytes. A school can hold at most as
-    /// much as then remains free.
+    /// much as remains free: half of it if it is the only one.
     pub write_memory_bytes: u64,
     /// Maximum size of a subject's `metadata`, in bytes. An empty object has two.
     pub metadata_limit_bytes: Bounded<usize, 2>,

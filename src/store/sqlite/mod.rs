@@ -1,9 +1,9 @@
 //! The embedded store: SQLite in WAL mode through Diesel.
 //!
 //! One [writer](crate::log::writer) thread owns the only writing connection (`backend.rs`), and another thread runs the
-//! checkpoints (`checkpoints.rs`). Reads use an r2d2 pool on
-//! blocking threads (`readers.rs`) and take turns (`turns.rs`). Locks keep a second process out (`lock.rs`), because the
-//! writer caches what it has written. A database is checked before it is opened (`opening.rs`).
+//! checkpoints (`checkpoints.rs`). Reads use an r2d2 pool on blocking threads (`readers.rs`) and take turns
+//! (`src/store/turns.rs`). Locks keep a second process out (`lock.rs`), because the writer caches what it has written. A
+//! database is checked before it is opened (`opening.rs`).
 
 mod answers;
 mod backend;
@@ -77,6 +77,7 @@ const BUSY_TIMEOUT_MS: u32 = 5_000;
 /// The embedded store.
 pub struct SqliteStore {
     epoch: Epoch,
+    /// Whether a `seq` may have been assigned twice in this epoch.
     is_cut: bool,
     uptime: UptimeClock,
     metrics: Arc<CommitMetrics>,

@@ -5,7 +5,7 @@
 //! the cursor also sets the subject aside, so nothing is lost, whenever the process is killed. The in-memory [`Schedule`]
 //! only decides when to try.
 //!
-//! Of several nodes, one delivers: the holder of the notifier's [lease]. Each write contains the lease's fence. A node
+//! Only one of several nodes delivers: the holder of the notifier's [lease]. Each write contains the lease's fence. A node
 //! that takes over continues from the stored cursors. So a node that was suspended during an attempt can deliver that
 //! one event a second time, but cannot move a cursor.
 

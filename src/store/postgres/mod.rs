@@ -86,7 +86,7 @@ pub enum OpenError {
 
 /// The key in `meta` of the epoch of the database that is being copied into this one.
 const COPIED_FROM: &str = "copied_from";
-/// The key in `meta` that stores whether the last running node was shut down in order.
+/// The key in `meta` that stores whether the last node that ran was shut down cleanly.
 const ENDED: &str = "ended";
 
 /// The store on Postgres.

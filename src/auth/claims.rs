@@ -23,7 +23,7 @@ const SCHOOLS_CLAIM: &str = "schools";
 const PURPOSE_CLAIMS: [&str; 4] = ["type", "typ", "token_type", "token_use"];
 /// The purposes of tokens that can only be exchanged for other tokens.
 const REFRESH: [&str; 2] = ["refresh", "refresh_token"];
-/// Larger differences are reported as this many seconds. A claim can hold any number.
+/// The largest difference in time that an error text reports, in seconds. A claim can hold any number.
 const REPORTED_MAX_SECS: f64 = 1e12;
 
 /// The claims of a token that this server issues. `exp` is in seconds since 1970.
@@ -38,7 +38,7 @@ pub struct Claims {
     pub schools: Option<Vec<SchoolId>>,
     /// The role.
     pub role: Role,
-    /// The only channels that the token reaches, if it is limited to some.
+    /// The channels to which the token is limited, if it is limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels: Option<Vec<String>>,
     /// When the token expires. A NumericDate may have a fraction; ours have none.
@@ -143,10 +143,10 @@ impl ClaimRules {
     pub(super) fn read(&self, claims: &Value, now: DateTime<Utc>) -> Result<Access, AuthError> {
         let expires_at = self.times(claims, now)?;
         if let Some(issuer) = &self.issuer {
-            names(claims, "iss", issuer, "jwt_issuer")?;
+            require_value(claims, "iss", issuer, "jwt_issuer")?;
         }
         if let Some(audience) = &self.audience {
-            names(claims, "aud", audience, "jwt_audience")?;
+            require_value(claims, "aud", audience, "jwt_audience")?;
         }
         for name in PURPOSE_CLAIMS {
             let purpose = claims[name].as_str().unwrap_or_default();
@@ -179,7 +179,7 @@ impl ClaimRules {
             let ago_secs = number::whole_unsigned((now - exp).clamp(0.0, REPORTED_MAX_SECS));
             return Err(AuthError::Expired { ago_secs });
         }
-        // A number that passes this check is a date that can be represented, whatever its form.
+        // If `exp` passes this check, it can be represented as a date: a JSON number can be larger.
         let most = self.max_token_secs;
         if exp - now > most as f64 {
             let problem = format!(
@@ -245,13 +245,13 @@ impl ClaimRules {
         Ok((role, Origin::Own))
     }
 
-    /// Returns the schools that the token reaches. docs/http-api.md has these rules as a table.
+    /// Returns the schools that the token covers. docs/http-api.md has these rules as a table.
     fn schools(&self, claims: &Value, role: Role, origin: Origin) -> Result<Schools, TokenError> {
         let listed = listed(claims)?;
         let named = self.school.of(claims);
         if let Some(value) = named.filter(|value| !value.is_null()) {
             let own = school(value).ok_or_else(|| {
-                let problem = "is neither a whole number of 1 or more nor a string of its digits";
+                let problem = "is neither a positive integer nor a string of its digits";
                 self.school.wrong(problem)
             })?;
             if listed.is_some_and(|listed| !listed.contains(&own)) {
@@ -266,7 +266,7 @@ impl ClaimRules {
             });
         }
         // In another login's claim, null is more likely to mean no school than all schools. A user whose role is only a
-        // default must not reach all schools either.
+        // default must not get access to all schools either.
         let means_all = match origin {
             Origin::Own => true,
             Origin::Mapped => self.school.0 == SCHOOL_CLAIM && self.default_school.is_none(),
@@ -325,7 +325,7 @@ fn seconds(claims: &Value, name: &'static str) -> Result<Option<f64>, TokenError
 }
 
 /// Checks that a claim is a given string, or a list that contains it.
-fn names(
+fn require_value(
     claims: &Value,
     name: &'static str,
     wanted: &str,
@@ -369,10 +369,7 @@ fn listed(claims: &Value) -> Result<Option<Arc<[SchoolId]>>, TokenError> {
     }
     let schools: Option<Vec<SchoolId>> = entries.iter().map(school).collect();
     let mut schools = schools.ok_or_else(|| {
-        wrong(
-            "has an entry that is neither a whole number of 1 or more nor a string of its digits"
-                .into(),
-        )
+        wrong("has an entry that is neither a positive integer nor a string of its digits".into())
     })?;
     schools.sort_unstable();
     schools.dedup();

@@ -1,6 +1,6 @@
 //! Authorization: verifies JSON Web Tokens and returns [`Access`]. Upholds invariant 7.
 //!
-//! A token names one school or several, a role and, optionally, the only channels that it reaches. A *ticket* is a
+//! A token names one school or several, a role and, optionally, the channels to which it is limited. A *ticket* is a
 //! short-lived token that the server issues for `EventSource`, which cannot send a header. It is signed with a key that is
 //! derived for tickets alone, so a ticket is never accepted as a token, nor a token as a ticket. The HTTP layer finds the
 //! credential in a request.
@@ -63,7 +63,7 @@ pub enum AuthError {
     ExpiredTicket,
     /// The signature of a link does not match its URL.
     #[error(
-        "the link is not valid: its signature is not that of this URL, or the server's secret has changed"
+        "the link is not valid: its signature does not match this URL, or the server's secret has changed"
     )]
     InvalidLink,
     /// The link has expired.
@@ -86,12 +86,12 @@ pub enum AuthError {
         "the token does not allow this: role admin for all schools and all channels is required"
     )]
     NotUnrestricted,
-    /// The token reaches several schools, and the request names none of them.
+    /// The token covers several schools, and the request names none of them.
     #[error(
-        "this token reaches several schools: name one with `?school_id=`, or with `school_id` in a line of a batch"
+        "this token covers several schools: name one with `?school_id=`, or with `school_id` in a line of a batch"
     )]
     SchoolRequired,
-    /// The school is out of reach, which is reported as not found.
+    /// The credential does not cover the school, which is reported as not found.
     #[error("not found")]
     NotFound,
 }
@@ -111,7 +111,7 @@ pub enum KeyError {
     },
     /// No server was ever started with this data directory, so it holds no secret.
     #[error(
-        "there is no server's secret at {path}: run this in the server's working directory, or name the server's data directory with --data-dir \
+        "there is no server secret at {path}: run this in the server's working directory, or name the server's data directory with --data-dir \
          or `data_dir` (TIDINGS_DATA_DIR), or its secret with `jwt_secret` (TIDINGS_JWT_SECRET); `tidings serve` creates a secret at its first start"
     )]
     NoSecret {
@@ -166,7 +166,7 @@ impl KeyError {
     }
 }
 
-/// The schools that a credential reaches.
+/// The schools that a credential covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Schools {
     /// One school. Requests need not name it.
@@ -186,7 +186,7 @@ pub struct Access {
     pub schools: Schools,
     /// The role.
     pub role: Role,
-    /// The only channels that the credential reaches, if it is limited to some.
+    /// The channels to which the credential is limited, if it is limited.
     pub channels: Option<Vec<Channel>>,
     /// When the credential expires.
     pub expires_at: Option<DateTime<Utc>>,
@@ -196,19 +196,19 @@ pub struct Access {
 }
 
 impl Access {
-    /// Returns the school of a request. Reports a school that is out of reach as not found.
+    /// Returns the school of a request. Reports a school that the credential does not cover as not found.
     pub fn school(&self, named: Option<SchoolId>) -> Result<SchoolId, AuthError> {
         let named = match (&self.schools, named) {
             (Schools::One(own), None) => return Ok(*own),
             (_, None) => return Err(AuthError::SchoolRequired),
             (_, Some(named)) => named,
         };
-        let reaches = match &self.schools {
+        let covers = match &self.schools {
             Schools::One(own) => *own == named,
             Schools::Listed(listed) => listed.contains(&named),
             Schools::All => true,
         };
-        reaches.then_some(named).ok_or(AuthError::NotFound)
+        covers.then_some(named).ok_or(AuthError::NotFound)
     }
 
     /// Checks that the role is sufficient.
@@ -225,7 +225,7 @@ impl Access {
         self.schools == Schools::All && self.channels.is_none() && self.role >= Role::Admin
     }
 
-    /// Checks that the credential reaches a channel of `school`.
+    /// Checks that the credential covers a channel of `school`.
     pub fn authorize(&self, school: SchoolId, channel: &Channel) -> Result<(), AuthError> {
         if matches!(channel, Channel::School(other) if *other != school) {
             return Err(AuthError::NotFound);
@@ -233,7 +233,7 @@ impl Access {
         let Some(allowed) = &self.channels else {
             return Ok(());
         };
-        // A credential that is limited to channels of another school reaches nothing here.
+        // A credential that is limited to channels of another school covers nothing here.
         let own =
             |channel: &&Channel| !matches!(channel, Channel::School(other) if *other != school);
         if allowed.iter().filter(own).any(|own| own.covers(channel)) {
@@ -327,7 +327,7 @@ impl Keys {
     pub fn from_settings(settings: &Settings) -> Result<Keys, KeyError> {
         let secret = match &settings.jwt_secret {
             Some(secret) => secret.clone(),
-            None => kept_secret(&settings.data_dir)?,
+            None => load_or_create_secret(&settings.data_dir)?,
         };
         let public = match (&settings.jwt_jwks_file, &settings.jwt_public_key_file) {
             (Some(path), _) => Some(Source::File(JwksFile::open(path)?)),
@@ -395,12 +395,12 @@ impl Keys {
         let claims = serde_json::from_value::<TicketClaims>(claims);
         let claims = claims.map_err(|_| invalid(TokenError::Payload))?;
         let session_end = claims.session_exp.and_then(DateTime::from_timestamp_millis);
-        let is_of_ours = cursor.is_some_and(|cursor| cursor.epoch.to_string() == claims.epoch);
+        let is_own_cursor = cursor.is_some_and(|cursor| cursor.epoch.to_string() == claims.epoch);
         let now = Utc::now();
         let returns_until = DateTime::from_timestamp(claims.exp, 0)
             .map(|end| end + self.ticket_grace)
             .map(|end| session_end.map_or(end, |session| session.min(end)));
-        let is_returning = is_of_ours && returns_until.is_some_and(|until| now <= until);
+        let is_returning = is_own_cursor && returns_until.is_some_and(|until| now <= until);
         if claims.exp < now.timestamp() && !is_returning {
             return Err(AuthError::ExpiredTicket);
         }
@@ -416,7 +416,7 @@ impl Keys {
         })
     }
 
-    /// Returns a digest of the secret, by which nodes compare theirs without revealing them.
+    /// Returns a digest of the secret. Nodes compare the digests to compare their secrets without revealing them.
     pub fn secret_digest(&self) -> [u8; 32] {
         self.secret_digest
     }
@@ -445,7 +445,7 @@ impl Keys {
         }
     }
 
-    /// Returns a ticket for `channels`. The caller must have checked that `access` reaches them.
+    /// Returns a ticket for `channels`. The caller must have checked that `access` covers them.
     pub fn ticket(
         &self,
         access: &Access,
@@ -525,16 +525,16 @@ fn file_error(setting: &'static str, path: &Path, source: std::io::Error) -> Key
 fn generated_secret() -> Secret {
     let mut random = Zeroizing::new([0_u8; 32]);
     getrandom::fill(&mut *random).expect("the operating system provides random numbers");
-    // With its full capacity from the start, the text is never moved, so it leaves no copy behind.
+    // Allocate the full capacity first: if the text were reallocated, it would leave a copy of the secret in memory.
     let mut text = String::with_capacity(random.len() * 2);
     for byte in random.iter() {
-        write!(text, "{byte:02x}").expect("a text can always grow");
+        write!(text, "{byte:02x}").expect("writing to a String does not fail");
     }
     text.into()
 }
 
 /// Returns the secret in the data directory. Generates it at the first start, with mode 0600.
-fn kept_secret(data_dir: &Path) -> Result<Secret, KeyError> {
+fn load_or_create_secret(data_dir: &Path) -> Result<Secret, KeyError> {
     let path = data_dir.join(SECRET_FILE);
     let read = || -> std::io::Result<Secret> {
         let text = Zeroizing::new(std::fs::read_to_string(&path)?);

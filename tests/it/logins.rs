@@ -184,7 +184,7 @@ fn a_default_stands_in_for_what_is_absent_and_null_means_all_schools_where_the_t
         (
             &none,
             json!({"school_id": null, "schools": [1, 0], "role": "admin"}),
-            Err("`schools` has an entry that is neither a whole number"),
+            Err("`schools` has an entry that is neither a positive integer"),
         ),
         (
             &none,
@@ -281,7 +281,7 @@ fn a_school_or_subject_of_another_form_is_rejected_and_named() {
         json!({"id": 1}),
     ] {
         let rejected = read(&json!({}), json!({"school_id": school, "role": "viewer"}));
-        let reason = "the token is not valid: `school_id` is neither a whole number of 1 or more nor a string of its digits";
+        let reason = "the token is not valid: `school_id` is neither a positive integer nor a string of its digits";
         assert_eq!(rejected.unwrap_err(), reason, "{school}");
     }
     let rejected = read(

@@ -49,7 +49,7 @@ async fn a_rejected_token_is_answered_with_the_check_that_it_failed() {
         (with("role", Value::Null), "`role` is missing"),
         (
             with("school_id", json!("one")),
-            "`school_id` is neither a whole number",
+            "`school_id` is neither a positive integer",
         ),
         (with("school_id", Value::Null), "`school_id` is null"),
         (

@@ -41,7 +41,7 @@ enum Exit {
     Usage = 2,
     /// The token is missing, invalid or expired, or does not allow this.
     Denied = 3,
-    /// The requested thing does not exist.
+    /// What the command is about does not exist, such as a job, a school or a database.
     NotFound = 4,
     /// The server cannot be reached.
     Unreachable = 5,
@@ -121,7 +121,7 @@ struct Failure {
     message: String,
     /// The status of the HTTP answer that caused it.
     http_status: Option<u16>,
-    /// The problem code of that answer. None if it was not Tidings that answered, but a proxy in front of it.
+    /// The problem code of that answer. None if a proxy answered in place of Tidings.
     code: Option<String>,
     /// How long the server asks to wait before the next request.
     retry_after: Duration,
@@ -149,7 +149,7 @@ impl Failure {
     }
 
     /// Whether the same request may succeed soon.
-    fn is_passing(&self) -> bool {
+    fn is_transient(&self) -> bool {
         match self.http_status {
             Some(status) => status == 429 || status >= 500,
             None => self.exit == Exit::Unreachable,
@@ -203,7 +203,7 @@ pub fn run() -> ExitCode {
 fn explain(error: &clap::Error) -> ExitCode {
     let is_plain = |argument: std::ffi::OsString| terminal::is_plain(&argument.to_string_lossy());
     if std::env::args_os().all(is_plain) {
-        // Fails if the reader is gone.
+        // Fails if the output is closed.
         let _ = error.print();
     } else {
         // The text quotes arguments unescaped.

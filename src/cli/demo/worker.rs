@@ -254,7 +254,7 @@ impl Worker<'_> {
                 }
                 Ok(_) => {}
                 // The next report supersedes this one.
-                Err(failure) if failure.is_passing() => self.log("a report was lost", &failure),
+                Err(failure) if failure.is_transient() => self.log("a report was lost", &failure),
                 Err(failure) => return Err(failure.into()),
             }
             if !self.stop.rest(self.pause) {
@@ -272,7 +272,7 @@ impl Worker<'_> {
         let mut delay = RETRY;
         for _ in 1..TRIES {
             match self.client.post(path, body) {
-                Err(failure) if failure.is_passing() && self.stop.rest(delay) => delay *= 2,
+                Err(failure) if failure.is_transient() && self.stop.rest(delay) => delay *= 2,
                 answer => return answer,
             }
         }

@@ -141,7 +141,7 @@ fn send(delivery: &Delivery, client: &Client, until: Instant) -> Result<Value, F
     let mut delay = RETRY;
     loop {
         match delivery.send(client) {
-            Err(failure) if failure.is_passing() && Instant::now() + delay < until => {
+            Err(failure) if failure.is_transient() && Instant::now() + delay < until => {
                 std::thread::sleep(delay);
                 delay *= 2;
             }

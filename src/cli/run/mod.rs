@@ -57,7 +57,7 @@ use super::{Exit, credential, terminal};
 use crate::id::SubjectId;
 use crate::kind::job::JobType;
 
-/// The first file descriptor that is not standard input, output or errors.
+/// The first file descriptor that is not standard input, output or error.
 const DESCRIPTOR_MIN: i64 = 3;
 const DESCRIPTOR_MAX: i64 = 255;
 
@@ -69,8 +69,8 @@ const DESCRIPTOR_MAX: i64 = 255;
   tidings run --fd 3 -- sh -c 'for n in $(seq 200); do work $n; echo $n/200 >&3; done'
 
 The command runs unchanged. The exit code is the command's own; 127 if it is not found, 126 if it cannot be executed.
-If the server cannot be reached or refuses, the command runs all the same, and a message says what was not reported.
-How it ended is then kept, and sent by the next run, or by `tidings spool send`.")]
+If the server cannot be reached or rejects the job, the command still runs, and a message says what was not reported.
+If the server may accept the outcome later, it is kept, and sent by the next run or by `tidings spool send`.")]
 pub(super) struct Arguments {
     /// The type of the job, by which jobs are compared and filtered [default: the name of the program].
     #[arg(long = "type", value_name = "TYPE")]
@@ -89,7 +89,7 @@ pub(super) struct Arguments {
     /// Read progress from the last line of this file.
     #[arg(long, value_name = "FILE")]
     progress_file: Option<PathBuf>,
-    /// The seconds after which a command that was told to stop by the server is killed.
+    /// The seconds from SIGTERM to SIGKILL if the job is cancelled on the server.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     kill_after: u32,
     /// The seconds to wait for the server after the command has ended.
@@ -105,8 +105,8 @@ pub(super) struct Arguments {
 
 /// Runs the command. Returns its exit code.
 pub(super) fn run(arguments: Arguments) -> ExitCode {
-    let since = Instant::now();
-    // First, while few numbers are taken.
+    let began = Instant::now();
+    // First, while few descriptor numbers are in use.
     let descriptor = match arguments.fd.map(Descriptor::open).transpose() {
         Ok(descriptor) => descriptor,
         Err(error) => {
@@ -133,9 +133,9 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
             let ended = running.wait(&board);
             let status = ended.status;
             let observer = observer.lock().unwrap_or_else(PoisonError::into_inner);
-            let outcome = Outcome::of(ended, since.elapsed(), observer.tail());
+            let outcome = Outcome::of(ended, began.elapsed(), observer.tail());
             finish(&board, outcome, wait, reported);
-            leave_as(status)
+            exit_as(status)
         }
         Err(error) => {
             let program = arguments.command[0].to_string_lossy().into_owned();
@@ -144,7 +144,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
             let reported = report(&arguments, &board, None);
             finish(
                 &board,
-                Outcome::not_started(message, since.elapsed()),
+                Outcome::not_started(message, began.elapsed()),
                 wait,
                 reported,
             );
@@ -194,12 +194,12 @@ fn report(
     let job = reported.job.clone();
     let board = Arc::clone(board);
     spawn(move || {
-        // Reading the certificates of the system takes a while.
+        // On this thread, because loading the system's certificates takes a while.
         let client = match account.client() {
             Ok(client) => client,
             Err(failure) => return board.give_up(&failure),
         };
-        // First, because it can be about the same job.
+        // First, because an earlier outcome can be about the same job.
         send_earlier(&client, &recipient);
         let mut stopping = None;
         let reporter = Reporter {
@@ -220,7 +220,7 @@ fn report(
 /// Tells the command to stop, and kills it if it does not.
 fn stop(process: &Process, kill_after: Duration) {
     process.signal(Signal::TERM);
-    // A suspended command would not notice.
+    // A suspended command handles SIGTERM only when it continues.
     process.signal(Signal::CONT);
     std::thread::sleep(kill_after);
     process.signal(Signal::KILL);
@@ -241,7 +241,7 @@ fn finish(board: &Board, outcome: Outcome, wait: Duration, reported: Result<Repo
     let Some(unsent) = board.finish(Arc::clone(&outcome), wait) else {
         return;
     };
-    let mut said = unsent.text;
+    let mut message = unsent.text;
     if unsent.can_be_sent_later {
         let unreported = Unreported {
             recipient: reported.recipient,
@@ -255,17 +255,17 @@ fn finish(board: &Board, outcome: Outcome, wait: Duration, reported: Result<Repo
                 is_unsent: unsent.is_unsent,
             })),
         };
-        said += &unreported.keep();
+        message += &unreported.keep();
     }
-    terminal::complain(&format!("tidings: {said}"));
+    terminal::complain(&format!("tidings: {message}"));
 }
 
 /// Returns the name of a program as a job's type.
 fn type_of(name: &str) -> String {
-    let is_of_type = |own: char| own.is_ascii_alphanumeric() || "._:~-".contains(own);
+    let is_allowed = |own: char| own.is_ascii_alphanumeric() || "._:~-".contains(own);
     let plain: String = name
         .chars()
-        .map(|own| if is_of_type(own) { own } else { '-' })
+        .map(|own| if is_allowed(own) { own } else { '-' })
         .collect();
     match plain.parse::<JobType>() {
         Ok(own) => own.as_str().to_owned(),
@@ -274,9 +274,9 @@ fn type_of(name: &str) -> String {
 }
 
 /// Ends this process as the command has ended: with its exit code, or by its signal.
-fn leave_as(status: ExitStatus) -> ExitCode {
+fn exit_as(status: ExitStatus) -> ExitCode {
     if let Some(signal) = status.signal() {
-        // The command has left a core file, if there is to be one.
+        // Only the command may write a core file, not this process.
         let _ = rlimit::setrlimit(rlimit::Resource::CORE, 0, 0);
         // Returns only if the signal does not end a process.
         let _ = signal_hook::low_level::emulate_default_handler(signal);

@@ -259,7 +259,7 @@ impl<C: FnMut()> Reporter<C> {
                     self.board.has_problem(&failure);
                     delay = delay.max(failure.retry_after);
                     // A token or a server can be repaired while the command runs, but not once it has ended.
-                    if failure.is_conflict() || is_ending && !failure.is_passing() {
+                    if failure.is_conflict() || is_ending && !failure.is_transient() {
                         return false;
                     }
                 }
@@ -307,7 +307,7 @@ impl<C: FnMut()> Reporter<C> {
                         level = level.shorter();
                         continue;
                     }
-                    if is_ending && !failure.is_passing() {
+                    if is_ending && !failure.is_transient() {
                         return;
                     }
                     if !is_ending {

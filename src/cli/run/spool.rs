@@ -400,7 +400,7 @@ pub(in crate::cli) fn send_earlier(client: &Client, recipient: &Recipient) {
 /// valid.
 pub(in crate::cli) fn is_worth_another_try(failure: &Failure) -> bool {
     let is_answer = failure.code.is_some();
-    !is_answer || failure.is_passing() || matches!(failure.http_status, Some(401 | 403))
+    !is_answer || failure.is_transient() || matches!(failure.http_status, Some(401 | 403))
 }
 
 impl Unreported {

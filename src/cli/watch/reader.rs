@@ -172,7 +172,7 @@ impl Reader {
             let answer = self.client.get(&single.path()).await;
             match answer.map_err(|error| failure(&self.url, error)) {
                 Ok(subject) => break subject,
-                Err(failure) if failure.is_passing() => {
+                Err(failure) if failure.is_transient() => {
                     let notice = trying_again(&failure.message, delay);
                     self.send(Update::Notice(notice)).await?;
                 }

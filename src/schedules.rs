@@ -1,18 +1,19 @@
-//! Lets schedules see what has run. The kind's rules decide what that means ([`crate::kind::schedule`]); this module looks for the
-//! newest run and at the clock, and issues the checks.
+//! Checks schedules against the jobs that have run. This module finds the newest run, watches the clock, and issues the
+//! checks; the rules of the kind decide what a check changes ([`crate::kind::schedule`]).
 //!
 //! ```text
 //! job starts or ends ─▶ observe ─┐ hints, conflated by schedule
 //! start of the server ───────────┼─▶ look for the newest run ─▶ Check ─▶ append
-//! a clock that was set, a sleep ─┤   (after the deadline)
+//! clock set, suspension ─────────┤   (after the deadline)
 //! the planned time (watchdog) ───┘
 //! ```
 //!
-//! 1. A hint may be lost, with a node or because there are too many. The next planned check finds the same.
+//! 1. A hint can be lost, because its node fails or there are too many hints. The next planned check finds the same
+//!    run.
 //! 2. Several nodes check the same schedule. A check is decided against the state, so the second one changes nothing.
-//! 3. After the wall clock was set, every schedule is checked once without being judged by what the clock has passed over.
-//!    Until that is done, no other check judges either.
-//! 4. After a start or a suspension, every schedule is checked at once: what was due meanwhile is missed.
+//! 3. After the wall clock was set, every schedule is checked once. These checks report no run as missed or late
+//!    because of the time that the clock has skipped. Until all of them are done, the same holds for every other check.
+//! 4. After a start or a suspension, every schedule is checked at once: runs that were due in the meantime are missed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,9 +67,9 @@ struct Clock {
     ahead: TimeDelta,
     /// Whether it was set, and some schedules have not been checked since.
     was_set: bool,
-    /// How often every schedule had to be checked: at the start, after the clock was set, and after the server was suspended.
+    /// How many times all schedules had to be checked: after the start, a change of the clock, or a suspension.
     gaps: u64,
-    /// How many of these gaps are behind.
+    /// The value of `gaps` at the start of the last complete check of all schedules.
     passed: u64,
 }
 
@@ -76,11 +77,11 @@ impl Clock {
     fn look(&mut self, now: Moment) {
         let changed = self.wall.look(now);
         let ahead = ahead(now);
-        let has_slept = (ahead - self.ahead) > TimeDelta::seconds(SCHEDULE_DRIFT_SECS);
+        let was_suspended = (ahead - self.ahead) > TimeDelta::seconds(SCHEDULE_DRIFT_SECS);
         self.ahead = ahead;
         let was_set = matches!(changed, Some(Change::Set(_) | Change::Back(_)));
         self.was_set |= was_set;
-        self.gaps += u64::from(was_set || has_slept);
+        self.gaps += u64::from(was_set || was_suspended);
     }
 }
 
@@ -102,7 +103,7 @@ impl Schedules {
         }
     }
 
-    /// Notes which schedules committed events may concern. Never waits.
+    /// Remembers the schedules that these committed events may affect. Never waits.
     pub fn observe(&self, events: &[Arc<Event>]) {
         let milestones = events
             .iter()
@@ -112,7 +113,7 @@ impl Schedules {
                 Some(job_type) if event.kind == job::KIND => {
                     (Arc::clone(job_type), Some(event.subject.clone()))
                 }
-                // A new schedule may find a run that goes on.
+                // A run of a new schedule may be in progress already.
                 _ if event.kind == KIND => (event.subject.as_str().into(), None),
                 _ => continue,
             };
@@ -125,14 +126,14 @@ impl Schedules {
         }
     }
 
-    /// Follows hints and the clock until it is dropped.
+    /// Checks schedules after hints and changes of the clock. Runs until the future is dropped.
     pub async fn watch(self: Arc<Self>) {
         let mut rounds = interval(SCHEDULE_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failures = Failures::default();
         loop {
             rounds.tick().await;
-            // What waits in the sockets is heard first.
+            // Reports that wait in the sockets are read first.
             if self.store.uptime().is_catching_up() {
                 continue;
             }
@@ -176,14 +177,15 @@ impl Schedules {
         Ok(())
     }
 
-    /// Reads what was known of the clock when the server last ran, so that a step meanwhile is noticed.
+    /// Reads the saved state of the clock, so that a change of the clock while the server was down is noticed.
     async fn resume_clock(&self) -> Result<(), StoreError> {
         if lock(&self.clock).is_some() {
             return Ok(());
         }
         let saved = self.store.wall_clock().await?;
         let now = Moment::now(self.store.uptime().now());
-        // A downtime is believed, however long it was: that is when runs are missed.
+        // After a reboot, the time that has passed on the clock counts as downtime, however long: runs that were due
+        // then are missed.
         let wall = WallClock::resume(saved, wall_clock::boot(), now, Duration::MAX);
         *lock(&self.clock) = Some(Clock {
             wall,
@@ -195,7 +197,7 @@ impl Schedules {
         Ok(())
     }
 
-    /// Looks at the clock, and then uses what is known of it. Returns `None` if nothing is known yet.
+    /// Updates the state of the clock, and calls `then` with it. Returns `None` if there is no state yet.
     fn look_at_clock<T>(&self, then: impl FnOnce(&mut Clock) -> T) -> Option<T> {
         let now = Moment::now(self.store.uptime().now());
         lock(&self.clock).as_mut().map(|clock| {
@@ -221,7 +223,8 @@ impl Schedules {
         }
     }
 
-    /// Adds the watched schedules of a school to those that are due. Checks what is due once that is much.
+    /// Adds the watched schedules of a school to `due`. Checks and removes them when there are [`WATCHDOG_BATCH`] or
+    /// more.
     async fn find(&self, school: SchoolId, due: &mut Vec<Due>) -> Result<(), StoreError> {
         let mut query = ListQuery {
             statuses: WATCHED.to_vec(),
@@ -246,9 +249,9 @@ impl Schedules {
         }
     }
 
-    /// Checks schedules, several at the same time, so that they share commits. Each check is appended right after its runs
-    /// were read: it says nothing of a run that starts meanwhile. If one fails, the others of its time are appended
-    /// nevertheless. Returns whether there was anything to check.
+    /// Checks schedules, several at the same time, so that they share commits. Each check is appended right after the
+    /// runs are read, because it does not include a run that starts later. If one check fails, the others that run at
+    /// the same time are still appended. Returns whether there was anything to check.
     pub async fn check_each(&self, due: &[Due]) -> Result<bool, StoreError> {
         let mut any = false;
         for part in due.chunks(SCHEDULES_AT_ONCE) {
@@ -277,7 +280,7 @@ impl Schedules {
     }
 
     /// Returns the check of a schedule, with the run that started last. `None` if the schedule does not exist or is not
-    /// watched any more, or before the first look at the clock. `hint` is a job that may be that run.
+    /// watched any more, or there is no state of the clock yet. `hint` is a job that may be that run.
     async fn check(
         &self,
         school: SchoolId,
@@ -313,7 +316,7 @@ impl Schedules {
             Run::of(&stored.event.subject, job).filter(|_| is_own)
         });
         let run = runs.max_by_key(|run| run.started_at);
-        // After the reads: a step of the clock since then makes the check harmless.
+        // Look at the clock after the reads: if it was set meanwhile, the check reports no run as missed or late.
         let Some(is_clock_steady) = self.look_at_clock(|clock| !clock.was_set) else {
             return Ok(None);
         };

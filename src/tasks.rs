@@ -13,7 +13,7 @@
 //! 3. [`Tasks::end`] cancels every task of its group and returns whether all of them ended in time. [`Tasks::running`]
 //!    names the others.
 //!
-//! Deliberately absent, each with its owner and its end:
+//! Not tasks of a group, because each has another owner that ends it:
 //!
 //! - threads: the store owns its writers and its checkpoints, and ends them when it is closed. It catches their panics
 //!   ([`CommitMetrics`](crate::log::CommitMetrics)), which make the server not ready if a writer has ended.

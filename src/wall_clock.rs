@@ -100,7 +100,7 @@ pub struct Record {
 pub enum Change {
     /// The clock was set, forward or back, by this much.
     Set(TimeDelta),
-    /// The clock was set to where it had been.
+    /// The clock was set by this much, and is back at its earlier setting.
     Back(TimeDelta),
     /// The clock has been stable for long enough.
     Settled,

@@ -7,9 +7,9 @@
 //! - Every node looks for silent subjects. That is harmless: a check is decided against the subject's state when it is
 //!   committed, so the second of two checks changes nothing, and neither does one from a node that was suspended. A lease
 //!   would only add the time until another node takes over.
-//! - One node deletes old events, the holder of the lease [`SWEEP_LEASE`]. It would be harmless twice, too, because what is
-//!   past retention only grows. But the nodes would wait for one another's locks, and the state of the wall clock belongs to
-//!   the machine that judges ages by it.
+//! - One node deletes old events, the holder of the lease [`SWEEP_LEASE`]. Several nodes would do no harm, because data
+//!   that is past retention stays past retention. But they would wait for one another's locks, and the state of the
+//!   wall clock that is saved in the database is that of one machine.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,10 +35,10 @@ use crate::wall_clock::{self, Change, Moment, WallClock};
 /// The name of the lease under which one node deletes what is past retention.
 pub const SWEEP_LEASE: &str = "sweep";
 
-/// No stored data is too old at this time.
+/// If this is the current time, no data is past retention.
 const NOTHING_IS_OLD: DateTime<Utc> = DateTime::UNIX_EPOCH;
 
-/// Reads the uptime clock periodically, which makes the uptime advance, until it is dropped.
+/// Reads the uptime clock periodically, because each reading advances the uptime. Runs until the future is dropped.
 pub async fn count_uptime(clock: UptimeClock) {
     let mut rounds = interval(UPTIME_TICK);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -48,7 +48,7 @@ pub async fn count_uptime(clock: UptimeClock) {
     }
 }
 
-/// Checks for silent subjects until it is dropped.
+/// Checks for silent subjects. Runs until the future is dropped.
 pub async fn watch_silence(store: Arc<dyn Store>, schedules: Arc<Schedules>) {
     let mut rounds = interval(WATCHDOG_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -82,7 +82,7 @@ async fn check_overdue(store: &dyn Store, schedules: &Schedules) -> Result<(), S
         let mut due = Vec::new();
         for item in overdue {
             match item.command {
-                // Decided by what has run.
+                // The runs decide about a schedule. They are read when it is checked.
                 Command::Schedule(_) => due.push(Due {
                     school: item.school,
                     schedule: item.subject,
@@ -104,8 +104,8 @@ async fn check_overdue(store: &dyn Store, schedules: &Schedules) -> Result<(), S
 }
 
 /// Appends the checks of several schools at the same time, so that they share commits: if the devices or the workers of a
-/// thousand schools fall silent together, no school waits for the commits of the others. If the checks of a school cannot be
-/// appended, those of the others are nevertheless.
+/// thousand schools fall silent together, no school waits for the commits of the others. If the checks of one school
+/// cannot be appended, those of the other schools still are.
 async fn append_all(
     store: &dyn Store,
     by_school: HashMap<SchoolId, Vec<Envelope>>,
@@ -120,7 +120,7 @@ async fn append_all(
     join_all(appended).await.into_iter().collect()
 }
 
-/// Saves the uptime until it is dropped.
+/// Saves the uptime periodically. Runs until the future is dropped.
 pub async fn keep_uptime(store: Arc<dyn Store>) {
     let mut rounds = interval(UPTIME_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -141,7 +141,7 @@ pub async fn keep_uptime(store: Arc<dyn Store>) {
     }
 }
 
-/// Removes idle schools from memory until it is dropped.
+/// Removes idle schools from memory. Runs until the future is dropped.
 pub async fn forget_idle(hub: Arc<Hub>) {
     let mut rounds = interval(SWEEP_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -151,8 +151,9 @@ pub async fn forget_idle(hub: Arc<Hub>) {
     }
 }
 
-/// Deletes what is past retention whenever this node holds the lease, until it is dropped. Data is deleted because of its
-/// age only while the wall clock is reliable: after the clock is set, it must be stable for `settle` first.
+/// Deletes data that is past retention while this node holds the lease. Runs until the future is dropped. Data is
+/// deleted because of its age only while the wall clock is reliable: after the clock is set, it must be stable for
+/// `settle` first.
 pub async fn sweep(store: Arc<dyn Store>, lease: Arc<Lease>, settle: Duration) {
     while lease.acquire().await.is_ok() {
         if lease.during(sweep_rounds(&*store, settle)).await.is_some() {
@@ -214,7 +215,7 @@ fn log_change(change: Change, settle: Duration) {
         ),
         Change::Back(by) => tracing::warn!(
             by_secs = by.num_seconds(),
-            "the wall clock was set to where it had been"
+            "the wall clock was set back to its earlier setting, and is used again"
         ),
         Change::Settled => {
             tracing::info!("the wall clock has been stable since it was set, and is used again")

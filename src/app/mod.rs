@@ -5,12 +5,12 @@
 //! monitor, badges, pings, and the code of an application that embeds Tidings. The adapters above this layer read requests
 //! and write answers; [`PublishService`], [`SubscribeService`], [`ReadService`] and [`GrantService`] authorize each request.
 //! A stream is opened only for an [`AllowedScope`], notifiers are read only with a [`NotifiersOf`], and the whole server only
-//! with a [`WholeServer`], which nothing else can create. No HTTP module reads the store itself, except to open the services:
+//! with a [`WholeServer`], which nothing else can create. No HTTP module reads the store itself;
 //! `tests/it/exemptions.rs` checks that.
 //!
 //! The rate of a stream's messages is limited where they arrive.
 //!
-//! Deliberately absent: Rocket, HTTP statuses, bodies and their encodings.
+//! This layer does not depend on Rocket, HTTP statuses, bodies or their encodings.
 
 mod batch;
 mod caller;

@@ -1,4 +1,4 @@
-//! The use case *publish*: a caller's command in, a receipt out, after the commit (invariant 1).
+//! The use case *publish*: takes a caller's command, and returns a receipt after the commit (invariant 1).
 //!
 //! ```text
 //! admit: role ─▶ rate limit of the `sub` ─▶ byte limit of the school ─▶ memory    (before the body is read)
@@ -233,8 +233,8 @@ impl PublishService {
             .publisher
             .batch_within(school, envelopes, allowance)
             .await;
-        let rejected = receipts.as_ref().map_or(commands, |own| {
-            own.iter().filter(|own| own.is_err()).count()
+        let rejected = receipts.as_ref().map_or(commands, |receipts| {
+            receipts.iter().filter(|receipt| receipt.is_err()).count()
         });
         tracing::debug!(
             school.id = %school,

@@ -95,7 +95,7 @@ fn describe(document: &mut contract::Document) {
     }
 }
 
-/// Returns the OpenAPI document of the routes, mounted at `base`: without a slash at its end, and empty for the root.
+/// Returns the OpenAPI document of the routes mounted at `base`, which has no trailing slash and is empty for the root.
 pub fn openapi(base: &str) -> serde_json::Value {
     contract::openapi_document(base)
 }

@@ -57,8 +57,8 @@ impl From<StoreError> for PingRejected {
 pub struct PingService {
     store: Arc<dyn Store>,
     publications: Arc<PublishService>,
-    of_address: Throttle,
-    of_key: Throttle,
+    address_rates: Throttle,
+    key_rates: Throttle,
     settings: Arc<Settings>,
 }
 
@@ -78,13 +78,14 @@ impl PingService {
         PingService {
             store,
             publications,
-            of_address: Throttle::new(RateLimit::for_pings_of_address()),
-            of_key: Throttle::new(RateLimit::for_pings(&settings)),
+            address_rates: Throttle::new(RateLimit::for_pings_of_address()),
+            key_rates: Throttle::new(RateLimit::for_pings(&settings)),
             settings,
         }
     }
 
-    /// Finds a key, for a client at this address. The time that this takes does not depend on how much of the key is right.
+    /// Finds a key, for a client at this address. The time that this takes does not depend on how much of the key is
+    /// correct.
     pub async fn caller(
         &self,
         key: &str,
@@ -93,12 +94,12 @@ impl PingService {
         let school = school_of(key).ok_or(PingRejected::UnknownKey)?;
         let now = Instant::now();
         let address = address.map_or_else(String::new, |address| network(address).to_string());
-        let taken = self.of_address.take(school, &address, 1, now);
+        let taken = self.address_rates.take(school, &address, 1, now);
         taken.map_err(|wait| too_fast("from this address", None, PINGS_PER_ADDRESS, wait))?;
         let key = self.store.ping_key(school, KeyDigest::of(key)).await?;
         let key = key.ok_or(PingRejected::UnknownKey)?;
         let most = self.settings.pings_per_sec;
-        let taken = self.of_key.take(school, key.id.as_str(), 1, now);
+        let taken = self.key_rates.take(school, key.id.as_str(), 1, now);
         taken.map_err(|wait| too_fast("with this key", Some("pings_per_sec"), most, wait))?;
         let access = Access {
             subject: format!("ping:{}", key.id),
@@ -134,8 +135,8 @@ impl PingService {
             let (run, id) = key.run_of(ping)?;
             let stored = self.store.subject(school, job::KIND, id.clone()).await?;
             let job = stored.as_ref().and_then(|own| own.state.job());
-            // The run was begun, but has no job: the ping that began it is about to create the job, or failed before it
-            // could.
+            // A run that has begun can have no job yet: the ping that began it is about to create the job, or failed
+            // before it could.
             let is_begun = ping.rid.is_some() || run > 0;
             let now = Utc::now().trunc_subsecs(3);
             let mut envelopes = Vec::new();
@@ -181,14 +182,14 @@ impl PingService {
             match last.expect("there was a command, and a store answers every one") {
                 Ok(receipt) => return Ok(receipt),
                 // Another ping of the run was carried out first: plan again from the state that it left.
-                Err(CommandError::Rule(error)) if attempt < PING_TRIES && is_of_state(&error) => {}
+                Err(CommandError::Rule(error)) if attempt < PING_TRIES && is_conflict(&error) => {}
                 Err(error) => return Err(Rejected::from(error).into()),
             }
         }
         unreachable!("the last attempt returns")
     }
 
-    /// Creates a key for jobs of a type. Returns it as it is stored, and the key itself.
+    /// Creates a key for jobs of a type. Returns the record that is stored, and the secret key.
     pub async fn create_key(
         &self,
         caller: &Caller,
@@ -255,8 +256,8 @@ fn too_fast(
     .into()
 }
 
-/// Whether a rule rejected a command because of what another command has changed meanwhile.
-fn is_of_state(error: &RuleError) -> bool {
+/// Whether a rule rejected a command because another command has changed the job in the meantime.
+fn is_conflict(error: &RuleError) -> bool {
     matches!(
         error,
         RuleError::AlreadyExists { .. }
@@ -278,7 +279,7 @@ impl PingKey {
     fn run_of(&self, ping: &Ping) -> Result<(u64, SubjectId), PingRejected> {
         let (job_type, key) = (self.job_type.as_str(), &self.id);
         let id = match &ping.rid {
-            // No number of a run has a tilde before it, so a `rid` that is a number is another run.
+            // The tilde keeps named runs apart from numbered ones, even if the `rid` is a number.
             Some(rid) if kind::is_plain_name(rid, PING_RID_MAX_BYTES) => {
                 format!("{job_type}:{key}~{rid}")
             }

@@ -1,13 +1,14 @@
 //! Tells a task why it was woken.
 //!
-//! A connection's task is woken by mail far more often than by its socket, and looking at the socket takes locks that all
-//! connections share. So the socket, and whatever else is rare, gets a waker of its own, which records that it was woken.
+//! A connection's task is woken by its mailbox far more often than by its socket, and polling the socket takes locks
+//! that all connections share. So the socket and other rare sources share a separate waker, which records that it was
+//! woken.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Wake, Waker};
 
-/// The waker for what is rare. See the module documentation.
+/// The waker for rare sources. See the module documentation.
 pub(super) struct Attention {
     state: Arc<State>,
     waker: Waker,
@@ -24,7 +25,7 @@ impl Wake for State {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Before the task is woken: otherwise it could look too early, and sleep on.
+        // Set the flag before the task is woken. Otherwise the task could check it too early, and miss the wake-up.
         self.is_woken.store(true, Ordering::Release);
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         task.wake_by_ref();
@@ -51,7 +52,7 @@ impl Attention {
 
     /// Whether it was woken since the last call.
     pub(super) fn take(&self, cx: &Context<'_>) -> bool {
-        // Before looking: a waker that is woken in between then wakes this task again.
+        // Store the waker before the flag is read: a wake-up in between then wakes this task again.
         let mut task = self
             .state
             .task
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_woken_is_seen_once_by_the_task_that_looked_last() {
+    fn a_wake_up_is_taken_once_by_the_task_that_called_take_last() {
         let attention = Attention::new();
         let tasks = [Arc::new(Count::default()), Arc::new(Count::default())];
         let [first, second] = tasks.clone().map(Waker::from);

@@ -1,14 +1,16 @@
-//! `POST /api/batch?stream=1`: commands in lines and their results in lines, both while the request goes on.
+//! `POST /api/batch?stream=1`: one command per line, and one result per line while the request is still being sent.
 //!
-//! The body of the response owns the body of the request: both borrow from the request, which lives until the response is
-//! sent. Rocket sends the response's head as soon as the handler returns, and hyper receives and sends at the same time. But Rocket
-//! calls the handler only when it has looked at the first 14 bytes of the body. Each line is answered after its commit, in order; a line that is not valid
-//! does not end the stream. A line with a `type` is about the stream itself: a `heartbeat` while there is nothing to answer,
-//! and `closing`, which is always the last one.
+//! The body of the response owns the body of the request: both borrow from the request, which lives until the response
+//! is sent. Rocket sends the response's head as soon as the handler returns, and hyper receives and sends at the same
+//! time. But Rocket calls the handler only after it has read the first 14 bytes of the body.
 //!
-//! The stream counts as an open stream, with a subscription to nothing: that gives it the limits on open streams, the check
-//! for dead peers, heartbeats, and an end when the credential expires and when the server stops. Then the lines that are
-//! being committed are still answered, and all later ones have no effect.
+//! Each line is answered after its commit, in order. An invalid line does not end the stream. A line with a `type` is
+//! about the stream itself: a `heartbeat` while there is nothing to answer, and `closing`, which is always the last
+//! line.
+//!
+//! The stream counts as an open stream, with a subscription that has no channels. So the limits on open streams, the
+//! check for dead peers and heartbeats apply to it, and it ends when the credential expires or the server stops. Lines
+//! that are being committed then are still answered; all later lines have no effect.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -98,10 +100,10 @@ fn results_form(request: &Request<'_>) -> Result<ResultsForm, Problem> {
 /// The body of the response.
 pub(in crate::http) struct BatchStream<'r> {
     caller: Caller,
-    /// The idempotency key of the request, from which each line has one.
+    /// The idempotency key of the request, from which the key of each line is derived.
     key: IdempotencyKey,
     input: Input<'r>,
-    /// How many lines there were.
+    /// The number of lines so far.
     count: usize,
     pipeline: Pipeline,
     subscription: Subscription,
@@ -111,10 +113,10 @@ pub(in crate::http) struct BatchStream<'r> {
 
 enum Phase {
     Open,
-    /// The unanswered lines are answered until then, and this is sent after them.
+    /// Sends the remaining answers, but not after this time, and then this message.
     Closing(Box<Control>, Alarm),
-    /// The client may not have noticed the end. What it still sends is ignored for a while, because a connection that is closed
-    /// while input waits is reset, and what was sent last may be lost.
+    /// The client may not have noticed the end, so its input is discarded for a while. If a connection is closed while
+    /// input is unread, it is reset, and the client may lose the last lines of the response.
     Draining(Alarm),
 }
 
@@ -188,17 +190,17 @@ impl<'r> BatchStream<'r> {
         }
     }
 
-    /// Looks whether the stream itself has something to say: returns a line, or begins to close.
+    /// Checks whether the stream itself has a line to send. Returns the line, or begins to close.
     fn poll_stream(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Vec<u8>> {
         while let Phase::Open = self.phase {
             match ready!(self.subscription.poll_delivery(cx, now)) {
                 Some(Delivery::Control(control @ Control::Closing { .. })) => {
-                    // What is being committed is answered. The rest has no effect.
+                    // Commands that are being committed are answered. Later ones have no effect.
                     self.pipeline.stop();
                     self.close(control);
                 }
                 Some(Delivery::Control(control)) => return Poll::Ready(control.json()),
-                // It subscribes to nothing.
+                // There are no events, because the subscription has no channels.
                 Some(Delivery::Event(_)) => {}
                 None => self.close(self.subscription.closing(Close::Done)),
             }
@@ -309,13 +311,13 @@ impl Input<'_> {
     }
 }
 
-/// Bytes in which lines are looked for. It holds at most one line that is not complete, up to `limit`, and one read.
+/// Received bytes, which are split into lines. Holds at most one incomplete line, up to `limit`, and one read.
 struct LineBuffer {
     limit: usize,
     bytes: Vec<u8>,
     /// Where the next line begins.
     begin: usize,
-    /// There is no end of a line before this place.
+    /// No line after `begin` ends before this position.
     scanned: usize,
     /// The line has exceeded the limit. Its rest is ignored.
     skips: bool,

@@ -1,6 +1,6 @@
 //! Streams: each URL delivers one scope over one of three transports.
 //!
-//! A handler reads the request into [`Params`] and a scope, checks that the credential reaches the scope, opens the
+//! A handler reads the request into [`Params`] and a scope, checks that the credential covers the scope, opens the
 //! subscription and passes it to the transport that the request chooses.
 
 mod arrivals;
@@ -199,17 +199,18 @@ async fn without_channel(
         let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
         let caller = Caller::new(access, params.school)?;
         let mut scope = Scope::new(caller.school(), []).filtered(params.filter.clone());
-        // The cursor belongs to the first `subscribe`. Deliver nothing before it, or the client's cursor would move past it.
-        let hears = dialect.receives_acknowledgements(caller.access(), scope.school);
-        if params.from.is_none() && hears {
+        // The cursor is for the first `subscribe`. Deliver nothing before that, or the client's cursor would advance
+        // past events that the client has not received.
+        let receives = dialect.receives_acknowledgements(caller.access(), scope.school);
+        if params.from.is_none() && receives {
             scope = scope.with_wide(characteristic::KIND);
         }
-        // Acknowledgements are delivered from this place on. Read the place before attaching: an event committed in
-        // between is then replayed from the log.
+        // Acknowledgements are delivered from this position on. Read the position before the subscription starts: an
+        // event committed in between is then replayed from the log.
         let service = tidings.subscriptions();
-        let how = (WEBSOCKET, Some(service.here(scope.school).await?));
+        let start = (WEBSOCKET, Some(service.here(scope.school).await?));
         let allowed = service.allow(&caller, scope)?;
-        let subscription = open(tidings, &dialect, params, &caller, how, allowed, None)?;
+        let subscription = open(tidings, &dialect, params, &caller, start, allowed, None)?;
         Ok::<_, Problem>((subscription, caller, params.from))
     };
     let opening = match accept.await {
@@ -287,7 +288,7 @@ async fn enrollments(
         Some(id) => Target::Subject(enrollment::KIND, id),
         None => Target::Active(enrollment::KIND),
     };
-    let mut also = Map::new();
+    let mut welcome = Map::new();
     let numeric_id = || {
         let is_numeric = params
             .as_ref()
@@ -295,12 +296,12 @@ async fn enrollments(
         session_id.filter(|_| is_numeric).and_then(numeric_id)
     };
     let sent_id = numeric_id().map_or_else(|| session_id.into(), Value::from);
-    also.insert("session_id".into(), sent_id);
+    welcome.insert("session_id".into(), sent_id);
     let dialect = Dialect::ENROLLMENTS;
     with_channel(
         dialect,
         target,
-        Some(also),
+        Some(welcome),
         params,
         listener,
         handshake,
@@ -318,15 +319,18 @@ async fn device_status(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Stream, Problem> {
     let target = Target::Active(device::KIND);
-    let (dialect, also) = (Dialect::DEVICES, Some(Map::new()));
-    with_channel(dialect, target, also, params, listener, handshake, tidings).await
+    let (dialect, welcome) = (Dialect::DEVICES, Some(Map::new()));
+    with_channel(
+        dialect, target, welcome, params, listener, handshake, tidings,
+    )
+    .await
 }
 
 /// The initial channel of an endpoint for existing clients.
 enum Target<'a> {
-    /// One subject. The text may turn out not to be a valid id.
+    /// One subject. The text may not be a valid id.
     Subject(crate::id::Kind, &'a str),
-    /// A collection, without the subjects that had reached their terminal state before.
+    /// A collection, without the subjects that are already in a terminal state.
     Active(crate::id::Kind),
 }
 
@@ -401,7 +405,7 @@ async fn with_channel(
     ))
 }
 
-/// A connection that begins a session.
+/// A connection that is accepted, and whose session begins.
 fn accepted(
     source: RequestSource,
     caller: &Caller,

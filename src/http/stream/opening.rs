@@ -6,7 +6,7 @@ use crate::wire::Close;
 
 /// How a connection begins.
 pub(super) enum Opening {
-    /// The client is allowed, and a session begins. Commands are published with the second part, if there is one.
+    /// The client is authorized, and a session begins. Commands are published with the second part, if there is one.
     Accepted(Box<Beginning>, Option<Box<dyn Publishing>>),
     /// The connection is accepted only to send the reason for the rejection: a failed handshake breaks some proxies, and
     /// browsers hide its status.

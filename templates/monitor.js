@@ -42,10 +42,10 @@ function start() {
   let paused = false;
   let due = null;
   let pending = false;
-  let watching = null; // while the tab is visible
-  let pollUntil = recall(); // a proxy buffers streams
-  let notBefore = 0; // the server wants no connection earlier
-  let opening = null; // the timer until then
+  let watching = null; // the watch; a hidden tab has none
+  let pollUntil = recall(); // until then, long poll is used because a proxy buffers streams
+  let notBefore = 0; // the server asked for no connection before this time
+  let opening = null; // the timer that opens a watch at `notBefore`
   let refusal = ""; // why the server refused the watch for good
   const [scope, options] = page.stream ? address(page.stream) : [];
   const announce = announcer(document.getElementById("milestones"));
@@ -204,11 +204,11 @@ function start() {
   reopen();
 }
 
-// The storage of the tab may be forbidden or full. Then each page finds out for itself that a proxy buffers streams.
+// The storage of the tab may be disabled or full. Then each page finds out for itself that a proxy buffers streams.
 function recall() {
   try {
     const until = Number(sessionStorage.getItem(POLL_UNTIL));
-    return until - Date.now() <= SSE_RETRY_MS ? until : 0; // else the clock was set back
+    return until - Date.now() <= SSE_RETRY_MS ? until : 0; // a time further ahead means that the clock was set back
   } catch {
     return 0;
   }

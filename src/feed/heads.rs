@@ -101,3 +101,114 @@ fn is_lost(known: Place, head: Place) -> bool {
     let is_other = known.tag.is_some() && head.tag.is_some() && known.tag != head.tag;
     head.seq < known.seq || head.seq == known.seq && is_other
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::feed::tests::{Kept, events, hub, listen, school};
+    use crate::hub::mailbox::tests::event;
+    use crate::log::{Batches, Committed, Incoming};
+
+    fn all() -> Look {
+        Look {
+            all: true,
+            ..Look::default()
+        }
+    }
+
+    fn one() -> Look {
+        Look {
+            schools: [school()].into(),
+            ..Look::default()
+        }
+    }
+
+    /// Returns the next hint if there is one.
+    fn hint(batches: &mut Batches) -> Option<Hint> {
+        match batches.next().now_or_never()?? {
+            Incoming::Hint(hint) => Some(hint),
+            Incoming::Committed(_) => panic!("nothing is committed here"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_has_lost_an_event_if_it_ends_before_it_or_with_another_one_at_its_place() {
+        let (hub, log) = (hub(), Kept::default());
+        let (committed, mut batches) = Committed::channel(8);
+        let listener = listen(&hub);
+        compare(&log, &hub, committed.hints(), &one())
+            .await
+            .unwrap();
+        assert!(hint(&mut batches).is_none(), "there is no event");
+        let read = events(1..=3);
+        assert!(listener.joins(Place::untagged(3)));
+        log.ends_with(&read);
+        compare(&log, &hub, committed.hints(), &one())
+            .await
+            .unwrap();
+        assert!(hint(&mut batches).is_none(), "it may be the same event");
+        hub.start_over(school()).wake();
+        assert!(listener.joins(read[2].place()));
+        compare(&log, &hub, committed.hints(), &one())
+            .await
+            .unwrap();
+        assert!(hint(&mut batches).is_none(), "it is what was read");
+        // Later events have other tags.
+        log.ends_with(&[event(4, "b", true), event(5, "b", true)]);
+        compare(&log, &hub, committed.hints(), &one())
+            .await
+            .unwrap();
+        assert!(matches!(hint(&mut batches), Some(Hint::UpTo(_, 5))));
+        for end in [event(3, "b", true), event(2, "a", true)] {
+            log.ends_with(&[end]);
+            compare(&log, &hub, committed.hints(), &one())
+                .await
+                .unwrap();
+            let found = hint(&mut batches);
+            assert!(matches!(found, Some(Hint::HistoryChanged(_))), "{found:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_on_their_way_are_awaited_unless_their_hint_was_missed() {
+        let (hub, log) = (hub(), Kept::default());
+        let (committed, mut batches) = Committed::channel(8);
+        let listener = listen(&hub);
+        let of_log = events(1..=3);
+        assert!(listener.joins(of_log[1].place()));
+        log.ends_with(&of_log);
+        let (hints, look) = (committed.hints(), one());
+        let compared = compare(&log, &hub, hints, &look).now_or_never();
+        compared.expect("it does not wait").unwrap();
+        assert!(matches!(hint(&mut batches), Some(Hint::UpTo(_, 3))));
+        let look = all();
+        let (compared, ()) = tokio::join!(compare(&log, &hub, hints, &look), async {
+            hub.offer(&of_log[2..]).wake();
+        });
+        compared.unwrap();
+        assert!(hint(&mut batches).is_none(), "it has arrived");
+        log.ends_with(&events(4..=4));
+        compare(&log, &hub, hints, &look).await.unwrap();
+        assert!(matches!(hint(&mut batches), Some(Hint::UpTo(_, 4))));
+        log.ends_with(&events(5..=7));
+        compare(&log, &hub, hints, &look).await.unwrap();
+        assert_eq!(hints.counts().behind, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_log_is_compared_once_in_a_period() {
+        let (hub, log) = (hub(), Arc::new(Kept::default()));
+        let (committed, _batches) = Committed::channel(8);
+        let _listener = listen(&hub);
+        let watched = Arc::clone(&log) as Arc<dyn Log>;
+        let watching = tokio::spawn(watch_heads(watched, hub, committed.hints().clone()));
+        // A comparison takes a pause at most, so there is one in each period.
+        sleep(HEADS_PERIOD * 9 + HEADS_PERIOD / 2).await;
+        assert_eq!(log.looks.load(Ordering::SeqCst), 9);
+        watching.abort();
+    }
+}

@@ -219,3 +219,6 @@ fn is_narrow(scope: &Scope) -> bool {
     let is_subject = |channel: &Channel| matches!(channel, Channel::Subject(..));
     scope.channels().iter().all(is_subject)
 }
+
+#[cfg(test)]
+mod tests;

@@ -326,3 +326,109 @@ impl Heads {
         Ok(bounds)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::feed::tests::{Kept, events, school};
+    use crate::hub::mailbox::tests::event;
+
+    fn segments() -> Segments {
+        Segments::new(Arc::new(Kept::default()), 4)
+    }
+
+    impl Segments {
+        /// Records that a segment has this many bytes.
+        fn count(&self, school: SchoolId, number: u64, bytes: usize) {
+            let slot = self.slot(school, number);
+            self.cache().count((school, number), &slot, bytes);
+        }
+
+        fn has_slot(&self, school: SchoolId, number: u64) -> bool {
+            self.cache().slots.contains(&(school, number))
+        }
+    }
+
+    #[test]
+    fn the_cache_counts_the_bytes_of_the_segments_that_it_holds() {
+        let segments = segments();
+        let other = 2.try_into().unwrap();
+        segments.count(school(), 0, 10);
+        segments.count(school(), 0, 30);
+        assert_eq!(segments.cache().bytes, 30, "it has grown");
+        segments.count(school(), 1, 5);
+        segments.count(other, 0, 7);
+        assert_eq!(segments.cache().bytes, 42);
+        let evicted = Arc::default();
+        segments.cache().count((school(), 1), &evicted, 1_000);
+        assert_eq!(segments.cache().bytes, 42, "another one is there now");
+        segments.cache().forget(school());
+        assert_eq!(segments.cache().bytes, 7);
+        assert!(segments.has_slot(other, 0));
+        for number in 1..=SEGMENTS_MAX as u64 {
+            segments.slot(school(), number);
+        }
+        assert!(!segments.has_slot(other, 0), "there is no room for it");
+        assert_eq!(segments.cache().bytes, 0);
+    }
+
+    #[test]
+    fn the_least_recently_used_segments_make_room() {
+        let segments = segments();
+        segments.count(school(), 0, 10);
+        segments.count(school(), 1, 10);
+        segments.slot(school(), 0);
+        segments.count(school(), 2, SEGMENTS_MAX_BYTES - 20);
+        assert!((0..3).all(|number| segments.has_slot(school(), number)));
+        segments.count(school(), 3, 1);
+        assert!(!segments.has_slot(school(), 1));
+        assert!(segments.has_slot(school(), 0), "it was used later");
+        assert_eq!(segments.cache().bytes, SEGMENTS_MAX_BYTES - 9);
+    }
+
+    #[tokio::test]
+    async fn a_segment_that_is_too_large_is_not_kept() {
+        let sized = |seq, bytes: usize| {
+            let mut event = Arc::into_inner(event(seq, "a", true)).unwrap();
+            event.draft.fields = "x".repeat(bytes).as_str().into();
+            Arc::new(event)
+        };
+        for (bytes, is_kept) in [(10, true), (SEGMENT_MAX_BYTES, false)] {
+            let log = Arc::new(Kept::default());
+            log.ends_with(&[sized(1, 10), sized(2, bytes)]);
+            let bounds = log.bounds(school()).await.unwrap();
+            let segments = Segments::new(log, 4);
+            for _ in 0..2 {
+                let segment = segments.get(school(), 0, bounds).await.unwrap();
+                assert_eq!(segment.is_some(), is_kept);
+            }
+            let counted = segments.cache().bytes;
+            assert_eq!(counted > 0, is_kept, "{counted}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bounds_are_of_a_read_that_begins_after_the_call_and_is_shared() {
+        let log = Arc::new(Kept::default());
+        let heads = Heads::new(Arc::clone(&log) as Arc<dyn Log>);
+        log.ends_with(&events(1..=3));
+        let (open, gate) = oneshot::channel();
+        *log.gate.lock().unwrap() = Some(gate);
+        let mut first = Box::pin(heads.bounds(school()));
+        assert!(first.as_mut().now_or_never().is_none());
+        // The read in progress does not see this event.
+        log.ends_with(&events(4..=4));
+        let mut second = Box::pin(heads.bounds(school()));
+        let mut third = Box::pin(heads.bounds(school()));
+        assert!(second.as_mut().now_or_never().is_none());
+        assert!(third.as_mut().now_or_never().is_none());
+        open.send(()).unwrap();
+        let (first, second, third) = tokio::join!(first, second, third);
+        let heads = [first, second, third].map(|bounds| bounds.unwrap().head.seq);
+        assert_eq!(heads, [3, 4, 4]);
+        assert_eq!(log.looks.load(Ordering::SeqCst), 2);
+    }
+}

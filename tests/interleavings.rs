@@ -18,7 +18,7 @@ mod event {
     pub(crate) use tidings::event::{Class, Draft, Event};
 }
 mod kind {
-    pub(crate) use tidings::kind::{channel, job};
+    pub(crate) use tidings::kind::{channel, characteristic, job};
 }
 mod id {
     pub(crate) use tidings::id::{Channel, Kind, Place, SchoolId, SubjectId, Tag};

@@ -273,6 +273,16 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_mailbox_that_is_half_full_after_conflation_goes_on() {
+        let mailbox = Mailbox::new(4, true, Filter::default());
+        for seq in 1..=4 {
+            mailbox.offer(&event(seq, "a", false));
+        }
+        mailbox.offer(&event(5, "b", false));
+        assert_eq!(seqs(&mailbox), [4, 5]);
+    }
+
+    #[test]
     fn a_mailbox_full_of_milestones_reports_once_that_it_lags() {
         let mailbox = Mailbox::new(4, true, Filter::default());
         for seq in 1..=9 {

@@ -288,4 +288,77 @@ mod tests {
         conflator.release(at(100), at(100), &mut |event| delivered.push(event.seq));
         assert_eq!(delivered, [1, 3]);
     }
+
+    #[test]
+    fn no_more_ticks_are_held_than_the_bound() {
+        let now = Instant::now();
+        let mut conflator = Conflator::new(Duration::from_millis(100));
+        let mut delivered = Vec::new();
+        let mut push = |seq: usize, subject: usize| {
+            let event = event(seq as u64, &subject.to_string(), false);
+            let mut out = |event: Arc<Event>| delivered.push(event.seq);
+            conflator.push(event, now, now, &mut out);
+            delivered.len()
+        };
+        // The first one is sent, and the others wait behind its successor.
+        assert_eq!(push(1, 0), 1);
+        for number in 0..HELD_TICKS_MAX {
+            assert_eq!(push(number + 2, number), 1);
+        }
+        assert_eq!(push(HELD_TICKS_MAX + 2, HELD_TICKS_MAX), HELD_TICKS_MAX + 2);
+        assert!(conflator.is_empty());
+        assert!(delivered.is_sorted());
+    }
+
+    #[test]
+    fn subjects_that_have_been_quiet_for_an_interval_are_forgotten() {
+        let begin = Instant::now();
+        let at = |millis| begin + Duration::from_millis(millis);
+        let mut conflator = Conflator::new(Duration::from_millis(100));
+        let known = |conflator: &Conflator| {
+            let state = conflator.state.as_ref();
+            state.map_or(0, |state| state.sent.len())
+        };
+        let push = |conflator: &mut Conflator, seq: u64, is_milestone, millis| {
+            let now = at(millis);
+            let event = event(seq, &seq.to_string(), is_milestone);
+            conflator.push(event, now, now, &mut |_| {});
+        };
+        push(&mut conflator, 1, false, 0);
+        push(&mut conflator, 2, false, 50);
+        push(&mut conflator, 3, true, 60);
+        assert_eq!(known(&conflator), 2, "a milestone delays nothing");
+        conflator.tidy(at(99));
+        assert_eq!(known(&conflator), 2);
+        conflator.tidy(at(100));
+        assert_eq!(known(&conflator), 1);
+        conflator.tidy(at(150));
+        assert!(conflator.state.is_none());
+        // Nor do many subjects make it grow until the next heartbeat.
+        for seq in 1..=SENT_MIN as u64 {
+            push(&mut conflator, seq, false, 200);
+        }
+        assert_eq!(known(&conflator), SENT_MIN);
+        push(&mut conflator, 1_000, false, 400);
+        assert_eq!(known(&conflator), 1);
+    }
+
+    /// Otherwise, each event of a stream with many subjects would have all of them looked through.
+    #[test]
+    fn subjects_are_looked_through_only_when_there_are_twice_as_many() {
+        let begin = Instant::now();
+        let mut conflator = Conflator::new(Duration::from_millis(100));
+        let mut push = |seq: u64, now: Instant| {
+            let event = event(seq, &seq.to_string(), false);
+            conflator.push(event, now, now, &mut |_| {});
+            let state = conflator.state.as_ref().unwrap();
+            (state.sent.len(), state.tidy_at)
+        };
+        push(0, begin);
+        let later = begin + Duration::from_millis(200);
+        for seq in 1..SENT_MIN {
+            assert_eq!(push(seq as u64, later), (seq + 1, SENT_MIN));
+        }
+        assert_eq!(push(1_000, later), (SENT_MIN, 2 * SENT_MIN));
+    }
 }

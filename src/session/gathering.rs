@@ -80,3 +80,83 @@ impl Gathering {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::mailbox::tests::event;
+
+    /// The numbers of the events that were sent.
+    #[derive(Default)]
+    struct Sent(Vec<u64>);
+
+    impl Outbox for Sent {
+        fn has_room(&self) -> bool {
+            true
+        }
+
+        fn send(&mut self, outgoing: Outgoing<'_>) {
+            if let Outgoing::Event(event) = outgoing {
+                self.0.push(event.seq);
+            }
+        }
+    }
+
+    fn state(seq: u64, bytes: usize) -> Arc<Event> {
+        let mut event = Arc::into_inner(event(seq, "a", true)).unwrap();
+        event.snapshot = true;
+        event.draft.fields = "x".repeat(bytes).as_str().into();
+        Arc::new(event)
+    }
+
+    fn announced(gathering: &mut Gathering) -> Vec<u64> {
+        std::iter::from_fn(|| gathering.next_announced())
+            .map(|event| event.seq)
+            .collect()
+    }
+
+    #[test]
+    fn a_snapshot_is_held_back_until_an_event_follows_it() {
+        let (mut gathering, mut sent) = (Gathering::new(true), Sent::default());
+        assert!(!gathering.holds_any());
+        gathering.take(state(1, 10), &mut sent);
+        gathering.take(state(2, 10), &mut sent);
+        assert!(gathering.holds_any() && announced(&mut gathering).is_empty());
+        gathering.take(event(3, "a", true), &mut sent);
+        assert!(!gathering.holds_any());
+        assert!(sent.0.is_empty(), "it must not overtake them");
+        assert_eq!(announced(&mut gathering), [1, 2, 3]);
+        // Only the first snapshot is announced.
+        gathering.take(event(4, "a", true), &mut sent);
+        gathering.take(state(5, 10), &mut sent);
+        assert_eq!(sent.0, [4, 5]);
+    }
+
+    #[test]
+    fn all_that_is_held_back_is_sent_before_an_acknowledgement() {
+        let (mut gathering, mut sent) = (Gathering::new(true), Sent::default());
+        gathering.take(state(1, 10), &mut sent);
+        gathering.take(state(2, 10), &mut sent);
+        gathering.flush(&mut sent);
+        assert_eq!(sent.0, [1, 2]);
+    }
+
+    #[test]
+    fn no_more_events_or_bytes_are_held_back_than_the_bounds() {
+        let (mut gathering, mut sent) = (Gathering::new(true), Sent::default());
+        for seq in 1..INITIAL_STATE_MAX as u64 {
+            gathering.take(state(seq, 1), &mut sent);
+        }
+        assert!(gathering.holds_any());
+        gathering.take(state(INITIAL_STATE_MAX as u64, 1), &mut sent);
+        assert!(!gathering.holds_any());
+        assert_eq!(announced(&mut gathering).len(), INITIAL_STATE_MAX);
+
+        let mut gathering = Gathering::new(true);
+        gathering.take(state(1, INITIAL_STATE_MAX_BYTES - 1), &mut sent);
+        gathering.take(state(2, 1), &mut sent);
+        assert!(gathering.holds_any(), "they may be as large as this");
+        gathering.take(state(3, 1), &mut sent);
+        assert_eq!(announced(&mut gathering), [1, 2, 3]);
+    }
+}

@@ -3,9 +3,10 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use chrono::{TimeDelta, Utc};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tidings::Tidings;
@@ -17,9 +18,9 @@ use tidings::id::SchoolId;
 use tidings::kind::{self, job};
 use tidings::rejections::RequestSource;
 use tidings::scope::Scope;
-use tidings::session::{Beginning, Dialect, Outbox, Outgoing, Session};
+use tidings::session::{Beginning, Dialect, Outbox, Outgoing, Publishing, Session};
 use tidings::wire::{Close, Encoding, Framing};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::support::*;
 
@@ -110,6 +111,14 @@ impl Talk {
         self.session.receive(&message.to_string(), &mut self.output);
     }
 
+    /// Has its commands carried out with this.
+    fn with_publishing(self, publishing: impl Publishing + 'static) -> Talk {
+        Talk {
+            session: self.session.with_publishing(Box::new(publishing)),
+            ..self
+        }
+    }
+
     /// Drives the conversation until this has been sent, and returns all that was sent.
     async fn until(&mut self, is_it: impl Fn(&Value) -> bool) -> Vec<Value> {
         let Talk { session, output } = self;
@@ -127,6 +136,23 @@ impl Talk {
         });
         timeout(PATIENCE, all_output).await.expect("it is sent")
     }
+}
+
+/// Answers no command.
+struct Unanswered;
+
+impl Publishing for Unanswered {
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    fn publish(&mut self, _: &Access, _: Option<Value>, _: Map<String, Value>, _: usize) {}
+
+    fn poll_answer(&mut self, _: &mut Context<'_>, _: &Access) -> Poll<Option<Vec<u8>>> {
+        Poll::Pending
+    }
+
+    fn stop(&mut self) {}
 }
 
 fn is(name: &'static str) -> impl Fn(&Value) -> bool {
@@ -190,6 +216,60 @@ async fn a_conversation_sends_no_more_than_there_is_room_for() {
     assert!(talk.output.messages.is_empty(), "the third waits for room");
     let messages = talk.until(|message| message["job_id"] == "c").await;
     assert_eq!(messages.len(), 1);
+    tidings.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_close_message_waits_for_answers_but_not_forever() {
+    let (tidings, _folder) = start(json!({}));
+    let expired = Access {
+        expires_at: Some(Utc::now()),
+        ..access(Role::Worker)
+    };
+    let talk = Talk::begin(&tidings, expired, Dialect::MULTIPLEXED);
+    let mut talk = talk.with_publishing(Unanswered);
+    let Talk { session, output } = &mut talk;
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(
+        session.poll_deliveries(&mut cx, output),
+        "the close message"
+    );
+    let until = session.poll_timers(Instant::now(), output).unwrap();
+    assert!(!session.poll_published(&mut cx, output));
+    assert_eq!(session.ended(), None);
+    assert!(output.messages.is_empty());
+    assert_eq!(session.poll_timers(until, output), None);
+    assert_eq!(session.ended(), Some(Close::TokenExpired));
+    assert_eq!(field(&output.messages, "type"), ["closing"]);
+    tidings.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_close_message_invites_back_only_with_a_credential_that_is_valid_then() {
+    let (tidings, _folder) = start(json!({}));
+    let at = |secs| Some(Utc::now() + TimeDelta::seconds(secs));
+    // The client is asked to wait for five seconds before it returns.
+    let later = Close::TryAgainLater;
+    for (expires_at, returns_until, close, invites) in [
+        (None, None, later, true),
+        (at(60), at(60), later, true),
+        (at(2), None, later, false),
+        (None, at(2), later, false),
+        (at(2), at(60), later, false),
+        // It returns with another one.
+        (at(0), at(60), Close::TokenExpired, true),
+        (at(0), at(-60), Close::TokenExpired, false),
+    ] {
+        let access = Access {
+            expires_at,
+            returns_until,
+            ..access(Role::Viewer)
+        };
+        let mut talk = Talk::begin(&tidings, access, Dialect::MULTIPLEXED);
+        talk.session.close(close, &mut talk.output);
+        let case = format!("{expires_at:?} {returns_until:?} {close:?}");
+        assert_eq!(talk.output.messages[0]["reconnect"], invites, "{case}");
+    }
     tidings.close().await.unwrap();
 }
 

@@ -6,7 +6,7 @@ use chrono::DateTime;
 use serde_json::json;
 use tidings::config::{Bounded, Settings};
 use tidings::id::SchoolId;
-use tidings::kind::RuleError;
+use tidings::kind::{RuleError, characteristic};
 use tidings::log::decide::{Decisions, Rules};
 use tidings::log::facts::Moment;
 use tidings::log::writer::{Pace, Writer};
@@ -16,7 +16,7 @@ use tidings::log::{
 };
 use tidings::uptime::Uptime;
 
-use crate::support::commands::job;
+use crate::support::commands::{command, job};
 use crate::support::memory::Memory;
 
 fn school(number: i64) -> SchoolId {
@@ -146,6 +146,33 @@ fn a_school_may_not_create_more_within_a_group_than_one_after_the_other() {
         &decided(&rules, &mut facts, &mut next, &[create("d")])[0]
     ));
     assert!(next.events.is_empty() && next.states.is_empty());
+}
+
+#[test]
+fn an_id_of_a_violation_is_used_once_within_a_group_and_afterwards() {
+    let rules = rules(10);
+    let mut facts = Memory::default();
+    let to = |id: &str, verb, body| command(characteristic::KIND, id, verb, body);
+    let violation = |id: &str| to(id, "violations", json!({"rule_id": 1, "violation_id": "v"}));
+    let mut decisions = Decisions::default();
+    let put = ["a", "b"].map(|id| to(id, "put", json!({})));
+    let receipts = decided(&rules, &mut facts, &mut decisions, &put);
+    assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
+    for expected in [[true, false], [false, false]] {
+        let both = ["a", "b"].map(violation);
+        let receipts = decided(&rules, &mut facts, &mut decisions, &both);
+        let is_taken = |receipt: &Result<Receipt, CommandError>| {
+            matches!(
+                receipt,
+                Err(CommandError::Rule(RuleError::AlreadyExists { .. }))
+            )
+        };
+        let accepted: Vec<bool> = receipts.iter().map(|own| !is_taken(own)).collect();
+        assert_eq!(accepted, expected, "{receipts:?}");
+        facts.take_in(&mut decisions);
+        decisions = Decisions::default();
+    }
+    assert_eq!(facts.parts.len(), 1);
 }
 
 #[test]

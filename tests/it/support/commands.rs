@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tidings::id::Kind;
 use tidings::kind::{Body, Command, job};
 use tidings::log::Envelope;
 
@@ -18,6 +19,11 @@ impl Body for Fields {
 
 /// Returns the command of this verb to a job.
 pub(crate) fn job(id: &str, verb: &str, body: Value) -> Envelope {
-    let command = Command::read(job::KIND, verb, Fields(body)).expect("a verb of jobs");
+    command(job::KIND, id, verb, body)
+}
+
+/// The same to a subject of any kind.
+pub(crate) fn command(kind: Kind, id: &str, verb: &str, body: Value) -> Envelope {
+    let command = Command::read(kind, verb, Fields(body)).expect("a verb of the kind");
     Envelope::new(id.parse().unwrap(), command.unwrap())
 }

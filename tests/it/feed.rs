@@ -290,6 +290,23 @@ async fn a_crowd_that_comes_back_reads_and_encodes_each_event_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_of_a_shared_log_is_kept_while_the_log_grows() {
+    let mut node = node();
+    make(&mut node, 1, 10).await;
+    let first = until_ready(&mut node.open(1, Some(1))).await;
+    for message in ["another", "and one more"] {
+        node.report(message).await;
+        // Not from the window of the hub.
+        node.hub.forget_idle(Duration::ZERO);
+        let events = until_ready(&mut node.open(1, Some(1))).await;
+        assert!(events.len() > first.len(), "{}", events.len());
+        for (before, now) in first.iter().zip(&events) {
+            assert!(Arc::ptr_eq(before, now), "{} is read again", now.seq);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn events_whose_hint_was_lost_are_delivered_before_those_that_follow() {
     let mut node = node();
     let events = make(&mut node, 1, 5).await;

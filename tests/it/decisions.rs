@@ -100,7 +100,27 @@ fn a_command_finds_what_the_commands_of_its_group_before_it_left() {
         "without a hole for the refused"
     );
     assert_eq!(decisions.states.len(), 1);
-    assert_eq!(decisions.tails[&school(1)].head.seq, 3);
+    let tail = decisions.tails[&school(1)];
+    assert_eq!(tail.head.seq, 3);
+    assert!(decisions.has_milestone);
+    let bytes: usize = decisions.events.iter().map(|event| event.bytes()).sum();
+    assert_eq!(tail.bytes, bytes as u64, "all of them are kept");
+}
+
+#[test]
+fn ticks_alone_are_no_milestone() {
+    let (rules, mut facts) = (rules(10), Memory::default());
+    let mut decisions = Decisions::default();
+    let begin = [create("a"), job("a", "start", json!({}))];
+    decided(&rules, &mut facts, &mut decisions, &begin);
+    facts.take_in(&mut decisions);
+    let mut decisions = Decisions::default();
+    let tick = job("a", "progress", json!({"message": "on"}));
+    decided(&rules, &mut facts, &mut decisions, &[tick]);
+    assert_eq!(
+        (seqs(&decisions), decisions.has_milestone),
+        (vec![3], false)
+    );
 }
 
 #[test]
@@ -172,7 +192,9 @@ fn an_id_of_a_violation_is_used_once_within_a_group_and_afterwards() {
         facts.take_in(&mut decisions);
         decisions = Decisions::default();
     }
-    assert_eq!(facts.parts.len(), 1);
+    let parts: Vec<_> = facts.parts.values().collect();
+    let violation = parts[0].characteristic().unwrap();
+    assert_eq!((parts.len(), violation.seq), (1, 3), "of its own event");
 }
 
 #[test]

@@ -221,4 +221,4 @@ fn is_narrow(scope: &Scope) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

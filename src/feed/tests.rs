@@ -1,4 +1,4 @@
-//! What the tests of this module read from.
+//! What the tests of this module and of subscriptions read from.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -6,40 +6,42 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
+use super::Feed;
 use crate::config::StreamLimits;
 use crate::event::Event;
 use crate::hub::mailbox::tests::event;
 use crate::hub::{Attachment, Hub, Reader};
-use crate::id::Channel;
-use crate::id::{Epoch, Place, SchoolId};
+use crate::id::{Channel, Cursor, Epoch, Place, SchoolId};
 use crate::kind::job;
-use crate::log::{Bounds, Log, Page, StoreError, Stretch};
+use crate::log::{Bounds, Committed, Log, Page, StoreError, Stretch};
 use crate::scope::Scope;
 
 /// The shared log of one school, in memory.
 #[derive(Default)]
-pub(super) struct Kept {
+pub(crate) struct Kept {
     events: Mutex<Vec<Arc<Event>>>,
     /// How often its bounds were read.
-    pub(super) looks: AtomicUsize,
+    pub(crate) looks: AtomicUsize,
+    /// Whether a number may have been assigned twice.
+    numbers_repeat: AtomicBool,
     /// Retention has removed the events up to here.
     floor: AtomicU64,
     /// Whether the next read of events fails.
-    pub(super) fails: AtomicBool,
+    pub(crate) fails: AtomicBool,
     /// What the next read of its bounds waits for before it returns.
-    pub(super) gate: Mutex<Option<oneshot::Receiver<()>>>,
+    pub(crate) gate: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl Kept {
     /// Has the log end with these events.
-    pub(super) fn ends_with(&self, events: &[Arc<Event>]) {
+    pub(crate) fn ends_with(&self, events: &[Arc<Event>]) {
         let mut own = self.events.lock().unwrap();
         own.retain(|known| known.seq < events[0].seq);
         own.extend(events.iter().map(Arc::clone));
     }
 
     /// Removes the events up to `floor`.
-    pub(super) fn remove(&self, floor: u64) {
+    pub(crate) fn remove(&self, floor: u64) {
         self.floor.store(floor, Ordering::SeqCst);
         let mut own = self.events.lock().unwrap();
         own.retain(|event| event.seq > floor);
@@ -58,6 +60,10 @@ impl Log for Kept {
 
     fn is_shared(&self) -> bool {
         true
+    }
+
+    fn numbers_are_unique(&self) -> bool {
+        !self.numbers_repeat.load(Ordering::SeqCst)
     }
 
     async fn bounds(&self, _: SchoolId) -> Result<Bounds, StoreError> {
@@ -95,8 +101,17 @@ impl Log for Kept {
         })
     }
 
-    async fn replay(&self, _: Arc<Scope>, _: u64, _: bool) -> Result<Page, StoreError> {
-        unreachable!("nothing is replayed")
+    async fn replay(&self, scope: Arc<Scope>, after: u64, _: bool) -> Result<Page, StoreError> {
+        let events = self.events.lock().unwrap();
+        let is_wanted = |event: &&Arc<Event>| event.seq > after && scope.matches(event);
+        let head = events.last().map(|last| last.place()).unwrap_or_default();
+        Ok(Page {
+            events: events.iter().filter(is_wanted).map(Arc::clone).collect(),
+            through: head,
+            head,
+            newest: head,
+            floor: self.floor().seq,
+        })
     }
 
     async fn snapshot(&self, _: Arc<Scope>, _: u64, _: Option<Place>) -> Result<Page, StoreError> {
@@ -105,22 +120,22 @@ impl Log for Kept {
 }
 
 /// The school of the events.
-pub(super) fn school() -> SchoolId {
+pub(crate) fn school() -> SchoolId {
     1.try_into().unwrap()
 }
 
 /// Returns the events of a job in this range.
-pub(super) fn events(seqs: std::ops::RangeInclusive<u64>) -> Vec<Arc<Event>> {
+pub(crate) fn events(seqs: std::ops::RangeInclusive<u64>) -> Vec<Arc<Event>> {
     seqs.map(|seq| event(seq, "a", true)).collect()
 }
 
 /// Returns the hub of a shared log.
-pub(super) fn hub() -> Arc<Hub> {
+pub(crate) fn hub() -> Arc<Hub> {
     Arc::new(Hub::new(8, 8).of_shared_logs())
 }
 
 /// Listens to all jobs of the school.
-pub(super) fn listen(hub: &Arc<Hub>) -> Attachment {
+pub(crate) fn listen(hub: &Arc<Hub>) -> Attachment {
     let reader = Reader {
         transport: "SSE",
         user: "u".into(),
@@ -135,4 +150,22 @@ pub(super) fn listen(hub: &Arc<Hub>) -> Attachment {
     };
     let scope = Scope::new(school(), [Channel::Collection(job::KIND)]);
     hub.attach(&scope, reader, false, &limits).unwrap()
+}
+
+#[test]
+fn a_cursor_names_a_place_of_its_own_database_only() {
+    let log = Arc::new(Kept::default());
+    let (committed, _batches) = Committed::channel(8);
+    let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, committed);
+    let (own, other) = (feed.epoch(), "00000002".parse().unwrap());
+    let tagged = event(3, "a", true).place();
+    let named = |epoch, place| feed.place(Cursor { epoch, place });
+    for place in [tagged, Place::untagged(3), Place::default()] {
+        assert_eq!(named(own, place), Some(place));
+        assert_eq!(named(other, place), None);
+    }
+    log.numbers_repeat.store(true, Ordering::SeqCst);
+    assert_eq!(named(own, tagged), Some(tagged));
+    assert_eq!(named(own, Place::untagged(3)), None, "which of them?");
+    assert_eq!(named(own, Place::default()), Some(Place::default()));
 }

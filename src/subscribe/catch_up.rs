@@ -538,3 +538,34 @@ impl Subscription {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::mailbox::tests::event;
+    use crate::kind::characteristic::ACK_UPDATE;
+    use crate::kind::job::{self, JOB_PROGRESS};
+
+    #[test]
+    fn events_that_other_channels_deliver_are_not_sent_again() {
+        let school = 1.try_into().unwrap();
+        let added = |others| Added {
+            others: Arc::new(others),
+            wide_from: 5,
+        };
+        let subject = Channel::Subject(job::KIND, "a".parse().unwrap());
+        let of_subject = added(Scope::new(school, [subject]));
+        assert!(of_subject.covers(&event(4, "a", true)));
+        assert!(of_subject.covers(&event(6, "a", true)));
+        assert!(!of_subject.covers(&event(6, "b", true)));
+        let of_wide = added(Scope::new(school, []).with_wide(job::KIND));
+        let covers = |seq, event_type| {
+            let mut event = Arc::into_inner(event(seq, "a", true)).unwrap();
+            event.draft.event_type = event_type;
+            of_wide.covers(&event)
+        };
+        assert!(!covers(5, &ACK_UPDATE), "it was not heard then");
+        assert!(covers(6, &ACK_UPDATE));
+        assert!(!covers(6, &JOB_PROGRESS));
+    }
+}

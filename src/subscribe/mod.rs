@@ -673,3 +673,6 @@ impl Stream for Subscription {
         self.poll_delivery(cx, Instant::now())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -410,6 +410,45 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_tick_is_superseded_by_a_later_event_that_passes_the_filter() {
+        let known = event(5, "a", true);
+        let last = LastEvent {
+            seq: known.seq,
+            status: "failed".into(),
+            category: None,
+        };
+        let segment = Segment {
+            last: [((known.kind, known.subject.clone()), last)].into(),
+            ..Segment::default()
+        };
+        let all = Filter::default();
+        let of_status = |status: &str| Filter {
+            statuses: [status.to_owned()].into(),
+            ..Filter::default()
+        };
+        let tick = event(4, "a", false);
+        assert!(segment.supersedes(&tick, &all));
+        assert!(segment.supersedes(&tick, &of_status("failed")));
+        assert!(!segment.supersedes(&tick, &of_status("completed")));
+        assert!(!segment.supersedes(&event(5, "a", false), &all), "itself");
+        assert!(!segment.supersedes(&event(6, "a", false), &all), "later");
+        assert!(!segment.supersedes(&event(4, "b", false), &all));
+        assert!(!segment.supersedes(&event(4, "a", true), &all));
+    }
+
+    #[tokio::test]
+    async fn a_segment_knows_what_was_removed_before_it_was_read() {
+        let log = Arc::new(Kept::default());
+        log.ends_with(&events(1..=4));
+        log.remove(2);
+        let bounds = log.bounds(school()).await.unwrap();
+        let segment = Segments::new(log, 8).get(school(), 0, bounds).await;
+        let segment = segment.unwrap().unwrap();
+        assert_eq!(segment.floor(), 2);
+        assert_eq!(segment.after(0).count(), 2);
+    }
+
     #[tokio::test]
     async fn bounds_are_of_a_read_that_begins_after_the_call_and_is_shared() {
         let log = Arc::new(Kept::default());

@@ -537,3 +537,31 @@ fn the_history_has_the_events_of_each_second_that_is_over() {
     assert_eq!(events[RATE_SECS - 7..], [2, 0, 0, 0, 0, 1, 0]);
     assert_eq!(hub.history(2.try_into().unwrap()), History::default());
 }
+
+#[test]
+fn readers_are_woken_a_few_at_a_time_until_all_are() {
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let times = || woken.0.load(Ordering::SeqCst);
+    let left = WakeList(vec![waker; 4]).wake_some(3);
+    assert_eq!(times(), 3);
+    assert!(left.expect("one is left").wake_some(1).is_none());
+    assert_eq!(times(), 4);
+}
+
+#[test]
+fn an_event_keeps_the_window_of_its_school_in_memory() {
+    let hub = hub();
+    hub.offer(&[event(1, "a", true)]).wake();
+    let age = |hub: &Hub| {
+        let school = hub.find(1.try_into().unwrap()).unwrap();
+        lock(&school).last_use -= Duration::from_secs(60);
+    };
+    age(&hub);
+    hub.offer(&[event(2, "a", true)]).wake();
+    hub.forget_idle(Duration::from_secs(30));
+    assert_eq!(hub.schools(), 1);
+    age(&hub);
+    hub.forget_idle(Duration::from_secs(30));
+    assert_eq!(hub.schools(), 0);
+}

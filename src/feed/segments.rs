@@ -225,6 +225,7 @@ impl Segments {
             if stretch.floor.seq > segment.through {
                 // Retention has deleted the events that follow those read earlier, so there would be a gap.
                 segment.events.clear();
+                segment.bytes = 0;
                 segment.floor = stretch.floor.seq;
             }
             let bytes = stretch.events.iter().map(|event| event.bytes());
@@ -447,6 +448,22 @@ mod tests {
         let segment = segment.unwrap().unwrap();
         assert_eq!(segment.floor(), 2);
         assert_eq!(segment.after(0).count(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_segment_counts_the_bytes_of_the_events_that_it_holds() {
+        let log = Arc::new(Kept::default());
+        log.ends_with(&events(1..=3));
+        let segments = Segments::new(Arc::clone(&log) as Arc<dyn Log>, 8);
+        let bounds = log.bounds(school()).await.unwrap();
+        segments.get(school(), 0, bounds).await.unwrap();
+        log.ends_with(&events(4..=6));
+        log.remove(4);
+        let bounds = log.bounds(school()).await.unwrap();
+        let segment = segments.get(school(), 0, bounds).await;
+        let segment = segment.unwrap().unwrap();
+        let held: usize = segment.after(0).map(|event| event.bytes()).sum();
+        assert_eq!((segment.after(0).count(), segment.bytes), (2, held));
     }
 
     #[tokio::test]

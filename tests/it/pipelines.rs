@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use diesel::connection::{Connection, SimpleConnection};
+use diesel::sqlite::SqliteConnection;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use reqwest::Body;
@@ -504,6 +506,35 @@ async fn a_line_of_a_stream_is_answered_while_the_request_goes_on() {
     );
     assert_eq!(shown.len(), 2);
     until("nothing is left", async || server.tidings.streams() == 0).await;
+}
+
+/// While another program has locked the database, each round of commands is answered only after seconds.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for a lock several times"]
+async fn every_line_is_answered_after_the_body_has_ended_even_if_that_takes_long() {
+    let server = server().await;
+    server.running_job("a").await;
+    let batch = Batch::open(&server, "", &worker(1)).await;
+    let path = server.folder.path().join("tidings.db");
+    let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    other
+        .batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE")
+        .unwrap();
+    for number in 1..=PIPELINE_COMMANDS {
+        let report = json!({"op": "jobs.progress", "job_id": "a", "message": number.to_string()});
+        batch.send(report).await;
+    }
+    let mut rest = batch.end().await;
+    let closing = rest.pop().unwrap();
+    assert_eq!(
+        (&closing["type"], &closing["code"]),
+        (&json!("closing"), &json!(1000))
+    );
+    rest.retain(|line| line["type"] != "heartbeat");
+    assert_eq!(rest.len(), PIPELINE_COMMANDS);
+    for line in rest {
+        assert_eq!(line["problem"]["code"], "unavailable", "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -150,6 +150,7 @@ impl<'r> BatchStream<'r> {
             input: Input {
                 body: body.stream(),
                 lines: LineBuffer::new(limit),
+                has_ended: false,
             },
             count: 0,
             pipeline: Pipeline::new(Arc::clone(tidings), source, upper),
@@ -227,12 +228,18 @@ impl<'r> BatchStream<'r> {
                 return Poll::Ready(Some(answer));
             }
             match &mut self.phase {
+                Phase::Open if self.input.has_ended => {
+                    // The client waits for the answers to everything that it has sent.
+                    if answer.is_pending() {
+                        return Poll::Pending;
+                    }
+                    self.close(self.subscription.closing(Close::Done));
+                }
                 Phase::Open if !self.pipeline.has_room() => return Poll::Pending,
                 Phase::Open => match ready!(self.input.poll_read(cx)) {
                     Ok(0) => {
                         self.input.lines.extend(b"\n");
-                        self.take_lines();
-                        self.close(self.subscription.closing(Close::Done));
+                        self.input.has_ended = true;
                     }
                     Ok(_) => {}
                     // The client has left.
@@ -298,6 +305,7 @@ impl<'r> Responder<'r, 'r> for Box<BatchStream<'r>> {
 struct Input<'r> {
     body: DataStream<'r>,
     lines: LineBuffer,
+    has_ended: bool,
 }
 
 impl Input<'_> {

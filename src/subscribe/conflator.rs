@@ -343,7 +343,7 @@ mod tests {
         assert_eq!(known(&conflator), 1);
     }
 
-    /// Otherwise, each event of a stream with many subjects would have all of them looked through.
+    /// Otherwise, each event of a stream with many subjects would scan all of them.
     #[test]
     fn subjects_are_looked_through_only_when_there_are_twice_as_many() {
         let begin = Instant::now();

@@ -5,8 +5,8 @@
 //! monitor, badges, pings, and the code of an application that embeds Tidings. The adapters above this layer read requests
 //! and write answers; [`PublishService`], [`SubscribeService`], [`ReadService`] and [`GrantService`] authorize each request.
 //! A stream is opened only for an [`AllowedScope`], notifiers are read only with a [`NotifiersOf`], and the whole server only
-//! with a [`WholeServer`], which nothing else can create. No HTTP module reads the store itself;
-//! `tests/it/exemptions.rs` checks that.
+//! with a [`WholeServer`], which nothing else can create. Only `/metrics` and the page of the whole server read the store
+//! itself, with that proof; `tests/it/exemptions.rs` checks that no other HTTP module does.
 //!
 //! The rate of a stream's messages is limited where they arrive.
 //!

@@ -161,7 +161,7 @@ impl ReadService {
         // A token that is limited to channels may name some of one school only, so what it covers varies.
         let covers = |school: &SchoolId, kind: Kind| {
             let authorized = access.authorize(*school, &Channel::Collection(kind));
-            authorized.is_ok()
+            access.school(Some(*school)).is_ok() && authorized.is_ok()
         };
         queries.retain(|query| schools.iter().any(|school| covers(school, query.kind)));
         let kinds: Vec<Kind> = queries.iter().map(|query| query.kind).collect();

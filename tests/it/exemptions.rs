@@ -42,6 +42,11 @@ fn named(list: &[&str]) -> BTreeSet<String> {
 #[test]
 fn no_http_module_reads_the_store_without_a_service() {
     assert_eq!(with("http", &[".store()"]), named(&[]));
+    let with_the_proof = ["http/metrics.rs", "http/monitor/system.rs"];
+    assert_eq!(
+        with("http", &["reads.store(", "reads().store("]),
+        named(&with_the_proof)
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Connections to Postgres: TLS as `sslmode` demands, and bounds on how long a connection that has died is waited for.
 //!
-//! `sslmode` means what it means to libpq: `disable`; `prefer` (the default) and `require` encrypt without checking who
-//! answers; `verify-ca` and `verify-full` check the certificate and the host's name against the certificates of the system,
-//! or of the file `sslrootcert`.
+//! `sslmode` has the values of libpq: `disable`; `prefer` (the default) and `require` encrypt without checking who answers;
+//! `verify-ca` and `verify-full` check the certificate and the host's name (libpq checks the name for `verify-full` only)
+//! against the certificates of the system, or of the file `sslrootcert`. With `sslrootcert`, `require` checks both, too.
 
 use std::fmt;
 use std::path::PathBuf;

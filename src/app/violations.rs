@@ -43,7 +43,7 @@ impl ViolationAction {
 
 impl PublishService {
     /// Returns the command to the characteristic that carries out this action; `caller` is the name of the caller. Whether the
-    /// credential reaches the characteristic is checked when the command is published.
+    /// credential covers the characteristic is checked when the command is published.
     pub async fn violation_command(
         &self,
         school: SchoolId,

@@ -36,7 +36,7 @@ const DEFAULT_TTL: Duration = Duration::from_secs(3_600);
 
 The server's secret is required: run this in the server's directory, with its settings, or with --data-dir.")]
 pub(super) struct Arguments {
-    /// The school. An admin token without a school reaches all schools.
+    /// The school. An admin token without a school covers all schools.
     /// For --ping, --badge and --embed, by default that of TIDINGS_SCHOOL_ID.
     #[arg(long)]
     school: Option<SchoolId>,

@@ -85,7 +85,7 @@ impl<'r> FromRequest<'r> for RequestSource {
     }
 }
 
-/// The school in `?school_id=`, whether the credential reaches it or not.
+/// The school in `?school_id=`, whether the credential covers it or not.
 pub(super) struct NamedSchool(pub(super) Option<SchoolId>);
 
 #[rocket::async_trait]

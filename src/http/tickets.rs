@@ -78,7 +78,7 @@ async fn ticket(
     issue(&caller, &body, &base, tidings)
 }
 
-/// Issues a ticket for what the body asks for, if the caller reaches all of it.
+/// Issues a ticket for what the body asks for, if the caller's credential covers all of it.
 pub(super) fn issue(
     caller: &Caller,
     body: &[u8],

@@ -157,7 +157,7 @@ impl Visitor {
         })
     }
 
-    /// Returns the school for the navigation of an error page: the school in the URL if the credential reaches it, or else the
+    /// Returns the school for the navigation of an error page: the school in the URL if the credential covers it, or else the
     /// only school of the credential.
     fn school_near(&self, request: &Request<'_>) -> Option<(&Access, SchoolId)> {
         let access = self.credential.as_ref().ok()?;

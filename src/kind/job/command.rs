@@ -127,7 +127,7 @@ pub struct Progress {
     pub worker: Option<String>,
     /// The job's type. If it is present and the job does not exist, the job is created and started.
     pub job_type: Option<JobType>,
-    /// Percent complete, 0 to 100; `null` means unknown, as long as no progress has been reported.
+    /// Percent complete, 0 to 100; `null` means unknown, as long as no progress above 0 has been reported.
     #[serde(deserialize_with = "present")]
     #[schemars(range(min = 0, max = 100))]
     pub progress: Option<Option<f64>>,

@@ -3,6 +3,7 @@
 use futures_util::{FutureExt, StreamExt};
 
 use super::*;
+use crate::config::CATCH_UP_HEARTBEAT;
 use crate::feed::tests::{Kept, events, hub, school};
 use crate::hub::mailbox::tests::event;
 use crate::kind::job;
@@ -23,8 +24,18 @@ fn open_with(
     channels: impl IntoIterator<Item = Channel>,
     tick: Duration,
 ) -> Subscription {
+    let scope = Scope::new(school(), channels);
     let request = Request {
-        scope: Scope::new(school(), channels),
+        tick,
+        ..request(subscriber, scope)
+    };
+    subscriber.open(request).unwrap()
+}
+
+/// A request for this scope, from the beginning of the log.
+fn request(subscriber: &Subscriber, scope: Scope) -> Request {
+    Request {
+        scope,
         reader: Reader {
             transport: "test",
             user: "test".into(),
@@ -32,12 +43,11 @@ fn open_with(
             peer: None,
         },
         from: Some(Cursor::untagged(subscriber.feed().epoch(), 0)),
-        tick,
+        tick: Duration::ZERO,
         expires_at: None,
         returns_until: None,
         welcome: None,
-    };
-    subscriber.open(request).unwrap()
+    }
 }
 
 fn subscriber(log: &Arc<Kept>, hub: &Arc<Hub>, committed: Committed) -> Subscriber {
@@ -124,6 +134,213 @@ async fn an_unsubscribe_amid_a_replay_leaves_out_its_own_channel_only() {
     assert!(before.is_empty());
     subscription.unsubscribe(&[subject("c")], Map::new());
     assert_eq!(until_ready(&mut subscription).await, [1]);
+}
+
+/// The next delivery must be an event. Returns its number.
+async fn next_event(subscription: &mut Subscription) -> u64 {
+    match subscription.next().await {
+        Some(Delivery::Event(event)) => event.seq,
+        other => panic!("an event was expected: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn nothing_pending_is_sent_after_the_credential_has_expired() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    let mut subscription = open(&subscriber, [subject("a")]);
+    until_ready(&mut subscription).await;
+    hub.offer(&[event(1, "a", true), event(2, "a", true)])
+        .wake();
+    assert_eq!(next_event(&mut subscription).await, 1);
+    subscription.renew(Some(Utc::now()));
+    subscription.end_if_expired();
+    let is_close = |own: &Control| {
+        let expected = Close::TokenExpired;
+        matches!(own, Control::Closing { close, .. } if *close == expected)
+    };
+    assert!(until(&mut subscription, is_close).await.is_empty());
+    assert!(subscription.next().await.is_none());
+}
+
+/// Callers wait for it, so that a client cannot make the server keep any number of acknowledgements.
+#[tokio::test]
+async fn a_subscription_is_busy_until_its_acknowledgement_is_delivered() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    let mut subscription = open(&subscriber, [subject("a")]);
+    until_ready(&mut subscription).await;
+    assert!(!subscription.is_busy());
+    let from = Cursor::untagged(subscriber.feed().epoch(), 0);
+    subscription.subscribe([subject("b")].into(), Some(from), Map::new(), None);
+    assert!(subscription.is_busy());
+    let is_subscribed = |own: &Control| matches!(own, Control::Subscribed { .. });
+    until(&mut subscription, is_subscribed).await;
+    assert!(!subscription.is_busy());
+    until_ready(&mut subscription).await;
+    subscription.unsubscribe(&[subject("b")], Map::new());
+    assert!(subscription.is_busy());
+    let is_unsubscribed = |own: &Control| matches!(own, Control::Unsubscribed { .. });
+    until(&mut subscription, is_unsubscribed).await;
+    assert!(!subscription.is_busy());
+}
+
+/// A read that has begun uses the old scope, and would move the position past wide events.
+#[tokio::test]
+async fn wide_events_are_delivered_only_from_a_position() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    let mut subscription = open(&subscriber, [subject("a")]);
+    subscription.subscribe_wide(job::KIND);
+    assert_eq!(subscription.scope().wide(), None);
+    until_ready(&mut subscription).await;
+    subscription.subscribe_wide(job::KIND);
+    assert_eq!(subscription.scope().wide(), Some(job::KIND));
+}
+
+#[tokio::test]
+async fn an_addition_goes_on_when_the_last_other_channel_is_left() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    log.ends_with(&[event(1, "b", true)]);
+    let mut subscription = open(&subscriber, [subject("a")]);
+    until_ready(&mut subscription).await;
+    subscription.subscribe_wide(job::KIND);
+    let from = Cursor::untagged(subscriber.feed().epoch(), 0);
+    subscription.subscribe([subject("b")].into(), Some(from), Map::new(), None);
+    subscription.unsubscribe(&[subject("a")], Map::new());
+    let is_subscribed = |own: &Control| matches!(own, Control::Subscribed { .. });
+    until(&mut subscription, is_subscribed).await;
+    assert_eq!(until_ready(&mut subscription).await, [1]);
+}
+
+/// A `ready` for a stream that has no channels any more would be about nothing.
+#[tokio::test]
+async fn no_ready_follows_after_the_last_channel_is_left() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    let wide = Scope::new(school(), [subject("a")]).with_wide(job::KIND);
+    let mut subscription = subscriber.open(request(&subscriber, wide)).unwrap();
+    subscription.unsubscribe(&[subject("a")], Map::new());
+    let is_unsubscribed = |own: &Control| matches!(own, Control::Unsubscribed { .. });
+    until(&mut subscription, is_unsubscribed).await;
+    for _ in 0..100 {
+        assert!(subscription.next().now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_newest_of_the_ticks_within_an_interval_is_sent() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    let interval = Duration::from_millis(500);
+    let mut subscription = open_with(&subscriber, [subject("a")], interval);
+    until_ready(&mut subscription).await;
+    hub.offer(&[event(1, "a", false)]).wake();
+    assert_eq!(next_event(&mut subscription).await, 1);
+    hub.offer(&[event(2, "a", false)]).wake();
+    assert!(subscription.next().now_or_never().is_none(), "2 is held");
+    // This tick does not wake the reader, which waits for the end of the interval.
+    hub.offer(&[event(3, "a", false)]).wake();
+    assert_eq!(next_event(&mut subscription).await, 3);
+    hub.offer(&[event(4, "a", true)]).wake();
+    assert_eq!(next_event(&mut subscription).await, 4);
+}
+
+/// Its number is lower than those that the added channels deliver.
+#[tokio::test(start_paused = true)]
+async fn a_tick_that_is_held_is_sent_before_channels_are_added() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    let long = Duration::from_secs(3_600);
+    let mut subscription = open_with(&subscriber, [subject("a")], long);
+    until_ready(&mut subscription).await;
+    let ticks = [event(1, "a", false), event(2, "a", false)];
+    log.ends_with(&ticks);
+    hub.offer(&ticks[..1]).wake();
+    assert_eq!(next_event(&mut subscription).await, 1);
+    hub.offer(&ticks[1..]).wake();
+    assert!(subscription.next().now_or_never().is_none(), "2 is held");
+    let from = Cursor::untagged(subscriber.feed().epoch(), 0);
+    subscription.subscribe([subject("b")].into(), Some(from), Map::new(), None);
+    let is_subscribed = |own: &Control| matches!(own, Control::Subscribed { .. });
+    assert_eq!(until(&mut subscription, is_subscribed).await, [2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tick_that_is_held_is_dropped_with_its_channel() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    let interval = Duration::from_millis(500);
+    let mut subscription = open_with(&subscriber, ["a", "b"].map(subject), interval);
+    until_ready(&mut subscription).await;
+    hub.offer(&[event(1, "a", false)]).wake();
+    assert_eq!(next_event(&mut subscription).await, 1);
+    hub.offer(&[event(2, "a", false)]).wake();
+    assert!(subscription.next().now_or_never().is_none(), "2 is held");
+    subscription.unsubscribe(&[subject("a")], Map::new());
+    assert_eq!(heartbeat(&mut subscription).await, 2);
+}
+
+/// A client that has disconnected is noticed only when something is written.
+#[tokio::test(start_paused = true)]
+async fn a_long_search_for_events_in_scope_sends_heartbeats() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    log.ends_with(&[event(1, "b", true)]);
+    let mut subscription = open(&subscriber, [subject("a")]);
+    let begin = Instant::now();
+    until_ready(&mut subscription).await;
+    assert_eq!(Instant::now(), begin, "all is read at once");
+    heartbeat(&mut subscription).await;
+    let waited = begin.elapsed();
+    let rounded = CATCH_UP_HEARTBEAT + Duration::from_millis(2);
+    assert!(
+        (CATCH_UP_HEARTBEAT..rounded).contains(&waited),
+        "{waited:?}"
+    );
+}
+
+/// The client has not received the lost events, because they were out of scope.
+#[tokio::test]
+async fn a_history_that_changes_during_a_replay_resets_only_who_received_it() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    let of = |subject: &'static str| move |seq| event(seq, subject, true);
+    let mut first: Vec<_> = (1..=10).map(of("a")).collect();
+    first.extend((11..=2_000).map(of("b")));
+    log.ends_with(&first);
+    // Two channels of which one is a collection, so that the replay reads the log page by page.
+    let devices = Channel::Collection(crate::kind::device::KIND);
+    let mut subscription = open(&subscriber, [subject("a"), devices]);
+    for seq in 1..=10 {
+        assert_eq!(next_event(&mut subscription).await, seq);
+    }
+    let second: Vec<_> = (11..=3_000).map(of("a")).collect();
+    log.ends_with(&second);
+    let mut next = 11;
+    while next <= 3_000 {
+        match subscription.next().await.expect("it goes on") {
+            Delivery::Event(event) => {
+                assert_eq!(event.seq, next);
+                next += 1;
+            }
+            Delivery::Control(control) => {
+                assert!(!matches!(control, Control::Reset(_)), "{control:?}");
+            }
+        }
+    }
 }
 
 /// The place in the next heartbeat.

@@ -1,12 +1,17 @@
-//! What every store promises (`tidings::store`), asked of each implementation. A new one adds a line to
-//! `stores!` and passes the same.
+//! The contract of a store: a suite for each of its ports, which every implementation must pass. A new store adds a function
+//! that opens it, and a line to `stores!`. While it is being written, its suites run one by one:
+//! `cargo test --test it -- store_contract::sqlite::leases`.
 
 mod commits;
+mod consumers;
+mod heartbeats;
 mod idempotency;
 mod keeping;
+mod leases;
 mod lists;
 mod nodes;
 mod ping_keys;
+mod races;
 mod reading;
 mod sources;
 
@@ -29,11 +34,15 @@ use tidings::store::sqlite::SqliteStore;
 use tidings::uptime::Uptime;
 
 use self::commits::*;
+use self::consumers::*;
+use self::heartbeats::*;
 use self::idempotency::*;
 use self::keeping::*;
+use self::leases::*;
 use self::lists::*;
 use self::nodes::*;
 use self::ping_keys::*;
+use self::races::*;
 use self::reading::*;
 use self::sources::*;
 
@@ -82,88 +91,116 @@ fn bench(open: Open, settings: Settings) -> Bench {
     bench_in(open, Arc::new(tempfile::tempdir().unwrap()), settings)
 }
 
+/// One test of a port.
+macro_rules! contract_test {
+    (test $name:ident, $open:expr, $is_there:expr, $again:expr) => {
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            if $is_there {
+                crate::store_contract::$name($open).await
+            }
+        }
+    };
+    (slow $name:ident, $open:expr, $is_there:expr, $again:expr) => {
+        #[tokio::test(flavor = "multi_thread")]
+        #[ignore = "slow: takes seconds"]
+        async fn $name() {
+            if $is_there {
+                crate::store_contract::$name($open).await
+            }
+        }
+    };
+    (race $name:ident, $open:expr, $is_there:expr, $again:expr) => {
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            if $is_there {
+                crate::store_contract::$name($open, $again).await
+            }
+        }
+    };
+}
+
+/// The tests of each port in a module of its own.
+macro_rules! ports {
+    ($open:expr, $is_there:expr, $again:expr; $($port:ident { $($how:ident $name:ident;)* })*) => {$(
+        mod $port {
+            $(contract_test!($how $name, $open, $is_there, $again);)*
+        }
+    )*};
+}
+
 /// Each store: how it is opened, and how it is opened a second time while it is open, if that is possible.
 macro_rules! stores {
     ($($module:ident: $open:path, if $is_there:expr, again $again:expr, also [$($also:ident)*];)*) => {$(
         mod $module {
-            macro_rules! run {
-                ($name:ident) => {
-                    #[tokio::test(flavor = "multi_thread")]
-                    async fn $name() {
-                        if $is_there {
-                            super::$name($open).await
-                        }
-                    }
-                };
-                (slow $name:ident) => {
-                    #[tokio::test(flavor = "multi_thread")]
-                    #[ignore = "slow: takes seconds"]
-                    async fn $name() {
-                        if $is_there {
-                            super::$name($open).await
-                        }
-                    }
-                };
+            ports! {
+                $open, $is_there, $again;
+                journal {
+                    test commands_are_answered_in_order_and_a_rejected_one_fails_alone;
+                    test committed_events_are_handed_over_in_order_and_counted_before_the_answer;
+                    test schools_know_nothing_of_one_another;
+                    test an_idempotency_key_is_remembered_until_it_is_swept;
+                    test a_key_that_outlives_its_subject_is_answered_as_it_was;
+                    test answers_are_kept_within_their_bytes_and_no_key_is_carried_out_twice;
+                    slow schools_take_turns_and_a_report_waits_for_no_other_schools_batch;
+                    test sweeping_moves_the_floor_and_keeps_states;
+                    test an_open_violation_is_not_swept;
+                    test everything_is_there_after_reopening;
+                    test every_kind_is_there_after_reopening;
+                    test a_closed_store_rejects;
+                    test the_uptime_goes_on_where_it_ended_or_was_saved;
+                    test many_writers_leave_no_hole;
+                    test a_device_has_at_most_one_active_session;
+                    test a_violation_is_acknowledged_once;
+                    race a_device_is_held_once_whoever_asks;
+                    race a_limit_of_subjects_is_kept_whoever_creates_them;
+                    race a_key_is_carried_out_once_whoever_repeats_it;
+                    race reports_of_one_job_at_two_handles_are_all_in_one_order;
+                    race what_is_rejected_is_judged_by_what_the_other_handle_has_written;
+                }
+                log {
+                    test a_replay_contains_what_lies_after_and_says_how_far_it_reaches;
+                    test a_replay_of_single_subjects_contains_only_their_events;
+                    test a_folded_replay_leaves_out_what_is_superseded_within_the_scope;
+                    test a_folded_replay_keeps_the_last_sample_before_other_messages;
+                    test a_wide_event_is_in_the_replay_of_any_subject_of_its_kind;
+                    test a_snapshot_contains_each_subject_once_in_the_order_of_the_log;
+                    test a_snapshot_of_several_events_a_subject_contains_each_once_and_in_order;
+                    test a_snapshot_of_what_goes_on_leaves_out_what_has_ended;
+                    slow a_page_is_bounded_in_bytes_and_nothing_is_left_out;
+                    test a_page_for_many_subjects_is_no_larger_than_one_for_all;
+                }
+                catalog {
+                    test a_list_is_read_from_either_end_page_by_page;
+                    test what_has_stalled_is_listed_within_its_status_or_apart_from_it;
+                    test overdue_jobs_are_found_by_their_time;
+                    test a_search_finds_texts_and_values_in_any_case;
+                    slow a_search_finds_what_a_look_at_every_job_finds_whatever_has_happened;
+                    test what_ended_is_counted_by_its_time_and_listed_by_its_end;
+                    test counts_follow_every_change_and_the_sweep;
+                    race each_subject_is_counted_once_if_two_nodes_change_it;
+                    test the_last_events_of_a_subject_are_returned_in_order;
+                }
+                consumers {
+                    test a_notifiers_cursor_is_kept_and_never_goes_back;
+                    test what_a_notifier_sets_aside_is_kept_until_it_is_lifted;
+                    test a_notifier_moves_only_under_the_last_fence_of_its_lease;
+                }
+                leases {
+                    test a_lease_is_held_by_one_and_its_fence_only_rises;
+                }
+                heartbeats {
+                    test heartbeats_of_several_nodes_are_merged_and_those_of_no_device_are_not_kept;
+                }
+                nodes {
+                    test nodes_know_each_other_until_they_leave_or_are_forgotten;
+                }
+                ping_keys {
+                    test a_ping_key_is_found_in_its_school_until_it_is_removed;
+                    race concurrent_pings_of_a_key_begin_one_run;
+                }
             }
-            macro_rules! race {
-                ($name:ident) => {
-                    #[tokio::test(flavor = "multi_thread")]
-                    async fn $name() {
-                        if $is_there {
-                            super::$name($open, $again).await
-                        }
-                    }
-                };
-            }
-            run!(commands_are_answered_in_order_and_a_rejected_one_fails_alone);
-            run!(committed_events_are_handed_over_in_order_and_counted_before_the_answer);
-            run!(a_replay_contains_what_lies_after_and_says_how_far_it_reaches);
-            run!(a_replay_of_single_subjects_contains_only_their_events);
-            run!(a_folded_replay_leaves_out_what_is_superseded_within_the_scope);
-            run!(a_snapshot_contains_each_subject_once_in_the_order_of_the_log);
-            run!(schools_know_nothing_of_one_another);
-            run!(an_idempotency_key_is_remembered_until_it_is_swept);
-            run!(a_key_that_outlives_its_subject_is_answered_as_it_was);
-            run!(answers_are_kept_within_their_bytes_and_no_key_is_carried_out_twice);
-            run!(slow schools_take_turns_and_a_report_waits_for_no_other_schools_batch);
-            run!(sweeping_moves_the_floor_and_keeps_states);
-            run!(everything_is_there_after_reopening);
-            run!(a_closed_store_rejects);
-            run!(overdue_jobs_are_found_by_their_time);
-            run!(the_uptime_goes_on_where_it_ended_or_was_saved);
-            run!(many_writers_leave_no_hole);
-            run!(a_device_has_at_most_one_active_session);
-            run!(a_snapshot_of_several_events_a_subject_contains_each_once_and_in_order);
-            run!(a_snapshot_of_what_goes_on_leaves_out_what_has_ended);
-            run!(a_wide_event_is_in_the_replay_of_any_subject_of_its_kind);
-            run!(a_folded_replay_keeps_the_last_sample_before_other_messages);
-            run!(a_violation_is_acknowledged_once);
-            run!(every_kind_is_there_after_reopening);
-            run!(a_notifiers_cursor_is_kept_and_never_goes_back);
-            run!(what_a_notifier_sets_aside_is_kept_until_it_is_lifted);
-            run!(an_open_violation_is_not_swept);
-            run!(a_list_is_read_from_either_end_page_by_page);
-            run!(what_has_stalled_is_listed_within_its_status_or_apart_from_it);
-            run!(a_search_finds_texts_and_values_in_any_case);
-            run!(slow a_search_finds_what_a_look_at_every_job_finds_whatever_has_happened);
-            run!(what_ended_is_counted_by_its_time_and_listed_by_its_end);
-            run!(counts_follow_every_change_and_the_sweep);
-            run!(the_last_events_of_a_subject_are_returned_in_order);
-            run!(slow a_page_is_bounded_in_bytes_and_nothing_is_left_out);
-            run!(a_page_for_many_subjects_is_no_larger_than_one_for_all);
-            run!(a_lease_is_held_by_one_and_its_fence_only_rises);
-            run!(a_notifier_moves_only_under_the_last_fence_of_its_lease);
-            run!(heartbeats_of_several_nodes_are_merged_and_those_of_no_device_are_not_kept);
-            run!(nodes_know_each_other_until_they_leave_or_are_forgotten);
-            run!(a_ping_key_is_found_in_its_school_until_it_is_removed);
-            race!(concurrent_pings_of_a_key_begin_one_run);
-            race!(a_device_is_held_once_whoever_asks);
-            race!(a_limit_of_subjects_is_kept_whoever_creates_them);
-            race!(a_key_is_carried_out_once_whoever_repeats_it);
-            race!(reports_of_one_job_at_two_handles_are_all_in_one_order);
-            race!(each_subject_is_counted_once_if_two_nodes_change_it);
-            race!(what_is_rejected_is_judged_by_what_the_other_handle_has_written);
-            $(run!($also);)*
+            $(contract_test!(test $also, $open, $is_there, $again);)*
         }
     )*};
 }

@@ -22,7 +22,7 @@ use crate::id::SchoolId;
 pub struct Committed {
     batches: mpsc::Sender<Vec<Arc<Event>>>,
     hints: Hints,
-    way: Arc<Way>,
+    in_flight: Arc<InFlight>,
 }
 
 /// Receives each batch right after its commit, on the thread that committed it. It must not block.
@@ -34,7 +34,7 @@ pub struct Batches {
     hints: Hinted,
     /// Whether a hint has priority over a batch next time. This alternates, so that neither starves.
     hint_is_next: bool,
-    way: Arc<Way>,
+    in_flight: Arc<InFlight>,
     /// Whether the last batch that was received is still being processed.
     has_taken: bool,
 }
@@ -49,15 +49,15 @@ pub enum Incoming {
 }
 
 /// What has been sent and is still being processed.
-struct Way {
+struct InFlight {
     /// Schools with events in flight.
-    schools: Mutex<HashMap<SchoolId, UnderWay>>,
+    schools: Mutex<HashMap<SchoolId, Undispatched>>,
     sent: AtomicU64,
     done: watch::Sender<u64>,
     announcer: OnceLock<Announcer>,
 }
 
-struct UnderWay {
+struct Undispatched {
     /// The newest `seq` that was committed.
     committed: u64,
     /// The newest `seq` that was dispatched. Initially the one before the oldest event in flight.
@@ -70,7 +70,7 @@ impl Committed {
     pub fn channel(capacity: usize) -> (Committed, Batches) {
         let (sender, receiver) = mpsc::channel(capacity);
         let (hints, hinted) = Hints::channel();
-        let way = Arc::new(Way {
+        let in_flight = Arc::new(InFlight {
             schools: Mutex::default(),
             sent: AtomicU64::new(0),
             done: watch::channel(0).0,
@@ -79,13 +79,13 @@ impl Committed {
         let committed = Committed {
             batches: sender,
             hints,
-            way: Arc::clone(&way),
+            in_flight: Arc::clone(&in_flight),
         };
         let batches = Batches {
             batches: receiver,
             hints: hinted,
             hint_is_next: false,
-            way,
+            in_flight,
             has_taken: false,
         };
         (committed, batches)
@@ -98,7 +98,7 @@ impl Committed {
 
     /// Sets the announcer, which gets every later batch. Only the first call has an effect.
     pub fn announce_to(&self, announcer: Announcer) {
-        let _ = self.way.announcer.set(announcer);
+        let _ = self.in_flight.announcer.set(announcer);
     }
 
     /// Sends a batch. Must be called after its commit and before its commands are answered: [`settled`](Self::settled) must
@@ -110,16 +110,16 @@ impl Committed {
             .reserve()
             .await
             .map_err(|_| StoreError::Stopped)?;
-        self.way.note(&events);
-        self.way.announce(&events);
+        self.in_flight.note(&events);
+        self.in_flight.announce(&events);
         place.send(events);
         Ok(())
     }
 
     /// Sends a batch without `await`. If the channel is full, it blocks the thread, which must not be a Tokio worker thread.
     pub fn blocking_send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
-        self.way.note(&events);
-        self.way.announce(&events);
+        self.in_flight.note(&events);
+        self.in_flight.announce(&events);
         match self.batches.try_send(events) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(events)) => self
@@ -133,22 +133,25 @@ impl Committed {
     /// Returns how many batches are in flight.
     pub fn waiting(&self) -> u64 {
         // Read `done` first: if a batch completes in between, `done` must not exceed `sent`.
-        let done = *self.way.done.borrow();
-        self.way.sent.load(Ordering::SeqCst).saturating_sub(done)
+        let done = *self.in_flight.done.borrow();
+        self.in_flight
+            .sent
+            .load(Ordering::SeqCst)
+            .saturating_sub(done)
     }
 
     /// Returns how many of the events that were sent have not been dispatched.
     pub fn behind(&self) -> u64 {
-        let schools = self.way.schools();
-        let behind = |own: &UnderWay| own.committed.saturating_sub(own.dispatched);
+        let schools = self.in_flight.schools();
+        let behind = |own: &Undispatched| own.committed.saturating_sub(own.dispatched);
         schools.values().map(behind).sum()
     }
 
     /// Sends an empty batch, and waits until the receiver has processed it.
     pub async fn round_trip(&self) -> Result<(), StoreError> {
-        let mut done = self.way.done.subscribe();
+        let mut done = self.in_flight.done.subscribe();
         self.send(Vec::new()).await?;
-        let own = self.way.sent.load(Ordering::SeqCst);
+        let own = self.in_flight.sent.load(Ordering::SeqCst);
         done.wait_for(|done| *done >= own)
             .await
             .map_err(|_| StoreError::Stopped)?;
@@ -157,11 +160,14 @@ impl Committed {
 
     /// Returns a future that resolves when everything committed in this school before the call has been dispatched.
     pub fn settled(&self, school: SchoolId) -> impl Future<Output = ()> + Send + 'static {
-        let way = Arc::clone(&self.way);
-        let target = way.schools().get(&school).map_or(0, |own| own.committed);
+        let in_flight = Arc::clone(&self.in_flight);
+        let target = in_flight
+            .schools()
+            .get(&school)
+            .map_or(0, |own| own.committed);
         async move {
             loop {
-                let changed = match way.schools().get(&school) {
+                let changed = match in_flight.schools().get(&school) {
                     Some(own) if own.dispatched < target => {
                         Arc::clone(&own.changed).notified_owned()
                     }
@@ -217,7 +223,7 @@ impl Batches {
 
     /// Records that a school's events will never be dispatched, because the log has lost them.
     pub fn forget(&mut self, school: SchoolId) {
-        if let Some(own) = self.way.schools().remove(&school) {
+        if let Some(own) = self.in_flight.schools().remove(&school) {
             own.changed.notify_waiters();
         }
     }
@@ -237,7 +243,7 @@ impl Batches {
 
     /// Records that these events were dispatched.
     pub fn dispatched(&mut self, events: &[Arc<Event>]) {
-        let mut schools = self.way.schools();
+        let mut schools = self.in_flight.schools();
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let newest = of_school[of_school.len() - 1].seq;
             let school = of_school[0].school;
@@ -254,7 +260,7 @@ impl Batches {
     /// Records that the last batch that was received has been processed.
     pub fn done(&mut self) {
         if std::mem::take(&mut self.has_taken) {
-            self.way.done.send_modify(|done| *done += 1);
+            self.in_flight.done.send_modify(|done| *done += 1);
         }
     }
 }
@@ -262,14 +268,14 @@ impl Batches {
 impl Drop for Batches {
     /// Wakes all waiters: the remaining events will never be dispatched.
     fn drop(&mut self) {
-        for (_, own) in self.way.schools().drain() {
+        for (_, own) in self.in_flight.schools().drain() {
             own.changed.notify_waiters();
         }
     }
 }
 
-impl Way {
-    fn schools(&self) -> MutexGuard<'_, HashMap<SchoolId, UnderWay>> {
+impl InFlight {
+    fn schools(&self) -> MutexGuard<'_, HashMap<SchoolId, Undispatched>> {
         self.schools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -287,7 +293,7 @@ impl Way {
             let newest = of_school[of_school.len() - 1].seq;
             let own = schools
                 .entry(of_school[0].school)
-                .or_insert_with(|| UnderWay {
+                .or_insert_with(|| Undispatched {
                     committed: 0,
                     dispatched: of_school[0].seq - 1,
                     changed: Arc::default(),
@@ -307,7 +313,7 @@ pub struct CommitMetrics {
     commit_duration: Histogram,
     /// The panics of the store's threads, by the name of the thread.
     panics: Mutex<BTreeMap<Arc<str>, u64>>,
-    /// A thread that has ended by a panic, without which the store commits nothing.
+    /// The first writer thread that ended with a panic. Without it, commits fail.
     dead: OnceLock<Arc<str>>,
 }
 
@@ -349,14 +355,15 @@ impl CommitMetrics {
         self.commit_duration.observe(took.as_secs_f64());
     }
 
-    /// Runs a writer's thread. A panic ends the thread for good: it is logged and counted, and the server is not ready.
+    /// Runs a writer's thread. A panic ends the thread for good: it is logged and counted, and the server reports that it
+    /// is not ready.
     pub fn run_writer(&self, name: &str, thread: impl FnOnce()) {
         if self.guard(name, thread).is_none() {
             self.dead.get_or_init(|| name.into());
         }
     }
 
-    /// Runs a part of a thread. A panic is logged and counted, and the thread continues.
+    /// Runs part of a thread's work. A panic is logged and counted, and the thread can continue.
     pub fn guard<T>(&self, name: &str, part: impl FnOnce() -> T) -> Option<T> {
         let done = catch_unwind(AssertUnwindSafe(part)).ok();
         if done.is_none() {
@@ -375,7 +382,7 @@ impl CommitMetrics {
             .collect()
     }
 
-    /// Returns a writer that has ended by a panic, if there is one.
+    /// Returns the name of the first writer thread that ended with a panic, if any did.
     pub fn dead(&self) -> Option<Arc<str>> {
         self.dead.get().map(Arc::clone)
     }

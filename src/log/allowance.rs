@@ -1,4 +1,4 @@
-//! Limits how many bytes a request that writes can produce.
+//! Limits how many bytes of events a write request can produce.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use crate::reserve::Reserved;
 use crate::throttle::Debts;
 
 /// A byte limit for the events that the commands of one request produce or are answered with. The request and its
-/// commands in the store share it, and it lives until both have released it; so does the memory reserved for them.
+/// commands in the store share it. It also holds the memory reserved for them, until both have released it.
 #[derive(Default)]
 pub struct Allowance {
     /// The limit; `None` if there is none.
@@ -66,7 +66,8 @@ impl Allowance {
             .fetch_add(decision.charged as u64, Ordering::Relaxed);
     }
 
-    /// Takes back what commands used that are decided again, and whether one of them was rejected for lack of room.
+    /// Reverts [`Allowance::take`] for commands that will be decided again. `was_used_up` tells whether one of them was
+    /// rejected for lack of room.
     pub(super) fn give_back(&self, bytes: u64, was_used_up: bool) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
         if was_used_up {

@@ -156,14 +156,14 @@ pub struct TallyQuery {
     pub kind: Kind,
     /// Whether to count what has stalled.
     pub stalled: bool,
-    /// Whether to count what has ended with this status since then.
+    /// Whether to count what has ended with this status since this time.
     pub ended: Option<(&'static str, DateTime<Utc>)>,
     /// Whether to count open parts.
     pub open_parts: bool,
 }
 
 impl TallyQuery {
-    /// Returns a query for the numbers by status alone.
+    /// Returns a query for the counts by status only.
     pub fn of(kind: Kind) -> TallyQuery {
         TallyQuery {
             kind,
@@ -174,7 +174,7 @@ impl TallyQuery {
     }
 }
 
-/// What a school has of a kind, in numbers. What was not asked for is 0.
+/// Counts of a school's subjects of a kind. A count that was not requested is 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
     /// How many subjects there are, by status.
@@ -245,7 +245,8 @@ pub trait Catalog: Send + Sync + 'static {
         since: DateTime<Utc>,
     ) -> Result<u64, StoreError>;
 
-    /// Returns for each of these schools what it has, query by query. A store may read it all at once.
+    /// Returns the counts of each of these schools, one [`Tally`] per query. A store may override this to read them all at
+    /// once.
     async fn tallies(
         &self,
         schools: Vec<SchoolId>,
@@ -311,10 +312,12 @@ pub trait Catalog: Send + Sync + 'static {
     /// Returns how many parts of a kind's subjects are open.
     async fn open_parts(&self, school: SchoolId, kind: Kind) -> Result<u64, StoreError>;
 
-    /// Returns the subjects to check, longest overdue first, at most `limit`.
+    /// Returns subjects that are due for a check, longest overdue first, at most `limit`. A store may apply the order and
+    /// the limit to each kind separately.
     async fn overdue(&self, now: Uptime, limit: usize) -> Result<Vec<Overdue>, StoreError>;
 
-    /// Returns the devices that are not known to be offline, by school and id after `after`, at most `limit`.
+    /// Returns the devices that are not known to be offline, ordered by school and id, starting after `after`, at most
+    /// `limit`.
     async fn devices_not_offline(
         &self,
         after: Option<(SchoolId, SubjectId)>,

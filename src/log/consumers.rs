@@ -8,7 +8,7 @@ use super::leases::Fence;
 use crate::event::Event;
 use crate::id::{self, Kind, SchoolId, SubjectId, Tag};
 
-/// Where a notifier starts.
+/// Where a notifier has work, and from when on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Begun {
     /// The schools in which it has work: it is behind, or subjects are set aside.
@@ -20,12 +20,12 @@ pub struct Begun {
 /// The result of one delivery step, in addition to the cursor.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
-    /// Where the cursor must be, so that a step that began before a failover moves nothing: the failover may have moved the
-    /// cursor back and lost which subjects were set aside. `None` if it may be anywhere.
+    /// Where the cursor must be for the step to take effect; `None` if it may be anywhere. A failover may have moved the
+    /// cursor back and lost which subjects were set aside, so a step that began before it must change nothing.
     pub from: Option<u64>,
-    /// The event that the step has dealt with. The log must have it, or have removed it by retention: what a failover has put in
-    /// its place still has to be delivered. Without a tag, it is one that retention has removed. `None` if the step is not
-    /// about an event.
+    /// The event that the step has handled; `None` if it handled none. The log must still have this event, unless retention
+    /// has removed it: if a failover has replaced the event, the replacement still has to be delivered. An event without a
+    /// tag is one that retention has removed.
     pub of: Option<id::Place>,
     /// When an event was delivered, if one was.
     pub delivered: Option<DateTime<Utc>>,
@@ -50,8 +50,8 @@ pub enum Change {
     Lift(Kind, SubjectId),
 }
 
-/// A subject whose events wait because the receiver rejects the first of them. Its events up to the cursor are delivered
-/// from here, in order; the cursor advances without them.
+/// A subject whose events wait because the receiver rejects the first of them. The cursor advances past them. Those up to
+/// the cursor are delivered separately and in order, starting at `seq`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetAside {
     /// The subject's kind.
@@ -81,14 +81,15 @@ pub struct Tried {
 
 /// A notifier's position in a school's log.
 ///
-/// It is stored in the database of the log, after the events that it has passed. So a database that has lost an event, such as
-/// a standby that was promoted, has no position behind it either. But a turn can begin before a failover and end after it.
+/// It is stored in the same database as the log, and later than the events that it has passed. So a database that has lost
+/// an event, such as a promoted standby, has no position past that event either. But a delivery step can begin before a
+/// failover and end after it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Offset {
     /// Every event up to this `seq` is delivered, given up, not wanted, or of a subject that is set aside.
     pub seq: u64,
-    /// The tag of the event at this `seq`, if the log still has it: shows whether the log is still the one in which this is the
-    /// position.
+    /// The tag of the event at this `seq`, if the log still has that event. It shows whether a failover has replaced the
+    /// event.
     pub tag: Option<Tag>,
     /// The event that is being retried.
     pub tried: Option<Tried>,
@@ -195,8 +196,8 @@ pub trait Consumers: Send + Sync + 'static {
     /// Registers a notifier. A new one starts at the current end of the logs. For a known one this is a read.
     async fn notifier_begins(&self, name: &str) -> Result<Begun, StoreError>;
 
-    /// Returns where a registered notifier has work. Its holder asks every [`NOTIFY_LOOK`](crate::config::NOTIFY_LOOK) for
-    /// what other nodes have committed, so it must not write.
+    /// Returns where a registered notifier has work. The node that holds the notifier's lease calls this every
+    /// [`NOTIFY_LOOK`](crate::config::NOTIFY_LOOK) to find what other nodes have committed, so it must not write.
     async fn notifier_looks(&self, name: &str) -> Result<Begun, StoreError>;
 
     /// Returns a notifier's position in a school's log.
@@ -218,7 +219,8 @@ pub trait Consumers: Send + Sync + 'static {
     /// Returns the status of the notifiers in a school, and the end of its log.
     async fn notifiers(&self, school: SchoolId) -> Result<(Vec<Standing>, u64), StoreError>;
 
-    /// Returns the status over all schools of every notifier that was ever registered, by name.
+    /// Returns the status over all schools of every notifier, by name. Only schools in which a notifier has a cursor count,
+    /// and a notifier without any cursor is left out.
     async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError>;
 
     /// Returns the dead letters of a notifier in a school before this `seq`, newest first.

@@ -1,6 +1,6 @@
 //! Errors of a store.
 
-/// A store cannot do its work. The request had no effect.
+/// Why a store could not do its work. Except for [`StoreError::Unknown`], the request had no effect.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum StoreError {
     /// The database returned an error; the text is for the log.
@@ -12,7 +12,8 @@ pub enum StoreError {
     /// The database cannot be reached, or does not answer.
     #[error("{0}")]
     Unavailable(String),
-    /// The connection to the database broke during a commit, and it could not be found out whether the commit took effect.
+    /// The connection to the database broke during a commit, and the store could not determine whether the commit took
+    /// effect.
     #[error(
         "the connection to the database broke during the commit, so it is not known whether the request took effect"
     )]
@@ -23,11 +24,9 @@ pub enum StoreError {
     /// The database was removed or replaced while it was open. The store has logged this.
     #[error("the database's file was removed or replaced while the server runs")]
     Displaced,
-    /// Another node holds the lease under which this was to be written, or a failover has taken back what it builds on.
+    /// Another node now holds the lease that this write needs, or a failover has undone data that the write is based on.
     /// Nothing was written.
-    #[error(
-        "another node holds the lease now, or a failover has taken back what was written under it"
-    )]
+    #[error("another node holds the lease now, or a failover has undone what was written under it")]
     Fenced,
     /// The read was not started, because too many other reads are waiting or running.
     #[error("{0}")]
@@ -43,7 +42,7 @@ pub enum Waiting {
     /// The limit on waiting requests is reached.
     #[error("too many reads are waiting")]
     InAll,
-    /// It has waited for the maximum time.
+    /// The read has waited for the maximum time.
     #[error("the database was busy with other reads for too long")]
     TooLong,
 }

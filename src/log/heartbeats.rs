@@ -1,15 +1,16 @@
-//! The port *heartbeats*: heartbeats of devices that several nodes hear.
+//! The port *heartbeats*: device heartbeats that are spread over several nodes.
 //!
-//! A device's heartbeats may reach any node, alternating. Each node merges what it has heard into the store, many devices at
-//! a time. What results is as if one node had heard all of them: the last two heartbeats of each device, which say when it
-//! was last heard from, and whether its heartbeats are regular ([`device::arrives`](crate::kind::device::arrives)).
+//! Each heartbeat of a device may reach a different node. Each node merges what it has received into the store, many
+//! devices at a time. The result is the same as if one node had received all of them: the last two heartbeats of each
+//! device, which show when it was last heard from, and whether its heartbeats are regular
+//! ([`device::arrives`](crate::kind::device::arrives)).
 //!
 //! ```text
 //! node A   9 ─────── 11 ─────── 13        merged: last 14, before it 13
 //! node B        10 ─────── 12 ─────── 14
 //! ```
 //!
-//! A merge can be repeated and come in any order. A single-node store is never asked.
+//! Merges can be repeated and can happen in any order. With a single node, this port is not used.
 
 use async_trait::async_trait;
 
@@ -23,13 +24,13 @@ use crate::uptime::Uptime;
 pub struct LastHeartbeats {
     /// The last one.
     pub last: Heard,
-    /// The one before it. It is as late as the last one if both came within a millisecond.
+    /// The one before it. It equals the last one if both arrived within a millisecond.
     pub before: Option<Uptime>,
 }
 
 impl LastHeartbeats {
-    /// Returns the last two of these and of those that another node heard. The last heartbeat of both counts once if it is
-    /// the same.
+    /// Returns the last two of these heartbeats and those that another node received. If both have the same last heartbeat,
+    /// it counts once.
     pub fn merged(self, other: LastHeartbeats) -> LastHeartbeats {
         let (first, last) = match self.last.uptime <= other.last.uptime {
             true => (self, other),
@@ -44,7 +45,7 @@ impl LastHeartbeats {
     }
 }
 
-/// What a node has heard of a device.
+/// The heartbeats that a node has received from a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Its school.
@@ -55,14 +56,14 @@ pub struct Heartbeat {
     pub heard: LastHeartbeats,
 }
 
-/// What the store knows of a device.
+/// What the store knows about a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shared {
     /// Its status.
     pub status: Status,
     /// The seconds of silence after which it is offline.
     pub lease_secs: u32,
-    /// The start of the lease, as far as the device's state says.
+    /// The start of the lease according to the device's state.
     pub lease_uptime: Uptime,
     /// The `seq` of the device's last event.
     pub seq: u64,
@@ -71,7 +72,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Returns what a device's state says, with these heartbeats.
+    /// Combines a device's state with its heartbeats.
     pub fn new(device: &Device, heard: Option<LastHeartbeats>) -> Shared {
         let reported_info = device.reported_info.map_or(0, |(seq, _)| seq);
         Shared {
@@ -87,21 +88,21 @@ impl Shared {
 /// Heartbeats of devices, shared by all nodes.
 #[async_trait]
 pub trait Heartbeats: Send + Sync + 'static {
-    /// Merges heartbeats of different devices. Returns what is then known of each device, in the same order; `None` for one
-    /// that does not exist, whose heartbeats are not kept. It need not survive a power loss.
+    /// Merges heartbeats of different devices. Returns what is then known about each device, in the same order; `None` for
+    /// one that does not exist, whose heartbeats are not kept. The heartbeats need not survive a power loss.
     async fn save_heartbeats(
         &self,
         heartbeats: Vec<Heartbeat>,
     ) -> Result<Vec<Option<Shared>>, StoreError>;
 
-    /// Returns what is known of these devices, in the same order; `None` for one that does not exist.
+    /// Returns what is known about these devices, in the same order; `None` for one that does not exist.
     async fn heartbeats_of(
         &self,
         devices: Vec<(SchoolId, SubjectId)>,
     ) -> Result<Vec<Option<Shared>>, StoreError>;
 
-    /// Forgets devices whose last heartbeat was before this moment. The first node of a cluster that was down as a whole does
-    /// this.
+    /// Forgets the heartbeats of devices whose last one was before this uptime. The first node to start after the whole
+    /// cluster was down calls this.
     async fn forget_heartbeats(&self, before: Uptime) -> Result<(), StoreError>;
 }
 

@@ -1,8 +1,8 @@
 //! Hints about events that another node, or another handle to the same database, has committed.
 //!
-//! A hint is never the truth: it says where to look in the log, and may contain the events so that nobody has to look.
-//! It may be lost, late, doubled or out of order. Therefore the queue is bounded, and giving a hint never waits: if the
-//! queue is full, the hint is dropped, and a [`Look`] at the log replaces it.
+//! A hint is never authoritative: it says where to look in the log, and may contain the events so that no read is needed.
+//! It may be lost, late, duplicated or out of order. Therefore the queue can be bounded, and sending a hint never waits:
+//! if the queue is full, the hint is dropped, and a [`Look`] at the log replaces it.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use crate::id::SchoolId;
 /// What may have happened in a school's log.
 #[derive(Debug, Clone)]
 pub enum Hint {
-    /// These events were committed. They are of one school, and without a gap.
+    /// These events were committed. They belong to one school and have no gap.
     Events(Vec<Arc<Event>>),
     /// Events up to this `seq` were committed.
     UpTo(SchoolId, u64),
@@ -43,7 +43,7 @@ impl Hint {
     }
 }
 
-/// Which logs to compare with what the hub was offered.
+/// Which logs to compare with the events that the hub has received.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Look {
     /// Every log. `schools` is empty then.
@@ -58,7 +58,7 @@ impl Look {
     }
 }
 
-/// Takes hints. Clones share the queue.
+/// The sender of hints. Clones share the queue.
 #[derive(Clone)]
 pub struct Hints {
     queue: mpsc::Sender<Hint>,
@@ -91,7 +91,7 @@ pub struct Counts {
     late: AtomicU64,
     /// Reads of missing events from the log.
     reads: AtomicU64,
-    /// Events that the logs had and the hub had not when they were last compared.
+    /// How far the hub was behind the logs when they were last compared, in events.
     behind: AtomicU64,
 }
 
@@ -126,14 +126,14 @@ impl Hints {
         (hints, hinted)
     }
 
-    /// Takes a hint. Never waits: if there is no room, the school's log is looked at instead.
+    /// Queues a hint. Never waits: if there is no room, asks for a look at the school's log instead.
     pub fn give(&self, hint: Hint) {
         let Some(school) = hint.school() else {
             return;
         };
         debug_assert!(
             !matches!(&hint, Hint::Events(events) if !is_dense(events)),
-            "a hint has no hole"
+            "a hint has no gap"
         );
         let bytes = hint.bytes();
         let waiting = self.state.bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -53,7 +53,8 @@ pub struct Stretch {
 }
 
 impl Stretch {
-    /// Whether the stretch, which was read from before this place, shows that the log no longer has its event.
+    /// Returns whether this stretch, whose range must include the place `known`, shows that the log no longer has the
+    /// event at that place.
     pub fn lacks(&self, known: Place) -> bool {
         let is_other = |place: Place| {
             let are_tagged = place.tag.is_some() && known.tag.is_some();
@@ -87,14 +88,14 @@ pub trait Log: Send + Sync + 'static {
         true
     }
 
-    /// Returns whether others may write to the database while this node runs. What they commit arrives only as hints,
-    /// so the heads of the logs are compared.
+    /// Returns whether other nodes may write to the database while this node runs. Their commits arrive only as hints,
+    /// which can be lost, so this node must also compare the heads of the logs.
     fn is_shared(&self) -> bool {
         false
     }
 
-    /// Returns the places of the newest events of these schools that have events. A store reads them in
-    /// one query. The tags may be missing.
+    /// Returns the places of the newest events of these schools. Schools without events may be left out, and tags may be
+    /// missing. A store should override this to read all places in one query.
     async fn heads(&self, schools: &[SchoolId]) -> Result<Vec<(SchoolId, Place)>, StoreError> {
         let mut heads = Vec::with_capacity(schools.len());
         for school in schools {
@@ -139,7 +140,8 @@ pub trait Journal: Log {
     /// Returns the end of a school's log, for a request. The read waits for its turn like any other.
     async fn head(&self, school: SchoolId) -> Result<Place, StoreError>;
 
-    /// Carries out commands in order and answers each after the commit. Fails only if none had an effect.
+    /// Carries out commands in order and answers each after the commit. Fails as a whole only if none had an effect, or if
+    /// that is unknown ([`StoreError::Unknown`]).
     async fn append(
         &self,
         school: SchoolId,

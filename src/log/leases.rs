@@ -28,10 +28,10 @@ impl fmt::Display for Fence {
 
 /// Leases for tasks that only one node at a time carries out.
 ///
-/// The end of a lease is measured by the store's clock, not by those of the nodes. A fence is valid until the store has
-/// returned a higher one for the same name, also after the lease has expired or was released: until then, nobody else has
-/// begun. A write under a fence ([`Consumers::notifier_moves`](super::Consumers::notifier_moves)) checks in the same
-/// transaction that it is still valid, and locks out an `acquire` until it is committed.
+/// The end of a lease is measured by the store's clock, not by those of the nodes. A fence stays valid until the store has
+/// returned a higher one for the same name, even if the lease has expired or was released: until then, no other node has
+/// begun the task. A write under a fence ([`Consumers::notifier_moves`](super::Consumers::notifier_moves)) checks in its
+/// own transaction that the fence is still valid, and blocks an `acquire` until the write is committed.
 #[async_trait]
 pub trait Leases: Send + Sync + 'static {
     /// Acquires the lease with this name for `term`, regardless of who held it before. Returns `None` if it is held.

@@ -19,7 +19,8 @@
 //!
 //! - **One transaction.** A command is decided against the subject's state and committed together with its event;
 //!   [`Journal::append`] answers after the commit (invariant 1). A command that breaks a rule fails alone; the other
-//!   commands of its group are unaffected. If the commit fails, the command had no effect.
+//!   commands of its group are unaffected. If the commit fails, the command had no effect; only
+//!   [`StoreError::Unknown`] leaves that open.
 //! - **Turns.** The commands of one call are carried out in order, in one commit or several, possibly with commits of
 //!   other schools in between. If one of these commits fails, its commands and all later ones of the call have no effect.
 //! - **Order.** A school's events are numbered 1, 2, 3, … without gaps, in commit order (invariant 2). After the commit

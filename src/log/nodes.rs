@@ -1,11 +1,11 @@
-//! The port *nodes*: the nodes that run over one store know each other.
+//! The port *nodes*: lets the nodes that share a store know about each other.
 //!
-//! Each node reports periodically ([`Nodes::node_heartbeat`]), and reads in the same round trip what the others reported. All times
-//! are the store's, because nodes compare them.
+//! Each node reports periodically ([`Nodes::node_heartbeat`]), and reads in the same round trip what the others reported.
+//! All times are measured by the store's clock, because nodes compare them.
 //!
 //! ```text
 //! report ──every NODE_PERIOD──▶ alive ──NODE_GONE without one──▶ gone ──NODE_FORGOTTEN──▶ forgotten
-//!                                 └───────────────orderly end (node_leaves)─────────────────▲
+//!                                 └──────────────clean shutdown (node_leaves)───────────────▲
 //! ```
 
 use std::fmt;
@@ -22,12 +22,12 @@ use crate::uptime::Uptime;
 /// Bytes of a digest that are kept as a fingerprint.
 const FINGERPRINT_BYTES: usize = 8;
 
-/// A start of a node: the id of a process, so that a node that is restarted is another one.
+/// The id of a node's process: a node that is restarted gets a new one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeId(String);
 
 impl NodeId {
-    /// Returns a new id, at random.
+    /// Returns a new random id.
     pub fn generate() -> NodeId {
         let random = getrandom::u64().expect("the operating system provides random numbers");
         NodeId(format!("{random:016x}"))
@@ -78,10 +78,10 @@ impl Fingerprint {
     }
 }
 
-/// What a node reports of itself.
+/// What a node reports about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeReport {
-    /// The process.
+    /// The id of the process.
     pub id: NodeId,
     /// The name of its machine.
     pub name: String,
@@ -118,7 +118,7 @@ pub struct Node {
     pub silent: Duration,
 }
 
-/// Lets the nodes over one store know each other.
+/// Lets the nodes that share a store know about each other.
 #[async_trait]
 pub trait Nodes: Send + Sync + 'static {
     /// Records that this node is running. Returns all nodes, including this one, in the order in which they first reported,
@@ -129,6 +129,6 @@ pub trait Nodes: Send + Sync + 'static {
         forget_after: Duration,
     ) -> Result<Vec<Node>, StoreError>;
 
-    /// Removes a node that has ended in order.
+    /// Removes a node that was shut down cleanly.
     async fn node_leaves(&self, id: &NodeId) -> Result<(), StoreError>;
 }

@@ -1,8 +1,8 @@
 //! The port *ping keys*: credentials for one job type each, which are part of a URL.
 //!
-//! A key is shown once, when it is created. The store has only its digest, so that a copy of the database opens nothing. A
-//! key contains its school, and it is looked up there: the time that this takes depends on the digest, of which a client
-//! that guesses knows nothing.
+//! A key is shown once, when it is created. The store has only its digest, so that a copy of the database contains no
+//! usable keys. A key contains the id of its school, and is looked up among that school's keys by its digest. The time that
+//! a lookup takes depends only on the digest, so it tells a client that guesses keys nothing.
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,7 +24,7 @@ const KEY_CHARS: usize = 24;
 /// The number of random characters of a key's id.
 const ID_CHARS: usize = 10;
 
-/// The name of a key, by which it is listed and revoked. It is no secret.
+/// The id by which a key is listed and revoked. It is not secret.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PingKeyId(String);
 
@@ -41,7 +41,7 @@ impl fmt::Display for PingKeyId {
     }
 }
 
-/// A text that is no id of a key.
+/// The text is not the id of a ping key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the id of a ping key has {ID_CHARS} lower-case letters and digits")]
 pub struct NotAnId;
@@ -122,7 +122,7 @@ pub struct PingKey {
     pub created_at: DateTime<Utc>,
     /// The `sub` of the token with which it was created.
     pub created_by: String,
-    /// The number of the last run that its pings began without an id of their own.
+    /// The number of the last run that a ping without a `rid` began.
     pub run: u64,
 }
 
@@ -154,7 +154,7 @@ impl PingKey {
 pub fn school_of(key: &str) -> Option<SchoolId> {
     let (school, random) = key.split_once('-')?;
     let school: SchoolId = school.parse().ok()?;
-    // One spelling only: the digest is that of the text.
+    // Only one spelling is accepted, because the digest is computed from the text.
     (is_random(random, KEY_CHARS) && key.starts_with(&format!("{school}-"))).then_some(school)
 }
 

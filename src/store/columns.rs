@@ -109,8 +109,8 @@ pub(in crate::store) fn first_whole_hour(since: DateTime<Utc>) -> i64 {
     since.div_euclid(HOUR_MILLIS) + i64::from(since.rem_euclid(HOUR_MILLIS) > 0)
 }
 
-/// Returns how many of the found subjects are on a page of a list, and whether more follow: it ends at its limit, or with
-/// the subject by which it has more than [`LIST_PAGE_BYTES`].
+/// Returns how many of the found subjects are on a page of a list, and whether more may follow. A page ends at `limit`, or
+/// with the subject that takes it above [`LIST_PAGE_BYTES`].
 pub(in crate::store) fn page_of(found: &[(SubjectId, Stored)], limit: usize) -> (usize, bool) {
     let mut bytes = 0;
     for (count, (_, stored)) in found.iter().enumerate() {

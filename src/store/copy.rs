@@ -1,5 +1,5 @@
-//! Copies a SQLite database into a Postgres database: everything, under the same epoch and the same numbers, so that clients
-//! go on with the cursors that they have.
+//! Copies everything in a SQLite database into a Postgres database. The epoch and the numbers of the events stay the same,
+//! so that clients can keep using their cursors.
 
 use super::postgres::{Address, Import, ImportError};
 use super::sqlite::SqliteStore;
@@ -12,12 +12,12 @@ use crate::log::{
     StoredSubject,
 };
 
-/// How far a copy is.
+/// The progress of a copy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Schools that are complete.
+    /// Schools that were copied completely.
     pub schools: u64,
-    /// Schools in all.
+    /// The total number of schools.
     pub of_schools: u64,
     /// Events that were copied.
     pub events: u64,
@@ -87,7 +87,7 @@ struct Step<'a, R> {
 impl<R: FnMut(&Progress)> Step<'_, R> {
     async fn copy(&mut self) -> Result<(), StoreError> {
         let bounds = self.from.bounds(self.school).await?;
-        // Makes the row of a school whose events are all gone.
+        // Creates the school's row, even if none of its events is left.
         self.import.events(Vec::new()).await?;
         let mut after = bounds.floor.seq;
         while after < bounds.head.seq {

@@ -1,5 +1,5 @@
-//! The backend of a writer whose database other nodes write to, too: it caches what the node knows about each school,
-//! and detects when that is outdated.
+//! The backend of a writer for a database that other nodes also write to: it caches what the node knows about each
+//! school, and detects when that is outdated.
 //!
 //! A node has several writers, and each school always uses the same one, so that several commits are in flight at once
 //! and a school's commands keep their order. Another node may write at any time. Each write to a school replaces the
@@ -67,7 +67,7 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Whether the group was written to this school, whose stamp was replaced since. All events and keys must be
+    /// Returns whether the group was written to this school, whose stamp was replaced since. All events and keys must be
     /// present: another node may have carried out an equal command in the same millisecond. Its event has the same
     /// place, but not the same key.
     pub fn show(&self, group: &Decisions, school: SchoolId) -> bool {
@@ -80,7 +80,7 @@ impl Traces {
     }
 }
 
-/// A connection to a database that several nodes write to. It is opened again whenever that is necessary.
+/// A connection to a database that several nodes write to. It is reopened whenever necessary.
 pub trait Database: Send + 'static {
     /// Returns the current time.
     fn now(&self) -> Moment;
@@ -193,7 +193,7 @@ pub struct Backend<D> {
     /// Keys that were not in use when the commands in progress were prepared.
     unused_keys: HashSet<(SchoolId, String)>,
     generations: u64,
-    /// Schools whose facts the commands in progress were decided from.
+    /// Schools whose facts the decisions in progress depend on.
     judged: BTreeSet<SchoolId>,
     /// Schools that the last commit missed.
     missed: Vec<SchoolId>,
@@ -363,7 +363,8 @@ impl<D: Database> Backend<D> {
         moves: &[Move],
         now: Moment,
     ) -> Result<Vec<SchoolId>, StoreError> {
-        // Decisions that were made over a connection that has broken are compared like all others.
+        // Reconnecting is safe: the write compares stamps, also for decisions that were made over a connection that has
+        // since broken.
         self.database.connect()?;
         let error = match self.database.write(group, moves, now) {
             Ok(written) => return Ok(written),
@@ -379,7 +380,7 @@ impl<D: Database> Backend<D> {
         }
     }
 
-    /// Takes a written group into the caches.
+    /// Updates the caches from a written group.
     fn take_in(&mut self, group: &mut Decisions, moves: &[Move], written: &HashSet<SchoolId>) {
         for own in moves.iter().filter(|own| written.contains(&own.school)) {
             let tail = group.tails.get(&own.school).copied();

@@ -1,4 +1,4 @@
-//! From which parts of a log the events of a scope are read.
+//! Which parts of a log are read to find the events of a scope.
 
 use crate::id::{Channel, Kind};
 use crate::kind::description;

@@ -1,9 +1,9 @@
-//! Search in lists: whether a text contains another, whatever their case.
+//! Search in lists: whether a text contains another, ignoring case.
 //!
 //! Texts are compared after full case folding and in Unicode's normalisation form C, both without a locale: `STRASSE` finds
-//! `Straße`, `οδοσ` finds `ΟΔΟΣ`, and an `é` of one code point finds one of two. An accent counts: `e` does not find `é`.
-//! `%`, `_` and the backslash stand for themselves. Of JSON only the texts and numbers count, as they are and not as they are
-//! escaped; the names of members do not.
+//! `Straße`, `οδοσ` finds `ΟΔΟΣ`, and an `é` of one code point finds one of two. Accents matter: `e` does not find `é`.
+//! `%`, `_` and the backslash have no special meaning. In JSON, only string values and numbers are searched, with escapes
+//! resolved; the names of members are not.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use icu_casemap::CaseMapper;
 use icu_normalizer::ComposingNormalizer;
 use serde_json::Value;
 
-/// Returns the text as it is compared. Returns `None` if nothing can contain it: no text contains U+0000.
+/// Returns the text that is searched for, as it is compared. Returns `None` if it contains U+0000, which no text contains.
 pub(in crate::store) fn wanted(text: &str) -> Option<String> {
     (!text.contains('\0')).then(|| folded(text))
 }
@@ -19,7 +19,8 @@ pub(in crate::store) fn wanted(text: &str) -> Option<String> {
 /// Returns a text as it is compared.
 fn folded(text: &str) -> String {
     let (mut folded, mut rest) = (String::with_capacity(text.len()), text);
-    // Folding knows no context. What is ASCII, which is most of it, is folded much faster than the rest.
+    // Case folding does not depend on context, so a text can be folded in parts. Most text is ASCII, which is folded much
+    // faster than the rest.
     while !rest.is_empty() {
         let (ascii, beyond) = split_where(rest, |byte| !byte.is_ascii());
         let begun = folded.len();
@@ -45,7 +46,7 @@ pub(in crate::store) fn folded_texts<'a>(texts: impl IntoIterator<Item = &'a str
     all
 }
 
-/// Adds the texts and numbers of a JSON text, as they are compared, one per line. Returns whether it is JSON.
+/// Adds the strings and numbers of a JSON text to `all`, as they are compared, one per line. Returns whether it is JSON.
 pub(in crate::store) fn folded_json(json: &str, all: &mut String) -> bool {
     let Ok(value) = serde_json::from_str(json) else {
         return false;
@@ -58,7 +59,7 @@ pub(in crate::store) fn folded_json(json: &str, all: &mut String) -> bool {
     true
 }
 
-/// Splits before the first byte of this sort.
+/// Splits before the first byte that `is_first` accepts.
 fn split_where(text: &str, is_first: impl Fn(u8) -> bool) -> (&str, &str) {
     text.split_at(text.bytes().position(is_first).unwrap_or(text.len()))
 }
@@ -67,9 +68,10 @@ pub(in crate::store) fn contains(text: &str, wanted: &str) -> bool {
     folded(text).contains(wanted)
 }
 
-/// The same of the values of JSON that `serde_json` has written.
+/// Like [`contains`], for the values in JSON that `serde_json` has written.
 pub(in crate::store) fn value_contains(json: &str, wanted: &str) -> bool {
-    // Only these are escaped: a text without them stands in the JSON as it does in a value, and most JSON need not be read.
+    // JSON escapes only these characters. A text without them looks the same in the JSON as in a value, so JSON that does
+    // not contain it need not be parsed.
     let is_escaped = |sign: char| matches!(sign, '"' | '\\') || sign.is_ascii_control();
     if !wanted.contains(is_escaped) && !contains(json, wanted) {
         return false;
@@ -78,7 +80,7 @@ pub(in crate::store) fn value_contains(json: &str, wanted: &str) -> bool {
         .is_ok_and(|value| any_text(&value, &mut |text| contains(text, wanted)))
 }
 
-/// Whether any text or number of a value is one that is looked for.
+/// Returns whether `is_it` accepts any string or number in a value.
 fn any_text(value: &Value, is_it: &mut impl FnMut(&str) -> bool) -> bool {
     match value {
         Value::String(text) => is_it(text),

@@ -1,4 +1,4 @@
-//! Turns between readers: who gets the next connection for reading.
+//! Turns between reads: which one gets the next connection.
 //!
 //! ```text
 //! short reads:  school 7 ▸▸▸   school 9 ▸   …  ─┐ round robin          ┌─▶ any connection

@@ -1,11 +1,11 @@
-//! A use of an idempotency key, as one store passes it to another.
+//! A use of an idempotency key, as it is copied from one store to another.
 
 use chrono::{DateTime, Utc};
 
 use crate::event::Event;
 use crate::id::{Kind, SubjectId};
 
-/// A use of an idempotency key in another store.
+/// A use of an idempotency key in the store that is copied.
 #[derive(Debug)]
 pub struct UsedKey {
     /// The key.

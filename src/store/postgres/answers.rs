@@ -1,5 +1,5 @@
-//! What requests with an idempotency key were answered, for as long as the key is remembered: an event of the log, or, if
-//! there was none or it has left the log, the event as JSON in the row of the key.
+//! The answers to requests with an idempotency key, for as long as the key is stored. An answer is an event in the log. If
+//! there was none, or if it is no longer in the log, the answer is stored as JSON in the row of the key.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ struct Answer {
     fields: Fields,
 }
 
-/// Returns an answer as it is kept beside its key.
+/// Returns an answer as it is stored in the row of its key.
 pub(super) fn to_json(event: &Event) -> String {
     let answer = Answer {
         seq: signed(event.seq),
@@ -41,7 +41,7 @@ pub(super) fn to_json(event: &Event) -> String {
     serde_json::to_string(&answer).expect("an answer is JSON")
 }
 
-/// Returns how many bytes it counts for.
+/// Returns how many bytes an answer counts for.
 pub(super) fn bytes(key: &str, event: &Event) -> i64 {
     signed(to_json(event).len() + key.len()) + ANSWER_BASE_BYTES
 }

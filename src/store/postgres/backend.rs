@@ -1,4 +1,4 @@
-//! The database of this node's writers: one connection for each, the queries behind the cached facts of
+//! The database as one of this node's writers sees it: the writer's connection, the queries behind the cached facts of
 //! [`shared::Backend`](crate::store::shared::Backend), and the write of a group.
 //!
 //! If the connection breaks during a commit, the commit may or may not have taken effect. A new connection finds out:
@@ -110,8 +110,8 @@ impl Database {
         })
     }
 
-    /// Runs a query on the connection, which is opened again if necessary. If it fails because the connection is broken,
-    /// the connection is dropped.
+    /// Runs a query on the connection, which is opened again if necessary. If the query fails, for whatever reason, the
+    /// connection is dropped.
     fn ask_plainly<T>(
         &mut self,
         query: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
@@ -135,7 +135,7 @@ impl Database {
             bounded(query(open)).await
         });
         if answer.is_err() {
-            // It may be broken, or in a transaction that cannot go on.
+            // The connection may be broken, or in a transaction that cannot continue.
             self.conn = None;
             self.has_lost_connection = true;
             self.holds_locks = false;

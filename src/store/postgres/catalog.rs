@@ -56,7 +56,7 @@ async fn count_of(conn: &mut AsyncPgConnection, school: SchoolId, what: &str) ->
     Ok(unsigned(count.unwrap_or_default()))
 }
 
-/// Counts how subjects of a kind ended since a moment and before an hour, by status.
+/// Counts the subjects of a kind that ended from `since` until the start of `hour`, by status.
 async fn ended_before_hour(
     conn: &mut AsyncPgConnection,
     (school, kind): (SchoolId, Kind),

@@ -7,9 +7,9 @@
 //! ```
 //!
 //! A *stamp* is a random number that each write of a school's log or states replaces. If it is still the one that was
-//! loaded before the decisions, no other node has written in between, and what was decided holds; this is also how the
-//! cached states of a node are known to be current. A school with another stamp is left out of the statement and decided
-//! again. The schools of a group do not affect one another.
+//! loaded before the decisions, no other node has written in between, and the decisions hold; this is also how a node
+//! knows that its cached states are current. For a school with another stamp, the statement writes nothing, and its
+//! commands are decided again. The schools of a group do not affect one another.
 
 use std::collections::HashMap;
 
@@ -29,7 +29,7 @@ use crate::store::numbers::signed;
 use crate::store::shared::Move;
 use crate::store::texts::{contains, folded_json, folded_texts, value_contains};
 
-/// The statement. What is inserted is read from arrays, one for each column.
+/// The statement. The rows to insert are passed as arrays, one for each column.
 const COMMIT: &str = include_str!("commit.sql");
 
 #[derive(QueryableByName)]
@@ -38,7 +38,7 @@ struct Moved {
     school_id: i64,
 }
 
-/// Columns of one table.
+/// Defines the columns of one table.
 macro_rules! columns {
     ($(#[$doc:meta])* $name:ident { $($column:ident: $of:ty),* $(,)? }) => {
         $(#[$doc])*
@@ -48,12 +48,12 @@ macro_rules! columns {
 }
 
 columns! {
-    /// Of `events`.
+    /// The columns of `events`.
     Events { school: i64, seq: i64, kind: &'a str, subject: &'a str, name: &'a str, milestone: bool, wide: bool,
         status: &'a str, category: Option<&'a str>, at: i64, fields: &'a str }
 }
 columns! {
-    /// Of `subjects`.
+    /// The columns of `subjects`.
     Subjects { school: i64, kind: &'a str, subject: &'a str, status: &'a str, category: Option<&'a str>,
         holds: Option<&'a str>, stalled: bool, created_at: i64, finished_at: Option<i64>, check_uptime: Option<i64>,
         created_seq: i64, last_seq: i64, last_tag: Option<i64>, last_at: i64, told_seq: i64, also_told_seq: Option<i64>,
@@ -61,12 +61,12 @@ columns! {
         old_finished_at: Option<i64> }
 }
 columns! {
-    /// Of `parts`.
+    /// The columns of `parts`.
     Parts { school: i64, kind: &'a str, subject: &'a str, number: i64, own_id: Option<&'a str>, seq: i64,
         closed_at: Option<i64>, part: String }
 }
 columns! {
-    /// Of `idempotency_keys`.
+    /// The columns of `idempotency_keys`.
     Keys { school: i64, key: &'a str, fingerprint: &'a str, kind: &'a str, subject: &'a str, seq: i64,
         answer: Option<String> }
 }
@@ -133,7 +133,7 @@ fn searched_texts(id: &str, state: &State) -> Option<String> {
     is_kept.then(|| all_texts(id, state))
 }
 
-/// Whether one of a subject's texts contains the text that is searched for.
+/// Returns whether one of a subject's texts contains the text that is searched for.
 pub(super) fn mentions(id: &str, state: &State, wanted: &str) -> bool {
     let texts = state.subject().texts();
     let mut own = std::iter::once(id).chain(texts.own);

@@ -1,8 +1,9 @@
-//! Connections to Postgres: TLS as `sslmode` demands, and bounds on how long a connection that has died is waited for.
+//! Connections to Postgres: TLS as `sslmode` demands, and timeouts for connections that have died.
 //!
-//! `sslmode` has the values of libpq: `disable`; `prefer` (the default) and `require` encrypt without checking who answers;
-//! `verify-ca` and `verify-full` check the certificate and the host's name (libpq checks the name for `verify-full` only)
-//! against the certificates of the system, or of the file `sslrootcert`. With `sslrootcert`, `require` checks both, too.
+//! `sslmode` has the values of libpq. `disable` does not encrypt. `allow` and `prefer` (the default) encrypt if the server
+//! supports it, and `require` always encrypts; none of them verifies the server. `verify-ca` and `verify-full` verify the
+//! server's certificate against those of the system, or of the file `sslrootcert`, and the host's name (libpq verifies the
+//! name for `verify-full` only). With `sslrootcert`, `require` verifies both as well.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -38,7 +39,7 @@ pub struct Address {
     prepares: bool,
 }
 
-/// A connection, and the task that drives it. Without that task, what waits for an answer fails.
+/// A connection, and the task that drives it. Aborting the task makes all pending requests fail.
 pub(super) struct Connection {
     pub(super) conn: AsyncPgConnection,
     pub(super) driver: AbortHandle,
@@ -131,7 +132,7 @@ impl Address {
         Ok(self.connect_driven().await?.conn)
     }
 
-    /// The same, with the task that drives the connection.
+    /// Like [`Address::connect`], but also returns the task that drives the connection.
     pub(super) async fn connect_driven(&self) -> Result<Connection, StoreError> {
         let connecting = async {
             let unreachable = |error: tokio_postgres::Error| {
@@ -147,9 +148,9 @@ impl Address {
             };
             let connected = self.config.connect(self.tls.clone()).await;
             let (client, connection) = connected.map_err(unreachable)?;
-            // It ends with the client. Why it has ended early is what the client's requests fail with.
+            // The task ends with the client. If it ends early, the client's requests fail with the reason.
             let driver = tokio::spawn(connection).abort_handle();
-            // Diesel prepares the first statements. A pooler must not pass them to several connections.
+            // Diesel prepares its first statements here. A pooler must not spread them over several connections.
             let is_one_transaction = !self.prepares;
             if is_one_transaction {
                 client.batch_execute("BEGIN").await.map_err(unreachable)?;
@@ -164,11 +165,11 @@ impl Address {
             }
             Ok(Connection { conn, driver })
         };
-        // Rare and large: it must not make each transaction large.
+        // Boxed, because this future is large and rarely used, and would otherwise enlarge that of each transaction.
         in_time(Box::pin(connecting)).await
     }
 
-    /// Opens a client of its own for notifications, and the future that drives it.
+    /// Opens a separate client for notifications. Returns it with the future that drives it.
     pub(crate) async fn client(
         &self,
     ) -> Result<
@@ -187,14 +188,14 @@ impl Address {
     }
 }
 
-/// Awaits a query, but not for longer than a database that works may take.
+/// Awaits a query, for at most [`POSTGRES_TIMEOUT`].
 pub(super) async fn bounded<T>(
     query: impl Future<Output = QueryResult<T>>,
 ) -> Result<T, StoreError> {
     in_time(async { query.await.map_err(database_error) }).await
 }
 
-/// Awaits one or several steps, but together not for longer than a database that works may take for one.
+/// Awaits one or several steps, for at most [`POSTGRES_TIMEOUT`] in total.
 pub(super) async fn in_time<T>(
     steps: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
@@ -202,15 +203,15 @@ pub(super) async fn in_time<T>(
     timeout(POSTGRES_TIMEOUT, steps).await.map_err(|_| late())?
 }
 
-/// Whether Postgres refuses a connection for a reason that does not pass by itself, such as a wrong password or an unknown
-/// database. Others do: it starts or shuts down, or it has no more connections.
+/// Returns whether Postgres refuses a connection for a lasting reason, such as a wrong password or an unknown database.
+/// Other reasons are temporary: it is starting or shutting down, or has no connections left.
 fn is_refusal(error: &tokio_postgres::Error) -> bool {
     const PASSING: [&str; 3] = ["08", "53", "57"];
     let code = error.code().map(tokio_postgres::error::SqlState::code);
     code.is_some_and(|code| !PASSING.iter().any(|class| code.starts_with(class)))
 }
 
-/// Returns the innermost cause of an error, which says most.
+/// Returns the innermost cause of an error, which is the most specific.
 fn cause(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
@@ -219,7 +220,7 @@ fn cause(error: &dyn std::error::Error) -> String {
     innermost.to_string()
 }
 
-/// Takes `sslmode` and `sslrootcert` out of a URL, of which `tokio_postgres` does not know all values.
+/// Removes `sslmode` and `sslrootcert` from a URL, because `tokio_postgres` does not support all their values.
 fn split_mode(url: &str) -> Result<(Zeroizing<String>, Mode), AddressError> {
     let (place, query) = url.split_once('?').unwrap_or((url, ""));
     let (mut mode, mut roots, mut others) = (None, None, Vec::new());

@@ -96,7 +96,7 @@ struct TotalRow {
     dead: i64,
 }
 
-/// Returns a text without U+0000, which no column holds.
+/// Replaces U+0000, which a text in Postgres cannot contain.
 fn text(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
@@ -177,8 +177,8 @@ async fn offset(conn: &mut AsyncPgConnection, name: &str, school: SchoolId) -> Q
 }
 
 /// Moves a cursor. Returns false, and writes nothing, if the fence is not the last one of the notifier's lease, if the
-/// cursor is not where it must be, or if the log has lost the event that the step is about. The row of the lease is locked until the end of the transaction, so that it cannot pass
-/// to another node meanwhile.
+/// cursor is not where it must be, or if the log has lost the event that the step has handled. The row of the lease is
+/// locked until the end of the transaction, so that the lease cannot pass to another node in the meantime.
 async fn moves(
     conn: &mut AsyncPgConnection,
     (name, fence): (&str, Fence),
@@ -249,7 +249,7 @@ async fn moves(
     Ok(true)
 }
 
-/// Returns whether the log no longer has an event, other than by retention.
+/// Returns whether the log no longer has an event, for another reason than retention.
 async fn is_lost(
     conn: &mut AsyncPgConnection,
     school: SchoolId,
@@ -326,7 +326,8 @@ async fn bury(
         .set(columns)
         .execute(conn)
         .await?;
-    // By when they were given up: what was set aside is, long after later events.
+    // Ordered by when they were given up, not by `seq`: an event of a subject that was set aside is given up long after
+    // later events.
     diesel::sql_query(
         "DELETE FROM dead_letters WHERE school_id = $1 AND name = $2 AND seq IN \
          (SELECT seq FROM dead_letters WHERE school_id = $1 AND name = $2 ORDER BY at DESC, seq DESC OFFSET $3)",
@@ -339,7 +340,7 @@ async fn bury(
     Ok(())
 }
 
-/// Registers a notifier of another store, without offsets.
+/// Registers a notifier that is copied from another store, without offsets.
 pub(super) async fn register(
     conn: &mut AsyncPgConnection,
     name: &str,
@@ -356,7 +357,7 @@ pub(super) async fn register(
     Ok(())
 }
 
-/// Writes a notifier's offset of another store.
+/// Writes a notifier's offset, status and dead letters that are copied from another store.
 pub(super) async fn import(
     conn: &mut AsyncPgConnection,
     school: SchoolId,

@@ -1,8 +1,9 @@
-//! Takes in everything of another store: see `tidings copy`. The epoch and the numbers of the events stay, so that clients go
-//! on with the cursors that they have.
+//! Imports everything from another store: see `tidings copy`. The epoch and the numbers of the events stay the same, so
+//! that clients can keep using their cursors.
 //!
-//! Each school is one transaction. While the import is not complete, `meta` says which database it comes from: no server
-//! opens the database. An import that was interrupted begins anew, because the other store may have changed since.
+//! Each school is one transaction. Until the import is complete, `meta` records which database it comes from, and no
+//! server opens the database. An interrupted import starts again from the beginning, because the other store may have
+//! changed since.
 
 use std::sync::Arc;
 
@@ -47,7 +48,7 @@ const TABLES_OF_SCHOOLS: [&str; 12] = [
     "subjects",
 ];
 
-/// Why a database cannot take in another one.
+/// Why a database cannot import another one.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// It cannot be reached or used.
@@ -66,7 +67,7 @@ impl From<StoreError> for ImportError {
     }
 }
 
-/// A database that takes in another one.
+/// An import into a database.
 pub struct Import {
     conn: AsyncPgConnection,
     /// The school in progress, and the stamp of its row.
@@ -74,7 +75,7 @@ pub struct Import {
 }
 
 impl Import {
-    /// Begins to take in the database with this epoch. Discards what an interrupted import of it has left.
+    /// Begins to import the database with this epoch. Discards what an interrupted import of the same database has left.
     pub async fn begin(
         address: &Address,
         epoch: Epoch,
@@ -213,7 +214,7 @@ impl Import {
         Ok(())
     }
 
-    /// Adds the offset of a notifier, with what it has set aside and given up.
+    /// Adds the offset of a notifier, with its status, the subjects that are set aside, and its dead letters.
     pub async fn notifier(
         &mut self,
         standing: &Standing,
@@ -259,7 +260,7 @@ impl Import {
                 .bind::<Text, _>(COPIED_FROM)
                 .execute(&mut self.conn)
                 .await?;
-            // What was copied is planned for from the beginning.
+            // Gives the planner statistics about the copied rows before the first query.
             self.conn.batch_execute("COMMIT; ANALYZE").await
         };
         ended.await.map_err(database_error)
@@ -276,7 +277,7 @@ impl Import {
             school,
             expected,
             stamp: stamp(),
-            // The end of the import sets its tag.
+            // `end_school` sets the tag.
             head: Place::untagged(newest),
         };
         let now = Moment {
@@ -303,7 +304,7 @@ impl Import {
     }
 }
 
-/// Deletes everything that belongs to a school, and how long the other store had been in use.
+/// Deletes everything that belongs to schools, and the saved uptime.
 async fn discard(conn: &mut AsyncPgConnection) -> QueryResult<()> {
     let names = TABLES_OF_SCHOOLS.join(", ");
     conn.batch_execute(&format!(

@@ -50,7 +50,8 @@ impl PostgresStore {
             .await
     }
 
-    /// Saves the uptime, and whether this node ends in order. Another one that goes on saves that it has not.
+    /// Saves the uptime, and whether this node is shutting down cleanly. A node that is still running overwrites the latter
+    /// the next time it saves.
     async fn save(&self, ends: bool) -> Result<(), StoreError> {
         let mut write = self.write().await?;
         let saved = async {
@@ -81,7 +82,7 @@ impl Log for PostgresStore {
         self.epoch
     }
 
-    /// A standby that was promoted may have assigned numbers again.
+    /// A promoted standby may have assigned numbers again.
     fn numbers_are_unique(&self) -> bool {
         false
     }
@@ -183,7 +184,7 @@ impl Journal for PostgresStore {
         self.uptime.clone()
     }
 
-    /// The uptime of all nodes together is that of the one that has the highest.
+    /// The uptime of the cluster is the highest of its nodes.
     async fn save_uptime(&self) -> Result<(), StoreError> {
         self.save(false).await
     }
@@ -224,8 +225,8 @@ impl Journal for PostgresStore {
         if closed.is_ok()
             && let Err(error) = self.save(true).await
         {
-            // Nothing is lost: the next start continues as after a kill.
-            tracing::warn!(%error, "that this node ends in order could not be stored");
+            // Nothing is lost: the next start continues as if this node had been killed.
+            tracing::warn!(%error, "the clean shutdown of this node could not be recorded");
         }
         self.readers.close();
         self.writes.close();

@@ -1,8 +1,8 @@
-//! The port [`Leases`]: rows whose end is compared with the database's own time.
+//! The port [`Leases`]: one row per lease, whose end is compared with the database's clock.
 //!
-//! A fence is that time in microseconds. A counter would not do: a crash of the database, or a failover, can lose that a number
-//! was given out, and the next holder would get the same one. While the clock is behind the last fence, a random step has the
-//! same effect.
+//! A fence is the time of that clock in microseconds. A counter would not be safe: a crash of the database, or a failover,
+//! can lose the record that a number was assigned, and the next holder would get the same number. While the clock is
+//! behind the last fence, a random increment prevents this.
 
 use std::time::Duration;
 

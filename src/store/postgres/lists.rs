@@ -1,8 +1,8 @@
 //! Lists of subjects. A list is a range of an index in the list's order. If no index serves it, or a text is searched for,
 //! it is read one window of rows at a time, up to the read limits.
 //!
-//! Of subjects that have ended, the texts that a search compares are stored in addition to the state, so that most states need not be
-//! read. Of the others, the state is read.
+//! For subjects that have ended, the texts that a search compares are stored in addition to the state, unless they are very
+//! long. The state of such a subject is read only if its texts match. The states of all other subjects are read.
 
 use std::time::Instant;
 
@@ -50,7 +50,7 @@ struct Window {
 }
 
 impl Listing {
-    /// Whether nothing can match.
+    /// Returns whether nothing can match.
     fn is_empty(&self) -> bool {
         let has_categories = self.kind == job::KIND;
         let stalls = self.kind == job::KIND;
@@ -60,7 +60,7 @@ impl Listing {
             || (!stalls && self.query.stalled == Stalled::Only)
     }
 
-    /// Whether one index has exactly the rows of the list.
+    /// Returns whether one index has exactly the rows of the list.
     fn is_by_index(&self) -> bool {
         let query = &self.query;
         let conditions = [query.statuses.len(), query.categories.len()];
@@ -72,7 +72,7 @@ impl Listing {
         query.text.is_none() && conditions.iter().sum::<usize>() + stalled <= 1
     }
 
-    /// Returns the rows that match, apart from a text, in the order of the list, beyond `end`.
+    /// Returns a query for the rows beyond `beyond` that match all conditions except the text, in the order of the list.
     fn select(&self, beyond: Option<u64>) -> Boxed<'static> {
         let query = &self.query;
         let mut select = subjects::table
@@ -142,7 +142,8 @@ impl Listing {
 
     /// Reads the next window of at most `rows` rows.
     async fn window(&self, conn: &mut AsyncPgConnection, rows: usize) -> QueryResult<Window> {
-        // The rows of the school and the kind, whatever they are: so a window is bounded even if none of its rows match.
+        // Determines the range from all rows of the school and the kind, so that a window is bounded even if none of its
+        // rows match.
         let all = subjects::table
             .filter(subjects::school_id.eq(self.school.get()))
             .filter(subjects::kind.eq(self.kind.collection()))

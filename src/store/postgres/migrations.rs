@@ -1,5 +1,5 @@
 //! Brings the tables of a database up to date. Nodes that start at the same time wait for one another. Nodes of
-//! neighbouring versions can share a database: an older program uses tables to which a newer one has added something.
+//! neighbouring versions can share a database: an older program can use tables to which a newer one has added something.
 
 use diesel::QueryResult;
 use diesel::prelude::*;
@@ -19,10 +19,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ),
 ];
 
-/// The key of the lock under which one node at a time migrates: the bytes of `tidings`.
+/// The key of the advisory lock under which one node at a time migrates: the bytes of `tidings`.
 const LOCK: i64 = 0x0074_6964_696e_6773;
 
-/// Whether the program knows the database.
+/// Whether this program can use the tables.
 pub(super) enum Migrated {
     /// The tables are those of this program.
     Done,
@@ -36,8 +36,8 @@ struct Applied {
     version: String,
 }
 
-/// Returns the oldest migration that a program must know. A program that changes the tables so that older programs cannot
-/// use them any more sets it.
+/// Returns the migration that a program must know to use the tables. A migration that makes the tables unusable for older
+/// programs sets it.
 async fn needed(conn: &mut AsyncPgConnection) -> QueryResult<Option<String>> {
     let query = "SELECT value AS version FROM meta WHERE key = 'needed_migration'";
     let needed: Vec<Applied> = diesel::sql_query(query).load(conn).await?;

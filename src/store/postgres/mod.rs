@@ -94,7 +94,7 @@ pub struct PostgresStore {
     epoch: Epoch,
     uptime: UptimeClock,
     metrics: Arc<CommitMetrics>,
-    /// A school always uses the same one.
+    /// A school always uses the same writer.
     writers: Vec<Handle<Backend<Database>>>,
     readers: Readers,
     writes: Writes,
@@ -130,7 +130,8 @@ impl PostgresStore {
             notifiers.iter().map(|own| (*own).to_owned()),
         );
         let names: Vec<String> = names.collect();
-        // On a thread of its own, because this may be called on a thread of a runtime, which must not block on another.
+        // On a separate thread, because this may be called on a thread of a runtime, which must not block on another
+        // runtime.
         let opening = std::thread::spawn(move || -> Result<Found, OpenError> {
             let runtime = own_runtime()?;
             runtime.block_on(prepare(&place, &names))
@@ -309,14 +310,14 @@ async fn fact_or(conn: &mut AsyncPgConnection, key: &str, otherwise: &str) -> Qu
     Ok(fact.value)
 }
 
-/// Whether the value of `lc_messages` means English.
+/// Returns whether the value of `lc_messages` means English.
 fn is_english(locale: &str) -> bool {
     let language = locale.split(['_', '.', '@', '-']).next();
     matches!(language, Some("" | "C" | "POSIX" | "en" | "English"))
 }
 
-/// Distinguishes a database that cannot be used at the moment from one that refuses a statement. Diesel has no error codes,
-/// so some errors are recognised by their English text; see [`is_english`].
+/// Distinguishes a database that cannot be used at the moment from one that rejects a statement. Diesel does not provide
+/// error codes, so some errors are recognised by their English text; see [`is_english`].
 fn database_error(error: diesel::result::Error) -> StoreError {
     let is_gone = match &error {
         DatabaseError(

@@ -75,7 +75,7 @@ async fn exchange_reports(
     )
     .load(conn)
     .await?;
-    // A node of another version may report differently.
+    // Leaves out reports that cannot be parsed: a node of another version may report differently.
     let readable = found.into_iter().filter_map(|row| row.into_node().ok());
     Ok(readable.collect())
 }
@@ -142,7 +142,7 @@ impl BeatRow {
     }
 }
 
-/// Returns what is known of devices, in the same order.
+/// Returns what is known about devices, in the same order.
 async fn shared(
     conn: &mut AsyncPgConnection,
     devices: &[(SchoolId, SubjectId)],
@@ -170,7 +170,7 @@ async fn shared(
         .collect())
 }
 
-/// Merges heartbeats, as [`LastHeartbeats::merged`] does. The rows are locked in one order by all nodes.
+/// Merges heartbeats, as [`LastHeartbeats::merged`] does. All nodes lock the rows in the same order, to avoid deadlocks.
 const MERGE: &str = "
 INSERT INTO beats (school_id, device_id, last_uptime, last_at, before_uptime)
 SELECT w.school_id, w.device_id, w.last_uptime, w.last_at, w.before_uptime

@@ -14,7 +14,7 @@ use crate::store::numbers::signed;
 use crate::store::ping_keys::{Row, columns};
 use crate::store::turns::{Length, Requester};
 
-/// A revocation must survive the loss of the database's machine, unlike other small writes.
+/// A new or revoked key must survive a crash of the database's machine, unlike other small writes.
 const DURABLY: &str = "SET LOCAL synchronous_commit = on";
 
 /// Inserts a key, unless the school already has `most` of them.
@@ -24,7 +24,7 @@ pub(super) async fn insert(
     key: &PingKey,
     most: u64,
 ) -> QueryResult<bool> {
-    // So that of two nodes that add the last key one waits for the other, and counts anew.
+    // If two nodes add the last key at the same time, one waits here for the other and then counts again.
     diesel::sql_query("SELECT FROM ping_keys WHERE school_id = $1 FOR UPDATE")
         .bind::<BigInt, _>(school.get())
         .execute(conn)

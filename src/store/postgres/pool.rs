@@ -1,5 +1,5 @@
-//! Connections that are kept open, each for one transaction at a time, and a bound on how long a transaction takes: a
-//! database that has stopped answering keeps its connections open, and would otherwise be waited for without end.
+//! A pool of connections, each for one transaction at a time. The duration of a transaction is limited, because a database
+//! that has stopped answering may keep its connections open, and waiting for it would never end.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +29,7 @@ type Idle = Mutex<Option<Vec<Connection>>>;
 pub(super) struct Transaction<P> {
     connection: Connection,
     idle: Arc<Idle>,
-    /// Ends the connection after [`POSTGRES_TIMEOUT`].
+    /// Breaks the connection after [`POSTGRES_TIMEOUT`].
     _deadline: AbortOnDropHandle<()>,
     /// The permission to use a connection.
     _permit: P,
@@ -44,8 +44,8 @@ impl Pool {
         }
     }
 
-    /// Opens this many connections in advance: later, file descriptors may have run out. Stops at the first failure,
-    /// because a transaction opens its connection itself if none is idle.
+    /// Opens this many connections in advance, because file descriptors may run out later. Stops at the first failure: a
+    /// transaction opens a connection itself if none is idle.
     pub(super) fn open_in_advance(
         &self,
         connections: usize,
@@ -80,7 +80,7 @@ impl Pool {
         Ok(self.transaction(connection.await?, permit))
     }
 
-    /// Closes the connections. Transactions in progress go on, and no other begins.
+    /// Closes the idle connections. Transactions in progress continue; no new ones can begin.
     pub(super) fn close(&self) {
         lock(&self.idle).take();
     }

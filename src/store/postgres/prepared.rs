@@ -1,7 +1,8 @@
 //! Statements in plain SQL that a connection prepares once.
 //!
-//! Diesel takes it that a plain statement is another one each time. It has it prepared for each execution, which is one more
-//! round trip, and Postgres parses and plans it again. The statement of a commit takes longer to plan than to execute.
+//! Diesel assumes that the text of a plain SQL statement differs each time. So it prepares the statement for each
+//! execution, which costs another round trip, and Postgres parses and plans it again. The statement of a commit takes
+//! longer to plan than to execute.
 
 use diesel::QueryResult;
 use diesel::pg::Pg;
@@ -11,7 +12,7 @@ use diesel::sql_types::Untyped;
 /// See [`prepared`].
 pub(super) struct Prepared<Q>(Q);
 
-/// Has a statement prepared once per connection. Its text must be a constant, because each text stays prepared.
+/// Makes a connection prepare a statement only once. Its text must be a constant, because each text stays prepared.
 pub(super) fn prepared<Q>(query: Q) -> Prepared<Q> {
     Prepared(query)
 }
@@ -26,7 +27,7 @@ impl<Q: QueryFragment<Pg>> QueryFragment<Pg> for Prepared<Q> {
     }
 }
 
-/// It is found by its text.
+/// The prepared statement is found by its text.
 impl<Q> QueryId for Prepared<Q> {
     type QueryId = ();
 

@@ -349,7 +349,8 @@ struct Selection<'a> {
     scope: &'a Scope,
     kind: Kind,
     epoch: Epoch,
-    /// The range of `seq`s, without its start. Its end moves back to where the events that were read are complete.
+    /// The range of `seq`s, without its start. Its end is lowered to the `seq` up to which the events that were read are
+    /// complete.
     range: (u64, u64),
     events: Vec<Event>,
     /// The `seq`s of these events: a subject may be found by two indexes.
@@ -454,7 +455,7 @@ impl Selection<'_> {
         }
     }
 
-    /// Takes the rows of an index, of which at most `limit` were read.
+    /// Adds the subjects in rows of an index, of which at most `limit` were read.
     fn take(&mut self, found: Vec<(i64, SubjectRow)>, limit: usize) -> QueryResult<()> {
         if let Some((last, _)) = found.last().filter(|_| found.len() == limit) {
             self.range.1 = self.range.1.min(unsigned(*last));

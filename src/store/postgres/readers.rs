@@ -36,7 +36,7 @@ pub(super) struct Search {
 }
 
 impl Search {
-    /// Returns how many rows the next window has at most.
+    /// Returns the maximum number of rows of the next window.
     pub(super) fn window(&self) -> usize {
         let left = usize::try_from(self.rows_max - self.rows).unwrap_or(usize::MAX);
         self.pace.rows.min(left).max(1)
@@ -106,7 +106,7 @@ impl Readers {
         }
     }
 
-    /// Begins the next window of a search. Returns `None` if its time is over; what it has found so far is an answer.
+    /// Begins the next window of a search. Returns `None` if its time is up; what it has found so far is then the answer.
     pub(super) async fn next(
         &self,
         school: SchoolId,
@@ -127,7 +127,7 @@ impl Readers {
         }
     }
 
-    /// Closes the connections. Reads in progress go on.
+    /// See [`Pool::close`].
     pub(super) fn close(&self) {
         self.pool.close();
     }

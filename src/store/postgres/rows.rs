@@ -1,4 +1,4 @@
-//! Rows of the tables, and what they stand for.
+//! Rows of the tables, and their conversion to the types of the log.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ impl EventRow {
     }
 }
 
-/// A subject's state, as it is read.
+/// The columns of `subjects` that contain a state.
 #[derive(Queryable, Selectable, QueryableByName)]
 #[diesel(table_name = subjects)]
 #[diesel(check_for_backend(diesel::pg::Pg))]

@@ -1,5 +1,5 @@
 //! Retention: removes old data in small steps, school by school. Each step of a school is one transaction that locks its
-//! row and gives it a new stamp, so that no node decides on what is gone.
+//! row and, if it removes anything, gives it a new stamp, so that no node decides on the basis of removed data.
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -46,7 +46,7 @@ struct Gone {
     count: i64,
 }
 
-/// Deletes at most `$3` rows that `picked` returns, and keeps the counts.
+/// Deletes at most `$3` subjects that ended before `$2` and whose last event is at most `$4`, and updates the counts.
 const SUBJECTS: &str = "
 WITH picked AS (
     SELECT kind, subject_id FROM subjects
@@ -72,7 +72,8 @@ ended AS (
 )
 SELECT 'subjects' AS what, count(*) AS count FROM gone";
 
-/// Deletes at most `$3` parts that are closed. An open part still needs attention.
+/// Deletes at most `$3` parts that were closed before `$2` and whose event is at most `$4`. Open parts are kept, because
+/// they still need attention.
 const PARTS: &str = "
 WITH gone AS (
     DELETE FROM parts WHERE school_id = $1 AND (kind, subject_id, number) IN (
@@ -82,7 +83,7 @@ WITH gone AS (
 )
 SELECT 'parts' AS what, count(*) AS count FROM gone";
 
-/// Forgets at most `$3` keys.
+/// Deletes at most `$3` keys that were used before `$2`. `$4` is [`answers::ANSWER_BASE_BYTES`].
 const KEYS: &str = "
 WITH gone AS (
     DELETE FROM idempotency_keys WHERE school_id = $1 AND key IN (
@@ -97,7 +98,7 @@ freed AS (
 SELECT 'keys' AS what, count(*) AS count FROM gone";
 
 impl PostgresStore {
-    /// Sweeps the next school. Returns whether there may be more to remove in this round.
+    /// Sweeps the next schools, up to the first that has more to remove. Returns whether this round has more to do.
     pub(super) async fn sweep_next(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
         let swept = *self.swept.lock().await;
         let mut look = self.look().await?;
@@ -197,8 +198,8 @@ impl PostgresStore {
         Ok(more)
     }
 
-    /// Removes the events of a log after `floor` and up to `last`; `bytes` is their total size. The answers among them are
-    /// kept beside their keys.
+    /// Removes the events of a log after `floor` and up to `last`; `bytes` is their total size. Those that are answers are
+    /// copied to the rows of their keys.
     async fn shorten(
         &self,
         conn: &mut AsyncPgConnection,

@@ -1,5 +1,5 @@
-//! Small writes outside the log: leases, notifiers, the nodes themselves. They take turns on a few connections of their
-//! own, and need not survive the loss of the database's machine.
+//! Small writes outside the log: leases, notifiers, nodes, and the like. They share a few separate connections, and need
+//! not survive a crash of the database's machine.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ impl Writes {
             .await
     }
 
-    /// Refuses further writes.
+    /// Rejects further writes.
     pub(super) fn close(&self) {
         self.turns.close();
         self.pool.close();

@@ -1,11 +1,12 @@
-//! What requests with an idempotency key were answered, for as long as the key is remembered.
+//! The answers to requests with an idempotency key, for as long as the key is stored.
 //!
-//! An answer is an event, and so is in the log. It is kept here from when the log lets go of it, or from the beginning if
-//! the request changed nothing: whatever becomes of the subject, a repetition gets the answer of the first request.
+//! An answer is an event, which is usually in the log. It is stored here once retention removes it from the log, or from
+//! the beginning if the request changed nothing. So a repeated request gets the answer to the first one, whatever has
+//! happened to the subject since.
 //!
-//! The answers of a school have a budget of bytes, `idempotency_answer_bytes`. Beyond it the oldest leave, and their keys
-//! stay: a repetition is not carried out a second time, and gets the current state of the subject. Triggers keep the sum
-//! (`schools.answer_bytes`, migration 17), so that nothing is ever counted anew.
+//! The size of a school's stored answers is limited by `idempotency_answer_bytes`. Above the limit, the oldest answers are
+//! dropped, but their keys are kept: a repeated request is still not carried out again, and gets the current state of the
+//! subject. Triggers maintain the size (`schools.answer_bytes`, migration 17), so that it need not be counted.
 
 use std::sync::Arc;
 
@@ -41,14 +42,14 @@ struct AnswerRow {
     fields: String,
     /// When the key was used.
     created_at: i64,
-    /// The tag of a snapshot, if it was known. That of an event follows from what it says.
+    /// The tag of a snapshot, if it was known. The tag of any other event is computed from its content.
     tag: Option<i64>,
 }
 
-/// Bytes of an answer, as it counts.
+/// How many bytes an answer counts for, in SQL.
 const BYTES: &str = "octet_length(fields) + octet_length(key) + 128";
 
-/// A row of `idempotency_keys`, without its age.
+/// A row of `idempotency_keys`, without the time at which the key was used.
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = idempotency_keys)]
 #[diesel(check_for_backend(diesel::sqlite::Sqlite))]
@@ -61,7 +62,7 @@ pub(super) struct KeyRow {
     seq: i64,
 }
 
-/// An earlier use of a key.
+/// Returns an earlier use of a key.
 pub(super) fn find_key(
     conn: &mut SqliteConnection,
     school: SchoolId,
@@ -112,7 +113,8 @@ pub(super) fn list(
     Ok(used)
 }
 
-/// What it was answered. Nothing if the answer was dropped, or is from before answers were kept.
+/// Returns the answer to the request that used a key. Returns `None` if the answer was dropped, or if the key was used
+/// before answers were stored.
 pub(super) fn find_answer(
     conn: &mut SqliteConnection,
     used: &KeyRow,
@@ -135,7 +137,7 @@ pub(super) fn find_answer(
     kept.map(|row| row.into_event(used, epoch)).transpose()
 }
 
-/// Keeps the answer to a request that changed nothing.
+/// Stores the answer to a request that changed nothing.
 pub(super) fn keep(
     conn: &mut SqliteConnection,
     key: &str,
@@ -157,7 +159,7 @@ pub(super) fn keep(
     insert(conn, row)
 }
 
-/// A key has one answer. (To replace it would not be counted by the triggers.)
+/// Inserts an answer, unless its key already has one: the triggers would not count a replacement.
 fn insert(conn: &mut SqliteConnection, row: AnswerRow) -> QueryResult<()> {
     diesel::insert_or_ignore_into(idempotency_answers::table)
         .values(row)
@@ -165,7 +167,7 @@ fn insert(conn: &mut SqliteConnection, row: AnswerRow) -> QueryResult<()> {
     Ok(())
 }
 
-/// Keeps the answers among the events of a school that are about to leave the log: those after `floor`, up to `last`.
+/// Stores the answers among the events of a school that are about to be removed: those after `floor`, up to `last`.
 pub(super) fn keep_swept(
     conn: &mut SqliteConnection,
     school: i64,
@@ -207,8 +209,8 @@ pub(super) fn keep_swept(
     Ok(())
 }
 
-/// Drops the oldest answers of a school that has more than `most` bytes of them, as far as one step of the sweep goes. Their keys
-/// stay. Returns whether there is more to drop.
+/// Drops the oldest answers of a school that has more than `most` bytes of them, up to the limit of one step of the sweep.
+/// Their keys are kept. Returns whether there is more to drop.
 pub(super) fn drop_oldest(
     conn: &mut SqliteConnection,
     school: i64,
@@ -238,7 +240,7 @@ pub(super) fn drop_oldest(
     Ok(dropped > 0 && kept - dropped > most)
 }
 
-/// Forgets a key, with what is kept for it.
+/// Deletes a key and its answer.
 pub(super) fn forget(conn: &mut SqliteConnection, key: &(i64, String)) -> QueryResult<()> {
     diesel::delete(idempotency_answers::table.find((key.0, &key.1))).execute(conn)?;
     diesel::delete(idempotency_keys::table.find((key.0, &key.1))).execute(conn)?;

@@ -56,7 +56,7 @@ pub(super) struct Backend {
     /// Whether the connection currently waits for the disk at each commit.
     waits_for_disk: bool,
     tails: LruCache<SchoolId, Tail>,
-    /// How many subjects a school has.
+    /// How many subjects of a kind a school has.
     counts: LruCache<(SchoolId, Kind), u64>,
     states: States,
     past: LruCache<(SchoolId, Arc<str>), VecDeque<Past>>,
@@ -117,7 +117,7 @@ impl Backend {
         }
     }
 
-    /// Runs a small separate write, which need not survive a power loss.
+    /// Runs a small write outside the log, which need not survive a power loss.
     pub(super) fn write_aside<T>(
         &mut self,
         write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
@@ -128,7 +128,7 @@ impl Backend {
         write(&mut self.conn).map_err(database_error)
     }
 
-    /// Runs a small separate write, which survives a power loss as a milestone does.
+    /// Runs a small write outside the log, which is as durable as a milestone.
     pub(super) fn write_durably<T>(
         &mut self,
         write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
@@ -138,7 +138,7 @@ impl Backend {
         write(&mut self.conn).map_err(database_error)
     }
 
-    /// Writes the group in one transaction, then updates the caches. Returns when everything but the commit was done.
+    /// Writes the group in one transaction, then updates the caches. Returns the time at which only the commit remained.
     fn write(&mut self, group: &mut Decisions, now: Moment) -> QueryResult<Option<Instant>> {
         if group.states.is_empty() {
             return Ok(None);
@@ -254,10 +254,10 @@ impl Backend {
         Ok(swept.more)
     }
 
-    /// Saves the uptime without waiting for the disk, whatever the settings are, or for another connection's lock: there
-    /// is little to lose, and publishers would have to wait.
+    /// Saves the uptime. Regardless of the settings, waits neither for the disk nor for another connection's lock: little
+    /// can be lost, and publishers would have to wait as well.
     pub(super) fn save_uptime(&mut self) -> Result<(), StoreError> {
-        // Also checked here, so that it is noticed while no events are published. Only changes are logged.
+        // Also checked here, so that a removed database is noticed while no events are published. This logs changes only.
         let _ = self.check_place();
         let mut save = || {
             self.wait_for_disk(false)?;
@@ -276,7 +276,7 @@ impl Backend {
         self.conn.batch_execute("SELECT 1").map_err(database_error)
     }
 
-    /// Fails while the files are not where they were opened: data written to them would be lost. Logged once.
+    /// Fails while the files are not where they were opened: data written to them would be lost. Logs only changes.
     fn check_place(&mut self) -> Result<(), StoreError> {
         let is_in_place = self.lock.is_in_place();
         if is_in_place != self.is_in_place {

@@ -1,4 +1,4 @@
-//! The `characteristics` table. What only the rules read is JSON.
+//! The `characteristics` table. Data that only the rules read is stored as JSON.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -225,7 +225,7 @@ impl<'a> CharacteristicRow<'a> {
     }
 }
 
-/// Characteristics, as the store sees any kind.
+/// The table of characteristics.
 pub(super) struct CharacteristicsTable;
 
 impl Table for CharacteristicsTable {
@@ -299,7 +299,7 @@ impl Table for CharacteristicsTable {
             }
             return Ok(selection.first_of(events, selection.upto));
         }
-        // Each by an index in the order of the log.
+        // Limits and samples are read separately, each by an index in the order of the log.
         let (after, upto) = (signed(range.0), signed(range.1));
         let by_limits = || {
             characteristics::table
@@ -368,7 +368,7 @@ impl Table for CharacteristicsTable {
         Ok(selection.first_of(events, through))
     }
 
-    /// A sample is superseded by a later sample only.
+    /// Returns the last samples: only a later sample supersedes a sample.
     fn last_events(
         &self,
         conn: &mut SqliteConnection,

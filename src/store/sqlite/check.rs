@@ -1,8 +1,9 @@
-//! A look at every page of a database, before it is served.
+//! Checks every page of a database before the server uses it.
 //!
-//! It changes none: the owner may want to save what is left. A damaged database is not served, because its damage could show at
-//! any time. A large one takes a while, most of it for reading from the disk here and there. So the file is read from begin to
-//! end at the same time, which disks do many times faster, and the log tells how far the look is.
+//! The check changes nothing, because the owner of a damaged database may want to rescue data from it. The server does not
+//! start with a damaged database, because the damage could have an effect at any time. Checking a large database takes long,
+//! mostly because of random reads from the disk. So another thread reads the file sequentially at the same time, which is
+//! many times faster, and fills the cache. The progress is logged.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -19,7 +20,7 @@ use diesel::sqlite::SqliteConnection;
 use super::lock::DatabaseLock;
 use crate::config::{CHECK_LOG_PERIOD, READ_AHEAD_BYTES, READ_AHEAD_MAX_BYTES};
 
-/// Fails with what is wrong. `conn` only reads.
+/// Checks a database. The error says what is wrong. `conn` must be read-only.
 pub(super) fn check(conn: &mut SqliteConnection, lock: &DatabaseLock) -> Result<(), String> {
     #[derive(QueryableByName)]
     struct Found {
@@ -36,7 +37,7 @@ pub(super) fn check(conn: &mut SqliteConnection, lock: &DatabaseLock) -> Result<
     let found = std::thread::scope(|scope| {
         let ahead = Builder::new().name("tidings-read-ahead".into());
         let reporter = Builder::new().name("tidings-check".into());
-        // The check does without them if there are no more threads to be had.
+        // The check works without these threads, so a failure to start them is ignored.
         let _ = ahead.spawn_scoped(scope, || read_ahead(file, &read, &is_over));
         let _ = reporter.spawn_scoped(scope, move || report_progress(&ended, begun, size, done));
         let found = diesel::sql_query("PRAGMA quick_check(1)").load::<Found>(conn);
@@ -49,7 +50,7 @@ pub(super) fn check(conn: &mut SqliteConnection, lock: &DatabaseLock) -> Result<
         let secs = begun.elapsed().as_secs();
         tracing::info!(
             secs,
-            "the database was checked; `check_database = false` leaves it out"
+            "the database was checked; `check_database = false` skips this check"
         );
     }
     match found.first() {
@@ -59,8 +60,8 @@ pub(super) fn check(conn: &mut SqliteConnection, lock: &DatabaseLock) -> Result<
     }
 }
 
-/// Fills the system's cache, and counts the bytes. Beyond a bound it may not hold so much, and reading everything twice helps
-/// nobody.
+/// Reads the file into the system's cache, and counts the bytes. Stops at [`READ_AHEAD_MAX_BYTES`]: the cache may not hold
+/// more, and everything would be read from the disk twice.
 fn read_ahead(file: &File, read: &AtomicU64, is_over: &AtomicBool) {
     let mut buffer = vec![0; READ_AHEAD_BYTES];
     let mut place = 0;
@@ -73,11 +74,11 @@ fn read_ahead(file: &File, read: &AtomicU64, is_over: &AtomicBool) {
     }
 }
 
-/// Tells the log now and then how far the check is: of the bytes to be read ahead and of those to be looked at, how many were.
+/// Logs the progress of the check every [`CHECK_LOG_PERIOD`]: what share of the bytes to read ahead and to check was read.
 fn report_progress(over: &Receiver<()>, begun: Instant, size: u64, done: impl Fn() -> u64) {
     let total = size.min(READ_AHEAD_MAX_BYTES) + size;
     while over.recv_timeout(CHECK_LOG_PERIOD) == Err(RecvTimeoutError::Timeout) {
-        // An estimate: some pages are looked at twice.
+        // An estimate: some pages are checked twice.
         let percent = (done().saturating_mul(100) / total.max(1)).min(99);
         let secs = begun.elapsed().as_secs();
         let megabytes = size / 1_000_000;
@@ -85,7 +86,7 @@ fn report_progress(over: &Receiver<()>, begun: Instant, size: u64, done: impl Fn
     }
 }
 
-/// How much a thread reads from files, as Linux counts it.
+/// How many bytes a thread reads from files, as Linux counts them.
 struct ReadBytes {
     counters: Option<PathBuf>,
     at_first: u64,
@@ -103,7 +104,7 @@ impl ReadBytes {
         reads
     }
 
-    /// None are counted elsewhere than on Linux.
+    /// Returns the bytes that were read since this was created; 0 on systems other than Linux.
     fn since_then(&self) -> u64 {
         self.counted()
             .unwrap_or_default()

@@ -1,11 +1,11 @@
-//! Checkpoints: they copy the write-ahead log into the database and wait for the disk, so they run on a thread of their own,
-//! never within a commit.
+//! Checkpoints copy the write-ahead log into the database and wait for the disk, so they run on a separate thread, never
+//! within a commit.
 //!
-//! SQLite begins the log anew only once all of it is copied, and under load the thread is never quite done: the writer goes on
-//! meanwhile. So when the log is long, the thread copies again what came in the meantime, each time less. Then it
-//! calls the writer, which copies the short rest between two commits, after it has answered the first one. If the thread does not
-//! keep up, the writer waits for it, so the log is bounded: by [`WAL_MAX_PAGES`] and one commit, as long as no reader needs
-//! its end.
+//! SQLite starts the log again from the beginning only when all of it has been copied. Under load, the thread never gets
+//! there, because the writer keeps appending. So when the log is long, the thread copies repeatedly, each time a shorter
+//! rest. Then it calls the writer, which copies the last pages between two commits, after it has answered the first one. If
+//! the thread does not keep up, the writer waits for it. So the length of the log is bounded by [`WAL_MAX_PAGES`] and one
+//! commit, unless a reader still needs old pages.
 //!
 //! ```text
 //! pages in the log   0 ──── CHECKPOINT_PAGES ──── WAL_RESTART_PAGES ─────────────── WAL_MAX_PAGES
@@ -39,7 +39,7 @@ pub(super) struct Checkpoints {
     wake: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
-    /// About how many pages were written since the log was last looked at.
+    /// About how many pages were written since the length of the log was last read.
     unseen: i64,
     failures: Failures,
 }
@@ -49,7 +49,7 @@ pub(super) struct Checkpoints {
 struct Shared {
     /// Held during a checkpoint, because SQLite does not wait for one that is in progress.
     turn: Mutex<()>,
-    /// Whether the log is long and the thread has left only a short rest of it to copy.
+    /// Whether the log is long, and the thread has copied all but a short rest.
     is_caught_up: AtomicBool,
 }
 
@@ -63,7 +63,7 @@ struct Log {
 }
 
 impl Log {
-    /// Reads the state without doing anything.
+    /// Reads the state without copying anything.
     fn look(conn: &mut SqliteConnection) -> QueryResult<Log> {
         diesel::sql_query("PRAGMA wal_checkpoint = NOOP").get_result(conn)
     }
@@ -101,7 +101,8 @@ impl Checkpoints {
         })
     }
 
-    /// Does what the log needs after a commit that wrote about so many pages. `conn` is the writer's.
+    /// Starts or completes a checkpoint if the log needs one after a commit that wrote about `pages` pages. `conn` is the
+    /// writer's.
     pub(super) fn committed(&mut self, conn: &mut SqliteConnection, pages: i64) {
         self.unseen += COMMIT_BASE_PAGES + pages;
         let is_called = self.shared.is_caught_up.swap(false, Ordering::Relaxed);
@@ -113,7 +114,7 @@ impl Checkpoints {
             if log.rest() == 0 {
                 return Ok(());
             }
-            // The log may have begun anew since the thread called.
+            // SQLite may have restarted the log since the thread called.
             let is_long = log.log >= WAL_RESTART_PAGES;
             if log.log >= WAL_MAX_PAGES
                 || (is_called && is_long && log.rest() <= CHECKPOINT_REST_PAGES)
@@ -121,7 +122,7 @@ impl Checkpoints {
                 let _turn = self.shared.turn();
                 Log::copy(conn)?;
             } else if log.rest() >= CHECKPOINT_PAGES {
-                // Full if the thread has still to begin.
+                // If the channel is full, the thread has yet to take the last request.
                 let _ = self.wake.as_ref().map(|wake| wake.try_send(()));
             }
             Ok(())
@@ -134,7 +135,7 @@ impl Drop for Checkpoints {
     fn drop(&mut self) {
         self.wake = None;
         if let Some(thread) = self.thread.take() {
-            // It catches and counts the panics of its checkpoints.
+            // The thread catches and counts the panics of its checkpoints.
             let _ = thread.join();
         }
     }
@@ -145,7 +146,7 @@ impl Shared {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies the log, and again what the writer has added meanwhile if the log is long enough to begin anew.
+    /// Copies the log. If the log is long enough to be restarted, also copies what the writer has added in the meantime.
     fn catch_up(&self, conn: &mut SqliteConnection) -> QueryResult<()> {
         let _turn = self.turn();
         for _ in 0..CHECKPOINT_PASSES {
@@ -200,10 +201,10 @@ mod tests {
     use super::*;
     use crate::config::PAGE_BYTES;
 
-    /// Pages after which the log is looked at.
+    /// The number of written pages after which the length of the log is read.
     const REST: i64 = CHECKPOINT_REST_PAGES;
 
-    /// A connection like the writer's, and a table in whose rows a page is written at a time.
+    /// Returns a connection like the writer's, with a table in which each row takes one page.
     fn writer(folder: &Path) -> (SqliteConnection, String) {
         let url = folder.join("test.db").to_str().unwrap().to_owned();
         let mut conn = SqliteConnection::establish(&url).unwrap();
@@ -254,7 +255,7 @@ mod tests {
             write(&mut conn, AT_ONCE);
             checkpoints.committed(&mut conn, 100);
         }
-        // The log is looked at only now and then.
+        // The length of the log is read only now and then.
         let most = WAL_MAX_PAGES + 2 * (AT_ONCE + CHECKPOINT_REST_PAGES);
         assert!(wal_pages(folder.path()) < most);
         let all: u64 = (3 * WAL_MAX_PAGES).try_into().unwrap();
@@ -291,7 +292,7 @@ mod tests {
         let (mut conn, url) = writer(folder.path());
         let mut checkpoints = Checkpoints::start(&url, Arc::default()).unwrap();
         write_a_long_log(&mut conn);
-        // Behind what a reader sees, nothing is copied.
+        // Pages that are newer than a reader's snapshot are not copied.
         let mut reader = SqliteConnection::establish(&url).unwrap();
         reader
             .batch_execute("BEGIN; SELECT count(*) FROM pages;")
@@ -301,7 +302,7 @@ mod tests {
         reader.batch_execute("COMMIT").unwrap();
         let log = Log::look(&mut conn).unwrap();
         assert!((1..=REST).contains(&log.rest()), "{log:?}");
-        // Too little was written to look at the log without being called.
+        // Too little was written for the writer to act without being called.
         checkpoints.committed(&mut conn, 0);
         assert!(Log::look(&mut conn).unwrap().rest() > 0);
         checkpoints
@@ -326,7 +327,7 @@ mod tests {
         assert!(Log::look(&mut conn).unwrap().rest() >= WAL_MAX_PAGES);
         checkpoints.committed(&mut conn, REST);
         assert_eq!(Log::look(&mut conn).unwrap().rest(), 0);
-        // And it begins anew.
+        // The next write restarts the log.
         write(&mut conn, 1);
         let log = Log::look(&mut conn).unwrap();
         assert!(log.log < CHECKPOINT_PAGES, "{log:?}");

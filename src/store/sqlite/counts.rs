@@ -9,8 +9,7 @@ use crate::id::{Kind, SchoolId};
 use crate::kind::known_status;
 use crate::store::numbers::unsigned;
 
-/// Returns how many subjects of a kind there are, by status, without statuses that no subject has. Triggers maintain the
-/// counts.
+/// Returns how many subjects of a kind there are, by status, without statuses that no subject has.
 pub(super) fn counts(
     conn: &mut SqliteConnection,
     school: SchoolId,

@@ -139,7 +139,7 @@ impl<'a> DeviceRow<'a> {
     }
 }
 
-/// Devices, as the store sees any kind.
+/// The table of devices.
 pub(super) struct DevicesTable;
 
 impl Table for DevicesTable {
@@ -172,7 +172,7 @@ impl Table for DevicesTable {
             }
             return Ok(selection.first_of(events, selection.upto));
         }
-        // Statuses and infos: each by an index in the order of the log.
+        // Statuses and infos are read separately, each by an index in the order of the log.
         let (after, upto) = (signed(selection.after), signed(selection.upto));
         let by_status = || {
             devices::table
@@ -260,7 +260,7 @@ fn snapshot_event(
     Event::snapshot(place, school, device::KIND, id.clone(), at, draft)
 }
 
-/// Devices that are not known to be gone, by school and id, after this one.
+/// Returns the devices that are not known to be offline, ordered by school and id, starting after `after`.
 pub(super) fn not_offline(
     conn: &mut SqliteConnection,
     after: Option<&(SchoolId, SubjectId)>,

@@ -135,7 +135,7 @@ impl<'a> SessionRow<'a> {
     }
 }
 
-/// Enrollment sessions, as the store sees any kind.
+/// The table of enrollment sessions.
 pub(super) struct EnrollmentsTable;
 
 /// The statuses of a session that has ended.

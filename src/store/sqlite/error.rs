@@ -15,7 +15,9 @@ pub enum OpenError {
     },
     /// The database's folder is missing. Only `data_dir` is created automatically: otherwise a mistyped path would create
     /// an empty database.
-    #[error("{path}: there is no folder {folder}; make it, or correct the setting `database_url`")]
+    #[error(
+        "{path}: there is no folder {folder}; create it, or correct the setting `database_url`"
+    )]
     NoFolder {
         /// The path of the database.
         path: PathBuf,

@@ -1,4 +1,4 @@
-//! The functions in SQL that every connection requires.
+//! The SQL functions that every connection needs.
 
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;

@@ -1,6 +1,6 @@
-//! The port [`Heartbeats`]. A lock keeps every other process away from the database, so one node hears all heartbeats, and
-//! does not share them. For several users of one store within the process they are kept in memory, at most one entry for
-//! each device.
+//! The port [`Heartbeats`]. A lock keeps every other process away from the database, so a single node receives all
+//! heartbeats and need not share them. For several nodes within one process, as in tests, they are kept in memory, one
+//! entry per device.
 
 use std::collections::HashMap;
 

@@ -1,24 +1,23 @@
-//! The index of texts: which jobs that have ended may have a text that is searched for.
+//! The text index: finds the ended jobs that may contain a text that is searched for.
 //!
-//! `job_texts` (migration 16) has each three characters in a row, the *trigrams*, of each job that has ended: of its texts as
-//! [`search`] compares them, and of its type and its status between marks, which narrow a search, too. A search of three
-//! characters or more reads the jobs that have all trigrams of what it searches for, and looks at each with
-//! [`search::mentions`]; shorter ones look at all.
+//! `job_texts` (migration 16) indexes the *trigrams*, every three consecutive characters, of each job that has ended: of its
+//! texts as [`search`] compares them, and of its type and status between marks, which also narrow a search. A search for
+//! three or more characters reads only the jobs that have the trigrams of the text, and checks each with
+//! [`search::mentions`]. A search for fewer characters checks all jobs.
 //!
-//! 1. Triggers on `jobs` change the index in the transaction that changes the job. A job that goes on is not in it: a search
-//!    looks at each, by the index of its status. So neither a new job nor a report costs anything.
-//! 2. Everything can be found: a job with more text than [`INDEXED_TEXT_MAX_BYTES`] is in the index with a mark in place of
-//!    its texts, and every search looks at it.
-//! 3. A window of the index is a range of its rows, which are in the order of lists, school by school. So the time for it is
-//!    bounded even if no job in it fits, and another school's jobs cost nothing.
-//! 4. What a hostile publisher has the index do is bounded: a commit counts the bytes of texts for the index
-//!    [`INDEXED_TEXT_WEIGHT`] times, so that a turn of a school holds fewer of them.
+//! 1. Triggers on `jobs` update the index in the transaction that changes the job. A job that has not ended is not in the
+//!    index: a search checks all of these, by the index on their status. So neither a new job nor a report costs anything.
+//! 2. Nothing is missed: a job with more text than [`INDEXED_TEXT_MAX_BYTES`] has a mark in the index in place of its texts,
+//!    and every search checks it.
+//! 3. A window of the index is a range of its rows, which are ordered by school and then as in lists. So the time for a
+//!    window is bounded even if none of its jobs match, and other schools' jobs cost nothing.
+//! 4. The load that a hostile publisher can put on the index is bounded: a commit counts the bytes of indexed texts
+//!    [`INDEXED_TEXT_WEIGHT`] times, so that a turn of a school contains fewer of them.
 //!
-//! Deliberately absent: texts of other kinds, of which a school has few. They are scanned.
+//! Deliberately absent: texts of other kinds, of which a school has few subjects. They are scanned.
 //!
-//! It is an FTS5 table without contents, positions and columns: some 100 bytes a job. Postgres has the same without an
-//! extension: hashes of the same trigrams in an `int[]` with a GIN index (`texts @> wanted`), bounded by a range of
-//! `created_seq`.
+//! The index is a contentless FTS5 table with `detail = none`, which takes about 100 bytes per job. The Postgres store has
+//! no such index: it stores the compared texts in a column and scans them.
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
@@ -36,16 +35,17 @@ use crate::kind::{State, job};
 use crate::log::{ListQuery, Order};
 use crate::store::numbers::{signed, unsigned};
 
-/// Stands around a job's type and the number of its status, and three times in place of texts that are too long. In texts it
-/// leads to jobs that are looked at in vain.
+/// Encloses a job's type and the number of its status, and replaces, three times in a row, texts that are too long. If a
+/// text itself contains the mark, searches only check the job unnecessarily.
 const MARK: char = '\u{1}';
-/// Characters of a trigram.
+/// The number of characters of a trigram.
 const TERM_CHARS: usize = 3;
-/// How far the number of a school is shifted in a row's number. No log has so many events.
+/// The number of low bits of a row id that contain `created_seq`; the school's number is above them. No log has 2^40
+/// events.
 const SCHOOL_SHIFT: u32 = 40;
 
 diesel::define_sql_function! {
-    /// What the index is to have of a job. Called by the triggers.
+    /// The text of a job that is indexed. Called by the triggers.
     #[allow(dead_code, reason = "only triggers call it")]
     fn job_text(
         job_id: Text, job_type: Text, status: Text, message: Text, metadata: Text, error_code: Nullable<Text>,
@@ -53,7 +53,7 @@ diesel::define_sql_function! {
     ) -> Text;
 }
 
-/// Makes the function known to a connection. Nothing can be written to `jobs` without it.
+/// Registers the function with a connection. Without it, the triggers make writes to `jobs` fail.
 pub(super) fn register(conn: &mut SqliteConnection) -> QueryResult<()> {
     job_text_utils::register_impl(
         conn,
@@ -92,14 +92,14 @@ fn too_long() -> String {
     String::from_iter([MARK; TERM_CHARS])
 }
 
-/// A status in one character.
+/// Returns one character for a terminal status.
 fn status_number(status: &str) -> &'static str {
     let ends = ENDS.iter().zip(["0", "1", "2"]);
     let number = ends.into_iter().find(|(own, _)| **own == status);
     number.map_or("", |(_, number)| number)
 }
 
-/// What the index of a state counts for among the bytes of a commit.
+/// Returns how many bytes of a commit the indexed texts of a state count for.
 pub(super) fn bytes(kind: Kind, state: &State) -> usize {
     match kind == job::KIND && state.is_over() {
         true => state.text_bytes().min(INDEXED_TEXT_MAX_BYTES) * INDEXED_TEXT_WEIGHT,
@@ -107,7 +107,7 @@ pub(super) fn bytes(kind: Kind, state: &State) -> usize {
     }
 }
 
-/// What to ask the index for. None of a search that it does not serve.
+/// Returns the FTS5 query for a search. Returns `None` if the index does not serve the search.
 pub(super) fn terms(query: &ListQuery, wanted: &str) -> Option<String> {
     let ended = query.statuses.iter().filter(|own| ENDS.contains(own));
     let ended: Vec<&str> = ended.copied().collect();
@@ -128,7 +128,8 @@ pub(super) fn terms(query: &ListQuery, wanted: &str) -> Option<String> {
     Some(terms)
 }
 
-/// Trigrams of a text, in the syntax of FTS5: all if they are few. None of a text that has none.
+/// Returns trigrams of a text, in the syntax of FTS5: all of them, or a sample of [`INDEX_TERMS_MAX`] at most. Returns
+/// `None` if the text has none.
 fn all_of(text: &str) -> Option<String> {
     let chars: Vec<char> = text.chars().collect();
     let all: Vec<String> = chars
@@ -142,7 +143,7 @@ fn all_of(text: &str) -> Option<String> {
     (!few.is_empty()).then(|| format!("({})", few.join(" AND ")))
 }
 
-/// The next rows of a list, at most so many: of the jobs that have ended those that the index names, and all others.
+/// Returns the next rows of a list, at most `rows`: the ended jobs that the index returns, and all jobs that have not ended.
 pub(super) fn window<'a>(
     conn: &mut SqliteConnection,
     school: SchoolId,
@@ -165,7 +166,7 @@ pub(super) fn window<'a>(
     let (Some((first, _)), Some((last, _))) = (first, job_from(conn, school, back, None)?) else {
         return Ok(Window::default());
     };
-    // Of each source as many as of all together, from which the first are taken.
+    // `JobsTable::window` divides the rows among the sources. Request `rows` of each: all of the first may be in one source.
     let going_on = going_on(query);
     let of_all = rows * going_on.len().max(1);
     let rest = JobsTable.window(conn, school, query, going_on, of_all)?;
@@ -186,16 +187,16 @@ pub(super) fn window<'a>(
     for (_, seqs) in &mut parts {
         seqs.retain(|seq| place(*seq) <= place(end));
     }
-    // The job that is nearest to the end, on this side of it.
+    // A window ends at an existing job: the last one up to `end`.
     let nearest = job_from(conn, school, back, Some(end))?;
-    let (end, at) = nearest.expect("the first one is on this side of the end");
+    let (end, at) = nearest.expect("the first job is not beyond the end");
     Ok(Window {
         end: Some((unsigned(end), from_millis(at)?)),
         parts,
     })
 }
 
-/// The first job of a list from a place on, and when it was created.
+/// Returns the first job of a list, starting at `from`, and when it was created.
 fn job_from(
     conn: &mut SqliteConnection,
     school: SchoolId,
@@ -219,7 +220,8 @@ fn job_from(
     select.at_most(1).get_result(conn).optional()
 }
 
-/// What is looked at directly: jobs that go on, by their statuses, and what has stalled if that is apart.
+/// Returns the sources that are read without the text index: jobs that have not ended, by status, and stalled jobs if they
+/// are a separate source.
 fn going_on(query: &ListQuery) -> Vec<Source<'_>> {
     let mut sources = JobsTable.sources(query);
     sources.retain(|source| source.stalled);
@@ -234,7 +236,7 @@ fn going_on(query: &ListQuery) -> Vec<Source<'_>> {
     sources
 }
 
-/// Jobs that the index names, and what of them fits.
+/// Returns the conditions for jobs that the text index returns.
 fn ended_source(query: &ListQuery) -> Source<'_> {
     Source {
         categories: &query.categories,
@@ -247,7 +249,7 @@ fn ended_source(query: &ListQuery) -> Source<'_> {
     }
 }
 
-/// Jobs of a range that have these terms, in the order of the list, at most so many.
+/// Returns the jobs in a range that match the FTS5 query, in the order of the list, at most `limit`.
 fn candidates(
     conn: &mut SqliteConnection,
     school: SchoolId,

@@ -85,8 +85,8 @@ upsert! {
 }
 
 update! {
-    /// Writes what a tick changes. SQLite writes each index anew that has a column in the list, changed or not, and carries out the
-    /// triggers of each; this list has none but `last_seq` and `message`.
+    /// Writes what a tick changes. SQLite updates every index that contains one of the listed columns, changed or not, and
+    /// fires the triggers on them. Of these columns, only `last_seq` is in indexes, and only `message` has a trigger.
     UpdateTick<'a>(JobRow<'a>) of "jobs"
     by (school_id: BigInt, job_id: Text)
     set (
@@ -96,7 +96,7 @@ update! {
     )
 }
 
-/// Returns whether the states of a job differ in nothing but what [`UpdateTick`] writes.
+/// Returns whether two states of a job differ only in what [`UpdateTick`] writes.
 fn is_tick(before: &Job, after: &Job) -> bool {
     let Job {
         job_type,
@@ -141,7 +141,7 @@ impl<'a> JobRow<'a> {
     fn new(school: SchoolId, id: &'a SubjectId, job: &'a Job, stored: &'a Stored) -> JobRow<'a> {
         let (result, error) = match &job.end {
             Some(End::Result(result)) => (Some(result.get().into()), None),
-            // The details of an error are where a result would be: a job has only one of them.
+            // The column `result` also stores the details of an error, because a job has only one of the two.
             Some(End::Error(error)) => {
                 let details = error.details.as_ref().map(|details| details.get().into());
                 (details, Some(error))
@@ -269,7 +269,7 @@ impl<'a> JobRow<'a> {
     }
 }
 
-/// As JSON with seven digits: an estimate has no more.
+/// Returns a value as JSON, with numbers rounded to about seven digits. Estimates are not more precise.
 fn short_json(value: &impl Serialize) -> String {
     struct SevenDigits;
     impl Formatter for SevenDigits {
@@ -299,8 +299,8 @@ fn json<T: DeserializeOwned>(
         .transpose()
 }
 
-/// Has those jobs looked at next whose end was foretold for a time that has passed: while the server was down, the
-/// uptime at which to look did not come nearer.
+/// Schedules an immediate check of the jobs whose estimated end has passed. Checks are scheduled by uptime, which does not
+/// advance while the server is down.
 pub(super) fn look_at_lapsed(
     conn: &mut SqliteConnection,
     now: DateTime<Utc>,
@@ -315,7 +315,7 @@ pub(super) fn look_at_lapsed(
     Ok(())
 }
 
-/// Jobs, as the store sees any kind.
+/// The table of jobs.
 pub(super) struct JobsTable;
 
 /// The statuses of a job that has ended.
@@ -389,7 +389,7 @@ impl Table for JobsTable {
     }
 }
 
-/// How many ended in one way since a moment and before an hour: the part of an hour that is not counted for itself.
+/// Counts the jobs that ended with a status from `since` until the start of `hour`: `job_endings` has only whole hours.
 fn ended_before_hour(
     conn: &mut SqliteConnection,
     school: SchoolId,

@@ -1,7 +1,7 @@
-//! The port [`Leases`]. A lock keeps every other process away from the database, so leases are kept in memory: what
-//! holds them is gone when the process is. Fences rise over restarts, since they begin with the database's generation.
+//! The port [`Leases`]. A lock keeps every other process away from the database, so leases are kept in memory: their
+//! holders end with the process. Fences increase across restarts, because they begin with the database's generation.
 //!
-//! They belong to the writer, so that no lease changes hands between the check of a fence and the write under it.
+//! The leases belong to the writer, so that none changes hands between the check of a fence and the write under it.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use super::SqliteStore;
 use crate::log::StoreError;
 use crate::log::leases::{Fence, Leases};
 
-/// Leases that are, or were, held. There are as many as tasks that need one.
+/// Leases that are or were held. There are only as many as tasks that need one.
 pub(super) struct HeldLeases {
     last: Fence,
     leases: HashMap<String, Held>,
@@ -24,7 +24,7 @@ struct Held {
 }
 
 impl HeldLeases {
-    /// None yet, in this life of the database.
+    /// Creates an empty table of leases for this generation of the database.
     pub(super) fn new(generation: u64) -> HeldLeases {
         HeldLeases {
             last: Fence(generation << 32),

@@ -1,9 +1,9 @@
 //! `LIMIT` with a bound value, so that the statement is compiled only once.
 //!
 //! SQLite compiles a statement again at each execution if the value of its `LIMIT` is a bare variable: the planner looks at
-//! the value, so each binding makes the plan obsolete. Compiling costs several times as much as a short read. As part of an
-//! expression, the planner does not look at it. So no query here uses Diesel's own `limit` or `first`, which binds a limit
-//! of 1: `get_result` reads the first row without one.
+//! the value, so each binding makes the plan obsolete. Compiling costs several times as much as a short read. The planner
+//! does not look at a variable within an expression. So no query here uses Diesel's own `limit`, or `first`, which binds a
+//! limit of 1: `get_result` reads the first row without a limit.
 
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
@@ -33,7 +33,7 @@ pub(super) trait Limit: Sized {
         }
     }
 
-    /// Returns the row after the first `skipped` ones, if there are so many.
+    /// Returns the row after the first `skipped` ones, if there is one.
     fn row_after(self, skipped: i64) -> Limited<Self> {
         Limited {
             query: self,

@@ -1,8 +1,9 @@
-//! Lists of subjects: what each is read from, and how it is searched where no index has just what fits.
+//! Lists of subjects: how they are read by an index, and how they are searched if no index has exactly what matches.
 //!
-//! A list is the union of its [sources](super::sources), each a range of an index in the list's order. Without anything else to look for it is read at once.
-//! Otherwise it is a walk ([`ListWalk`]): a window of so many rows of all sources together, in it those that fit, and on behind it.
-//! A search for a text in jobs has the index of texts ([`job_texts`]) for those that have ended.
+//! A list is the union of its [sources](super::sources), each a range of an index in the list's order. If all rows of the
+//! sources match, the list is read at once. Otherwise it is read by a walk ([`ListWalk`]), which finds the matching rows in
+//! one window of the sources' rows after another. A search for a text in jobs uses the text index ([`job_texts`]) for those
+//! that have ended.
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -25,15 +26,15 @@ use crate::store::columns::page_of;
 pub(super) struct ListWalk {
     school: SchoolId,
     kind: Kind,
-    /// What is left to be read of it.
+    /// The query for the rest of the list.
     query: ListQuery,
-    /// The text that is looked for, as it is compared.
+    /// The text that is searched for, as it is compared.
     wanted: Option<String>,
-    /// What to ask the index of texts for, if it serves this.
+    /// The query of the text index, if that serves the list.
     terms: Option<String>,
     limit: usize,
     found: Vec<(SubjectId, Stored)>,
-    /// Where the log ended when the walk began: a stream from there delivers what has changed meanwhile.
+    /// The end of the log when the walk began: a stream from there delivers what has changed since.
     head: Option<Place>,
     /// Where the last window ended.
     end: Option<(u64, DateTime<Utc>)>,
@@ -56,14 +57,14 @@ impl ListWalk {
         }
     }
 
-    /// Whether nothing need be scanned for what fits.
+    /// Returns whether the list is read without a search: by indexes alone, or because nothing can match.
     pub(super) fn is_by_index(&self) -> bool {
         let can_be_found = self.query.text.is_some() == self.wanted.is_some();
         let sources = table(self.kind).sources(&self.query);
         !can_be_found || sources.is_empty() || is_by_index(&self.query, &sources)
     }
 
-    /// Reads it by an index.
+    /// Reads the list by indexes alone.
     pub(super) fn list(&mut self, conn: &mut SqliteConnection) -> QueryResult<()> {
         self.head = Some(bounds(conn, self.school)?.head);
         if self.query.text.is_none() {
@@ -77,7 +78,7 @@ impl ListWalk {
         page_of(&self.found, self.limit)
     }
 
-    /// When the last that was looked at was created.
+    /// Returns when the last checked subject was created.
     pub(super) fn until(&self) -> Option<DateTime<Utc>> {
         self.end.map(|(_, at)| at)
     }

@@ -160,7 +160,7 @@ impl SqliteStore {
             .await
     }
 
-    /// Runs a small separate write on the writer.
+    /// Runs a small write outside the log on the writer.
     async fn aside<T: Send + 'static>(
         &self,
         write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
@@ -169,7 +169,7 @@ impl SqliteStore {
         self.writer.call(write).await
     }
 
-    /// The same for a write that a power loss must not undo.
+    /// Like [`SqliteStore::aside`], for a write that a power loss must not undo.
     async fn aside_durably<T: Send + 'static>(
         &self,
         write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,

@@ -1,5 +1,5 @@
-//! The port [`Nodes`]. A lock keeps every other process away from the database, so nodes are kept in memory: there is one,
-//! and it ends with the process.
+//! The port [`Nodes`]. A lock keeps every other process away from the database, so nodes are kept in memory: they all end
+//! with this process.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use super::SqliteStore;
 use crate::log::StoreError;
 use crate::log::nodes::{Node, NodeId, NodeReport, Nodes};
 
-/// The nodes that have reported, in the order in which they began.
+/// The nodes that have reported, in the order of their first reports.
 #[derive(Default)]
 pub(super) struct KnownNodes {
-    /// By the number of nodes before.
+    /// The key is the number of nodes that reported before.
     nodes: BTreeMap<u64, Known>,
     begun: u64,
 }

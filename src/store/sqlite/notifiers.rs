@@ -1,4 +1,4 @@
-//! What is remembered of notifiers.
+//! The tables of notifiers.
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
@@ -88,7 +88,7 @@ struct TotalRow {
     dead: i64,
 }
 
-/// Makes a notifier known. A new one begins at the end of each log, so that past events are not delivered.
+/// Registers a notifier. A new one starts at the current end of each log, so that past events are not delivered.
 pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Begun> {
     conn.immediate_transaction(|conn| {
         let is_new = diesel::insert_or_ignore_into(notifiers::table)
@@ -173,7 +173,7 @@ pub(super) fn offset(
     })
 }
 
-/// Returns the tag of an event, if the log has the event. That of the newest is known without reading it.
+/// Returns the tag of an event, if the log has the event. The tag of the newest event is known without reading the event.
 fn tag(conn: &mut SqliteConnection, school: SchoolId, seq: u64) -> QueryResult<Option<Tag>> {
     let Bounds { head, floor } = bounds(conn, school)?;
     match seq == head.seq && seq > floor.seq {
@@ -182,7 +182,7 @@ fn tag(conn: &mut SqliteConnection, school: SchoolId, seq: u64) -> QueryResult<O
     }
 }
 
-/// Returns whether the log no longer has an event, other than by retention.
+/// Returns whether the log no longer has an event, for another reason than retention.
 fn is_lost(conn: &mut SqliteConnection, school: SchoolId, of: id::Place) -> QueryResult<bool> {
     Ok(match tag(conn, school, of.seq)? {
         Some(tag) => Some(tag) != of.tag,
@@ -190,8 +190,8 @@ fn is_lost(conn: &mut SqliteConnection, school: SchoolId, of: id::Place) -> Quer
     })
 }
 
-/// Moves a cursor. Returns false, and writes nothing, if it is not where it must be, or if the log has lost the event that the
-/// step is about.
+/// Moves a cursor. Returns false, and writes nothing, if the cursor is not where it must be, or if the log has lost the
+/// event that the step has handled.
 pub(super) fn moves(
     conn: &mut SqliteConnection,
     name: &str,
@@ -328,7 +328,8 @@ fn bury(
     let own = dead_letters::table
         .filter(dead_letters::name.eq(name))
         .filter(dead_letters::school_id.eq(school.get()));
-    // By when they were given up: what was set aside is, long after later events.
+    // Ordered by when they were given up, not by `seq`: an event of a subject that was set aside is given up long after
+    // later events.
     let too_many: Vec<i64> = own
         .order((dead_letters::at.desc(), dead_letters::seq.desc()))
         .select(dead_letters::seq)

@@ -1,4 +1,4 @@
-//! Opens a database, or rejects it: nothing is written to one that is damaged, or that is not the one that was left here.
+//! Opens or rejects a database: nothing is written to one that is damaged, or that is not the one that was last open here.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -183,7 +183,7 @@ fn warn_of_others(file: &std::fs::File) {
     if mode & 0o007 != 0 {
         tracing::warn!(
             mode = format!("{:o}", mode & 0o777),
-            "every user of this machine can reach the database; `chmod 600` keeps it to this one"
+            "every user of this machine can reach the database; `chmod 600` restricts it to its owner"
         );
     }
 }

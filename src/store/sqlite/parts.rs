@@ -1,5 +1,6 @@
-//! What the store needs of the table of a kind's parts: rows of their own that belong to a subject, as violations do to a
-//! characteristic. A kind with parts implements [`Parts`] and names it in its [`Table`](super::table::Table).
+//! What the store requires of the table of a kind's parts. Parts are separate rows that belong to a subject, as violations
+//! belong to a characteristic. A kind with parts implements [`Parts`] and returns it from its
+//! [`Table`](super::table::Table).
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -11,7 +12,7 @@ use crate::log::{PartPage, PartQuery};
 
 /// The table of the parts of a kind's subjects.
 pub(super) trait Parts: Sync {
-    /// A part of a subject, by its number.
+    /// Returns a part of a subject by its number.
     fn find(
         &self,
         conn: &mut SqliteConnection,
@@ -20,14 +21,14 @@ pub(super) trait Parts: Sync {
         number: u64,
     ) -> QueryResult<Option<Part>>;
 
-    /// Whether a part has this own id of a publisher.
+    /// Returns whether a part has this publisher-assigned id.
     fn has(&self, conn: &mut SqliteConnection, school: SchoolId, own_id: &str)
     -> QueryResult<bool>;
 
-    /// Writes a part, whether it has a row already or not.
+    /// Writes a part, whether or not it already has a row.
     fn write(&self, conn: &mut SqliteConnection, school: SchoolId, part: &Part) -> QueryResult<()>;
 
-    /// A page of parts, newest first.
+    /// Returns a page of parts, newest first.
     fn list(
         &self,
         conn: &mut SqliteConnection,
@@ -35,10 +36,10 @@ pub(super) trait Parts: Sync {
         query: &PartQuery,
     ) -> QueryResult<PartPage>;
 
-    /// How many are open.
+    /// Returns how many parts are open.
     fn open(&self, conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<u64>;
 
-    /// Deletes at most `limit` parts that are not open since before `before` and whose events are gone.
+    /// Deletes at most `limit` parts that were closed before `before` and whose events are gone.
     fn sweep(
         &self,
         conn: &mut SqliteConnection,

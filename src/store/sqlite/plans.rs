@@ -1,4 +1,4 @@
-//! Tests of how SQLite carries out what this module asks of it: by which indexes, and compiled how often.
+//! Tests of how SQLite executes this module's statements: which indexes it uses, and how often it compiles them.
 
 use std::sync::{Arc, Mutex};
 
@@ -470,7 +470,8 @@ async fn a_tick_writes_no_index_but_those_of_its_places_in_the_log() {
         let opened: Vec<Opened> = diesel::sql_query(plan).load(conn)?;
         Ok(opened.iter().filter(|step| step.opcode == "IdxInsert").count())
     });
-    // `jobs_active` and `jobs_ended`; a row is in one of them. `message` has a trigger, for jobs that have ended.
+    // `jobs_active` and `jobs_ended`. A row is in only one of them, but the plan contains both. `message` is left out here,
+    // because it has a trigger for jobs that have ended.
     assert_eq!(read.await.unwrap(), 2);
     store.close().await.unwrap();
 }

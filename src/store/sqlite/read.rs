@@ -320,7 +320,7 @@ pub(super) fn ended_since(
     ))
 }
 
-/// Returns what a school has of a kind, in numbers.
+/// Returns counts of a school's subjects of a kind.
 pub(super) fn tally(
     conn: &mut SqliteConnection,
     school: SchoolId,
@@ -393,7 +393,7 @@ pub(super) fn schools(
     ids.into_iter().map(school).collect()
 }
 
-/// Returns the size of the database in bytes, without the data that is still in its journal.
+/// Returns the size of the database in bytes, without its journal file.
 pub(super) fn size(conn: &mut SqliteConnection) -> QueryResult<u64> {
     #[derive(QueryableByName)]
     struct Size {

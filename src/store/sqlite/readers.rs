@@ -206,7 +206,7 @@ impl Readers {
         // On a blocking thread, because closing writes to the disk.
         tokio::task::spawn_blocking(move || drop(open));
         if timeout(CLOSE_WAIT, closed).await.is_err() {
-            tracing::warn!("reads go on although the database is being closed");
+            tracing::warn!("some reads are still running while the database is being closed");
         }
     }
 

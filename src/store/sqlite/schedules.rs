@@ -94,7 +94,7 @@ impl<'a> ScheduleRow<'a> {
     }
 }
 
-/// Schedules, as the store sees any kind.
+/// The table of schedules.
 pub(super) struct SchedulesTable;
 
 impl Table for SchedulesTable {

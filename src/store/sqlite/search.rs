@@ -1,4 +1,4 @@
-//! The [search in texts](crate::store::texts) as functions in SQL.
+//! The [search in texts](crate::store::texts) as SQL functions.
 
 use diesel::prelude::*;
 use diesel::sql_types::{Nullable, Text};
@@ -7,16 +7,16 @@ use diesel::sqlite::SqliteConnection;
 pub(super) use crate::store::texts::{contains, folded_json, folded_texts, value_contains, wanted};
 
 diesel::define_sql_function! {
-    /// Whether a text contains another one, which comes from [`wanted`].
+    /// Whether a text contains another one that [`wanted`] has returned.
     fn mentions(text: Nullable<Text>, wanted: Text) -> Bool;
 }
 
 diesel::define_sql_function! {
-    /// The same of the texts and numbers in a JSON text.
+    /// Like `mentions`, for the strings and numbers in a JSON text.
     fn mentions_value(json: Text, wanted: Text) -> Bool;
 }
 
-/// Makes the functions known to a connection.
+/// Registers the functions with a connection.
 pub(super) fn register(conn: &mut SqliteConnection) -> QueryResult<()> {
     mentions_utils::register_impl(conn, |text: Option<String>, wanted: String| {
         text.is_some_and(|text| contains(&text, &wanted))

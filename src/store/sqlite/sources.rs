@@ -6,27 +6,28 @@ use chrono::{DateTime, Utc};
 
 use crate::log::{ListQuery, Stalled};
 
-/// A part of a list that an index has in the list's order, and what of it fits. Two of them have no subject in common.
+/// A range of an index in the order of a list, and which of its subjects match. The sources of a list have no subject in
+/// common.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Source<'a> {
-    /// By the index: what has stalled, one category, one status, or everything.
+    /// The range of the index: what has stalled, one category, one status, or everything.
     pub(super) stalled: bool,
     pub(super) category: Option<&'a str>,
     pub(super) status: Option<&'static str>,
-    /// Looked for among them: these categories, these statuses (any if empty), and what has not stalled.
+    /// The conditions within the range: these categories, these statuses (any if empty), and not stalled.
     pub(super) categories: &'a [String],
     pub(super) statuses: &'a [&'static str],
     pub(super) not_stalled: bool,
 }
 
 impl Source<'_> {
-    /// Whether everything in it fits.
+    /// Returns whether everything in the range matches.
     fn is_by_index(&self) -> bool {
         self.categories.is_empty() && self.statuses.is_empty() && !self.not_stalled
     }
 }
 
-/// What a list is read from, of a kind that has categories or not and stalls or not. Nothing if nothing can fit.
+/// Returns the sources of a list. `has_categories` and `stalls` describe the kind. Returns none if nothing can match.
 pub(super) fn sources(query: &ListQuery, has_categories: bool, stalls: bool) -> Vec<Source<'_>> {
     let mut sources = Vec::new();
     if !has_categories && !query.categories.is_empty() {
@@ -75,16 +76,16 @@ pub(super) fn sources(query: &ListQuery, has_categories: bool, stalls: bool) -> 
     sources
 }
 
-/// Whether a list needs nothing but the indexes of its sources.
+/// Returns whether everything in a list's sources matches, so that no rows need be searched.
 pub(super) fn is_by_index(query: &ListQuery, sources: &[Source<'_>]) -> bool {
     query.text.is_none() && sources.iter().all(Source::is_by_index)
 }
 
-/// Rows of a list that are scanned at a time.
+/// The rows of a list that are searched at a time.
 #[derive(Default)]
 pub(super) struct Window<'a> {
-    /// The last of them, and when it was created; none if nothing is left beyond.
+    /// The last of them, and when it was created; `None` if nothing is left beyond.
     pub(super) end: Option<(u64, DateTime<Utc>)>,
-    /// The sources and their rows, by the events that created their subjects, in the list's order.
+    /// The sources, each with the `created_seq` of its rows, in the list's order.
     pub(super) parts: Vec<(Source<'a>, Vec<i64>)>,
 }

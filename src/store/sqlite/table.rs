@@ -1,5 +1,6 @@
 //! What the store requires of a kind's table. A new kind implements [`Table`] in its own module and adds a line to
-//! [`TABLES`](super::tables); the two macros at the end generate what tables have in common from the names of the table and its columns.
+//! [`TABLES`](super::tables). The macros `any_table` and `table_of_what_ends` generate what tables have in common from
+//! the names of the table and its columns.
 
 use std::collections::HashMap;
 
@@ -68,7 +69,7 @@ pub(super) trait Table: Sync {
         subject: &SubjectId,
     ) -> QueryResult<Option<Stored>>;
 
-    /// Writes a state, whether or not the subject already has a row. `before` is what its row holds, if that is known.
+    /// Writes a state, whether or not the subject already has a row. `before` is the state in its row, if that is known.
     fn write(
         &self,
         conn: &mut SqliteConnection,
@@ -79,7 +80,7 @@ pub(super) trait Table: Sync {
     ) -> QueryResult<()>;
 
     /// Returns the first `limit` events that represent the current states, in the order of the log. Each has the place of
-    /// the subject's original event.
+    /// the event that it repeats.
     fn snapshot(
         &self,
         conn: &mut SqliteConnection,
@@ -109,7 +110,8 @@ pub(super) trait Table: Sync {
         query: &ListQuery,
     ) -> QueryResult<Vec<(SubjectId, Stored)>>;
 
-    /// The same for any list, from the rows of a window that contain `wanted` in their texts.
+    /// Returns the subjects of any list among the rows of a window whose texts contain `wanted`, in the query's order, with
+    /// the same limits as [`Table::list`].
     fn search(
         &self,
         conn: &mut SqliteConnection,
@@ -404,7 +406,7 @@ macro_rules! in_order {
     };
 }
 
-/// Reads the index entries of a source, in the order of a list.
+/// Returns a query for the rows of a source, in the order of a list.
 macro_rules! rows_of {
     (
         $table:ident, $school:ident, $query:ident, $source:ident,

@@ -1,4 +1,4 @@
-//! The table of each kind.
+//! The list of all kinds' tables.
 
 use diesel::prelude::*;
 

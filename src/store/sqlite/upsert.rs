@@ -1,10 +1,11 @@
-//! `INSERT … ON CONFLICT … DO UPDATE`, and `UPDATE` of the columns that change most, as prepared statements that are kept.
+//! `INSERT … ON CONFLICT … DO UPDATE`, and `UPDATE` of the columns that change most, as cached prepared statements.
 //!
-//! Diesel prepares its own updates and upserts anew each time, because their columns may vary; on the
-//! writer's path that would cost more than the write. Here the columns are fixed, so the statement is
-//! cached by its type, which is Diesel's documented way to add a query of one's own.
+//! Diesel prepares its own updates and upserts again each time, because their columns may vary; in the writer, that would
+//! cost more than the write itself. Here the columns are fixed, so the statement is cached by its type, which is Diesel's
+//! documented way to add a custom query.
 
-/// Makes `$name(&row)` an upsert of a row into a table: found by its key, some columns written once, the others each time.
+/// Defines `$name(&row)`, an upsert of a row by its key: the columns in `once` are written only on insert, those in `set`
+/// each time.
 macro_rules! upsert {
     (
         $(#[$meta:meta])*
@@ -50,7 +51,7 @@ macro_rules! upsert {
     };
 }
 
-/// Makes `$name(&row)` an update of some columns of a row that is found by its key.
+/// Defines `$name(&row)`, an update of some columns of a row by its key.
 macro_rules! update {
     (
         $(#[$meta:meta])*

@@ -1,4 +1,4 @@
-//! The `violations` table: what characteristics have opened, and who acknowledged it.
+//! The `violations` table: violations of characteristics, and who acknowledged them.
 
 use std::borrow::Cow;
 
@@ -111,7 +111,7 @@ impl<'a> ViolationRow<'a> {
     }
 }
 
-/// Violations, as the store sees the parts of any kind.
+/// The table of violations.
 pub(super) struct ViolationsTable;
 
 impl Parts for ViolationsTable {
@@ -195,12 +195,12 @@ impl Parts for ViolationsTable {
         })
     }
 
-    /// How many nobody has acknowledged.
+    /// Returns how many violations nobody has acknowledged.
     fn open(&self, conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<u64> {
         count_of(conn, school, "open violations")
     }
 
-    /// One that nobody has acknowledged stays: it still needs attention.
+    /// Keeps violations that nobody has acknowledged, because they still need attention.
     fn sweep(
         &self,
         conn: &mut SqliteConnection,
@@ -226,7 +226,7 @@ impl Parts for ViolationsTable {
     }
 }
 
-/// Open violations by the order of their events, of one characteristic or of all.
+/// Returns open violations of one characteristic or of all, in the order of their events.
 pub(super) fn open(
     conn: &mut SqliteConnection,
     school: SchoolId,

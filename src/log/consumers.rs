@@ -8,7 +8,7 @@ use super::leases::Fence;
 use crate::event::Event;
 use crate::id::{self, Kind, SchoolId, SubjectId, Tag};
 
-/// Where a notifier has work, and from when on.
+/// Where a notifier has work, and when it may start.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Begun {
     /// The schools in which it has work: it is behind, or subjects are set aside.

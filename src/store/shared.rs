@@ -194,7 +194,7 @@ pub struct Backend<D> {
     unused_keys: HashSet<(SchoolId, String)>,
     generations: u64,
     /// Schools whose facts the decisions in progress depend on.
-    judged: BTreeSet<SchoolId>,
+    consulted: BTreeSet<SchoolId>,
     /// Schools that the last commit missed.
     missed: Vec<SchoolId>,
     /// The number of consecutive misses of each school.
@@ -223,7 +223,7 @@ impl<D: Database> Backend<D> {
             past: cache(config::SCHOOL_CACHE),
             unused_keys: HashSet::new(),
             generations: 0,
-            judged: BTreeSet::new(),
+            consulted: BTreeSet::new(),
             missed: Vec::new(),
             misses: HashMap::new(),
         }
@@ -236,7 +236,7 @@ impl<D: Database> Backend<D> {
 
     /// Returns what is known of a school, and loads it if necessary.
     fn known(&mut self, school: SchoolId) -> Result<Known, StoreError> {
-        self.judged.insert(school);
+        self.consulted.insert(school);
         if let Some(known) = self.known.get(&school) {
             return Ok(*known);
         }
@@ -381,7 +381,12 @@ impl<D: Database> Backend<D> {
     }
 
     /// Updates the caches from a written group.
-    fn take_in(&mut self, group: &mut Decisions, moves: &[Move], written: &HashSet<SchoolId>) {
+    fn update_caches(
+        &mut self,
+        group: &mut Decisions,
+        moves: &[Move],
+        written: &HashSet<SchoolId>,
+    ) {
         for own in moves.iter().filter(|own| written.contains(&own.school)) {
             let tail = group.tails.get(&own.school).copied();
             if let Some(known) = self.known.get_mut(&own.school) {
@@ -453,7 +458,7 @@ impl<D: Database> writer::Backend for Backend<D> {
         // locks with it.
         let _ = self.database.unlock();
         self.unused_keys.clear();
-        self.judged.clear();
+        self.consulted.clear();
         let (mut schools, mut addresses, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for (school, envelope) in upcoming {
             if schools.last() != Some(&school) {
@@ -467,7 +472,7 @@ impl<D: Database> writer::Backend for Backend<D> {
         let loaded = self.load(&schools, addresses.clone(), &keys);
         loaded.or_else(|_| self.load(&schools, addresses, &keys))?;
         // Not everything that is prepared is carried out in this round.
-        self.judged.clear();
+        self.consulted.clear();
         Ok(())
     }
 
@@ -478,7 +483,8 @@ impl<D: Database> writer::Backend for Backend<D> {
     ) -> Result<Option<Instant>, StoreError> {
         let moves = self.moves(decisions)?;
         let is_moved = |school: &SchoolId| moves.iter().any(|own| own.school == *school);
-        let mut unwritten: Vec<SchoolId> = std::mem::take(&mut self.judged).into_iter().collect();
+        let mut unwritten: Vec<SchoolId> =
+            std::mem::take(&mut self.consulted).into_iter().collect();
         unwritten.retain(|school| !is_moved(school));
         self.compare(&unwritten)?;
         if moves.is_empty() {
@@ -494,7 +500,7 @@ impl<D: Database> writer::Backend for Backend<D> {
                 return Err(error);
             }
         };
-        self.take_in(decisions, &moves, &written);
+        self.update_caches(decisions, &moves, &written);
         let missed = moves.iter().map(|own| own.school);
         self.has_missed(missed.filter(|school| !written.contains(school)));
         Ok(Some(began))

@@ -10,8 +10,8 @@
 //! A *short* read is served by an index and returns a page; it comes first. A *walk*, such as a search, scans rows for
 //! those that match, one window at a time, and requests a turn for each window. Each of the two has a queue, in which
 //! *requesters* are served round-robin, however many reads each of them has waiting. So no requester waits for more than one
-//! read or window of each other requester. A requester is whatever reads are made for: a school's requests, its streams, or
-//! the server itself.
+//! read or window of each other requester. A requester is one of: a school's requests, a school's streams, or the server
+//! itself.
 //!
 //! The number of waiting reads is bounded (invariant 6): a request beyond a limit is rejected; streams have a separate
 //! limit, and the server's own tasks read one at a time. A read whose future is dropped gives up its place immediately.

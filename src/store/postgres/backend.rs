@@ -154,7 +154,8 @@ impl Database {
         }
     }
 
-    fn look_at_stamps(
+    /// Returns the schools that a failed write has written. Replaces the stamps of the others.
+    fn settle_once(
         &mut self,
         group: &Decisions,
         moves: &[Move],
@@ -531,7 +532,7 @@ impl shared::Database for Database {
     fn settle(&mut self, group: &Decisions, moves: &[Move]) -> Result<Vec<SchoolId>, StoreError> {
         let until = Instant::now() + POSTGRES_UNKNOWN_WAIT;
         loop {
-            match self.look_at_stamps(group, moves) {
+            match self.settle_once(group, moves) {
                 Ok(written) => return Ok(written),
                 Err(error) if Instant::now() > until => {
                     tracing::error!(%error, "it is not known whether a commit took effect, because Postgres cannot be reached");

@@ -228,7 +228,7 @@ async fn moves(
         return Ok(false);
     }
     if let Some(letter) = &progress.dead {
-        bury(conn, name, school, letter).await?;
+        insert_dead_letter(conn, name, school, letter).await?;
     }
     match &progress.set_aside {
         Some(Change::Put(own)) => put(conn, name, school, own).await?,
@@ -296,7 +296,7 @@ async fn put(
     Ok(())
 }
 
-async fn bury(
+async fn insert_dead_letter(
     conn: &mut AsyncPgConnection,
     name: &str,
     school: SchoolId,
@@ -387,7 +387,7 @@ pub(super) async fn import(
         put(conn, &standing.name, school, own).await?;
     }
     for letter in letters {
-        bury(conn, &standing.name, school, letter).await?;
+        insert_dead_letter(conn, &standing.name, school, letter).await?;
     }
     Ok(())
 }

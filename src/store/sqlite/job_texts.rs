@@ -167,9 +167,9 @@ pub(super) fn window<'a>(
         return Ok(Window::default());
     };
     // `JobsTable::window` divides the rows among the sources. Request `rows` of each: all of the first may be in one source.
-    let going_on = going_on(query);
-    let of_all = rows * going_on.len().max(1);
-    let rest = JobsTable.window(conn, school, query, going_on, of_all)?;
+    let unfinished = unfinished(query);
+    let of_all = rows * unfinished.len().max(1);
+    let rest = JobsTable.window(conn, school, query, unfinished, of_all)?;
     let span = step(first, signed(rows * INDEX_SPAN));
     let range = (first.min(span), first.max(span));
     let ended = candidates(conn, school, query.order, terms, range, rows)?;
@@ -222,7 +222,7 @@ fn job_from(
 
 /// Returns the sources that are read without the text index: jobs that have not ended, by status, and stalled jobs if they
 /// are a separate source.
-fn going_on(query: &ListQuery) -> Vec<Source<'_>> {
+fn unfinished(query: &ListQuery) -> Vec<Source<'_>> {
     let mut sources = JobsTable.sources(query);
     sources.retain(|source| source.stalled);
     let is_wanted = |own: &str| query.statuses.is_empty() || query.statuses.contains(&own);

@@ -301,7 +301,7 @@ fn json<T: DeserializeOwned>(
 
 /// Schedules an immediate check of the jobs whose estimated end has passed. Checks are scheduled by uptime, which does not
 /// advance while the server is down.
-pub(super) fn look_at_lapsed(
+pub(super) fn schedule_lapsed_checks(
     conn: &mut SqliteConnection,
     now: DateTime<Utc>,
     uptime: Uptime,

@@ -95,7 +95,7 @@ impl Facts {
         }
     }
 
-    /// Fails if this is recognisably not the database that was left here, or if its journal is missing.
+    /// Fails if this is recognisably not the database that was last open here, or if its journal is missing.
     pub(super) fn check_life(&self, lock: &DatabaseLock) -> Result<(), OpenError> {
         let path = lock.path().to_path_buf();
         // A database without an epoch gets a new one, whatever database it is.

@@ -254,8 +254,8 @@ impl DatabaseLock {
 }
 
 impl Drop for DatabaseLock {
-    /// Updates the record and releases the locks; all connections are closed by now. Closing the files is not enough: until
-    /// it starts its program, a child process of the application shares them, and the locks with them.
+    /// Updates the record and releases the locks; all connections are closed by now. Closing the files is not enough: a
+    /// forked child process shares them, and the locks with them, until it executes its program.
     fn drop(&mut self) {
         self.closed();
         #[cfg(target_os = "linux")]

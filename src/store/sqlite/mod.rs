@@ -102,7 +102,7 @@ impl SqliteStore {
             mut conn,
         } = open(settings, path)?;
         let failed = |error: &dyn std::fmt::Display| OpenError::database(path, error);
-        jobs::look_at_lapsed(&mut conn, Utc::now(), life.uptime.now())
+        jobs::schedule_lapsed_checks(&mut conn, Utc::now(), life.uptime.now())
             .map_err(|error| failed(&error))?;
         for name in notifiers {
             notifiers::begins(&mut conn, name).map_err(|error| failed(&error))?;

@@ -255,7 +255,7 @@ pub(super) fn moves(
             diesel::update(own)
                 .set(cursors::dead.eq(cursors::dead + 1))
                 .execute(conn)?;
-            bury(conn, name, school, letter)?;
+            insert_dead_letter(conn, name, school, letter)?;
         }
         match &progress.set_aside {
             Some(Change::Put(own)) => put(conn, name, school, own)?,
@@ -306,7 +306,7 @@ fn lift(
     Ok(())
 }
 
-fn bury(
+fn insert_dead_letter(
     conn: &mut SqliteConnection,
     name: &str,
     school: SchoolId,

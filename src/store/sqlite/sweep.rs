@@ -43,8 +43,8 @@ struct Kept {
 /// An event: its `seq`, when it happened, and its size as [`crate::event::Event::bytes`] counts it.
 type Row = (i64, i64, i64);
 
-/// Removes one batch of data past its retention: events first, then finished subjects, then keys. `swept_school` is where
-/// the next batch starts.
+/// Removes one batch of data past its retention: events and stored answers, then finished subjects, then parts, then keys.
+/// The next batch of events starts after `swept_school`.
 pub(super) fn sweep(
     conn: &mut SqliteConnection,
     swept_school: &mut i64,

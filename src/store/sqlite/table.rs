@@ -496,10 +496,10 @@ macro_rules! table_of_what_ends {
                 .copied()
                 .filter(wanted)
                 .partition(|status| $ends.contains(status));
-            let going_on = (!active.is_empty()).then_some(None);
+            let unfinished = (!active.is_empty()).then_some(None);
             let ended = ended.into_iter().filter(|_| !selection.active_only).map(Some);
             let mut through = selection.upto;
-            for ending in going_on.into_iter().chain(ended) {
+            for ending in unfinished.into_iter().chain(ended) {
                 let by_index = || {
                     let query = $table::table
                         .filter($table::school_id.eq(selection.school.get()))

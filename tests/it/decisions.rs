@@ -6,7 +6,7 @@ use chrono::DateTime;
 use serde_json::json;
 use tidings::config::{Bounded, Settings};
 use tidings::id::SchoolId;
-use tidings::kind::{RuleError, characteristic};
+use tidings::kind::{RuleError, characteristic, device, enrollment};
 use tidings::log::decide::{Decisions, Rules};
 use tidings::log::facts::Moment;
 use tidings::log::writer::{Pace, Writer};
@@ -195,6 +195,67 @@ fn an_id_of_a_violation_is_used_once_within_a_group_and_afterwards() {
     let parts: Vec<_> = facts.parts.values().collect();
     let violation = parts[0].characteristic().unwrap();
     assert_eq!((parts.len(), violation.seq), (1, 3), "of its own event");
+}
+
+#[test]
+fn a_device_is_held_by_one_session_within_a_group_and_afterwards() {
+    let rules = rules(10);
+    let mut facts = Memory::default();
+    let session = |id: &str, verb, body| command(enrollment::KIND, id, verb, body);
+    let start = |id: &str| session(id, "start", json!({"device_id": "d"}));
+    let mut decisions = Decisions::default();
+    let is_held = |receipt: &Result<Receipt, CommandError>| {
+        let error = receipt.as_ref().err();
+        matches!(error, Some(CommandError::Rule(RuleError::Held { .. })))
+    };
+    let register = command(device::KIND, "d", "register", json!({}));
+    let first = [register, start("a"), start("b")];
+    let receipts = decided(&rules, &mut facts, &mut decisions, &first);
+    assert!(receipts[..2].iter().all(Result::is_ok), "{receipts:?}");
+    assert!(is_held(&receipts[2]), "{receipts:?}");
+    facts.take_in(&mut decisions);
+    let mut decisions = Decisions::default();
+    let cancel = session("a", "cancel", json!({}));
+    let second = [start("b"), cancel, start("b"), start("c")];
+    let receipts = decided(&rules, &mut facts, &mut decisions, &second);
+    assert!(is_held(&receipts[0]) && is_held(&receipts[3]), "{receipts:?}");
+    assert!(receipts[1..3].iter().all(Result::is_ok), "{receipts:?}");
+}
+
+#[test]
+fn a_violation_can_be_acknowledged_within_its_group_and_only_once() {
+    let rules = rules(10);
+    let mut facts = Memory::default();
+    let mut decisions = Decisions::default();
+    let to = |verb, body| command(characteristic::KIND, "c", verb, body);
+    let acknowledge = || to("acknowledge", json!({"seq": 2, "note": "seen"}));
+    let first = [
+        to("put", json!({})),
+        to("violations", json!({"rule_id": 1})),
+        acknowledge(),
+        acknowledge(),
+    ];
+    let receipts = decided(&rules, &mut facts, &mut decisions, &first);
+    assert!(receipts[..3].iter().all(Result::is_ok), "{receipts:?}");
+    assert!(receipts[3].is_err(), "{receipts:?}");
+}
+
+/// Stores count subjects by what has changed.
+#[test]
+fn a_group_says_how_a_subject_was_counted_before_it() {
+    let rules = rules(10);
+    let mut facts = Memory::default();
+    let mut decisions = Decisions::default();
+    decided(&rules, &mut facts, &mut decisions, &[create("a")]);
+    assert!(decisions.before.is_empty(), "a new one was not counted");
+    facts.take_in(&mut decisions);
+    let mut decisions = Decisions::default();
+    let start = job("a", "start", json!({}));
+    let complete = job("a", "complete", json!({}));
+    let second = [start, complete, create("b")];
+    decided(&rules, &mut facts, &mut decisions, &second);
+    let statuses = decisions.before.values().map(|own| own.status);
+    assert_eq!(statuses.collect::<Vec<_>>(), ["pending"]);
 }
 
 #[test]

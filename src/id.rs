@@ -30,8 +30,8 @@ pub const SUBJECT_ID_MAX_BYTES: usize = 128;
 /// A text that is not a valid name. The message is safe to show to a client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// A school id that is not a whole number above zero.
-    #[error("a school id must be a whole number of 1 or more")]
+    /// A school id that is not a positive integer.
+    #[error("a school id must be a positive integer")]
     School,
     /// A subject id that is empty, too long or has control characters.
     #[error(

@@ -1,4 +1,4 @@
-//! Whole numbers whose range is part of their type, so that a setting outside of its range cannot be built.
+//! Integers whose range is part of their type, so that a setting outside its range cannot be constructed.
 //!
 //! The crates for such numbers, such as `deranged` and `bounded-integer`, do not state the range when a value has the
 //! wrong type. These types describe the range in the same words in every error.
@@ -95,8 +95,8 @@ impl<T: Whole, const MIN: u64, const MAX: u64> Bounded<T, MIN, MAX> {
     /// Describes the numbers in the range.
     pub(crate) fn accepted() -> String {
         match Self::MOST {
-            u64::MAX => format!("a whole number of at least {MIN}"),
-            most => format!("a whole number from {MIN} to {most}"),
+            u64::MAX => format!("an integer of at least {MIN}"),
+            most => format!("an integer from {MIN} to {most}"),
         }
     }
 }

@@ -119,7 +119,7 @@ fn sentence(error: &figment::Error, figment: &Figment) -> String {
             let range = range.and_then(|key| accepted_by_framework(key));
             let accepted = range.as_deref().unwrap_or_else(|| accepted(expected));
             let is_whole = matches!(actual, Actual::Signed(_) | Actual::Unsigned(_));
-            match is_whole && accepted.starts_with("a whole number") {
+            match is_whole && accepted.starts_with("an integer") {
                 true => format!("{place} must be {accepted}, but is outside that range"),
                 false => format!("{place} must be {accepted}, but is {}", type_name(actual)),
             }
@@ -166,11 +166,11 @@ fn listed(names: &[&str]) -> String {
 /// Returns what is expected in plain words instead of Rust's type names.
 fn accepted(expected: &str) -> &str {
     match expected {
-        "u8" => "a whole number from 0 to 255",
-        "u16" => "a whole number from 0 to 65535",
-        "u32" => "a whole number from 0 to 4294967295",
-        "u64" | "usize" => "a whole number of at least 0",
-        "i32" | "i64" | "isize" => "a whole number",
+        "u8" => "an integer from 0 to 255",
+        "u16" => "an integer from 0 to 65535",
+        "u32" => "an integer from 0 to 4294967295",
+        "u64" | "usize" => "an integer of at least 0",
+        "i32" | "i64" | "isize" => "an integer",
         "f32" | "f64" => "a number",
         "a boolean" | "bool" => "true or false",
         "a string" | "string" | "str" => "a string, in quotes",
@@ -218,7 +218,7 @@ fn parse_problem(text: &str) -> Option<String> {
 fn type_name(actual: &Actual) -> &'static str {
     match actual {
         Actual::Bool(_) => "a boolean",
-        Actual::Unsigned(_) | Actual::Signed(_) => "a whole number",
+        Actual::Unsigned(_) | Actual::Signed(_) => "an integer",
         Actual::Float(_) => "a number with a fraction",
         Actual::Char(_) => "a character",
         Actual::Str(text) if text.is_empty() => "empty",

@@ -89,8 +89,7 @@ impl LineReader<'_> {
             None => self.named,
             Some(Some(own)) => Some(own),
             Some(None) => {
-                let detail =
-                    "`school_id` must be a whole number of 1 or more, or a string of its digits";
+                let detail = "`school_id` must be a positive integer, or a string of its digits";
                 return Line {
                     school: self.access.school(self.named).ok(),
                     asked: Err(Problem::new(Kind::InvalidBody, detail)),

@@ -133,7 +133,7 @@ fn expiry(asked_secs: Option<u64>) -> Result<Option<i64>, Problem> {
     let fits = (1..=LINK_MAX_SECS).contains(&secs).then_some(secs);
     let secs = fits.and_then(|secs| i64::try_from(secs).ok());
     let secs = secs.ok_or_else(|| {
-        let detail = format!("`expires_in_secs` must be from 1 to {LINK_MAX_SECS}");
+        let detail = format!("`expires_in_secs` must be an integer from 1 to {LINK_MAX_SECS}");
         Problem::new(Kind::InvalidBody, detail)
     })?;
     Ok(Some(Utc::now().timestamp() + secs))
@@ -213,7 +213,7 @@ fn signed(request: &Request<'_>) -> Result<Signed, Problem> {
         expires: match query(request, "expires") {
             None => None,
             Some(text) => Some(expires(text).ok_or_else(|| {
-                let detail = "`expires` must be a whole number of seconds since 1970";
+                let detail = "`expires` must be an integer number of seconds since 1970";
                 Problem::new(Kind::InvalidQuery, detail)
             })?),
         },

@@ -148,7 +148,11 @@ pub(super) fn page_of(request: &Request<'_>) -> Result<(Option<u64>, usize), Pro
     let limit = match query(request, "limit").map(str::parse) {
         None => PAGE_DEFAULT,
         Some(Ok(limit)) if (1..=PAGE_MAX).contains(&limit) => limit,
-        Some(_) => return Err(invalid(format!("`limit` must be from 1 to {PAGE_MAX}"))),
+        Some(_) => {
+            return Err(invalid(format!(
+                "`limit` must be an integer from 1 to {PAGE_MAX}"
+            )));
+        }
     };
     let Some(page) = query(request, "page") else {
         return Ok((None, limit));

@@ -28,7 +28,7 @@ pub(super) struct Parameter {
 pub(super) enum Values {
     /// One of these.
     OneOf(&'static [&'static str]),
-    /// A whole number from the first to the second, with a default.
+    /// An integer from the first to the second, with a default.
     Whole(u64, u64, Option<u64>),
     /// A text of at most so many bytes, with an example.
     Text(usize, &'static str),

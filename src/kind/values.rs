@@ -27,7 +27,7 @@ pub(super) fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleErro
 
 /// An id or another short text, which some clients send as an integer.
 #[derive(serde::Deserialize)]
-#[serde(untagged, expecting = "expected a string or a whole number")]
+#[serde(untagged, expecting = "expected a string or an integer")]
 pub(crate) enum TextOrNumber {
     Text(String),
     Number(i64),

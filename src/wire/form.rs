@@ -245,7 +245,7 @@ pub(super) struct UploadFields<'a> {
     /// The status.
     #[schemars(extend("enum" = ["processing", "completed", "error"]))]
     status: &'static str,
-    /// Percent complete, as a whole number.
+    /// Percent complete, as an integer.
     #[schemars(range(min = 0, max = 100))]
     progress: u64,
     /// The newest human-readable message.

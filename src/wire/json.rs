@@ -1,7 +1,7 @@
 //! Parses the JSON that clients send. Nothing in it is changed silently.
 //!
-//! - A whole number must fit into 64 bits, signed or unsigned, and any other number into a double. Any other number would be
-//!   rounded, so it is rejected with its place.
+//! - An integer must fit into 64 bits, signed or unsigned, and any other number into a double. A number that does not fit
+//!   would be rounded, so it is rejected with its place.
 //! - An escaped surrogate without its partner (`"\ud800"`) stands for no character. It becomes U+FFFD: publishers pass on the
 //!   output of programs, and losing the report would be worse than losing the character.
 //!
@@ -18,7 +18,7 @@ const SHOWN_CHARS: usize = 64;
 /// A number that cannot be represented exactly.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error(
-    "`{place}` is {number}: a whole number must be from {} to {}, and any other number must fit into a double; send other \
+    "`{place}` is {number}: an integer must be from {} to {}, and any other number must fit into a double; send other \
      numbers as strings",
     i64::MIN,
     u64::MAX

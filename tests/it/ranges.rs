@@ -16,7 +16,7 @@ fn error(setting: &str, value: impl Into<Value>) -> Option<String> {
 /// Returns the range of a setting, such as `1 to 3600` or `at least 1`. Returns `None` if it is not a number.
 pub(crate) fn range(setting: &str) -> Option<String> {
     let error = error(setting, "text")?;
-    let (_, rest) = error.split_once("must be a whole number ")?;
+    let (_, rest) = error.split_once("must be an integer ")?;
     let (range, _) = rest.split_once(", but is a string")?;
     Some(
         range

@@ -214,7 +214,7 @@ fn a_setting_of_rockets_that_cannot_be_used_is_named_without_its_value() {
 
 #[test]
 fn a_value_that_cannot_be_used_is_reported_in_a_sentence_with_its_key_and_place() {
-    let number = "a whole number";
+    let number = "an integer";
     for (name, value, words) in [
         ("ROCKET_WORKERS", "0", ["`workers`", "from 1 to 1024"]),
         ("ROCKET_WORKERS", "-1", ["`workers`", "from 1 to 1024"]),

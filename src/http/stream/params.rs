@@ -144,7 +144,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
         let number = text.parse().ok().filter(|number| *number <= most);
         number
             .map(Some)
-            .ok_or_else(|| invalid(format!("`{name}` must be a whole number from 0 to {most}")))
+            .ok_or_else(|| invalid(format!("`{name}` must be an integer from 0 to {most}")))
     };
     let (statuses, job_types) = filters(request)?;
     let UpperStatus(upper_status) = upper_status(request)?;
@@ -174,9 +174,8 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
         None => None,
         Some(Ok(most)) if most >= EVENT_LIMIT_MIN_BYTES => Some(most),
         Some(_) => {
-            let detail = format!(
-                "`max_event_bytes` must be a whole number of {EVENT_LIMIT_MIN_BYTES} or more"
-            );
+            let detail =
+                format!("`max_event_bytes` must be an integer of at least {EVENT_LIMIT_MIN_BYTES}");
             return Err(invalid(detail));
         }
     };

@@ -22,7 +22,7 @@ use crate::publish::{PublishDurations, Publisher};
 use crate::reserve::{Holder, Reserve, ReserveFull, Reserved};
 use crate::throttle::{Debts, Throttle};
 
-/// Why a request was rejected. Nothing has changed.
+/// Why a request was rejected. Nothing has changed, except possibly after [`StoreError::Unknown`].
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Rejected {
     /// The credential does not allow it.

@@ -117,7 +117,8 @@ impl KeySet {
         }
     }
 
-    /// Returns the keys that may have signed a token: those with its `kid`, or else those without a `kid`.
+    /// Returns the keys that may have signed a token: those with its `kid`, or if there are none, those without a `kid`. A
+    /// token without a `kid` may have been signed by any key.
     fn candidates(
         &self,
         algorithm: Algorithm,

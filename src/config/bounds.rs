@@ -124,7 +124,7 @@ pub const CHECKPOINT_REST_PAGES: i64 = 250;
 /// Size of the log, in pages, from which on the writer copies these last pages. The index of the log is cheapest to
 /// search up to about this size.
 pub const WAL_RESTART_PAGES: i64 = 4_000;
-/// Pages in the log at which the writer waits for the checkpoint: 64 MiB.
+/// Number of pages in the log at which the writer waits for the checkpoint: about 63 MiB.
 pub const WAL_MAX_PAGES: i64 = 16_000;
 /// Size to which the file of the log is truncated when SQLite restarts the log, in bytes: somewhat more than
 /// [`WAL_RESTART_PAGES`] pages.

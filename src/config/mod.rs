@@ -193,7 +193,8 @@ pub struct Settings {
     pub jwt_roles: BTreeMap<String, Role>,
     /// The role of tokens that name none. If absent, such tokens are rejected.
     pub jwt_default_role: Option<Role>,
-    /// The school of tokens that name none. If absent, such tokens are rejected.
+    /// The school of tokens that name none. If absent, such tokens are rejected, unless their role is literally `admin`:
+    /// those cover all schools.
     pub jwt_default_school_id: Option<SchoolId>,
     /// Allowed clock difference when `exp`, `nbf` and `iat` are checked, in seconds.
     pub jwt_leeway_secs: Bounded<u64, 0, 86_400>,

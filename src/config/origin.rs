@@ -300,7 +300,7 @@ fn without_user(entry: &str) -> String {
 pub struct AllowedOrigins(#[serde(deserialize_with = "super::one_or_many")] Vec<AllowedOrigin>);
 
 impl AllowedOrigins {
-    /// Whether only the server's own pages can read answers.
+    /// Whether only the server's own pages have the permission.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -319,7 +319,7 @@ impl AllowedOrigins {
         }
     }
 
-    /// Whether every page can read answers that need no cookie.
+    /// Whether `*` is listed: every page has the permission. With `allowed_origins`, it does not extend to the cookie.
     pub fn has_any(&self) -> bool {
         self.0.contains(&AllowedOrigin::Any)
     }

@@ -120,7 +120,8 @@ impl Callers {
     async fn watch_connections(self, port: u16) {
         loop {
             tokio::time::sleep(CALLER_CHECK_PERIOD).await;
-            // Take the list before asking the kernel: a connection that is made in between is not in the kernel's answer.
+            // Take the list before asking the kernel: a connection that is made after the kernel's answer would seem to be
+            // gone.
             let watched: Vec<_> = {
                 let mut watched = self.watched();
                 if watched.connections.is_empty() {

@@ -45,7 +45,8 @@ pub(super) fn is_encrypted(request: &Request<'_>) -> bool {
 
 /// The page that sends a request, by its `Origin`.
 pub(super) enum Page {
-    /// No `Origin`: the client is not a browser, or the request is a plain GET of the server's own page.
+    /// No `Origin`: the client is not a browser, or the request only reads. Browsers send `Origin` with every request that
+    /// writes or opens a WebSocket.
     None,
     /// A page of this origin.
     At(Origin),
@@ -63,7 +64,8 @@ pub(super) fn page(request: &Request<'_>) -> Page {
     }
 }
 
-/// Whether the requesting page is ours or of an origin in `allowed_origins`. Without `Origin`, no foreign page sent it.
+/// Whether the page that sent the request is ours or of an origin in `allowed_origins`. Also true without `Origin`, so this
+/// is meaningful only for requests that write or open a WebSocket.
 pub(super) fn is_own_page(request: &Request<'_>) -> bool {
     match page(request) {
         Page::None => true,

@@ -1,4 +1,5 @@
-//! The only layer that knows Rocket: routes, guards, problems, and the three transports.
+//! Routes, guards, problems, and the three transports. Apart from the code that starts a server, only this layer knows
+//! Rocket.
 //!
 //! [`routes`] and [`catchers`] can be mounted at any base. [`fairing`] mounts them, starts Tidings from the application's
 //! own configuration, and closes its streams when the application stops. [`close`] then stops Tidings itself.

@@ -90,7 +90,7 @@ struct NotifierList {
 pub(super) struct NotifierState {
     /// Its name in the settings.
     pub(super) name: String,
-    /// `webhook`, `email`, `mqtt`, or that of an application's own notifier.
+    /// `webhook`, `email`, `mqtt`, `ntfy`, `home_assistant`, or the medium of an application's own notifier.
     pub(super) medium: String,
     /// The place in the log up to which it has delivered.
     pub(super) seq: u64,

@@ -34,8 +34,6 @@ pub(super) struct Pipeline {
     /// The round that is being carried out, and its number of commands.
     round: Option<(AbortOnDropHandle<Answers>, usize)>,
     answers: Answers,
-    /// Whether nothing more is carried out.
-    is_stopped: bool,
 }
 
 /// What all rounds need.
@@ -73,7 +71,6 @@ impl Pipeline {
             waiting_bytes: 0,
             round: None,
             answers: Answers::default(),
-            is_stopped: false,
         }
     }
 
@@ -103,9 +100,9 @@ impl Pipeline {
         });
     }
 
-    /// Drops the commands that are not being carried out yet. They have no effect, and are not answered.
+    /// Drops the commands that are not being carried out yet. They have no effect, and are not answered. The caller passes no
+    /// more commands.
     pub(super) fn stop(&mut self) {
-        self.is_stopped = true;
         self.waiting.clear();
         self.waiting_bytes = 0;
     }

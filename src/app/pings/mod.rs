@@ -233,8 +233,8 @@ impl PingService {
     }
 }
 
-/// A key can report on all jobs of a type, for as long as it exists. So only an admin of all jobs of the school can
-/// create one.
+/// Anyone who has a key can create jobs of its type until it is revoked, even after its creator's token has expired. So
+/// only an admin of all jobs of the school can create one.
 fn authorize(caller: &Caller) -> Result<SchoolId, Rejected> {
     caller.require(Role::Admin)?;
     caller.authorize(&Channel::Collection(job::KIND))?;

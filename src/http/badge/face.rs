@@ -37,8 +37,9 @@ pub(super) struct Face {
     pub(super) percent: Option<u8>,
 }
 
-/// Statuses of subjects that have ended. A badge of several subjects counts the others.
-const ENDED: [&str; 7] = [
+/// Statuses that a badge of several subjects does not count: those of subjects that have ended, and `unknown`, which says
+/// nothing about a device.
+const NOT_COUNTED: [&str; 7] = [
     "completed",
     "complete",
     "failed",
@@ -167,15 +168,15 @@ impl Face {
     }
 }
 
-/// Returns how many subjects have not ended, by status.
+/// Returns the number of subjects that a badge counts, by status.
 fn active(tally: &Tally) -> Vec<(&'static str, u64)> {
     let counts = tally.by_status.iter().copied();
     counts
-        .filter(|(status, count)| *count > 0 && !ENDED.contains(status))
+        .filter(|(status, count)| *count > 0 && !NOT_COUNTED.contains(status))
         .collect()
 }
 
-/// Returns the worst tone of those that have not ended.
+/// Returns the worst tone of the subjects that a badge counts.
 fn worst(tally: &Tally) -> Tone {
     let tones = active(tally).into_iter().map(|(status, _)| tone(status));
     let stalled = (tally.stalled > 0).then_some(Tone::Late);

@@ -75,7 +75,7 @@ pub(in crate::http) fn document(base: &str) -> Value {
 impl Document {
     /// Adds a channel at an address, with the messages of these kinds in both directions.
     fn channel(&mut self, address: &str, dialect: &Dialect, kinds: &[&Description], about: &str) {
-        // Commands are accepted on the connection that starts without a channel.
+        // No other endpoint accepts commands.
         let can_publish = address == "/ws";
         let mut sent = schema::controls(&mut self.generator);
         sent.retain(|(name, _)| match &**name {

@@ -294,7 +294,7 @@ fn security_schemes() -> Value {
     })
 }
 
-/// Returns the kinds' ids in a path, for the routes of streams.
+/// Returns the end of the URL of each scope, after `/events` or `/badge`: `/jobs`, `/jobs/{job_id}`, …
 pub(in crate::http) fn scopes() -> Vec<String> {
     let mut scopes = vec![String::new(), "/schools/{school_id}".to_owned()];
     for kind in kind::KINDS {

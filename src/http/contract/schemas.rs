@@ -70,8 +70,7 @@ impl Schemas {
         json!({ "$ref": format!("#{DEFINITIONS}/{name}") })
     }
 
-    /// Returns the schema of a subject as a resource: the event that describes it, with its details. `None` if there is
-    /// no such kind.
+    /// Returns the schema of a subject as a resource: the event that describes it, with its details.
     pub(in crate::http) fn resource(&mut self, kind: Kind) -> Value {
         let own = kind::description(kind);
         let event = self.events(own.event_types);

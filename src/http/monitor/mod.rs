@@ -74,7 +74,7 @@ fn fields<T: JsonSchema>() -> Value {
     T::json_schema(&mut SchemaGenerator::default()).to_value()
 }
 
-/// Mounts the state and the error pages of the monitor, and the route for the root of a standalone server.
+/// Mounts the state and the error pages of the monitor. If `has_home`, also redirects `base` to the monitor.
 pub(super) fn mount(rocket: Rocket<Build>, base: &str, has_home: bool) -> Rocket<Build> {
     let assets = Assets::new();
     let pages = Pages::new(&assets);
@@ -90,7 +90,7 @@ pub(super) fn mount(rocket: Rocket<Build>, base: &str, has_home: bool) -> Rocket
         .register(own, rocket::catchers![catch])
 }
 
-/// Returns the route for the root of a standalone server.
+/// Returns the route that redirects to the monitor.
 fn home() -> Vec<Route> {
     routes![to_the_pages]
 }

@@ -120,7 +120,7 @@ impl<'r> Responder<'r, 'static> for Html {
             text,
             ancestors,
         } = self;
-        // Compression is safe: pages contain no secret whose content their length could reveal.
+        // The length of a compressed page reveals nothing: no page contains a secret that is not in its URL.
         let packed = match compression::accepts_gzip(request) {
             true => compression::gzip(text.as_bytes(), Compression::fast()),
             false => None,

@@ -23,7 +23,7 @@ use crate::service::Tidings;
 /// The visitor of a page.
 pub(super) struct Visitor {
     credential: Result<Access, Problem>,
-    /// Whether the request comes from a page of this server, as far as browsers report it.
+    /// Whether the request comes from a page of this server or of an allowed origin: see [`forwarded::is_own_page`].
     pub(super) is_own_page: bool,
     /// Whether the browser used TLS with this server or with the proxy in front of it.
     is_encrypted: bool,

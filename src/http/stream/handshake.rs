@@ -90,7 +90,7 @@ fn asks_for_websocket(request: &Request<'_>) -> bool {
 /// In Rocket 0.5.2, guards cannot see the HTTP version, and Rocket answers such a handshake with a 101 that opens nothing.
 /// An application that knows the version, as `tidings serve` does, therefore records the key here before the request is
 /// routed, and manages a clone of this as Rocket state. Otherwise a request over HTTP/1.0 is recognized only if it has no
-/// `Host`.
+/// `Host`, or neither the key nor the version of a handshake.
 #[derive(Clone)]
 pub struct OldHandshakes(Arc<Mutex<LruCache<String, ()>>>);
 

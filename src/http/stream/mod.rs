@@ -248,7 +248,7 @@ async fn job_progress(
     with_channel(dialect, target, None, params, listener, handshake, tidings).await
 }
 
-/// `/ws/upload-progress`: all jobs, or those of one type, in the form of uploads.
+/// `/ws/upload-progress`: all active jobs, or those of some types, in the form of uploads.
 #[get("/ws/upload-progress")]
 async fn uploads(
     params: Result<Params, Problem>,

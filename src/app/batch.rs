@@ -84,7 +84,8 @@ impl PublishService {
     }
 
     /// Begins a batch with the given number of items in each school and the given size of its body. Returns, in addition to
-    /// the batch, the schools that have reached their limit on bytes. If that is the only school, the whole batch is rejected.
+    /// the batch, the schools that have reached their byte limit. If the batch is only for such a school, all of it is
+    /// rejected.
     pub fn begin_batch<'a>(
         self: &'a Arc<Self>,
         access: &'a Access,

@@ -15,7 +15,7 @@ pub struct GrantService {
     keys: Arc<Keys>,
 }
 
-/// Why nothing was granted.
+/// Why a ticket or a link was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum GrantRejected {
     /// The credential does not allow it.
@@ -69,7 +69,7 @@ impl GrantService {
                 let end = end.timestamp();
                 Some(expires.map_or(end, |at| at.min(end)))
             }
-            // A visitor without a token: the link would outlive the setting that permits access.
+            // The caller has no token, but access through `anonymous_school_id`. The link would outlive that setting.
             (Err(error), None) => return Err(error.into()),
         };
         let link = Link {

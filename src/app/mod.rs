@@ -8,7 +8,7 @@
 //! with a [`WholeServer`], which nothing else can create. Only `/metrics` and the page of the whole server read the store
 //! itself, with that proof; `tests/it/exemptions.rs` checks that no other HTTP module does.
 //!
-//! The rate of a stream's messages is limited where they arrive.
+//! The rate limit on messages from a stream's client is enforced where they arrive, not here.
 //!
 //! This layer does not depend on Rocket, HTTP statuses, bodies or their encodings.
 

@@ -108,7 +108,7 @@ impl ReadService {
         Ok(self.store.parts(caller.school(), kind, query).await?)
     }
 
-    /// Returns the newest events of a subject, as many as `limit`, oldest first.
+    /// Returns the newest events of a subject, at most `limit`, oldest first.
     pub async fn last_events(
         &self,
         caller: &Caller,
@@ -158,7 +158,7 @@ impl ReadService {
         schools: Vec<SchoolId>,
         mut queries: Vec<TallyQuery>,
     ) -> Result<Vec<Vec<(Kind, Tally)>>, StoreError> {
-        // A token that is limited to channels may name some of one school only, so what it covers varies.
+        // What a token covers can differ between schools: a channel such as `schools/7` applies only to that school.
         let covers = |school: &SchoolId, kind: Kind| {
             let authorized = access.authorize(*school, &Channel::Collection(kind));
             access.school(Some(*school)).is_ok() && authorized.is_ok()

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::wire::Close;
 
-/// Whether the server is shutting down. Once it is, this never changes back.
+/// Records when the server began to shut down. This is never reset.
 pub struct Stopping {
     since: OnceLock<Instant>,
     /// The time over which the reconnections of clients are spread.

@@ -92,8 +92,8 @@ impl SubscribeService {
         }
     }
 
-    /// The same, and checks that the subjects in the scope exist. The permissions are checked first, so that a rejection does
-    /// not reveal whether a subject exists. One that exists only in another school does not exist.
+    /// Like [`SubscribeService::allow`], but also checks that the subjects in the scope exist in its school. The permissions
+    /// are checked first, so that a rejection does not reveal whether a subject exists.
     pub async fn allow_existing<'a>(
         &self,
         caller: &'a Caller,
@@ -141,7 +141,7 @@ impl SubscribeService {
         Ok(subscription)
     }
 
-    /// Returns those subjects among the channels that do not exist in this school.
+    /// Returns the channels whose subject does not exist in this school.
     pub async fn missing(
         &self,
         school: SchoolId,

@@ -24,7 +24,7 @@ pub struct ViolationCommand {
     pub id: String,
     /// The action.
     pub action: ViolationAction,
-    /// The user on whose behalf it is done. If absent, the caller.
+    /// The user on whose behalf this is done. If absent, the caller.
     pub user: Option<String>,
     /// The reason that the user gives.
     pub reason: String,

@@ -1,8 +1,8 @@
 //! Tokens that were verified a moment ago, so that each report of a worker does not verify the same signature again.
 //!
-//! A token is found by its digest: the cache holds no credentials. An entry is valid for the keys that verified it, and
-//! from the time of its verification until the token expires: when a key file changes, or the clock is set back, the token is
-//! verified anew. Rejected tokens are not cached, so nobody fills the cache without a valid token.
+//! A token is found by its digest: the cache holds no credentials. An entry is valid only for the keys that verified the
+//! token, and from its verification until it expires: if the key file changes or the clock is set back, the token is
+//! verified again. Rejected tokens are not cached, so nobody can fill the cache without valid tokens.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ use crate::config::{VERIFIED_TOKEN_MAX_BYTES, VERIFIED_TOKENS};
 pub(super) struct VerifiedTokens(Mutex<LruCache<[u8; 32], Verified>>);
 
 struct Verified {
-    /// Held, so that no other set of keys gets its address.
+    /// Keeps the keys alive, so that no other key set gets their address, which [`Verified::holds`] compares.
     keys: Arc<KeySet>,
     at: DateTime<Utc>,
     access: Access,
@@ -40,7 +40,7 @@ impl Default for VerifiedTokens {
 }
 
 impl VerifiedTokens {
-    /// Returns what the token allows: what an earlier call with these keys has returned, or else what `verify` returns.
+    /// Returns what the token allows: the cached result for these keys, or else what `verify` returns.
     pub(super) fn access<E>(
         &self,
         token: &str,

@@ -1,7 +1,7 @@
-//! What the claims of a token mean to this server, whichever login issued it.
+//! What the claims of a token mean to this server, whichever login system issued it.
 //!
-//! An existing login has its own names for claims and roles; settings map them to ours. Only the claims that the settings
-//! name decide what a token allows: a claim with one of our names may mean something else in another login.
+//! An existing login system has its own names for claims and roles; settings map them to ours. For the user, the school and
+//! the role, only the claims that the settings name count: a claim with one of our names may mean something else there.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use crate::number;
 
 /// The claim that limits a token to several schools.
 const SCHOOLS_CLAIM: &str = "schools";
-/// The claims in which logins write the purpose of a token.
+/// The claims in which login systems write the purpose of a token.
 const PURPOSE_CLAIMS: [&str; 4] = ["type", "typ", "token_type", "token_use"];
 /// The purposes of tokens that can only be exchanged for other tokens.
 const REFRESH: [&str; 2] = ["refresh", "refresh_token"];
@@ -71,7 +71,7 @@ impl ClaimPath {
         }
     }
 
-    /// Writes a value there, and creates the objects around it.
+    /// Writes a value at this location, and creates missing objects on the way.
     fn put(&self, claims: &mut Value, value: Value) {
         let Some(path) = self.0.strip_prefix('/') else {
             claims[&self.0] = value;
@@ -179,7 +179,7 @@ impl ClaimRules {
             let ago_secs = number::whole_unsigned((now - exp).clamp(0.0, REPORTED_MAX_SECS));
             return Err(AuthError::Expired { ago_secs });
         }
-        // If `exp` passes this check, it can be represented as a date: a JSON number can be larger.
+        // A JSON number can be too large for a date. An `exp` that passes this check is not.
         let most = self.max_token_secs;
         if exp - now > most as f64 {
             let problem = format!(
@@ -197,7 +197,7 @@ impl ClaimRules {
                 return Err(TokenError::claim(name, problem).into());
             }
         }
-        // Include the leeway, as the check above does: a stream that may be opened may also stay open.
+        // Include the leeway, as the check above does. Otherwise, a stream that was just accepted could end at once.
         let exp = DateTime::from_timestamp_millis(number::whole(exp * 1000.0));
         Ok(exp.map(|exp| exp + self.leeway))
     }
@@ -228,7 +228,7 @@ impl ClaimRules {
             }
             Some(_) => return Err(self.role.wrong("is not a string")),
         };
-        // The map takes precedence: it decides what another login's `admin` means.
+        // The map takes precedence: it decides what the `admin` of another login system means.
         if let Some(role) = self.roles.get(named) {
             return Ok((*role, Origin::Mapped));
         }
@@ -265,8 +265,8 @@ impl ClaimRules {
                 _ => Schools::Listed(listed),
             });
         }
-        // In another login's claim, null is more likely to mean no school than all schools. A user whose role is only a
-        // default must not get access to all schools either.
+        // In a claim of another login system, null is more likely to mean no school than all schools. A user whose role is
+        // only a default must not get access to all schools either.
         let means_all = match origin {
             Origin::Own => true,
             Origin::Mapped => self.school.0 == SCHOOL_CLAIM && self.default_school.is_none(),
@@ -294,7 +294,7 @@ impl ClaimRules {
         exp - now.timestamp() as f64 > self.max_token_secs as f64
     }
 
-    /// Returns the claims under the names that the settings give them, or none if no name maps to their role.
+    /// Returns the claims under the names that the settings give them. `None` if `jwt_roles` maps no name to their role.
     pub(super) fn written(&self, claims: &Claims) -> Option<Value> {
         let own = claims.role.name();
         let by_map = |(name, role): (&String, &Role)| (*role == claims.role).then(|| name.clone());

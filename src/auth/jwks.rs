@@ -68,12 +68,12 @@ impl JwksFile {
         })
     }
 
-    /// Returns the keys in force.
+    /// Returns the current keys.
     pub(super) fn keys(&self) -> Arc<KeySet> {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Checks whether the file has changed, and if so, takes over its keys. Blocks while it reads.
+    /// Checks whether the file has changed, and if so, uses its keys from now on. Blocks while it reads.
     pub(super) fn reread(&self) {
         let bytes = read(&self.path);
         let seen = match &bytes {
@@ -212,7 +212,8 @@ fn key(entry: &Value) -> Result<VerifyingKey, &'static str> {
             vec![named.ok_or("its `alg` is not for keys of its `kty`")?]
         }
     };
-    // A key that is not a point of its curve fails when it is used, so use it once: no signature is an empty string.
+    // An invalid key, such as a point off its curve, fails only when it is used. So check an empty signature, which no key
+    // accepts, for an error.
     let sound = |own: &Algorithm| jsonwebtoken::crypto::verify("", b"", &key, *own).is_ok();
     if !algorithms.iter().all(sound) {
         return Err("it is not a point of its curve");

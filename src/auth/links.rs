@@ -67,16 +67,16 @@ impl Link {
 }
 
 impl Keys {
-    /// Returns the signature of a link. The caller must have checked that its maker may pass all of this on.
+    /// Returns the signature of a link. The caller must have checked that its creator may share all that it allows.
     pub fn sign_link(&self, link: &Link) -> Result<String, KeyError> {
         let text = link.text();
         jsonwebtoken::crypto::sign(text.as_bytes(), &self.link_sign, Algorithm::HS256)
             .map_err(KeyError::Sign)
     }
 
-    /// Returns what a link allows, if the signature is its own: to watch its channel until it expires.
+    /// Returns what a link allows, if the signature matches: to watch its channel until it expires.
     pub fn verify_link(&self, link: &Link, signature: &str) -> Result<Access, AuthError> {
-        // Before anything is computed: a stranger chooses the length.
+        // Check the length before computing anything: anyone can send a signature of any length.
         let fits = signature.len() <= LINK_SIGNATURE_MAX_BYTES;
         let verify = || {
             let text = link.text();

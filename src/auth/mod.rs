@@ -190,8 +190,8 @@ pub struct Access {
     pub channels: Option<Vec<Channel>>,
     /// When the credential expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Until when the credential can be used to reconnect. Only tickets have this; other credentials can be used until
-    /// they expire.
+    /// Until when the credential can be used to reconnect. Only tickets have this limit; other credentials can be used
+    /// until they expire.
     pub returns_until: Option<DateTime<Utc>>,
 }
 
@@ -259,7 +259,7 @@ struct TicketClaims {
     channels: Vec<String>,
     /// Until when the ticket can open a stream.
     exp: i64,
-    /// When the token that requested the ticket expires. The streams opened with the ticket end then, too.
+    /// When the credential that requested the ticket expires. The streams opened with the ticket end then, too.
     session_exp: Option<i64>,
     /// The epoch of the database that the ticket is for.
     epoch: String,

@@ -169,7 +169,7 @@ pub(super) fn verified(token: &str, keys: &KeySet) -> Result<Value, TokenError> 
             accepted: keys.accepted(),
         });
     };
-    // No extension is supported, and an empty list is not allowed.
+    // No extension is supported, and RFC 7515 does not allow an empty list.
     if header.get("crit").is_some() {
         return Err(TokenError::Critical);
     }

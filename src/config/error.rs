@@ -1,5 +1,5 @@
 //! Errors of settings. Each is one sentence: the setting, where it is set, what is wrong, and what would be accepted.
-//! It never contains the value, which may be a secret.
+//! No error contains the value, which may be a secret.
 
 use figment::error::{Actual, Kind};
 use figment::{Figment, Metadata, Source};
@@ -7,7 +7,7 @@ use figment::{Figment, Metadata, Source};
 use super::Settings;
 use super::bounded::accepted_by_framework;
 
-/// A name counts as a typo of another if they differ in at most one of this many characters.
+/// A name counts as a typo of another if at most one in this many characters differs.
 const TYPO_SHARE: usize = 4;
 
 /// A setting that cannot be used. The message names the setting.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-/// Creates a folder, and its missing parents, with access for this user only. An existing folder is left unchanged.
+/// Creates a folder and its missing parents, accessible only to this user. An existing folder is left unchanged.
 pub fn make_private_folder(folder: &Path) -> io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);

@@ -1,4 +1,4 @@
-//! How much memory a write can take. This much is reserved for a request.
+//! How much memory a write can take, which is how much is reserved for it.
 
 use super::{BATCH_LINE_MIN_BYTES, COMMAND_BASE_BYTES, COMMAND_EVENT_BYTES, Settings};
 
@@ -28,7 +28,7 @@ impl Settings {
 
     /// Returns the maximum size of the events that a batch produces or is answered with, in bytes.
     pub fn batch_events(&self, body_bytes: u64, commands: u64) -> u64 {
-        // The answer to a command may contain a result that an earlier request brought.
+        // The answer to a command may contain a result that an earlier request has stored.
         let expected = self.expected_bytes(body_bytes, commands);
         let expected = expected.saturating_add(self.body_limit_bytes.get());
         expected.min(self.batch_event_bytes.get())

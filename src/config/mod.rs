@@ -301,7 +301,7 @@ pub struct Settings {
     /// schools publish. 0 means no limit.
     pub batch_bytes_per_sec: u32,
     /// Memory for the bodies, commands, events and answers of concurrent writes, in bytes. A school can hold at most as
-    /// much as remains free: half of it if it is the only one.
+    /// much as remains free: at most half of it if no other school writes.
     pub write_memory_bytes: u64,
     /// Maximum size of a subject's `metadata`, in bytes. An empty object has two.
     pub metadata_limit_bytes: Bounded<usize, 2>,
@@ -730,7 +730,7 @@ fn merged(figment: &Figment) -> Figment {
         .merge(environment)
 }
 
-/// Settings whose variables are read here instead of by figment. Errors name them like any other variable.
+/// Settings whose environment variables are read here instead of by figment. Errors name them like other variables.
 struct FromEnvironment(Dict);
 
 impl Provider for FromEnvironment {

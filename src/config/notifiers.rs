@@ -110,9 +110,9 @@ pub enum Every {
     /// Never, or all of them if the rule has `ticks`.
     #[default]
     Milestone,
-    /// Whenever the progress passes a multiple of so many percent.
+    /// Whenever the progress passes a multiple of this many percent.
     Percent(u8),
-    /// When the last notification of the subject is so many seconds old.
+    /// Whenever the last notification about the subject is at least this many seconds old.
     Seconds(u32),
 }
 
@@ -212,7 +212,7 @@ pub fn is_name(name: &str) -> bool {
     (1..=NAME_MAX_BYTES).contains(&name.len()) && name.bytes().all(plain)
 }
 
-/// Checks what spans several notifiers, and what the media do not check themselves.
+/// Checks what concerns several notifiers, and what the media do not check themselves.
 pub(super) fn check(notifiers: &[NotifierSettings]) -> Result<(), ConfigError> {
     let invalid = |problem: String| {
         let key = "notifiers";
@@ -274,7 +274,7 @@ pub struct WebhookSettings {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NtfySettings {
-    /// The server: `https://ntfy.sh`, or one's own.
+    /// The server: `https://ntfy.sh`, or your own.
     #[serde(default = "ntfy_url")]
     pub url: Secret,
     /// The topic. Anyone who knows the name of an unprotected topic can read it.

@@ -266,8 +266,8 @@ fn pattern(text: &str) -> Result<AllowedOrigin, &'static str> {
     }
 }
 
-/// Returns the origin that the entry probably means: it adds a missing scheme and removes everything that is not part
-/// of an origin.
+/// Returns the origin that the entry probably means: with a scheme, and without everything that is not part of an
+/// origin.
 fn corrected(entry: &str) -> Option<String> {
     let entry = entry.trim().trim_start_matches('/');
     let (scheme, rest) = entry.split_once("://").unwrap_or(("https", entry));

@@ -12,7 +12,7 @@ const PREFIX_MAX_BYTES: usize = 256;
 #[serde(try_from = "String", into = "String")]
 pub struct Network {
     address: IpAddr,
-    /// How many leading bits the members have in common.
+    /// The number of leading bits that the addresses of the network have in common.
     bits: u8,
 }
 

@@ -1,7 +1,7 @@
 //! The use case *ping*: one line of a script reports on a job, with a key in its URL instead of a token.
 //!
 //! ```text
-//! key ─▶ rate limit of the address ─▶ look-up in the key's school ─▶ rate limit of the key ─▶ admit, as any command
+//! key ─▶ rate limit of the address ─▶ lookup in the key's school ─▶ rate limit of the key ─▶ admit, like any command
 //!      ─▶ the run (`rid`, or the key's last one) ─▶ plan (pure) ─▶ publish
 //! ```
 //!
@@ -62,7 +62,7 @@ pub struct PingService {
     settings: Arc<Settings>,
 }
 
-/// A key that exists, with its caller, which is within the rate limits.
+/// A key that exists, and the caller that it stands for. The ping is within the rate limits.
 pub struct PingCaller {
     key: PingKey,
     caller: Caller,

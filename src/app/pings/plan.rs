@@ -1,4 +1,4 @@
-//! What a ping does: (report, last run, now) → commands. Pure.
+//! What a ping does, as a pure function: (report, last run, now) → commands.
 //!
 //! A ping with a `rid` belongs to the run with this id, which exists once, so it has the same effect however often it
 //! is sent. A ping without a `rid` belongs to the last run of its key, or begins the next one. A repetition is then
@@ -19,7 +19,7 @@ pub const SUPERSEDED_CODE: &str = "superseded";
 /// The code of the error of a run whose command ended with an exit code.
 pub const EXIT_CODE: &str = "exit_code";
 
-/// A ping, as the rules need it.
+/// A ping, reduced to what decides its effect.
 #[derive(Debug, Clone)]
 pub struct Ping {
     /// What it reports.
@@ -129,7 +129,7 @@ impl Ping {
         commands
     }
 
-    /// Returns the command of a ping to a run that exists.
+    /// Returns the command of a ping about an existing run.
     fn command(&self) -> Command {
         let message = self.message.clone();
         match self.report {
@@ -194,8 +194,8 @@ fn superseded() -> Command {
     })
 }
 
-/// Whether a ping at `now` can be a repetition of one at `at`. If the clock was set by [`PING_REPEAT`] or more in
-/// between, it cannot.
+/// Whether a ping at `now` can be a repetition of one at `at`. It cannot if the clock was adjusted by [`PING_REPEAT`] or
+/// more in between.
 fn is_recent(at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     let passed = now - at;
     let repeat = TimeDelta::from_std(PING_REPEAT).unwrap_or(TimeDelta::MAX);

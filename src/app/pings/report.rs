@@ -10,9 +10,9 @@
 //! | `3` | as `exit/3` or `progress/3`, as the key determines ([`Numbers`]) |
 //!
 //! A plain number is an exit code unless the key says otherwise. 1 to 100 can be either, and nothing in the request or in the
-//! state of the run tells them apart: the first report of a run can be its only one. Of the two mistakes, this one is
-//! noticed: progress that is taken for an exit code fails the run at its first report, while a failure that is taken for
-//! progress would be lost.
+//! state of the run tells them apart: the first report of a run can be its only one. The default is the mistake that is
+//! noticed: progress that is mistaken for an exit code fails the run at its first report, while a failure that is mistaken
+//! for progress would be lost.
 
 use crate::kind;
 use crate::log::pings::Numbers;

@@ -27,14 +27,14 @@ pub const BATCH_BYTES_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 pub const EVENT_LIMIT_MIN_BYTES: usize = 1_024;
 /// Maximum size of the file of public keys that verify tokens, in bytes.
 pub const JWKS_FILE_MAX_BYTES: usize = 256 * 1024;
-/// Maximum number of keys in that file.
+/// Maximum number of keys in the file of public keys.
 pub const JWKS_KEYS_MAX: usize = 64;
 /// Maximum number of keys that one token is checked against. Checking a signature costs up to a millisecond, and anyone
 /// can send a token that names no key.
 pub const JWKS_TRIES_MAX: usize = 4;
-/// Interval between two checks whether the file of public keys has changed.
+/// Interval between two checks for changes to the file of public keys.
 pub const JWKS_PERIOD: Duration = Duration::from_secs(1);
-/// Rejected credentials that are logged in each [`REFUSALS_PERIOD`]. The others are only counted.
+/// Number of rejected credentials that are logged in each [`REFUSALS_PERIOD`]. The others are only counted.
 pub const REFUSALS_LOGGED: usize = 20;
 /// Period for [`REFUSALS_LOGGED`].
 pub const REFUSALS_PERIOD: Duration = Duration::from_secs(10);
@@ -65,10 +65,10 @@ pub const PAGE_MAX: usize = 500;
 pub const HEADERS_MAX_BYTES: usize = 64 * 1024;
 /// Maximum length of a token or ticket, in bytes. Login systems that write groups into their tokens stay below 8 KiB.
 pub const TOKEN_MAX_BYTES: usize = 16 * 1024;
-/// Verified tokens that are remembered, so that a caller's next request does not verify the signature again.
+/// Number of verified tokens that are cached, so that a caller's next request does not verify the signature again.
 pub const VERIFIED_TOKENS: usize = 4_096;
-/// Maximum length of a token that is remembered, in bytes. The permissions that are remembered for it take several
-/// times as much.
+/// Maximum length of a token that is cached, in bytes. The permissions that are cached for it take several times as much
+/// memory.
 pub const VERIFIED_TOKEN_MAX_BYTES: usize = 2_048;
 /// Maximum length of `Origin`, in bytes: a scheme, the longest host name and a port.
 pub const ORIGIN_MAX_BYTES: usize = 512;
@@ -83,8 +83,7 @@ pub const ACCEPT_MAX_BYTES: usize = 1_024;
 pub const QUERY_FIELDS_MAX: usize = 1_024;
 /// Maximum number of values of a repeatable filter.
 pub const FILTER_VALUES_MAX: usize = 20;
-/// Submissions that can wait until the writer assigns them to their school's queue. Beyond this number, publishers
-/// wait.
+/// Number of submissions that can wait until the writer assigns them to their school's queue. Beyond it, publishers wait.
 pub const WRITER_QUEUE: usize = 4_096;
 /// Maximum number of commands in one transaction, over all schools. The others wait for the next transaction.
 pub const GROUP_MAX_COMMANDS: usize = 512;
@@ -100,7 +99,7 @@ pub const GROUP_HALVINGS_MAX: u32 = 2;
 pub const TURNS_PER_GROUP: usize = 4;
 /// How long several schools count as publishing after the writer has switched from one school to another.
 pub const SCHOOLS_SHARE_FOR: Duration = Duration::from_secs(1);
-/// How many bytes of events a school may take beyond its share of `batch_bytes_per_sec` before it counts as a school
+/// How many bytes of events a school may produce beyond its share of `batch_bytes_per_sec` before it counts as a school
 /// with a batch. This is more than a turn.
 pub const HEAVY_BYTES: usize = GROUP_MAX_BYTES / 2;
 /// Minimum of `batch_bytes_per_sec`, unless it is 0: a full commit per second.
@@ -121,8 +120,8 @@ pub const CHECKPOINT_LEFT_PAGES: i64 = 32;
 /// Maximum number of pages that the writer itself copies between two commits, so that SQLite can restart the log. Also
 /// the number of pages written after which the writer checks the state of the log.
 pub const CHECKPOINT_REST_PAGES: i64 = 250;
-/// Size of the log, in pages, from which on the writer copies these last pages. The index of the log is cheapest to
-/// search up to about this size.
+/// Size of the log, in pages, above which the writer copies these last pages. Searching the index of the log is cheap up to
+/// about this size.
 pub const WAL_RESTART_PAGES: i64 = 4_000;
 /// Number of pages in the log at which the writer waits for the checkpoint: about 63 MiB.
 pub const WAL_MAX_PAGES: i64 = 16_000;
@@ -145,26 +144,26 @@ pub const BATCH_LINE_MIN_BYTES: u64 = 32;
 pub const BATCH_SLICE_BYTES: usize = 64 * 1024;
 /// Maximum number of schools in one batch whose commands are executed concurrently.
 pub const BATCH_SCHOOLS_AT_ONCE: usize = 32;
-/// Commands of one connection that can be unanswered at a time: waiting, being committed, or with an answer that the client
-/// has not read. Beyond this number, nothing more is read.
+/// Number of commands of one connection that can be unanswered at a time: waiting, being committed, or with an answer that
+/// the client has not read. Beyond it, nothing more is read.
 pub const PIPELINE_COMMANDS: usize = 256;
 /// Maximum number of commands of one connection that are submitted together. Other commands of their school may have to
 /// wait for them.
 pub const PIPELINE_ROUND: usize = 128;
 /// Maximum size of a connection's commands that wait to be submitted, in bytes. The last one may exceed it.
 pub const PIPELINE_BYTES: usize = 64 * 1024;
-/// How long a connection that ends waits for the commands that are being committed, in order to answer them.
+/// How long a connection that ends waits for the answers to the commands that are being committed.
 pub const PIPELINE_END_WAIT: Duration = Duration::from_secs(5);
 /// Maximum length of the `id` of a `publish`, in bytes.
 pub const PUBLISH_ID_MAX_BYTES: usize = 128;
-/// Committed batches that can wait for the dispatcher. Beyond this number, the writer waits.
+/// Number of committed batches that can wait for the dispatcher. Beyond it, the writer waits.
 pub const DISPATCH_QUEUE: usize = 64;
-/// Events in a segment, which is a part of a log that replays share.
+/// Number of events in a segment, which is a part of a log that replays share.
 pub const SEGMENT_EVENTS: u64 = 256;
 /// Maximum size of a segment's events, in bytes. A larger segment is not shared: each replay reads it, one page at a
 /// time.
 pub const SEGMENT_MAX_BYTES: usize = 2 * 1024 * 1024;
-/// Maximum size of the events of all cached segments, in bytes. The encodings that readers request come in addition.
+/// Maximum size of the events of all cached segments, in bytes. The cached encodings of these events are not included.
 pub const SEGMENTS_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// Maximum number of cached segments, and of schools for which concurrent reads of the log's bounds are shared.
 pub const SEGMENTS_MAX: usize = 4_096;
@@ -174,19 +173,18 @@ pub const HOLE_WAIT: Duration = Duration::from_millis(50);
 pub const HOLE_PAUSE: Duration = Duration::from_secs(1);
 /// Number of consecutive reads without a missing event after which events that are not in the log are discarded.
 pub const HOLE_READS_MAX: u32 = 3;
-/// Hints of other nodes' commits that can wait for the dispatcher. Beyond this number, the log is checked instead.
+/// Number of hints of other nodes' commits that can wait for the dispatcher. Beyond it, the log is checked instead.
 pub const HINT_QUEUE: usize = 1_024;
 /// Maximum size of the events in the hints that wait, in bytes.
 pub const HINT_QUEUE_BYTES: usize = 16 * 1024 * 1024;
-/// Maximum number of schools that are remembered individually because their logs must be checked. Beyond it, every log
-/// is checked.
+/// Maximum number of individual schools whose logs are marked to be checked. Beyond it, every log is checked.
 pub const HINT_LOOKS_MAX: usize = 1_024;
 /// Interval between two comparisons of the logs' heads with what was offered to the streams. A lost message between
 /// nodes delays an event by at most this.
 pub const HEADS_PERIOD: Duration = Duration::from_millis(1_500);
-/// Minimum time between two comparisons, however often one is asked for.
+/// Minimum time between two such comparisons, however often one is requested.
 pub const HEADS_PAUSE: Duration = Duration::from_millis(50);
-/// Schools in one query of heads.
+/// Number of schools in one query for the heads of logs.
 pub const HEADS_BATCH: usize = 1_000;
 /// Maximum size of a message between nodes, in bytes. Events that do not fit are read from the log.
 pub const BUS_MESSAGE_MAX_BYTES: usize = 64 * 1024;
@@ -198,13 +196,13 @@ pub const BUS_OUTBOX_BYTES: usize = 8 * 1024 * 1024;
 pub const BUS_OUTBOX_SCHOOLS: usize = 10_000;
 /// Size of the events that are published together, in bytes.
 pub const BUS_PUBLISH_BYTES: usize = 512 * 1024;
-/// Messages of other nodes that can wait. Beyond this number, the log is checked instead.
+/// Number of messages of other nodes that can wait. Beyond it, the log is checked instead.
 pub const BUS_INBOX: usize = 1_024;
 /// Maximum size of the messages of other nodes that wait, in bytes.
 pub const BUS_INBOX_BYTES: usize = 16 * 1024 * 1024;
 /// Maximum time for connecting to the bus, and for an answer from it.
 pub const BUS_TIMEOUT: Duration = Duration::from_secs(2);
-/// Interval between two checks whether a silent bus still answers.
+/// Interval between two checks that a silent bus still answers.
 pub const BUS_PING_PERIOD: Duration = Duration::from_secs(5);
 /// Pause before reconnecting to the bus. Each further consecutive failure doubles it.
 pub const BUS_PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -217,39 +215,39 @@ pub const BUS_NOTIFY_PAUSE: Duration = Duration::from_millis(4);
 /// Number of partitions of the schools' channels. A Redis Cluster keeps the channels of a partition on one of its
 /// servers. All nodes must use the same number.
 pub const BUS_PARTITIONS: u64 = 64;
-/// Channels in one request to subscribe.
+/// Number of channels in one request to subscribe.
 pub const BUS_CHANNELS_AT_ONCE: usize = 256;
 /// Number of unreadable messages for each log line about them. The first one is logged.
 pub const BUS_UNREADABLE_PER_LINE: u64 = 1_000;
-/// Events of a school that wait in memory for missing earlier ones. Further events are read from the log later.
+/// Number of events of a school that wait in memory for missing earlier ones. Further events are read from the log later.
 pub const HOLE_MAX_EVENTS: usize = 1_024;
-/// Maximum number of positions of a school that are remembered because readers of a shared log have read further than
-/// was offered.
+/// Maximum number of remembered positions of a school up to which readers of a shared log have read beyond what was
+/// offered.
 pub const READ_AHEAD_MAX: usize = 1_024;
-/// Events offered to readers before other tasks get a turn.
+/// Number of events offered to readers before other tasks get a turn.
 pub const DISPATCH_SLICE: usize = 64;
 /// Maximum size of a chunk of a streamed response, in bytes. Each chunk is one write, so that a reader that lags receives
 /// many events at once. Each stream has a buffer of this size, of which an idle one uses a few pages.
 pub const CHUNK_BYTES: usize = 16 * 1024;
-/// Readers of one event that are woken before other tasks get a turn.
+/// Number of readers of one event that are woken before other tasks get a turn.
 pub const WAKE_AT_ONCE: usize = 64;
-/// Subject states that the writer caches, so that most writes need no read.
+/// Number of subject states that the writer caches, so that most writes need no read.
 pub const STATE_CACHE: usize = 20_000;
-/// Maximum size of that cache, in bytes. Each state counts for its texts and [`STATE_BASE_BYTES`].
+/// Maximum size of the cached subject states, in bytes. Each state counts as its texts and [`STATE_BASE_BYTES`].
 pub const STATE_CACHE_BYTES: usize = 32 * 1024 * 1024;
 /// Size of a state without its texts, in bytes.
 pub const STATE_BASE_BYTES: usize = 1_024;
-/// Schools whose log position, and categories whose history, the writer caches.
+/// Number of schools whose log position the writer caches, and of categories whose history it caches.
 pub const SCHOOL_CACHE: usize = 10_000;
-/// Finished subjects that the estimate for the next one is based on.
+/// Number of finished subjects on which the estimate for the next one is based.
 pub const HISTORY_SAMPLE: usize = 20;
-/// Events or subjects read from the store at a time.
+/// Number of events or subjects that are read from the store at a time.
 pub const READ_PAGE: usize = 256;
-/// Bytes of event fields read from the store at a time, in addition to the first event's.
+/// Bytes of event fields that are read from the store at a time, in addition to those of the first event.
 pub const READ_PAGE_BYTES: usize = 1024 * 1024;
 /// Maximum size of the texts on a page of a list, in bytes. The last subject may exceed it. `next` continues after it.
 pub const LIST_PAGE_BYTES: usize = 4 * 1024 * 1024;
-/// Matching rows of a window that are read together.
+/// Number of matching rows of a window that are read together.
 pub const SEARCH_PART_ROWS: usize = 64;
 /// Target time for scanning one window of rows. Other reads get their turn after each window.
 pub const READ_WINDOW: Duration = Duration::from_millis(1);
@@ -257,8 +255,7 @@ pub const READ_WINDOW: Duration = Duration::from_millis(1);
 pub const READ_WINDOW_ROWS: usize = 1_000;
 /// Minimum number of rows in a window, however large the rows are.
 pub const READ_WINDOW_ROWS_MIN: usize = 16;
-/// Log positions that one query of the text index covers for each row of a window. The index has few matches among
-/// them.
+/// Number of log positions that one query of the text index covers for each row of a window. Usually, few of them match.
 pub const INDEX_SPAN: usize = 1_000;
 /// Maximum number of trigrams, spread over a text, that the index is searched for. Each match is then checked against
 /// the whole text.
@@ -268,9 +265,9 @@ pub const INDEXED_TEXT_MAX_BYTES: usize = 4 * 1024;
 /// Weight of each indexed byte of an event in the size of a commit. Indexing takes this many times as long if no two
 /// texts have a trigram in common.
 pub const INDEXED_TEXT_WEIGHT: usize = 8;
-/// Consecutive short reads after which a waiting window gets its turn.
+/// Number of consecutive short reads after which a waiting window gets its turn.
 pub const SHORT_READS_PER_WINDOW: usize = 16;
-/// Newest events of a subject that are scanned for events of one type.
+/// Number of a subject's newest events that are scanned for events of one type.
 pub const SUBJECT_EVENTS_SEARCHED: usize = 5_000;
 /// Interval between two heartbeats on a stream that is catching up and has nothing to deliver. A failed write shows
 /// that the client has disconnected.
@@ -315,7 +312,7 @@ pub const NODE_PERIOD: Duration = Duration::from_secs(2);
 pub const NODE_GONE: Duration = Duration::from_secs(10);
 /// A node that has not reported for this long is forgotten.
 pub const NODE_FORGOTTEN: Duration = Duration::from_secs(3_600);
-/// Devices saved or read at a time. Other work gets a turn in between.
+/// Number of devices that are saved or read at a time. Other work gets a turn in between.
 pub const PRESENCE_BATCH: usize = 500;
 /// How long a lease lasts if its holder does not renew it. After that, another node takes over.
 pub const LEASE_TERM: Duration = Duration::from_secs(10);
@@ -325,7 +322,7 @@ pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
 pub const LEASE_RETRY: Duration = Duration::from_secs(2);
 /// Interval between two retention sweeps.
 pub const SWEEP_PERIOD: Duration = Duration::from_secs(10);
-/// Overdue jobs checked in one round of the watchdog.
+/// Number of overdue jobs that are checked in one round of the watchdog.
 pub const WATCHDOG_BATCH: usize = 500;
 /// How long a window without subscribers stays in memory after its last event.
 pub const WINDOW_IDLE: Duration = Duration::from_secs(60);
@@ -340,7 +337,7 @@ pub const AFTER_ERROR_MAX_BYTES: usize = 1024 * 1024;
 pub const OLD_HANDSHAKES: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not 0");
 /// How long `/readyz` waits for the database and the dispatcher.
 pub const READY_WAIT: Duration = Duration::from_secs(2);
-/// Consecutive panics after which a task counts as failing. `/readyz` then names the task.
+/// Number of consecutive panics after which a task counts as failing. `/readyz` then names the task.
 pub const TASK_FAILURES: u32 = 3;
 /// A task that has run for this long counts as healthy again.
 pub const TASK_STEADY: Duration = Duration::from_secs(5);
@@ -350,27 +347,27 @@ pub const TASK_PAUSE_MIN: Duration = Duration::from_millis(100);
 pub const TASK_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Maximum time that the server's tasks get to end. It includes the time for notifiers to disconnect.
 pub const TASKS_STOP_MAX: Duration = Duration::from_secs(6);
-/// Interval between two checks whether the clients that wait for a search are still connected.
+/// Interval between two checks that the clients that wait for a search are still connected.
 pub const CALLER_CHECK_PERIOD: Duration = Duration::from_millis(250);
 /// Maximum time of a closing handshake.
 pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
-/// Bytes of messages after which a poll is answered, even if more messages wait.
+/// Size of the messages after which a poll is answered even if more messages wait, in bytes.
 pub const POLL_FULL_BYTES: usize = 1024 * 1024;
-/// Messages of a WebSocket client that can wait while an earlier one is answered. Beyond this number, nothing more is
+/// Number of messages of a WebSocket client that can wait while an earlier one is answered. Beyond it, nothing more is
 /// read.
 pub const WAITING_MESSAGES: usize = 64;
-/// Bytes read from a WebSocket at a time.
+/// Number of bytes that are read from a WebSocket at a time.
 pub const SOCKET_READ_BYTES: usize = 4 * 1024;
 /// How long a server that shuts down continues to accept connections while its streams close. Streams that remain
 /// afterwards have Rocket's `grace` period.
 pub const CLOSE_MESSAGES_MAX: Duration = Duration::from_secs(2);
 /// Maximum time that a server that shuts down waits for its connections before it closes the database.
 pub const CLOSE_STREAMS_MAX: Duration = Duration::from_secs(10);
-/// Interval between two checks whether the connections of a server that shuts down are closed.
+/// Interval between two checks for open connections of a server that shuts down.
 pub const DRAIN_PERIOD: Duration = Duration::from_millis(20);
 /// Maximum number of frames in one write to the socket, and of deliveries that wait for it.
 pub const WRITE_MAX_FRAMES: usize = 64;
-/// Additional frames that can wait: answers to a client that sends messages but is slow to read.
+/// Number of additional frames that can wait: answers to a client that sends messages but is slow to read.
 pub const ANSWER_FRAMES: usize = 16;
 /// How long a WebSocket that accepts no byte at all stays open, since its client may have disappeared. A slow client
 /// that accepts some bytes is never closed for this reason.
@@ -379,31 +376,31 @@ pub const WRITE_STALL: Duration = Duration::from_secs(120);
 pub const DEAD_PEER_CHECK_MIN: Duration = Duration::from_millis(250);
 /// Maximum interval between two checks for connections with dead peers.
 pub const DEAD_PEER_CHECK_MAX: Duration = Duration::from_secs(5);
-/// How fast, in bytes per second, a client must receive an answer of known length, in the long run.
+/// Minimum average rate at which a client must receive an answer of known length, in bytes per second.
 pub const RESPONSE_RATE_MIN: u64 = 8 * 1024;
 /// Maximum time between two checks for connections without a request.
 pub const IDLE_CHECK_MAX: Duration = Duration::from_secs(15);
-/// Unanswered retransmissions of the same bytes after which a peer counts as dead.
+/// Number of unanswered retransmissions of the same bytes after which a peer counts as dead.
 pub const DEAD_PEER_RETRANSMISSIONS: u8 = 3;
-/// Unanswered probes, of an idle connection or of a closed window, after which a peer counts as dead.
+/// Number of unanswered probes, of an idle connection or of a closed window, after which a peer counts as dead.
 pub const DEAD_PEER_PROBES: u8 = 2;
-/// Active jobs that `initial_state` lists on `/ws/upload-progress`. The snapshots of the others follow without being
-/// listed.
+/// Number of active jobs that `initial_state` lists on `/ws/upload-progress`. The snapshots of the others follow without
+/// being listed.
 pub const INITIAL_STATE_MAX: usize = 1_000;
 /// Maximum size of the fields of the jobs that `initial_state` lists, in bytes.
 pub const INITIAL_STATE_MAX_BYTES: usize = 1024 * 1024;
-/// Batches of events in a notifier's inbox. Beyond this number, the notifier reads the log itself.
+/// Number of batches of events in a notifier's inbox. Beyond it, the notifier reads the log itself.
 pub const NOTIFY_INBOX: usize = 64;
 /// Maximum size of the event fields in a notifier's inbox, in bytes.
 pub const NOTIFY_INBOX_BYTES: usize = 1024 * 1024;
-/// Events of a school that a notifier delivers before other schools get a turn.
+/// Number of events of a school that a notifier delivers before other schools get a turn.
 pub const NOTIFY_TURN_EVENTS: usize = 32;
 /// Maximum number of subjects of a school that a notifier sets aside. At this number, the school waits instead.
 pub const NOTIFY_SET_ASIDE_MAX: usize = 100;
-/// Attempts after which a subject is set aside if either the receiver or the event may be at fault.
+/// Number of attempts after which a subject is set aside if either the receiver or the event may be at fault.
 pub const NOTIFY_UNCERTAIN_ATTEMPTS: u32 = 2;
-/// Consecutive subjects of a school that are set aside in this way without a delivery. After them, the receiver counts
-/// as down.
+/// Number of consecutive subjects of a school that are set aside in this way without a delivery in between. After them,
+/// the receiver counts as down.
 pub const NOTIFY_UNCERTAIN_MAX: u32 = 10;
 /// Maximum `Retry-After` of a receiver that is honoured.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
@@ -419,14 +416,14 @@ pub const NOTIFY_ROUND: Duration = Duration::from_secs(30);
 pub const NOTIFY_LOOK: Duration = Duration::from_secs(1);
 /// Pause of a notifier whose progress the store has rejected.
 pub const NOTIFY_REFUSED_PAUSE: Duration = Duration::from_millis(500);
-/// Dead letters that a notifier keeps for each school. The oldest are deleted first.
+/// Number of dead letters that a notifier keeps for each school. The oldest are deleted first.
 pub const DEAD_LETTERS_MAX: usize = 1_000;
 /// Maximum length of a saved delivery error, in characters.
 pub const DELIVERY_CAUSE_MAX_CHARS: usize = 200;
 /// Maximum length of a subject's title in a notification, in characters. It keeps the subject line of an e-mail below
 /// the 998 bytes of a line (RFC 5322) and below [`DELIVERY_CAUSE_MAX_CHARS`].
 pub const NOTIFICATION_TITLE_MAX_CHARS: usize = 100;
-/// Interval between two log lines about a check of the database.
+/// Interval between two log lines about the progress of a database check.
 pub const CHECK_LOG_PERIOD: Duration = Duration::from_secs(5);
 /// Bytes of the database that are read ahead of its check at a time.
 pub const READ_AHEAD_BYTES: usize = 1024 * 1024;
@@ -437,43 +434,43 @@ pub const READ_AHEAD_MAX_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 pub const OPENING_NOTICE_AFTER: Duration = Duration::from_secs(1);
 /// Pause after the first attempt to start a server whose database could not be reached. Each further pause is twice as long.
 pub const START_PAUSE_MIN: Duration = Duration::from_millis(250);
-/// Maximum pause between two such attempts.
+/// Maximum pause between two attempts to start.
 pub const START_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Maximum number of publishers and schools whose rate is tracked.
 pub const THROTTLED_MAX: usize = 10_000;
-/// Schools on a page of the monitor's school list.
+/// Number of schools on a page of the monitor's school list.
 pub const MONITOR_SCHOOLS: usize = 50;
-/// Rows of each list on a school's overview. The others are counted.
+/// Number of rows of each list on a school's overview. The others are counted.
 pub const OVERVIEW_ROWS: usize = 10;
 /// Maximum length of a job's title in the monitor, in characters.
 pub const MONITOR_TITLE_CHARS: usize = 120;
-/// Connections that the monitor shows. The others are counted.
+/// Number of connections that the monitor shows. The others are counted.
 pub const MONITOR_CONNECTIONS: usize = 50;
-/// Channels of a connection that the monitor lists.
+/// Number of channels of a connection that the monitor lists.
 pub const MONITOR_CHANNELS: usize = 4;
 /// Number of seconds for which a school's events are counted, with one count for each second.
 pub const RATE_SECS: usize = 60;
 /// Seconds over which a rate of the server is averaged.
 pub const METRICS_MEAN_SECS: usize = 10;
-/// Seconds for which the server keeps its own metrics.
+/// Number of seconds for which the server keeps its own metrics.
 pub const METRICS_SECS: usize = 300;
 /// Maximum length of a reader's name that is kept with a connection, in characters.
 pub const READER_MAX_CHARS: usize = 256;
-/// Samples on a control chart.
+/// Number of samples on a control chart.
 pub const CHART_SAMPLES: usize = 100;
-/// Reports on a chart of a job's progress.
+/// Number of reports on a chart of a job's progress.
 pub const CHART_REPORTS: usize = 500;
-/// Violations on a page of a characteristic.
+/// Number of violations on a page of a characteristic.
 pub const CHARACTERISTIC_VIOLATIONS: usize = 10;
-/// Newest milestones that a job's page shows.
+/// Number of a job's newest milestones that its page shows.
 pub const CHART_MILESTONES: usize = 100;
-/// Changes of a device's status that its uptime strip takes into account.
+/// Number of changes of a device's status that its uptime strip takes into account.
 pub const UPTIME_EVENTS: usize = 50;
-/// Hours that a device's uptime strip covers.
+/// Number of hours that a device's uptime strip covers.
 pub const UPTIME_HOURS: i64 = 24;
-/// Hours for which the monitor shows how jobs ended.
+/// Number of hours for which the monitor shows how jobs ended.
 pub const ENDINGS_HOURS: i64 = 24;
-/// Number of writers of a node on Postgres, each with a connection of its own. A school always has the same one.
+/// Number of writers of a node on Postgres, each with its own connection. A school always has the same writer.
 pub const POSTGRES_WRITERS: usize = 4;
 /// How long to wait for an answer from Postgres before the connection counts as broken.
 pub const POSTGRES_TIMEOUT: Duration = Duration::from_secs(10);
@@ -483,7 +480,7 @@ pub const POSTGRES_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const POSTGRES_PLAN_AGE: Duration = Duration::from_secs(1);
 /// Pause between two attempts to find out whether a commit took effect after its connection broke.
 pub const POSTGRES_RETRY: Duration = Duration::from_millis(200);
-/// How long to try that. After it, the response says that the outcome is not known.
+/// How long to try to find that out. After that, the response says that the outcome is not known.
 pub const POSTGRES_UNKNOWN_WAIT: Duration = Duration::from_secs(20);
 /// How many consecutive times another node may write to a school between a decision and its commit, before the school
 /// is locked for the decision.
@@ -492,9 +489,9 @@ pub const MISSES_MAX: u32 = 2;
 pub const POSTGRES_ASIDE_CONNECTIONS: usize = 2;
 /// Number of rows that `tidings copy` copies at a time.
 pub const COPY_PAGE: usize = 500;
-/// Number of subjects that it copies at a time. They can be large.
+/// Number of subjects that `tidings copy` copies at a time. They can be large.
 pub const COPY_SUBJECTS: usize = 100;
-/// Interval at which it reports its progress, if its output is not a terminal.
+/// Interval at which `tidings copy` reports its progress, if its output is not a terminal.
 pub const COPY_REPORT_PERIOD: Duration = Duration::from_secs(5);
 /// Minimum burst of pings with one key.
 pub const PING_BURST: u32 = 60;
@@ -517,7 +514,7 @@ pub const SCHEDULE_PERIOD: Duration = Duration::from_secs(1);
 /// Maximum number of schedules that are remembered between two rounds because their jobs have started or ended. Others
 /// are found at their next check.
 pub const SCHEDULE_HINTS_MAX: usize = 10_000;
-/// Schedules that are checked at the same time.
+/// Number of schedules that are checked concurrently.
 pub const SCHEDULES_AT_ONCE: usize = 8;
 /// Number of newest jobs of a type that are searched for the run that started last. Older jobs wait for a worker or were
 /// started before.

@@ -1,4 +1,4 @@
-//! The path below which a proxy serves us: `base_path`, or what a trusted proxy reports for a request.
+//! The path below which a proxy serves Tidings: `base_path`, or what a trusted proxy reports for a request.
 
 use std::collections::HashSet;
 
@@ -47,8 +47,8 @@ impl Own {
 }
 
 /// Returns a fairing that removes `base_path` before routing if the proxy passes it on. It changes only paths of our routes
-/// below `base`. A path that already matches a route stays as it is: the proxy has removed the prefix, and the prefix may
-/// have the name of one of our routes.
+/// below `base`. It does not change a path that already matches a route: the proxy has then removed the prefix, which happens
+/// to have the name of one of our routes.
 pub(super) fn fairing(base: &'static str, has_home: bool, prefix: PathPrefix) -> impl Fairing {
     let routes = super::routes();
     let first_part = |route: &rocket::Route| route.uri.path().split('/').nth(1).map(str::to_owned);

@@ -1,7 +1,7 @@
 //! `POST /api/batch`: NDJSON with one command per line. The answer has one result per line, in the same order. This is the
 //! high-rate way to publish: one request, few transactions. Commands are independent: a rejected one does not stop the
 //! others. A line without a school belongs to the school of the request. With `?stream=1`, each line is answered while the
-//! request goes on.
+//! request is still being sent.
 //!
 //! Memory is reserved before the body is read, according to its length, and is released after the answer has been sent. It
 //! covers the body, the commands, their events, and the answer.
@@ -132,7 +132,8 @@ fn counts(lines: &[Line]) -> BTreeMap<SchoolId, u32> {
     counts
 }
 
-/// Encodes the answer. Each result releases its event once it is written, so that memory does not hold both in full.
+/// Encodes the answer. Each event is released once its result is encoded, so that memory never holds all events and the
+/// complete answer at once.
 async fn written(
     outcomes: Vec<Result<Answer, Problem>>,
     event_bytes: u64,
@@ -156,7 +157,7 @@ async fn written(
     answer
 }
 
-/// Yields to other tasks from time to time: a batch is much work.
+/// Yields to other tasks from time to time, because a batch can take long.
 #[derive(Default)]
 struct Slice(u64);
 

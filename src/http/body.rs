@@ -164,7 +164,7 @@ pub(super) fn is_sound_key(key: &str) -> bool {
     fits && key.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Returns a digest of the request for which an idempotency key was used. Bodies that are the same JSON in another form
+/// Returns a digest of the request for which an idempotency key was used. Bodies that differ only in the form of their JSON
 /// have the same digest.
 pub(super) fn fingerprint(address: &str, body: &[u8]) -> String {
     let meaning = parse::<Value>(body).map(|value| canonical(value).to_string());

@@ -22,7 +22,8 @@ use crate::service::Tidings;
 /// The prefix of a WebSocket subprotocol that carries a token.
 const SUBPROTOCOL_PREFIX: &str = "bearer.";
 
-/// The client that opens a stream. The endpoint rejects it: some endpoints accept the connection first and then close it.
+/// The client that opens a stream. The guard does not reject it, because some endpoints accept the connection first and then
+/// close it with the reason.
 pub(super) struct Listener {
     pub(super) access: Result<Access, Problem>,
     pub(super) source: RequestSource,
@@ -167,7 +168,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
     bounded(request)?;
     let tidings = tidings(request);
     let keys = tidings.keys();
-    // Ignore other schemes: they belong to a login in front of this server.
+    // Ignore other schemes: they may belong to a proxy in front of this server.
     let bearer = request.headers().get("Authorization").find_map(|header| {
         let header = header.trim();
         let (scheme, token) = header.split_once([' ', '\t']).unwrap_or((header, ""));
@@ -190,7 +191,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
             return Ok(keys.verify(token)?);
         }
     }
-    // Browsers attach the cookie to requests of any page. Only our own pages may write or open a WebSocket with it.
+    // Browsers can attach the cookie to requests of any page. Only our own pages may write or open a WebSocket with it.
     let settings = tidings.settings();
     let acts = !matches!(
         request.method(),

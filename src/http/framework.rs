@@ -14,7 +14,7 @@ use crate::config::{ConfigError, MaxBlocking, Settings, Workers, nearest, place}
 
 /// The table of Tidings within a profile.
 const TIDINGS: &str = "tidings";
-/// Rocket reads this before it reads any settings. It then appears among them as `ROCKET_CONFIG`.
+/// The variable `ROCKET_CONFIG`, which Rocket reads before its settings. It then appears among the settings.
 const CONFIG: &str = "config";
 /// Rocket's tables, each with the settings that have an effect.
 const TABLES: [(&str, &[&str]); 3] = [
@@ -106,7 +106,8 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    /// Checks a table at the top of a file, which is a profile. Other profiles are accepted if profiles are in use.
+    /// Checks a table at the top level of a file, which is a profile. Profiles that are not selected are accepted only if
+    /// profiles are in use.
     fn profile(&self, profile: &Profile, selected_exists: bool) -> Result<(), ConfigError> {
         let own = [
             Profile::Default,

@@ -52,7 +52,7 @@ struct Peer {
     requests: usize,
     /// The last answer, if its length is known.
     answer: Option<Answer>,
-    /// The deadline of the answer before the request in progress. The client may not have received all of that answer yet.
+    /// The deadline of the answer to the previous request. The client may not have received all of that answer yet.
     earlier: Option<Instant>,
 }
 
@@ -162,7 +162,7 @@ impl Requests {
         }
     }
 
-    /// Whether a connection has no request in progress, or the deadline of its answer has passed.
+    /// Whether a connection has no request in progress, or has not received its answer by the deadline.
     fn is_idle(&self, connection: &Connection, now: Instant) -> bool {
         let peers = self.peers();
         let own = peers.get(&connection.peer);
@@ -298,7 +298,7 @@ impl Timeouts {
     ) -> HashMap<u64, Connection> {
         let seen = std::mem::take(unanswered);
         let is_exceeded = |own: &Connection| match own.sent_ago {
-            // Its answer is late.
+            // The deadline of its answer has passed.
             Some(_) if own.is_unacknowledged => true,
             Some(sent_ago) => self.keep_alive.is_some_and(|timeout| sent_ago >= timeout),
             None => {
@@ -425,7 +425,7 @@ mod tests {
         assert!(after(0, &[silent, used(19)]).is_empty());
         assert_eq!(after(9, &[silent, used(20)]), [2]);
         assert_eq!(after(10, &[silent, used(0)]), [1]);
-        // It was not seen in between, thus its request was in progress, or it is another one.
+        // It was not idle in between, so a request was in progress, or it is a new connection.
         assert!(after(11, &[]).is_empty());
         assert!(after(12, &[silent]).is_empty());
         let late = Connection {

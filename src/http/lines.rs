@@ -25,7 +25,7 @@ const KEY_FIELD: &str = "idempotency_key";
 
 /// A line, or the problem with it.
 pub(super) struct Line {
-    /// The school that the line counts for, if it is known.
+    /// The school whose limits the line counts towards, if it is known.
     pub(super) school: Option<SchoolId>,
     pub(super) asked: Result<(SchoolId, BatchItem), Problem>,
 }
@@ -38,8 +38,8 @@ pub(super) struct LineReader<'a> {
 }
 
 impl LineReader<'_> {
-    /// Reads a line of at most `limit` bytes, which is the value of `setting`. `key` is its idempotency key if it has none of
-    /// its own.
+    /// Reads a line of at most `limit` bytes, which is the value of `setting`. `key` is its idempotency key unless it has its
+    /// own.
     pub(super) fn read(
         &self,
         line: &[u8],

@@ -117,7 +117,8 @@ async fn create(
     })
 }
 
-/// Whether an embedded page shows all that a channel has: its tickets open the whole channel.
+/// Whether an embedded page shows everything in a channel. The page's tickets open the whole channel, so a page must not be
+/// allowed to read more than it shows.
 fn is_embeddable(channel: &Channel) -> bool {
     match channel {
         Channel::School(_) => false,
@@ -152,7 +153,7 @@ fn url(base: &Base, link: &Link, signature: &str) -> String {
     format!("{base}/{view}/{channel}{extension}?school_id={school}{expires}&signature={signature}")
 }
 
-/// The query of a signed link. Other parameters are ignored: people add some to get past a cache.
+/// The query of a signed link. Other parameters are ignored: people add some to bypass caches.
 pub(super) struct Signed {
     school: SchoolId,
     expires: Option<i64>,
@@ -170,7 +171,7 @@ impl Signed {
         let link = Link {
             school: self.school,
             expires: self.expires,
-            // No link was ever signed for it.
+            // No link is ever signed for an invalid channel.
             channel: kind::channel(channel).map_err(|_| AuthError::InvalidLink)?,
             view,
         };
@@ -204,7 +205,7 @@ fn signed(request: &Request<'_>) -> Result<Signed, Problem> {
     };
     let expires = |text: &str| {
         let at: u64 = text.parse().ok().filter(|at| *at <= EXPIRES_MAX)?;
-        // One text for each time: what is signed is the number.
+        // Accept only one text for each number: the signature covers the number, not the text.
         let at = i64::try_from(at).ok();
         at.filter(|at| at.to_string() == text)
     };

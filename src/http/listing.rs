@@ -26,7 +26,8 @@ impl<'r> FromRequest<'r> for Asked {
     }
 }
 
-/// The same parameters from the monitor's form. There, `stalled` is one more value of `status`, and any of them may match.
+/// The same parameters from the monitor's form. There, `stalled` is another value of `status`, and a job matches if any of
+/// the values does.
 pub(super) struct FormQuery(pub(super) ListQuery);
 
 #[rocket::async_trait]
@@ -34,11 +35,11 @@ impl<'r> FromRequest<'r> for FormQuery {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<FormQuery, Problem> {
-        Problem::outcome(ticked(request).map(FormQuery))
+        Problem::outcome(form_query(request).map(FormQuery))
     }
 }
 
-fn ticked(request: &Request<'_>) -> Result<ListQuery, Problem> {
+fn form_query(request: &Request<'_>) -> Result<ListQuery, Problem> {
     let is_status =
         |field: &ValueField<'_>| !(field.name == "status" && field.value == STALLED_STATUS);
     let mut asked = list_query(request, is_status)?;
@@ -78,7 +79,7 @@ pub(super) fn only_known(request: &Request<'_>, own: &[Parameter]) -> Result<(),
         }
         seen.push(name);
     }
-    // Some lists have no status to write in either case, but a value that does not exist is a mistake there, too.
+    // Also check `status_case` for lists without statuses: an unknown value is a mistake there, too.
     upper_status(request).map(drop)
 }
 

@@ -1,4 +1,4 @@
-//! The methods that a URL supports: 405 and `Allow`.
+//! The methods that a URL supports, for the status 405 and the header `Allow`.
 //!
 //! Rocket distinguishes URLs by their form only, but the methods of a collection also depend on its kind. Jobs are created
 //! with `POST` and devices with `PUT`, and each kind has its own verbs. [`Collection`] forwards a request to other routes if
@@ -92,20 +92,20 @@ fn fitting<'r>(request: &'r Request<'_>, address: &[&str]) -> impl Iterator<Item
 
 /// Whether Rocket has rejected a request for its method alone.
 ///
-/// Rocket rejects a method that it does not know, such as `PROPFIND`, with 400. What catchers see is a `GET` that no route has been
-/// tried for. A URL that cannot be read has the same status; catchers see it as `/`.
+/// Rocket rejects a method that it does not know, such as `PROPFIND`, with 400. Catchers see such a request as a `GET` for
+/// which no route was tried. A URL that cannot be parsed is rejected with 400, too, but catchers see it as `/`.
 pub(super) fn is_unknown_method(request: &Request<'_>, status: Status) -> bool {
     status == Status::BadRequest && request.route().is_none() && request.uri().path() != "/"
 }
 
-/// Returns the methods that the URL supports, as `Allow` names them, if the request's method is not among them.
+/// Returns the methods that the URL supports, as the value of `Allow`, if the request's method is not among them.
 pub(super) fn instead(request: &Request<'_>, status: Status) -> Option<String> {
     let is_unknown = is_unknown_method(request, status);
     if status != Status::NotFound && !is_unknown {
         return None;
     }
     let whole = segments(request);
-    // Such a request has not been through the fairings, of which one removes this.
+    // A request with an unknown method skips the fairings, one of which removes `base_path`. So remove it here.
     let base_path = tidings(request).settings().base_path.clone();
     let base_path = base_path.unwrap_or_default();
     let prefix: Vec<&str> = base_path.as_str().split('/').skip(1).collect();
@@ -129,7 +129,7 @@ pub(super) fn instead(request: &Request<'_>, status: Status) -> Option<String> {
     Some(names.join(", "))
 }
 
-/// Returns the problem that the URL does not exist, with a hint on those that do.
+/// Returns the problem that the URL does not exist, with a hint about the URLs that do.
 pub(super) fn nothing_here(request: &Request<'_>) -> Problem {
     let address = segments(request);
     let named = |route: &Route| {

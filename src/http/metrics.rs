@@ -1,6 +1,6 @@
 //! `GET /metrics`: the server's metrics in the text format of Prometheus, for unrestricted admins.
 //!
-//! Counts that exist anyway are read for each request; histograms are kept where the work is done that they time.
+//! Counts that exist anyway are read for each request. Each histogram is kept by the code whose work it times.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ impl<M: EncodeMetric + TypedMetric> EncodeMetric for Labelled<M> {
     }
 }
 
-/// The metrics of one answer. A counter's name ends in `_total`, which is added, as is the full stop of a help text.
+/// The metrics of one answer. The encoder appends `_total` to the name of a counter, and a full stop to a help text.
 struct Metrics(Registry);
 
 impl Metrics {
@@ -222,7 +222,7 @@ impl Metrics {
         }
     }
 
-    /// How the notifiers stand, all schools together.
+    /// The progress of the notifiers, over all schools.
     fn of_notifiers(&mut self, totals: &[Total]) {
         let labels = |own: &Total| vec![("notifier", own.name.clone())];
         let mut counter = |name: &str, help: &str, of: fn(&Total) -> u64| {
@@ -264,7 +264,7 @@ impl Metrics {
         );
     }
 
-    /// The nodes over the same store, as they report.
+    /// The nodes that share the store, as they report.
     fn of_nodes(&mut self, nodes: &[Node]) {
         let labels = |own: &Node| {
             let report = &own.report;
@@ -355,7 +355,7 @@ async fn metrics(
     metrics.of_writing(store, tidings);
     metrics.of_reading(store, tidings);
     metrics.of_relay(tidings);
-    // If the database is in trouble, the other metrics matter even more.
+    // Do not fail if the database does: the other metrics matter even more then.
     if let Ok(Ok(bytes)) = timeout(READY_WAIT, store.size()).await {
         metrics.gauge("database_bytes", "Size of the database", bytes);
     }

@@ -183,7 +183,7 @@ fn require_known(tidings: &Tidings, of: NotifiersOf, name: &str) -> Result<(), P
     }
 }
 
-/// Returns all of them: there are not many.
+/// Returns all of them, without pages: there are not many.
 #[get("/api/notifiers/<name>/set-aside")]
 async fn set_aside(
     name: &str,

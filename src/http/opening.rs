@@ -1,4 +1,5 @@
-//! The server that answers while the database is being opened. It reports that the process is alive, and nothing else.
+//! The server that answers while the database is being opened. `/healthz` reports that the process is alive; every other
+//! request is rejected with the reason.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,7 @@ use super::problem::{Kind, Problem};
 use crate::config::Settings;
 use crate::config::proxy::PathPrefix;
 
-/// What the server waits for. Clones are the same.
+/// What the server waits for. Clones share their state.
 #[derive(Clone, Default)]
 pub(crate) struct Stage {
     is_database_unreachable: Arc<AtomicBool>,
@@ -39,7 +40,7 @@ pub(crate) fn rocket(figment: &figment::Figment, stage: Stage) -> Rocket<Build> 
         .manage(stage)
         .mount("/", health::alive())
         .register("/", catchers![opening])
-        // A connection that is kept alive would stay with this server when the real one starts to listen.
+        // A connection that is kept alive would still reach this server after the real one has started to listen.
         .attach(AdHoc::on_response(
             "Tidings: one request per connection",
             |_, response| {

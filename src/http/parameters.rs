@@ -1,4 +1,4 @@
-//! The query parameters: their names, values and meaning. What checks a query and what describes it read the same lists.
+//! The query parameters: their names, values and meaning. Queries are checked and described with the same lists.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ pub(super) enum Values {
     OneOf(&'static [&'static str]),
     /// An integer from the first to the second, with a default.
     Whole(u64, u64, Option<u64>),
-    /// A text of at most so many bytes, with an example.
+    /// A text of at most this many bytes, with an example.
     Text(usize, &'static str),
     /// A text of this form, with an example.
     Pattern(&'static str, &'static str),
@@ -81,9 +81,9 @@ const fn repeatable(name: &'static str, about: &'static str, values: Values) -> 
     }
 }
 
-/// The longest foreign cursor that is worth describing, in bytes.
+/// The maximum length of a foreign cursor in the description, in bytes. It is not enforced.
 const NAME_MAX_BYTES: usize = 128;
-/// The longest list of ids or token that is worth describing, in bytes.
+/// The maximum length of a list of names or of a token in the description, in bytes. It is not enforced.
 const NAMES_MAX_BYTES: usize = 1_024;
 /// A cursor: epoch, seq and tag.
 const CURSOR_PATTERN: &str = "^([0-9a-f]{8}-[0-9]{1,18}(-[0-9a-f]{8})?)?$";
@@ -194,7 +194,7 @@ pub(super) const STREAM: &[Parameter] = &[
     ),
     parameter(
         "lastEventId",
-        "A cursor, as polyfills of `EventSource` send it in place of a `Last-Event-ID` header. The header takes precedence over it, and it over `last-event-id` and `cursor`.",
+        "A cursor, as polyfills of `EventSource` send it in place of a `Last-Event-ID` header. The header takes precedence over it; it takes precedence over `last-event-id` and `cursor`.",
         Values::Text(NAME_MAX_BYTES, ""),
     ),
     parameter(
@@ -213,7 +213,7 @@ pub(super) const STREAM: &[Parameter] = &[
     ),
     parameter(
         "tick_ms",
-        "The least number of milliseconds between two ticks of one subject. The default is a setting; 0 delivers every retained tick.",
+        "The minimum number of milliseconds between two ticks of one subject. The default is a setting; 0 delivers every retained tick.",
         Values::Whole(0, TICK_MAX_MS, None),
     ),
     parameter(

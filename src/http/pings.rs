@@ -118,7 +118,7 @@ impl<'r> FromRequest<'r> for Asked {
             Asked {
                 rid: query(request, "rid").map(str::to_owned),
                 address: client_address(request),
-                // Not `*/*`: a script prints what it gets, and cron mails it.
+                // `*/*` does not count: scripts print the answer, and cron mails it.
                 wants_json: request
                     .accept()
                     .is_some_and(|accept| accept.iter().any(|own| own.is_json())),

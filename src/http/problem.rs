@@ -249,7 +249,7 @@ impl From<AuthError> for Problem {
             | AuthError::Expired { .. }
             | AuthError::InvalidTicket(_)
             | AuthError::ExpiredTicket => Kind::Unauthorized,
-            // Not 401: no token would help.
+            // Not 401: another token would not help.
             AuthError::InvalidLink
             | AuthError::ExpiredLink
             | AuthError::Role { .. }

@@ -83,7 +83,7 @@ pub(crate) async fn streams_closed(tidings: &Tidings, until: Instant) {
             sleep(DRAIN_PERIOD).await;
         }
     };
-    // The remaining streams get as much as their readers take in this time.
+    // The remaining streams have delivered as much as their readers took in this time.
     let _ = timeout_at(until, streams_closed).await;
 }
 

@@ -11,16 +11,16 @@ use crate::log::{CommandError, StoredSubject, Tally, TallyQuery};
 use crate::number::whole_unsigned;
 use crate::service::Tidings;
 
-/// How good a state is. The worst of several counts.
+/// How good a state is. A badge of several subjects has the worst tone of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tone {
-    /// Nothing happens.
+    /// Nothing is in progress.
     Idle,
     /// It is as it should be, or has ended well.
     Good,
-    /// It goes on.
+    /// It is in progress.
     Active,
-    /// It needs a look.
+    /// It may need attention.
     Late,
     /// It has failed.
     Bad,
@@ -33,7 +33,7 @@ pub(super) struct Face {
     pub(super) label: String,
     pub(super) text: String,
     pub(super) tone: Tone,
-    /// Percent complete, while it goes on.
+    /// Percent complete, while it is in progress.
     pub(super) percent: Option<u8>,
 }
 
@@ -194,7 +194,7 @@ fn tone(status: &str) -> Tone {
     }
 }
 
-/// Returns the percentage that was reported of a subject.
+/// Returns the percentage that was reported for a subject.
 fn percent(state: &State) -> Option<u8> {
     if let Some(job) = state.job() {
         let reported = job.progress.filter(|_| job.has_reported_progress())?;
@@ -209,7 +209,7 @@ fn percent(state: &State) -> Option<u8> {
 
 /// Returns a text as a badge shows it: on one line, and not too long.
 fn shown(text: &str) -> String {
-    // Marks that change the direction of what follows could also turn the other half of the badge around.
+    // Leave out marks that change the direction of text: they could also affect the other half of the badge.
     let is_shown = |own: &char| {
         !own.is_control()
             && !matches!(own, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fffe}' | '\u{ffff}')

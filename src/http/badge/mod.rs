@@ -1,9 +1,8 @@
 //! `/badge/<scope>.svg`: the state of a scope as a small image, by a signed link.
 //!
-//! The answer is an image whatever happens, with the status that is true: image proxies and browsers show the body of any
-//! status if it is an image, and a page that shows a badge has no other place for "expired". The signature is checked before
-//! anything is read. A badge is read once in [`BADGE_AGE_SECS`], however many clients ask for it, and proxies may keep it
-//! as long.
+//! Every answer is an image, also that of an error: image proxies and browsers show an image whatever its status is, and a
+//! page that shows a badge has no other place for "expired". The signature is checked before anything is read. A badge is
+//! read at most once in [`BADGE_AGE_SECS`], however many clients request it, and proxies may cache it for as long.
 
 mod face;
 mod svg;
@@ -70,10 +69,13 @@ pub(super) fn describe(document: &mut Document) {
         let image = || json!({ "type": "string" });
         operation
             .named(id, TAG, summary)
-            .about("Every answer is an image. Its entity tag is that of `If-None-Match`.")
+            .about("Every answer with a body is an image.")
             .answers(200, "The state.", IMAGE, image())
             .with_header(200, "ETag", "Names the image.", json!({ "type": "string" }))
-            .answers_empty(304, "It is the image that the client has.")
+            .answers_empty(
+                304,
+                "The image is still the one that `If-None-Match` names.",
+            )
             .answers(400, "The link is not complete.", IMAGE, image())
             .answers(
                 403,
@@ -114,14 +116,14 @@ impl Part for ImagePath {}
 /// The badges that were read a moment ago. Managed by the application.
 pub(super) struct Badges(Mutex<LruCache<(SchoolId, Channel), Arc<Kept>>>);
 
-/// A badge, which is read once. Those who ask meanwhile wait for it, and share its failure.
+/// A badge, which is read once. Requests that arrive meanwhile wait for the result, and share it even if it is a failure.
 struct Kept {
     since: Instant,
     face: OnceCell<Result<Face, Problem>>,
 }
 
 const AGE: Duration = Duration::from_secs(BADGE_AGE_SECS);
-/// How long after its beginning a read that failed is not repeated.
+/// How long after its start a failed read is not repeated.
 const RETRY: Duration = Duration::from_secs(1);
 
 impl Kept {
@@ -142,7 +144,7 @@ impl Default for Badges {
 }
 
 impl Badges {
-    /// Returns the state of what a link shows, and for how long it may be shown.
+    /// Returns the state of what a link shows, and for how long it may be cached.
     async fn face(
         &self,
         tidings: &Tidings,
@@ -192,7 +194,8 @@ async fn badge(
     }
 }
 
-/// Returns the state of what the link shows, and for how long it may be shown; or what the badge says instead, and why.
+/// Returns the state of what the link shows, and for how long it may be cached. Fails with the text of the badge and the
+/// problem.
 async fn shown(
     path: ImagePath,
     signed: Result<Signed, Problem>,
@@ -222,7 +225,7 @@ async fn shown(
 /// A badge as an answer.
 struct Image {
     status: Status,
-    /// How long it may be shown, if for a while.
+    /// How long it may be cached. `None` if it must not be cached.
     age: Option<Duration>,
     text: String,
 }
@@ -246,14 +249,14 @@ impl<'r> Responder<'r, 'static> for Image {
             .collect();
         let tag = format!("\"{print}\"");
         let control = match self.age {
-            // Whole seconds, and at least one: a page may show the same badge several times.
+            // At least one second: a page may show the same badge several times.
             Some(age) => format!("public, max-age={}", age.as_secs().max(1)),
             None => "no-store".to_owned(),
         };
         let mut response = Response::build();
         for (name, value) in [
             ("Cache-Control", control.as_str()),
-            // It is an image, also when somebody opens it as a document.
+            // It loads and runs nothing, even if it is opened as a document.
             ("Content-Security-Policy", "default-src 'none'"),
             // For pages that are isolated from other origins.
             ("Cross-Origin-Resource-Policy", "cross-origin"),

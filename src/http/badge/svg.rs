@@ -1,4 +1,4 @@
-//! Draws a badge. It needs nothing but itself: no font, no style sheet, no script.
+//! Draws a badge. The image is self-contained: no font, no style sheet, no script.
 
 use super::face::{Face, Tone};
 
@@ -21,7 +21,7 @@ pub(super) fn draw(face: &Face) -> String {
     let (left_box, right_box) = (left + 2 * PADDING, right + 2 * PADDING);
     let whole = left_box + right_box;
     let (left_at, right_at) = (PADDING, left_box + PADDING);
-    // What is still to do is darker.
+    // Darken the part that is not done yet.
     let rest = face.percent.map_or(String::new(), |percent| {
         let done = right_box * u32::from(percent.min(100)) / 100;
         let (at, rest) = (left_box + done, right_box - done);
@@ -32,7 +32,7 @@ pub(super) fn draw(face: &Face) -> String {
     )
 }
 
-/// Returns about how wide a text is. The image states it as the text's length, so that no font makes it wider.
+/// Estimates the width of a text in pixels. The image sets it as the `textLength`, so that no font makes the text wider.
 fn width(text: &str) -> u32 {
     let tenths: u32 = text.chars().map(tenths).sum();
     (tenths / 10).max(1)
@@ -46,7 +46,7 @@ fn tenths(character: char) -> u32 {
         '%' | 'M' | 'W' | 'm' | '@' => 110,
         'w' | 'O' | 'Q' | 'G' | 'N' | 'H' | 'D' | '…' => 88,
         'A'..='Z' => 76,
-        // Ideographs, syllables and emoji are as wide as high.
+        // Ideographs, syllables and emoji are as wide as they are high.
         '\u{1100}'..='\u{11ff}'
         | '\u{2e80}'..='\u{d7ff}'
         | '\u{f900}'..='\u{faff}'
@@ -56,7 +56,7 @@ fn tenths(character: char) -> u32 {
     }
 }
 
-/// Returns a text for XML, in an element or in an attribute.
+/// Escapes a text for an element or an attribute in XML.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {

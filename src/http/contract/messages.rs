@@ -10,10 +10,10 @@ use crate::session::{BarePing, Dialect};
 use crate::wire::form::Form;
 use crate::wire::schema::{self, Message};
 
-/// The name of the bare text that answers a bare `ping`.
+/// The name of the message that answers a bare `ping`: the bare text `pong`.
 const BARE_PONG: &str = "BarePong";
 
-/// A document while it is made.
+/// A document that is being built.
 struct Document {
     generator: SchemaGenerator,
     channels: Map<String, Value>,
@@ -136,7 +136,7 @@ impl Document {
         );
     }
 
-    /// Keeps messages, adds them to those of a channel, and returns references to the latter.
+    /// Stores messages, adds references to them to `messages` of a channel, and returns references to those.
     fn keep(
         &mut self,
         channel: &str,

@@ -1,8 +1,9 @@
 //! The descriptions of the interface for programs: OpenAPI at `/openapi.json`, AsyncAPI at `/asyncapi.json`.
 //!
-//! Both are made from what serves. The types in a handler's signature describe its requests ([`parts`]), the command
-//! that a verb reads describes its body, and the types that are serialized describe answers and messages ([`schemas`]).
-//! Next to each handler stands only what its types cannot say: its purpose, and which of its answers has which type.
+//! Both are generated from the code that serves requests. The types in a handler's signature describe its requests
+//! ([`parts`]), the command that a verb reads describes its body, and the types that are serialized describe answers and
+//! messages ([`schemas`]). Next to each handler, the code states only what its types cannot: its purpose, and which of its
+//! answers has which type.
 
 mod messages;
 mod operation;
@@ -54,18 +55,18 @@ pub(super) fn describe(document: &mut Document) {
     });
 }
 
-/// The documents, which are made on the first request. Where the server is mounted differs: a proxy may add to it.
-/// Managed by the application.
+/// The documents, which are generated on the first request. They contain [`BASE`], because the base can differ between
+/// requests: a proxy may add a prefix. Managed by the application.
 #[derive(Default)]
 pub(super) struct Documents {
     openapi: OnceLock<String>,
     asyncapi: OnceLock<String>,
 }
 
-/// Stands in a document where the base of a request belongs.
+/// The placeholder for the base of a request in a generated document.
 const BASE: &str = "/the base of the request";
 
-/// Returns a document, and makes it if no request has before.
+/// Returns a document. Generates it if this is the first request for it.
 fn document(
     made: &OnceLock<String>,
     make: fn(&str) -> serde_json::Value,

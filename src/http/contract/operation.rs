@@ -14,7 +14,7 @@ const PROBLEM: &str = "application/problem+json";
 /// The media type of most bodies.
 pub(in crate::http) const JSON: &str = "application/json";
 
-/// An operation while it is described.
+/// An operation that is being described.
 pub(in crate::http) struct Operation<'a> {
     pub(in crate::http) schemas: &'a mut Schemas,
     /// A unique name, such as `jobs.create`.
@@ -84,7 +84,7 @@ impl<'a> Operation<'a> {
         self.security.extend(schemes);
     }
 
-    /// Adds problems that it answers with.
+    /// Adds problems that the operation can answer with.
     pub(in crate::http) fn fails(&mut self, kinds: &[Kind]) -> &mut Self {
         for kind in kinds {
             if !self.problems.contains(kind) {
@@ -119,7 +119,7 @@ impl<'a> Operation<'a> {
         self
     }
 
-    /// Adds a parameter of any place, unless there is one of the name.
+    /// Adds a parameter at any place, unless there already is one with this name at this place.
     pub(in crate::http) fn parameter(
         &mut self,
         place: &str,
@@ -142,7 +142,7 @@ impl<'a> Operation<'a> {
         self.parameters.push(parameter);
     }
 
-    /// Says that it reads a body.
+    /// Records that the handler reads a body.
     pub(super) fn takes_body(&mut self) {
         self.takes_body = true;
     }

@@ -23,7 +23,7 @@ pub(super) const STREAMS: &[&str] = &["ticket", "subprotocol"];
 
 /// A parameter of a handler.
 pub(in crate::http) trait Part {
-    /// Adds what the part reads, and the problems it answers with.
+    /// Adds what the part reads, and the problems with which it rejects a request.
     fn describe(_: &mut Operation<'_>) {}
 }
 
@@ -126,7 +126,7 @@ impl Part for Unread<'_> {
 
 /// A handler, with its parameters as `Parts`.
 pub(in crate::http) trait Handler<Parts> {
-    /// Adds what all of its parameters say.
+    /// Adds the descriptions of all its parameters.
     fn describe(&self, operation: &mut Operation<'_>);
 }
 

@@ -11,7 +11,7 @@ use crate::id::{SchoolId, SubjectId};
 use crate::kind::job::JobType;
 use crate::kind::{self, DESCRIPTIONS, Description};
 
-/// An OpenAPI document while it is made.
+/// An OpenAPI document that is being built.
 pub(in crate::http) struct Document {
     schemas: Schemas,
     paths: Map<String, Value>,
@@ -52,8 +52,8 @@ impl Document {
         self.at(route.method, &path, handler, &[], describe);
     }
 
-    /// Describes routes whose answers are pages for people. `forms` has the fields of the forms that they take, and `public` the
-    /// routes that need no credential, both by the name of the route.
+    /// Describes routes whose answers are pages for people. `forms` contains the fields of the forms that they take, by the
+    /// name of the route, and `public` the names of the routes that need no credential.
     #[cfg(feature = "monitor")]
     pub(in crate::http) fn pages(
         &mut self,
@@ -96,7 +96,7 @@ impl Document {
         }
     }
 
-    /// Describes a route for several URLs, in which `<x..>` is replaced by each of `rests`.
+    /// Describes a route for several URLs. Each of `rests` replaces `<x..>` in the path.
     pub(in crate::http) fn rests<Parts>(
         &mut self,
         routes: Vec<Route>,
@@ -140,7 +140,7 @@ impl Document {
                     // Another route takes this verb.
                     continue;
                 }
-                // What is removed by `DELETE` is said by the URL alone.
+                // `DELETE` has no body: the URL names what to remove.
                 let body = body.filter(|_| route.method != Method::Delete);
                 let path = path.replace("{verb}", verb);
                 self.at(route.method, &path, handler, own.statuses, |operation| {
@@ -224,7 +224,7 @@ impl Document {
     }
 }
 
-/// A page's handler. Its parameters are of no concern to programs.
+/// The handler of a page. Its parameters are not described, because programs do not call it.
 #[cfg(feature = "monitor")]
 struct Page {
     takes_form: bool,
@@ -235,7 +235,7 @@ struct Page {
 impl Handler<()> for Page {
     fn describe(&self, operation: &mut Operation<'_>) {
         if !self.is_public {
-            // No token in the query: it would be in the history of the browser.
+            // Pages accept no token in the query: it would be in the history of the browser.
             operation.secured(&["bearer", "cookie"]);
         }
         if self.takes_form {
@@ -248,8 +248,8 @@ fn schema_of<T: schemars::JsonSchema>() -> Value {
     T::json_schema(&mut schemars::SchemaGenerator::default()).to_value()
 }
 
-/// Returns the path of a route as the document writes it. Where the route names a collection, `<id>` has the name of the
-/// id in its messages.
+/// Returns the path of a route in the form of the document. An `<id>` after a collection is named like the id in the
+/// collection's messages: `{job_id}`.
 fn path_of(route: &Route) -> String {
     let parts: Vec<&str> = route.uri.path().split('/').collect();
     let mut path: Vec<String> = Vec::new();

@@ -1,4 +1,4 @@
-//! The schemas of a document: bodies as serde reads them, and answers as it writes them.
+//! The schemas of a document: bodies as serde deserializes them, and answers as it serializes them.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
@@ -14,7 +14,7 @@ use crate::wire::schema;
 /// The place of schemas that answers share.
 const DEFINITIONS: &str = "/components/schemas";
 
-/// Makes schemas, and keeps those that have a name.
+/// Generates schemas, and stores those that have a name.
 pub(in crate::http) struct Schemas {
     bodies: SchemaGenerator,
     answers: SchemaGenerator,
@@ -25,7 +25,7 @@ pub(in crate::http) struct Schemas {
 impl Schemas {
     pub(super) fn new() -> Schemas {
         Schemas {
-            // Inline: a type may be read in another form than it is written.
+            // Inline these: the same type can have another schema in answers.
             bodies: settings(true).into_generator(),
             answers: settings(false).for_serialize().into_generator(),
             messages: Map::new(),
@@ -98,7 +98,7 @@ impl Schemas {
     pub(super) fn finish(mut self) -> Map<String, Value> {
         let mut all = self.answers.take_definitions(false);
         all.values_mut().for_each(schema::absent_for_null);
-        // Some are the answer of no operation, but to a request for none or in a line of a batch.
+        // Some problems belong to no operation: they answer a request to an unknown URL, or a line of a batch.
         let is_elsewhere =
             |kind: &&ProblemKind| !self.examples.contains_key(Problem::example(**kind).code());
         let others = ProblemKind::ALL.iter().filter(is_elsewhere);
@@ -137,7 +137,7 @@ fn example(kind: ProblemKind) -> Value {
     serde_json::to_value(Problem::example(kind)).expect("a problem is JSON")
 }
 
-/// Replaces the names of Rust's integers, which no other program knows, by their ranges.
+/// Replaces the names of Rust's integer types, which other programs do not know, with their ranges.
 pub(super) fn tidy(schema: &mut Value) {
     match schema {
         Value::Object(members) => {

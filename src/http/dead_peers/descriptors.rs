@@ -33,7 +33,7 @@ pub(super) fn listening_on(address: SocketAddr) -> io::Result<Vec<OwnedFd>> {
 }
 
 /// Shuts down the sockets with these inodes in both directions, so that their readers and writers return. Finding them takes
-/// a while, so `how` is asked directly before. Returns how many there were.
+/// a while, so `how` is called immediately before each shutdown. Returns the number of sockets that were shut down.
 pub(super) fn shut_down(
     inodes: &HashSet<u64>,
     how: impl Fn(u64) -> Option<Shutdown>,
@@ -45,7 +45,7 @@ pub(super) fn shut_down(
         let Some(how) = inodes.get(&inode).and_then(|inode| how(*inode)) else {
             continue;
         };
-        // These fail only if the connection has ended in the meantime, which is what is wanted.
+        // These calls fail only if the connection has ended in the meantime, which is the goal.
         if how == Shutdown::Discard {
             let _ = sockopt::set_socket_linger(&file, Some(Duration::ZERO));
         }

@@ -4,7 +4,7 @@
 //! By default, the kernel drops such a connection after about 15 minutes of retransmissions, and never if it is idle.
 //! `TCP_USER_TIMEOUT` shortens this, but it also drops a connection whose peer is alive and keeps its receive window closed
 //! for that long (`tcp_probe_timer`): it cannot tell a dead reader from a slow one. It is therefore set to the time after
-//! which a reader that takes nothing may be dropped anyway. Dead peers are found by asking the kernel:
+//! which a reader that reads nothing may be dropped anyway. Dead peers are found by asking the kernel:
 //!
 //! 1. At liftoff, keep-alive and `TCP_USER_TIMEOUT` are set on the listening socket. Accepted sockets inherit both, so that
 //!    a peer that has nothing to acknowledge is probed.
@@ -14,7 +14,7 @@
 //!
 //! The kernel of a slow reader answers each probe of its closed window, so a slow reader is never taken for dead.
 //!
-//! Deliberately absent for them: `SO_LINGER`. The data that is queued on a closed connection is still retransmitted for a
+//! Deliberately absent for dead peers: `SO_LINGER`. The data that is queued on a closed connection is still retransmitted for a
 //! while. A peer that returns thus learns that the stream is closed, and reconnects with its cursor.
 
 #[cfg(target_os = "linux")]
@@ -67,7 +67,7 @@ impl Fairing for DeadPeers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Connection {
     pub(super) peer: SocketAddr,
-    /// The number of its socket, which is not used twice at a time.
+    /// The inode of its socket, which is unique as long as the socket exists.
     pub(super) inode: u64,
     /// How long ago data was last sent. `None` if this process has not sent anything.
     pub(super) sent_ago: Option<Duration>,
@@ -85,13 +85,14 @@ pub(super) fn accepted(address: SocketAddr) -> io::Result<Vec<Connection>> {
 /// What happens to the data that the peer of a connection has not received when the connection is shut down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shutdown {
-    /// The kernel goes on sending it for a while.
+    /// The kernel continues to send it for a while.
     Deliver,
     /// It is discarded once the socket is closed, and the connection is reset.
     Discard,
 }
 
-/// Shuts down the sockets with these inodes as `how` says directly before, if at all. Returns how many.
+/// Shuts down the sockets with these inodes. Calls `how` immediately before each shutdown; `None` leaves the socket open.
+/// Returns the number of sockets that were shut down.
 pub(super) fn shut_down(
     inodes: &HashSet<u64>,
     how: impl Fn(u64) -> Option<Shutdown>,
@@ -162,10 +163,10 @@ mod platform {
     use crate::tasks::Task;
     use crate::wire::Close;
 
-    /// How many checks fit into the timeout.
-    const LOOKS: u32 = 8;
-    /// How many probes are sent to an idle peer within the timeout.
-    const QUESTIONS: u32 = 3;
+    /// The number of checks per timeout.
+    const CHECKS: u32 = 8;
+    /// The number of probes that are sent to an idle peer within the timeout.
+    const PROBES: u32 = 3;
 
     /// Ignores connections that wait to be accepted, which have no inode.
     pub(super) fn is_connected(port: u16) -> bool {
@@ -180,7 +181,7 @@ mod platform {
             }
             listeners
                 .iter()
-                .try_for_each(|listener| ask_for_signs_of_life(listener, timeout))
+                .try_for_each(|listener| set_keep_alive(listener, timeout))
         });
         if let Err(error) = prepared {
             tracing::warn!(
@@ -190,18 +191,18 @@ mod platform {
         }
         let weak = Arc::downgrade(tidings);
         tidings.tasks().supervise(Task::new("dead peers"), move || {
-            look(Weak::clone(&weak), address.port(), timeout)
+            check(Weak::clone(&weak), address.port(), timeout)
         });
     }
 
     /// Sets the options that accepted sockets inherit.
-    pub(super) fn ask_for_signs_of_life(listener: &OwnedFd, timeout: Duration) -> io::Result<()> {
-        let pause = (timeout / QUESTIONS).max(Duration::from_secs(1));
+    pub(super) fn set_keep_alive(listener: &OwnedFd, timeout: Duration) -> io::Result<()> {
+        let pause = (timeout / PROBES).max(Duration::from_secs(1));
         sockopt::set_tcp_keepidle(listener, pause)?;
         sockopt::set_tcp_keepintvl(listener, pause)?;
-        sockopt::set_tcp_keepcnt(listener, QUESTIONS)?;
+        sockopt::set_tcp_keepcnt(listener, PROBES)?;
         sockopt::set_socket_keepalive(listener, true)?;
-        // A slow reader gets at least the time that it may take to make room.
+        // A slow reader gets at least `WRITE_STALL` to make room.
         let most = timeout.max(WRITE_STALL).as_millis();
         let most = u32::try_from(most).unwrap_or(u32::MAX);
         sockopt::set_tcp_user_timeout(listener, most)?;
@@ -209,9 +210,9 @@ mod platform {
     }
 
     /// Checks for dead peers until the application ends.
-    async fn look(tidings: Weak<Tidings>, port: u16, timeout: Duration) {
-        let pause = (timeout / LOOKS).clamp(DEAD_PEER_CHECK_MIN, DEAD_PEER_CHECK_MAX);
-        // A connection that just misses one check must be found by the next one, in time.
+    async fn check(tidings: Weak<Tidings>, port: u16, timeout: Duration) {
+        let pause = (timeout / CHECKS).clamp(DEAD_PEER_CHECK_MIN, DEAD_PEER_CHECK_MAX);
+        // A connection that just misses the limit at one check must be found by the next one before the timeout.
         let least = timeout.saturating_sub(pause);
         let (mut may_close, mut may_ask) = (true, true);
         loop {
@@ -226,7 +227,7 @@ mod platform {
             let found = match found.map_err(io::Error::other).flatten() {
                 Ok(found) if found.is_empty() => continue,
                 Ok(found) => found,
-                // Possibly no descriptor is free, because dead connections hold them. The next check may succeed.
+                // Dead connections may occupy all descriptors. The next check may succeed.
                 Err(error) => {
                     if !std::mem::take(&mut may_ask) {
                         continue;
@@ -252,7 +253,7 @@ mod platform {
             {
                 tracing::warn!(%error, "connections whose peers are dead cannot be shut down");
             }
-            // A body that has nothing to write does not notice.
+            // The body of a response that has nothing to write does not notice the shutdown.
             if let Some(tidings) = tidings.upgrade() {
                 tidings.hub().close_peers(&peers, Close::Silent);
             }
@@ -267,7 +268,7 @@ mod platform {
         let is_own = |local: IpAddr| {
             address.ip().is_unspecified() || local.to_canonical() == address.ip().to_canonical()
         };
-        // Without an inode, it waits to be accepted.
+        // A connection without an inode waits to be accepted.
         let accepted = connections.filter(|own| is_own(own.local) && own.inode != 0);
         let accepted = accepted.filter_map(|own| {
             Some(super::Connection {
@@ -290,7 +291,7 @@ mod platform {
     /// Returns the connections to a local port whose peers are dead: silent for at least `least`.
     fn dead(port: u16, least: Duration) -> io::Result<Vec<sock_diag::Connection>> {
         let mut connections = sock_diag::connections(port)?;
-        connections.retain(|own| own.silent_for >= least && is_asked(own));
+        connections.retain(|own| own.silent_for >= least && has_been_probed(own));
         Ok(connections)
     }
 
@@ -299,7 +300,7 @@ mod platform {
     /// The kernel counts probes since the last answer. It does not count retransmissions in this way: it also counts them while
     /// the peer acknowledges other bytes. So the last retransmission must have been sent after the last answer, and long enough
     /// ago to be answered.
-    fn is_asked(own: &sock_diag::Connection) -> bool {
+    fn has_been_probed(own: &sock_diag::Connection) -> bool {
         let is_unanswered = own.sent_ago < own.silent_for && own.sent_ago >= own.first_wait;
         own.probes >= DEAD_PEER_PROBES
             || (own.retransmissions >= DEAD_PEER_RETRANSMISSIONS && is_unanswered)
@@ -320,7 +321,7 @@ mod platform {
                 let address = listener.local_addr().unwrap();
                 let found = descriptors::listening_on(address).unwrap();
                 assert_eq!(found.len(), 1, "{address}");
-                ask_for_signs_of_life(&found[0], Duration::from_secs(30)).unwrap();
+                set_keep_alive(&found[0], Duration::from_secs(30)).unwrap();
 
                 let port = address.port();
                 let to = if address.is_ipv6() {
@@ -334,14 +335,14 @@ mod platform {
                 let pause = Duration::from_secs(10);
                 assert_eq!(sockopt::tcp_keepidle(&accepted).unwrap(), pause);
                 assert_eq!(sockopt::tcp_keepintvl(&accepted).unwrap(), pause);
-                assert_eq!(sockopt::tcp_keepcnt(&accepted).unwrap(), QUESTIONS);
+                assert_eq!(sockopt::tcp_keepcnt(&accepted).unwrap(), PROBES);
                 let most = u128::from(sockopt::tcp_user_timeout(&accepted).unwrap());
                 assert_eq!(most, WRITE_STALL.as_millis());
             }
         }
 
         #[test]
-        fn only_who_was_asked_since_and_had_the_time_to_answer_is_dead() {
+        fn only_a_peer_that_was_probed_since_its_last_answer_and_had_time_to_answer_is_dead() {
             let secs = Duration::from_secs;
             let dead = sock_diag::Connection {
                 peer: "192.0.2.1:80".parse().unwrap(),
@@ -357,28 +358,28 @@ mod platform {
                 unacknowledged: 0,
                 unread: 0,
             };
-            assert!(is_asked(&dead));
+            assert!(has_been_probed(&dead));
             let alive = |change: fn(&mut sock_diag::Connection)| {
                 let mut own = dead;
                 change(&mut own);
-                !is_asked(&own)
+                !has_been_probed(&own)
             };
-            assert!(alive(|own| own.retransmissions = 2), "hardly asked");
+            assert!(alive(|own| own.retransmissions = 2), "too few probes");
             assert!(
                 alive(|own| own.sent_ago = Duration::from_secs(31)),
                 "answered since"
             );
             assert!(
                 alive(|own| own.sent_ago = Duration::from_secs(1)),
-                "asked just now"
+                "probed just now"
             );
             let probed = |probes| sock_diag::Connection {
                 probes,
                 retransmissions: 0,
                 ..dead
             };
-            assert!(is_asked(&probed(DEAD_PEER_PROBES)));
-            assert!(!is_asked(&probed(1)), "the answer may be on its way");
+            assert!(has_been_probed(&probed(DEAD_PEER_PROBES)));
+            assert!(!has_been_probed(&probed(1)), "the answer may be on its way");
         }
 
         #[test]

@@ -45,7 +45,7 @@ pub(super) struct Connection {
     pub(super) silent_for: Duration,
     /// How long ago data was last sent or retransmitted.
     pub(super) sent_ago: Duration,
-    /// How long the kernel waits for the first answer. It doubles the time for each retry.
+    /// How long the kernel waits for an answer before the first retry. It doubles this time for each further retry.
     pub(super) first_wait: Duration,
     /// How often the oldest unacknowledged bytes were retransmitted.
     pub(super) retransmissions: u8,
@@ -162,7 +162,7 @@ fn connection(message: &[u8], port: u16) -> Option<Connection> {
     })
 }
 
-/// Computes the first wait from `tcpi_rto`, which is already doubled, and `tcpi_backoff`, the number of doublings.
+/// Computes the wait before the first retry from `tcpi_rto`, the current wait, and `tcpi_backoff`, how often it was doubled.
 fn first_wait(micros: u32, backoff: u8) -> Duration {
     let first = micros.checked_shr(backoff.into()).unwrap_or_default();
     Duration::from_micros(first.into())

@@ -1,12 +1,12 @@
-//! Commands of one connection, carried out while the connection goes on.
+//! Commands of one connection, carried out while more of them arrive.
 //!
-//! Commands wait while earlier ones of the same connection are being committed. What has gathered meanwhile is then carried
-//! out together, as a batch. So the commands of a connection take effect in their order, many of them share a commit, and a
-//! single one waits for nothing. Each is answered after its commit, in the order in which they came.
+//! Commands wait while earlier ones of the same connection are being committed. Those that have gathered meanwhile are then
+//! carried out together, as a batch. So the commands of a connection take effect in order, many of them share a commit, and
+//! a single one is carried out at once. Each is answered after its commit, in the order of arrival.
 //!
-//! What is unanswered is bounded by [`PIPELINE_COMMANDS`] and [`PIPELINE_BYTES`]: the transport passes no more commands until
-//! the client has read answers. Each command counts towards the limits of a single request; memory is reserved for each
-//! round, and released when its last answer has left.
+//! The unanswered commands are bounded by [`PIPELINE_COMMANDS`] and [`PIPELINE_BYTES`]: the transport passes no more commands
+//! until the client has read answers. Each command counts towards the limits of a single request. Memory is reserved for each
+//! round, and released when its last answer has been sent.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -44,7 +44,7 @@ struct Shared {
     upper: bool,
 }
 
-/// A command, or the problem with it.
+/// A command, or the problem with it, and how it is answered.
 struct Item {
     /// How its answer begins.
     prefix: Vec<u8>,
@@ -52,7 +52,7 @@ struct Item {
     asked: Result<(SchoolId, BatchItem), Problem>,
 }
 
-/// Answers that have not left yet, with the memory that is reserved for them.
+/// Answers that have not been sent yet, with the memory that is reserved for them.
 #[derive(Default)]
 struct Answers {
     lines: VecDeque<Vec<u8>>,
@@ -107,7 +107,8 @@ impl Pipeline {
         self.waiting_bytes = 0;
     }
 
-    /// Returns the next answer, or none if nothing is unanswered. Carries out what waits with the permissions of `access`.
+    /// Returns the next answer, or none if every command is answered. Carries out the waiting commands with the permissions of
+    /// `access`.
     pub(super) fn poll_answer(
         &mut self,
         cx: &mut Context<'_>,
@@ -122,7 +123,7 @@ impl Pipeline {
                 self.round = None;
                 match done {
                     Ok(answers) => self.answers = answers,
-                    // The server ends.
+                    // The server is shutting down.
                     Err(_) => self.stop(),
                 }
                 continue;
@@ -135,7 +136,7 @@ impl Pipeline {
         }
     }
 
-    /// Begins to carry out what waits.
+    /// Begins to carry out the waiting commands.
     fn begin(&mut self, access: &Access) {
         let commands = self.waiting.len().min(PIPELINE_ROUND);
         let items: Vec<Item> = self.waiting.drain(..commands).collect();
@@ -146,8 +147,8 @@ impl Pipeline {
             self.waiting = VecDeque::new();
         }
         let (shared, access) = (Arc::clone(&self.shared), access.clone());
-        // In a task of its own: a transport is polled only while its client reads. A lookup that is not polled would keep its
-        // turn meanwhile.
+        // Use a task, because a transport is polled only while its client reads. A lookup that is not polled would keep other
+        // reads waiting.
         let round = tokio::spawn(async move { carry_out(&shared, &access, items, bytes).await });
         self.round = Some((AbortOnDropHandle::new(round), commands));
     }

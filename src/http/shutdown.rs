@@ -1,8 +1,8 @@
 //! Shutdown: every stream is closed, and every connection has received what was written to it, before the process exits.
 //!
 //! The same signal stops Rocket's accept loop and runs its shutdown fairings. If the loop reacts first, because connections
-//! arrive at that moment, [`Rocket::launch`](rocket::Rocket::launch) returns at once. No fairing has run then, and all
-//! connections are still open. So nothing here relies on the fairing alone:
+//! arrive at that moment, [`Rocket::launch`](rocket::Rocket::launch) returns at once: before any fairing has run, and while
+//! all connections are open. So nothing here relies on the fairing alone:
 //!
 //! 1. As soon as Rocket's shutdown is triggered, a separate task calls [`Tidings::stop`]. A stream that is opened later is
 //!    closed by its first message.
@@ -28,7 +28,7 @@ use crate::log::StoreError;
 use crate::service::Tidings;
 
 /// How many checks in a row must find no connection. The parts of a connection may be dropped slightly after it is closed.
-const LOOKS: u32 = 2;
+const CHECKS: u32 = 2;
 
 /// Closes the streams of an application that shuts down, and delays the shutdown until they are gone.
 pub(super) struct CloseStreams;
@@ -90,11 +90,11 @@ pub(crate) async fn streams_closed(tidings: &Tidings, until: Instant) {
 /// Waits until no client is connected, or until the deadline.
 async fn drained(tidings: &Tidings, until: Instant) {
     let drained = async {
-        let mut looks = 0;
-        while looks < LOOKS {
-            looks = match is_connected(tidings).await {
+        let mut checks = 0;
+        while checks < CHECKS {
+            checks = match is_connected(tidings).await {
                 true => 0,
-                false => looks + 1,
+                false => checks + 1,
             };
             sleep(DRAIN_PERIOD).await;
         }

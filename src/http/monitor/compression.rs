@@ -1,4 +1,4 @@
-//! Compression of what browsers load: pages are repetitive, and each view fetches the whole page.
+//! Compression of what browsers load: pages are repetitive, and each visit loads the whole page.
 
 use std::io::Write;
 

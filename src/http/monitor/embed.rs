@@ -1,8 +1,8 @@
 //! `/embed/<scope>`: jobs in a frame of another page, live, by a signed link.
 //!
-//! The page consists of an element of the JavaScript client. For each connection, the element asks the page's own URL for a
-//! ticket (`POST`), which opens streams of the link's channel only. So the stream's URL does not have the signature, and an
-//! open page ends with its link. No cookie is read, because the frame belongs to another site.
+//! The page consists of an element of the JavaScript client. For each connection, the element requests a ticket from the
+//! page's own URL (`POST`), which opens streams of the link's channel only. So the stream's URL does not contain the
+//! signature, and an open page stops when its link expires. No cookie is read, because the frame is on another site.
 
 use std::sync::Arc;
 
@@ -98,8 +98,9 @@ pub(in crate::http) fn describe(document: &mut Document) {
     });
 }
 
-/// Takes back the header with which Rocket lets only the server's own pages show a page in a frame. The policy of an embedded
-/// page says which may, and browsers that know it ignore the header, but others, and proxies, may not.
+/// Removes the `X-Frame-Options` that Rocket adds, which allows frames only on the server's own pages. The Content Security
+/// Policy of an embedded page names the pages that may show it. Current browsers then ignore the header; older ones, and
+/// proxies, may not.
 pub(super) fn fairing(base: &str) -> impl Fairing {
     let below = format!("{}/embed/", base.trim_end_matches('/'));
     AdHoc::on_response("Tidings: frames", move |request, response| {

@@ -122,7 +122,7 @@ fn progress(
         let (Some(percent), attempt) = (report.progress, u64::from(report.attempt)) else {
             continue;
         };
-        // Every attempt begins at 0 before its first report. The line of an attempt starts when the job leaves that state.
+        // Every attempt is at 0 before its first report. Do not draw these events.
         let goes_on = reports.last().is_some_and(|last| last.attempt == attempt);
         let is_report = percent > 0.0 || goes_on;
         if is_report {
@@ -167,7 +167,7 @@ pub(super) struct Ending {
     force: bool,
 }
 
-/// If the form cannot be read, the worker is asked.
+/// If the form cannot be parsed, asks the worker to cancel the job.
 #[post("/monitor/schools/<school>/jobs/<id>/cancel", data = "<form>")]
 async fn cancel(
     school: &str,

@@ -1,4 +1,4 @@
-//! The lists of each kind. Filters, search text and page are in the URL.
+//! The list of each kind's subjects. Filters, search text and page are in the URL.
 
 use std::sync::Arc;
 

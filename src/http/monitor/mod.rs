@@ -1,5 +1,5 @@
-//! `/monitor`: the built-in pages, rendered on the server. They work without JavaScript. They read from the store, with the
-//! credentials that every other client uses.
+//! `/monitor`: the built-in pages, rendered on the server. They work without JavaScript. They show what the visitor's
+//! credential covers, which is checked as for every other client.
 
 mod assets;
 mod characteristic;

@@ -23,7 +23,7 @@ pub(crate) struct Pages {
     assets: serde_json::Map<String, Value>,
 }
 
-/// The templates. The first page that a process renders waits until they are parsed; a start does not.
+/// The templates. They are parsed for the first page, so that they do not delay the start.
 static TEMPLATES: LazyLock<Tera> = LazyLock::new(parse);
 
 macro_rules! templates {
@@ -95,7 +95,7 @@ impl Pages {
 pub(super) struct Html {
     status: Status,
     text: String,
-    /// The origins whose pages may show it in a frame, as sources of a policy. None may if absent.
+    /// The origins whose pages may show it in a frame, as sources of a policy. If absent, no page may.
     ancestors: Option<String>,
 }
 
@@ -140,7 +140,7 @@ impl<'r> Responder<'r, 'static> for Html {
         ] {
             response.header(Header::new(name, value));
         }
-        // `X-Frame-Options` can only name all pages or none.
+        // `X-Frame-Options` cannot name single origins.
         if ancestors.is_none() {
             response.header(Header::new("X-Frame-Options", "DENY"));
         }

@@ -76,7 +76,7 @@ fn stream(guest: &Guest, base: &Base) -> Option<String> {
     if guest.may_see_all() {
         return Some(format!("{}/events/schools/{school}", base.0));
     }
-    // The visitor may not see everything: listen to the kinds that are visible, or else to the subject of the page.
+    // Listen to the kinds that the visitor may see, and to the subject of the page if its kind is not among them.
     let kinds = crate::kind::KINDS.iter().copied();
     let kinds = kinds
         .filter(|kind| guest.may_see(*kind))
@@ -201,7 +201,7 @@ async fn devices(tidings: &Tidings, guest: &Guest) -> Result<Vec<StoredSubject>,
     Ok(shown)
 }
 
-/// Returns the values of the small charts, newest first.
+/// Returns the values of the small charts as rows of a table, newest first.
 fn last_minute(history: &History) -> Vec<Value> {
     let parts = history
         .events

@@ -144,7 +144,7 @@ fn notifier(own: &Total) -> Value {
     })
 }
 
-/// Returns the values of some seconds of the charts, counted back from now.
+/// Returns a row of the table: the values of consecutive seconds. `index` counts back from now.
 fn part((index, seconds): (usize, &[Second])) -> Value {
     let events: u64 = seconds.iter().map(|second| second.events).sum();
     let slowest = seconds.iter().map(|second| second.slowest_micros).max();

@@ -98,7 +98,7 @@ impl Totals {
         fitting.map(|(_, count)| count).sum()
     }
 
-    /// Returns the count in the page's title: the subjects that need attention.
+    /// Returns the number of subjects and violations that need attention, for the title of the page.
     fn wrong(&self) -> u64 {
         [
             (job::KIND, "stalled"),

@@ -39,7 +39,7 @@ impl Uptime {
             })
             .collect();
         if stretches.is_empty() {
-            // The last event is past retention: the status has not changed since.
+            // Retention has deleted the last event, so the status has not changed since.
             stretches.push(Stretch {
                 from: device.reported_status.1,
                 status: device.status.as_str().to_owned(),

@@ -189,7 +189,8 @@ impl Visitor {
     }
 }
 
-/// Whether the browser used TLS, with the proxy in front or with this server. A form's `Origin` shows it, too.
+/// Whether the browser used TLS, with this server or with the proxy in front of it. The `Origin` of a form shows this even if
+/// the proxy does not.
 fn is_encrypted(request: &Request<'_>) -> bool {
     let is_of_https = |page| matches!(page, Page::At(origin) if origin.scheme() == "https");
     forwarded::is_encrypted(request) || is_of_https(forwarded::page(request))
@@ -240,7 +241,7 @@ fn without_credentials(address: &str) -> String {
     }
 }
 
-/// Why there is no page.
+/// Why a page cannot be shown.
 pub(super) enum Rejection {
     /// The visitor is not signed in.
     SignIn {
@@ -323,7 +324,7 @@ impl RejectionPage {
             "status": status.code,
             "detail": detail,
             "back": back,
-            // Leave it out: nothing on the page may distinguish one missing URL from another.
+            // Leave the URL out: the pages of all missing URLs must be the same.
             "here": null,
             "tab": "",
             "wrong": match near {

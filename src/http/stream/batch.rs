@@ -4,9 +4,9 @@
 //! is sent. Rocket sends the response's head as soon as the handler returns, and hyper receives and sends at the same
 //! time. But Rocket calls the handler only after it has read the first 14 bytes of the body.
 //!
-//! Each line is answered after its commit, in order. An invalid line does not end the stream. A line with a `type` is
-//! about the stream itself: a `heartbeat` while there is nothing to answer, and `closing`, which is always the last
-//! line.
+//! Each line is answered after its commit, in order. An invalid line does not end the stream. A line of the response with a
+//! `type` is about the stream itself: a `heartbeat` while there is nothing to answer, and `closing`, which is always the
+//! last line.
 //!
 //! The stream counts as an open stream, with a subscription that has no channels. So the limits on open streams, the
 //! check for dead peers and heartbeats apply to it, and it ends when the credential expires or the server stops. Lines
@@ -61,7 +61,7 @@ pub(in crate::http) struct StreamingClient {
 pub(in crate::http) struct ResultsForm {
     /// Whether to write `status` in upper case.
     pub(in crate::http) upper: bool,
-    /// `?stream=1`: results are sent while the request goes on.
+    /// `?stream=1`: results are sent while the request is still being sent.
     pub(in crate::http) streaming: Option<StreamingClient>,
 }
 
@@ -113,7 +113,7 @@ pub(in crate::http) struct BatchStream<'r> {
 
 enum Phase {
     Open,
-    /// Sends the remaining answers, but not after this time, and then this message.
+    /// Sends the remaining answers until this time at the latest, and then this message.
     Closing(Box<Control>, Alarm),
     /// The client may not have noticed the end, so its input is discarded for a while. If a connection is closed while
     /// input is unread, it is reset, and the client may lose the last lines of the response.
@@ -334,7 +334,7 @@ struct LineBuffer {
 enum Found {
     /// A line at this place, without white space around it, and not empty.
     Line(Range<usize>),
-    /// A line that has exceeded the limit. It may not be complete.
+    /// A line that has exceeded the limit. Its end may not have arrived yet.
     TooLong,
 }
 

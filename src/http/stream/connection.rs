@@ -1,9 +1,10 @@
 //! The lifetime of a WebSocket connection: sending frames, receiving messages, keep-alive and closing. The [`Session`]
 //! decides what is sent.
 //!
-//! One hand-written future drives all of this, so that an idle connection is a single small task. Mail that wakes it costs
-//! little more than the write: the socket and the end of the server have a waker of their own, and are looked at only when
-//! that was woken. The connection reads only while there is room for answers: a client that sends requests without reading the answers is slowed down instead of being buffered.
+//! One hand-written future drives all of this, so that an idle connection is a single small task. An event that wakes it
+//! costs little more than its write: the socket and the server's end share a separate waker, and are polled only if that was
+//! woken. The connection reads only while there is room for answers, so a client that sends requests without reading the
+//! answers is slowed down, and its requests are not buffered.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -78,7 +79,7 @@ pub(super) struct Connection {
     attention: Attention,
     /// The end of the server.
     end: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Rocket drops the request when the connection is upgraded.
+    /// Keeps the request in progress. Rocket drops the request itself at the upgrade.
     in_progress: Option<Arc<InProgress>>,
 }
 
@@ -219,7 +220,7 @@ impl Connection {
         if !self.frames.socket.is_readable() {
             return Ok(false);
         }
-        // Keep reading behind a message that waits, so that pings are answered and pongs are noticed at once.
+        // Continue to read while a message waits, so that pings are answered and pongs are noticed at once.
         if !self.frames.socket.has_room_for_answers() || !self.has_room_to_wait() {
             return Ok(false);
         }
@@ -248,8 +249,8 @@ impl Connection {
         // Pings and pongs do not count as messages.
         let messages = incoming.into_iter();
         for own in messages.filter(|own| !matches!(own, Incoming::Control)) {
-            // A command counts towards the rate limit of its user instead. Any other message that looks like one counts once
-            // it has been read.
+            // A command counts towards the rate limit of its user instead. A message that only looks like a command is
+            // counted later, when it has been parsed.
             let session = self.session.as_ref();
             let counts = !session.is_some_and(|session| may_publish(session, &own));
             self.is_rate_limited = self.is_rate_limited || counts && !self.arrivals.count();
@@ -260,7 +261,7 @@ impl Connection {
         }
     }
 
-    /// Whether more messages may be read than can be answered now.
+    /// Whether another message may wait for its answer.
     fn has_room_to_wait(&self) -> bool {
         let bytes = |own: &Incoming| match own {
             Incoming::Text(text) => text.len(),
@@ -273,7 +274,7 @@ impl Connection {
             && self.waiting.iter().map(bytes).sum::<usize>() < most
     }
 
-    /// Looks at what has a waker of its own, if that was woken. Returns false if the server ends.
+    /// Checks the socket and the end of the server if their waker was woken. Returns false if the server ends.
     fn poll_attention(&mut self, cx: &Context<'_>) -> bool {
         if !self.attention.take(cx) {
             return true;

@@ -12,7 +12,7 @@ use crate::http::parameters::{CHANNEL, IDS, SESSION_ID};
 use crate::http::problem::Kind;
 use crate::kind;
 
-/// The URLs are described one by one.
+/// Empty, because [`scope`] describes each URL.
 impl Part for ChannelPath {}
 
 const TAG: &str = "Streams";

@@ -1,5 +1,5 @@
-//! The WebSocket handshake. The upgrade handler spawns a task for the connection instead of driving it: a future that the
-//! handler awaits would keep the whole request in memory.
+//! The WebSocket handshake. The upgrade handler spawns a task that drives the connection. If the handler drove it, the whole
+//! request would stay in memory.
 
 use std::borrow::Cow;
 use std::io;
@@ -47,7 +47,7 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// Returns what keeps the request in progress, for the task that drives the connection.
+    /// Returns the guard that keeps the request in progress, for the task that drives the connection.
     pub(super) fn in_progress(&self) -> Option<Arc<InProgress>> {
         self.in_progress.clone()
     }
@@ -118,7 +118,7 @@ impl OldHandshakes {
     }
 }
 
-/// A reason why the connection cannot be upgraded, whatever its headers say. Determined before routing.
+/// A reason why the connection cannot be upgraded, even if the headers are valid. Determined before routing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Obstacle {
     None,

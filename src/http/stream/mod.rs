@@ -175,7 +175,7 @@ async fn multiplexed(
     without_channel(Dialect::MULTIPLEXED, params, listener, handshake, tidings).await
 }
 
-/// `/ws/samples`: the same for statistical process control.
+/// `/ws/samples`: a WebSocket without initial channels, for statistical process control.
 #[get("/ws/samples")]
 async fn samples(
     params: Result<Params, Problem>,
@@ -199,7 +199,7 @@ async fn without_channel(
         let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
         let caller = Caller::new(access, params.school)?;
         let mut scope = Scope::new(caller.school(), []).filtered(params.filter.clone());
-        // The cursor is for the first `subscribe`. Deliver nothing before that, or the client's cursor would advance
+        // The request's cursor is for the first `subscribe`. Deliver nothing before that: the client's cursor would advance
         // past events that the client has not received.
         let receives = dialect.receives_acknowledgements(caller.access(), scope.school);
         if params.from.is_none() && receives {
@@ -234,7 +234,7 @@ async fn without_channel(
     ))
 }
 
-/// `/progress/ws/<job_id>`: one job, for clients that do not know channels.
+/// `/progress/ws/<job_id>`: one job, for clients that do not use channels.
 #[get("/progress/ws/<job_id>")]
 async fn job_progress(
     job_id: &str,
@@ -405,7 +405,7 @@ async fn with_channel(
     ))
 }
 
-/// A connection that is accepted, and whose session begins.
+/// Returns the opening of a connection whose session begins.
 fn accepted(
     source: RequestSource,
     caller: &Caller,
@@ -422,7 +422,7 @@ fn accepted(
     Opening::Accepted(Box::new(beginning), publishing)
 }
 
-/// A connection that is accepted only to send the reason for its rejection.
+/// Returns the opening of a connection that is accepted only to send the reason for its rejection.
 fn rejected(
     problem: Problem,
     dialect: &Dialect,

@@ -19,7 +19,7 @@ pub(super) enum Opening {
 
 impl Opening {
     /// Rejects a connection. The endpoint's dialect decides whether an unauthorized client receives an explanation; every
-    /// other error is explained. The caller has recorded the rejection, because it knows where the request came from.
+    /// other error is explained. The caller must have counted and logged the problem.
     pub(super) fn rejected(problem: Problem, dialect: &Dialect) -> Opening {
         let (close, explains) = match problem.status() {
             401 | 403 => (dialect.rejection, dialect.explains_rejection),

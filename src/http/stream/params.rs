@@ -214,7 +214,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
 /// Returns the other end of the TCP connection.
 pub(super) fn peer(request: &Request<'_>) -> Option<SocketAddr> {
     let peer = request.remote()?;
-    // Without the scope of an IPv6 address: the kernel does not report it either.
+    // Remove the scope of a link-local address: the kernel's list of connections does not contain it.
     Some(SocketAddr::new(peer.ip(), peer.port()))
 }
 

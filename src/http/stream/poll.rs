@@ -34,8 +34,8 @@ pub(super) struct PollBody {
     ready: bool,
     /// Whether anything but `connected` and `ready` was written.
     has_content: bool,
-    /// Whether the client can resume from the cursor of the last message. Within a snapshot, it could do so only until
-    /// retention deletes the event of that cursor, so a snapshot is always written completely.
+    /// Whether the client can resume from the cursor of the last message. Within a snapshot, that would work only until
+    /// retention deletes the event of the cursor, so a snapshot is always written completely.
     may_end: bool,
     messages: usize,
     bytes: usize,

@@ -22,7 +22,7 @@ pub(super) struct Commands {
     school: SchoolId,
     /// Whether to write `status` in upper case.
     upper: bool,
-    /// None as long as the client has published nothing.
+    /// None until the client publishes something.
     pipeline: Option<Box<Pipeline>>,
 }
 

@@ -1,9 +1,9 @@
 //! The frames and messages of a WebSocket, over the upgraded stream.
 //!
-//! tungstenite does the reading (masking, fragments, control frames, the closing handshake). It does no I/O here: it takes
-//! bytes from the socket, and returns messages and bytes to be sent. It exists only while a message arrives or is encoded, and
-//! from the beginning of the closing handshake on. Data frames do not pass through it. They are built once per event and
-//! shared by all sockets, and all queued frames are written with one vectored write.
+//! tungstenite parses the input (masking, fragments, control frames, the closing handshake). It does no I/O here: it takes
+//! the bytes that were read, and returns messages and bytes to be sent. Its state exists only while a message arrives or a
+//! control frame is encoded, and from the beginning of the closing handshake on. Outgoing data frames do not pass through
+//! it. They are built once per event and shared by all sockets, and all queued frames are written with one vectored write.
 //!
 //! The socket is read and written only when it may be ready. Its caller therefore polls it with a waker that serves nothing
 //! else, and calls [`Socket::woken`] when that waker was woken.
@@ -151,7 +151,7 @@ impl Socket {
         self.now = now;
     }
 
-    /// The waker of the socket was woken.
+    /// Records that the waker of the socket was woken.
     pub(super) fn woken(&mut self) {
         (self.is_readable, self.is_writable) = (true, true);
     }
@@ -209,7 +209,7 @@ impl Socket {
         self.now.saturating_duration_since(self.last_heard)
     }
 
-    /// Returns how long the peer has taken no bytes although some are queued.
+    /// Returns for how long the socket has accepted no bytes although some are queued.
     pub(super) fn stalled_for(&self) -> Duration {
         if self.out.is_empty() {
             Duration::ZERO
@@ -218,7 +218,7 @@ impl Socket {
         }
     }
 
-    /// Runs the codec and queues what it writes. Its result matters only when it reads.
+    /// Runs the codec on `input`, and queues what it writes.
     fn encode<T>(
         &mut self,
         input: &[u8],
@@ -239,7 +239,7 @@ impl Socket {
         result
     }
 
-    /// Frees the state of the protocol if it says nothing.
+    /// Frees the state of the protocol between messages.
     fn free_protocol(&mut self) {
         let own = self.protocol.as_ref();
         if !self.closed && own.is_some_and(|own| own.text.is_between_messages()) {

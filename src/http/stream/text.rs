@@ -5,7 +5,7 @@ use std::io::Cursor;
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
-/// Follows the same bytes as the codec, which has already validated the frames. Buffers a few bytes, and none between
+/// Reads the same bytes as the codec, which has already validated the frames. Buffers a few bytes, and none between
 /// messages.
 #[derive(Default)]
 pub(super) struct TextWatch {
@@ -19,7 +19,7 @@ pub(super) struct TextWatch {
     is_text: bool,
     /// Whether the current frame is part of that message, and not a control frame.
     is_data: bool,
-    /// Whether the current message goes on in another frame.
+    /// Whether the current message continues in another frame.
     is_fragmented: bool,
     /// The part of a character that has arrived.
     rest: Vec<u8>,

@@ -11,7 +11,7 @@ const SIDE: f64 = 1.5;
 /// A sample.
 #[derive(Clone)]
 pub(in crate::http::monitor) struct Point {
-    /// The value. None is a gap: its place stays empty, and no line crosses it.
+    /// The value. `None` is a gap: its place stays empty, and no line crosses it.
     pub(in crate::http::monitor) value: Option<f64>,
     pub(in crate::http::monitor) in_control: bool,
     /// The rule that the sample violates, which sets its colour.
@@ -102,7 +102,7 @@ fn lines(limits: &ControlLimits) -> impl Iterator<Item = (&'static str, &'static
 
 /// Returns the labels of the lines. Moves labels apart if their lines are too close together.
 fn names(limits: &ControlLimits, y: impl Fn(f64) -> f64) -> Vec<(f64, String)> {
-    /// The least distance between two labels.
+    /// The minimum distance between two labels.
     const APART: f64 = 13.0;
     let lines: Vec<_> = lines(limits).collect();
     let mut free = 0.0_f64;

@@ -28,7 +28,7 @@ impl Svg {
         Svg::of(class, name, &size, title, text)
     }
 
-    /// Starts a drawing with text and a fixed height in pixels: the part without text, and the labels next to it.
+    /// Starts a drawing with a fixed height in pixels. [`Svg::end_with_names`] adds the labels next to it.
     fn with_words(name: &str, height: f64, title: &str, text: &str) -> Svg {
         let size = format!(r#"width="100%" height="{height}""#);
         let mut svg = Svg::of("plot", name, &size, title, text);

@@ -4,8 +4,8 @@ use super::{Svg, corners, whole};
 
 const HEIGHT: f64 = 40.0;
 
-/// Draws values, newest on the right. The chart has room for `room` values, so that it shows how short a server has been
-/// running.
+/// Draws values, newest on the right. The chart has room for `room` values. Its left part stays empty if the server has not
+/// been running long enough.
 pub(in crate::http::monitor) fn spark(
     name: &str,
     title: &str,

@@ -6,7 +6,7 @@ use super::Svg;
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 10.0;
-/// The least width of a stretch.
+/// The minimum width of a stretch.
 const SHORTEST: f64 = 1.5;
 
 /// A state, until the next one begins.

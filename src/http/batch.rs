@@ -39,7 +39,7 @@ pub(super) fn describe(document: &mut Document) {
     document.route(routes![batch], &batch, |operation| {
         operation
             .named("batch", TAG, "Carry out the commands of a batch")
-            .about("The body has one command per line, and the answer one result per line, in the same order. With `?stream=1`, each line is answered while the request goes on. Requires the role `worker`.")
+            .about("The body has one command per line, and the answer one result per line, in the same order. With `?stream=1`, each line is answered while the request is still being sent. Requires the role `worker`.")
             .body(NDJSON, json!({ "type": "string", "examples": [EXAMPLE] }))
             .answers(200, "One result per line: an event, the answer to a heartbeat, or a problem.", NDJSON, json!({ "type": "string" }))
             .fails(&[Kind::TooFast, Kind::Unavailable, Kind::SchoolRequired, Kind::NotFound, Kind::TooManyStreams]);

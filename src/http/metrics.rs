@@ -95,12 +95,12 @@ impl Metrics {
         let secs = std::time::Duration::from_micros(counts.commit_micros).as_secs_f64();
         self.add(
             "commit_seconds",
-            "Time from taking a group up to its commit, in all",
+            "Total time from taking a group of commands to its commit",
             ConstCounter::new(secs),
         );
         self.add(
             "commit_duration_seconds",
-            "Time from taking a group up to its commit",
+            "Time from taking a group of commands to its commit",
             metrics.commit_duration().clone(),
         );
         let durations = tidings.publications().durations().by_outcome();
@@ -108,12 +108,12 @@ impl Metrics {
             .map(|(outcome, duration)| (vec![("outcome", outcome.to_owned())], duration.clone()));
         self.add(
             "publish_duration_seconds",
-            "Time from a request's commands, one or many, to their answer, by what came of them",
+            "Time from receiving the commands of a request to answering them, by outcome",
             Labelled(labelled.to_vec()),
         );
         self.gauge(
             "dispatch_backlog_batches",
-            "Committed batches that were not handed to the streams yet",
+            "Committed batches that have not been handed to the streams yet",
             tidings.undispatched(),
         );
     }
@@ -135,7 +135,11 @@ impl Metrics {
             ConstGauge::new(most),
         );
         let schools = ConstGauge::new(hub.schools());
-        self.add("schools_in_memory", "Schools that are in use", schools);
+        self.add(
+            "schools_in_memory",
+            "Schools that have state in memory",
+            schools,
+        );
         self.add(
             "reads_waiting",
             "Requests that wait for their turn to read",
@@ -143,12 +147,12 @@ impl Metrics {
         );
         self.counter(
             "read_windows",
-            "Windows of rows that were scanned for those that fit",
+            "Windows of rows that were scanned for matching ones",
             store.windows(),
         );
         self.add(
             "replay_duration_seconds",
-            "Time to read a page of the log for a stream that comes back from behind",
+            "Time to read a page of the log for a stream that catches up",
             tidings.subscriptions().replay_duration().clone(),
         );
     }
@@ -209,7 +213,7 @@ impl Metrics {
             ),
             (
                 "hints_late",
-                "Hints of other nodes' commits that said nothing new, or that nobody here waited for",
+                "Hints of other nodes' commits that brought nothing new, or that no stream of this node needed",
                 hints.late,
             ),
             (
@@ -243,7 +247,7 @@ impl Metrics {
         );
         counter(
             "notifier_dead_letters",
-            "Events that a notifier has given up",
+            "Events that a notifier has given up on",
             |own| own.dead,
         );
         let mut gauge = |name: &str, help: &str, of: fn(&Total) -> u64| {
@@ -254,7 +258,7 @@ impl Metrics {
         };
         gauge(
             "notifier_lag_events",
-            "Events that a notifier has not looked at yet",
+            "Events that a notifier has not processed yet",
             |own| own.lag,
         );
         gauge(
@@ -312,7 +316,7 @@ impl Metrics {
         );
         gauge(
             "node_lag_events",
-            "Events of the logs which a node's streams follow that it had not handed to them when it last looked",
+            "Events that a node had not handed to its streams when it last checked the logs that they follow",
             |own| own.report.lag as f64,
         );
     }
@@ -336,7 +340,7 @@ impl Metrics {
             .map(|(task, panics)| (vec![("task", task.to_string())], ConstCounter::new(panics)));
         self.add(
             "task_panics",
-            "Panics of the server's own tasks, after which they started again or went on, and of the store's threads",
+            "Panics of the server's own tasks, after which they restarted or continued, and of the store's threads",
             Labelled(panics.collect()),
         );
     }

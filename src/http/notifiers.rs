@@ -55,7 +55,7 @@ pub(super) fn describe(document: &mut Document) {
             .named(
                 "notifiers.dead_letters",
                 TAG,
-                "List the events that a notifier has given up",
+                "List the events that a notifier has given up on",
             )
             .about("Requires the role `admin`.")
             .answers_json::<DeadLetterPage>("A page, newest first.")
@@ -102,7 +102,7 @@ pub(super) struct NotifierState {
     pub(super) delivered: u64,
     /// How many attempts have failed.
     pub(super) failed_attempts: u64,
-    /// How many events it has given up.
+    /// How many events it has given up on.
     pub(super) dead_letters: u64,
     /// When it last delivered.
     #[schemars(with = "Option<chrono::DateTime<chrono::Utc>>")]
@@ -258,7 +258,7 @@ async fn dead_letters(
     }))
 }
 
-/// A page of events that a notifier has given up.
+/// A page of events that a notifier has given up on.
 #[derive(JsonSchema, Serialize)]
 struct DeadLetterPage {
     dead_letters: Vec<GivenUp>,
@@ -266,7 +266,7 @@ struct DeadLetterPage {
     next: Option<String>,
 }
 
-/// An event that a notifier has given up.
+/// An event that a notifier has given up on.
 #[derive(JsonSchema, Serialize)]
 #[schemars(inline)]
 struct GivenUp {
@@ -282,7 +282,7 @@ struct GivenUp {
     attempts: u32,
     /// Why the last attempt failed.
     cause: String,
-    /// When it was given up.
+    /// When the notifier gave up on it.
     #[schemars(with = "chrono::DateTime<chrono::Utc>")]
     timestamp: String,
 }

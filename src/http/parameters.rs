@@ -268,7 +268,7 @@ pub(super) const IDS: Parameter = parameter(
 /// `stream`, of a batch.
 pub(super) const STREAMED: Parameter = parameter(
     "stream",
-    "`1`: each line is answered while the request goes on.",
+    "`1`: each line is answered while the request is still being sent.",
     Values::OneOf(&["0", "1"]),
 );
 

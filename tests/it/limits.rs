@@ -427,7 +427,7 @@ async fn the_figures_are_for_administrators_of_all_schools() {
         "tidings_refusals_total{code=\"forbidden\",limit=\"\"} 2",
         "tidings_refusals_total{code=\"unauthorized\",limit=\"\"} 1",
         "# TYPE tidings_commit_seconds_total counter",
-        "# HELP tidings_commit_seconds_total Time from taking a group up to its commit, in all.",
+        "# HELP tidings_commit_seconds_total Total time from taking a group of commands to its commit.",
         "# TYPE tidings_commit_duration_seconds histogram",
         "tidings_commit_duration_seconds_count 1",
         "tidings_publish_duration_seconds_count{outcome=\"committed\"} 1",

@@ -69,7 +69,7 @@ impl StartError {
         #[cfg(feature = "postgres")]
         if let StartError::Postgres(postgres::OpenError::Store(StoreError::Unavailable(_))) = &self
         {
-            let error = ConfigError::led_to(&self, "database_url", figment);
+            let error = ConfigError::caused_by_setting(&self, "database_url", figment);
             return StartError::Unreachable(error.to_string());
         }
         let setting = match &self {
@@ -83,7 +83,7 @@ impl StartError {
             StartError::Config(_) | StartError::Notifier(_) | StartError::Unreachable(_) => None,
         };
         match setting {
-            Some(key) => ConfigError::led_to(&self, key, figment).into(),
+            Some(key) => ConfigError::caused_by_setting(&self, key, figment).into(),
             None => self,
         }
     }

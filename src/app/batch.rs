@@ -192,7 +192,7 @@ impl Batch<'_> {
                 }
             }
             BatchItem::Command(envelope) => {
-                if self.has_beaten(school, &envelope) {
+                if self.has_waiting_heartbeat(school, &envelope) {
                     self.carry_out_in(school).await?;
                 }
                 self.command(number, school, envelope);
@@ -216,7 +216,8 @@ impl Batch<'_> {
         waiting.is_some_and(|own| !own.commands.is_empty())
     }
 
-    fn has_beaten(&self, school: SchoolId, envelope: &Envelope) -> bool {
+    /// Whether a heartbeat of the command's device is still to be carried out.
+    fn has_waiting_heartbeat(&self, school: SchoolId, envelope: &Envelope) -> bool {
         let waiting = self.waiting.get(&school);
         envelope.command.kind() == device::KIND
             && waiting.is_some_and(|own| own.heartbeat_devices.contains(&envelope.subject))

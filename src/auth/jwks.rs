@@ -216,7 +216,7 @@ fn key(entry: &Value) -> Result<VerifyingKey, &'static str> {
     // accepts, for an error.
     let sound = |own: &Algorithm| jsonwebtoken::crypto::verify("", b"", &key, *own).is_ok();
     if !algorithms.iter().all(sound) {
-        return Err("it is not a point of its curve");
+        return Err("it is not a point on its curve");
     }
     Ok(VerifyingKey {
         kid: text("kid").map(str::to_owned),

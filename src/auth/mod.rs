@@ -333,7 +333,7 @@ impl Keys {
             (Some(path), _) => Some(Source::File(JwksFile::open(path)?)),
             (None, Some(path)) => {
                 let (algorithm, key) = public_key(path, &settings.jwt_algorithm)?;
-                Some(Source::Fixed(Arc::new(only(algorithm, key))))
+                Some(Source::Fixed(Arc::new(single_key(algorithm, key))))
             }
             (None, None) => None,
         };
@@ -348,7 +348,7 @@ impl Keys {
             .then(|| EncodingKey::from_secret(secret.reveal().as_bytes()));
         let by_secret = || {
             let key = DecodingKey::from_secret(secret.reveal().as_bytes());
-            Source::Fixed(Arc::new(only(Algorithm::HS256, key)))
+            Source::Fixed(Arc::new(single_key(Algorithm::HS256, key)))
         };
         let derived = |purpose: &[u8]| -> SecretSlice<u8> {
             let digest = Sha256::new().chain_update(purpose);
@@ -362,7 +362,7 @@ impl Keys {
             rules: ClaimRules::new(settings),
             verified: VerifiedTokens::default(),
             sign,
-            ticket_verify: only(Algorithm::HS256, DecodingKey::from_secret(ticket_key)),
+            ticket_verify: single_key(Algorithm::HS256, DecodingKey::from_secret(ticket_key)),
             ticket_sign: EncodingKey::from_secret(ticket_key),
             link_verify: DecodingKey::from_secret(link_key),
             link_sign: EncodingKey::from_secret(link_key),
@@ -489,7 +489,7 @@ impl Keys {
 }
 
 /// Returns a key set with one key for one algorithm.
-fn only(algorithm: Algorithm, key: DecodingKey) -> KeySet {
+fn single_key(algorithm: Algorithm, key: DecodingKey) -> KeySet {
     KeySet(vec![VerifyingKey {
         kid: None,
         algorithms: vec![algorithm],

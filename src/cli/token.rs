@@ -133,7 +133,7 @@ fn keys(data_dir: Option<PathBuf>) -> Result<Keys, Failure> {
         settings.data_dir = folder;
     }
     Keys::of_server(&settings).map_err(|error| match error.setting() {
-        Some(key) => ConfigError::led_to(&error, key, &figment).into(),
+        Some(key) => ConfigError::caused_by_setting(&error, key, &figment).into(),
         None => Failure::from(error),
     })
 }

@@ -67,7 +67,7 @@ impl BusUrl {
         };
         if rest.contains(['?', '#']) {
             return Err(format!(
-                "must not have a query or a fragment, and in a password they are written %3F and %23; {ACCEPTED}"
+                "must not have a query or a fragment; in a password, write `?` as %3F and `#` as %23; {ACCEPTED}"
             ));
         }
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -83,7 +83,7 @@ impl BusUrl {
         let (mode, database) = match form {
             "" if hosts.len() > 1 => {
                 return Err(format!(
-                    "names several hosts, which needs `redis+sentinel` or `redis-cluster`; {ACCEPTED}"
+                    "names several hosts, which requires `redis+sentinel` or `redis-cluster`; {ACCEPTED}"
                 ));
             }
             "" => (BusMode::Single, path),

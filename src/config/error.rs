@@ -51,7 +51,7 @@ impl ConfigError {
 
 impl ConfigError {
     /// Describes an error that a setting caused, with the place where the setting is set.
-    pub(crate) fn led_to(
+    pub(crate) fn caused_by_setting(
         error: &impl std::fmt::Display,
         key: &str,
         figment: &Figment,

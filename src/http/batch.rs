@@ -104,7 +104,7 @@ async fn batch<'r>(
         None => Err(problems.remove(&number).expect("every line is answered")),
     };
     let outcomes = (0..count).map(outcome).collect();
-    let bytes = written(outcomes, allowance.used(), upper, tidings, &source).await;
+    let bytes = encode_answer(outcomes, allowance.used(), upper, tidings, &source).await;
     Ok(Results::Together(Lines { bytes, allowance }))
 }
 
@@ -134,7 +134,7 @@ fn counts(lines: &[Line]) -> BTreeMap<SchoolId, u32> {
 
 /// Encodes the answer. Each event is released once its result is encoded, so that memory never holds all events and the
 /// complete answer at once.
-async fn written(
+async fn encode_answer(
     outcomes: Vec<Result<Answer, Problem>>,
     event_bytes: u64,
     upper: bool,

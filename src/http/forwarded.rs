@@ -86,7 +86,7 @@ fn is_ours(request: &Request<'_>, origin: &Origin) -> bool {
         return false;
     };
     // If the proxy reports no scheme, the browser may have used either.
-    let is_spoken = match origin.scheme() {
+    let fits_scheme = match origin.scheme() {
         "https" => true,
         "http" => !is_encrypted(request),
         _ => false,
@@ -95,7 +95,7 @@ fn is_ours(request: &Request<'_>, origin: &Origin) -> bool {
     let reported_port = forwarded_values(request, "X-Forwarded-Port")
         .next()
         .and_then(parse_port);
-    let is_port = match port.or(reported_port) {
+    let fits_port = match port.or(reported_port) {
         None => origin.port() == origin.default_port(),
         // The proxy's default port for HTTP also stands for the browser's default port for HTTPS.
         Some(80) => matches!(
@@ -104,7 +104,7 @@ fn is_ours(request: &Request<'_>, origin: &Origin) -> bool {
         ),
         port => origin.port() == port,
     };
-    is_spoken && is_port && host == *origin.host()
+    fits_scheme && fits_port && host == *origin.host()
 }
 
 /// Returns the client's address: the peer's, or what a trusted proxy reports in Rocket's `ip_header` (`X-Real-IP`), or else

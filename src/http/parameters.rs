@@ -228,7 +228,7 @@ pub(super) const STREAM: &[Parameter] = &[
     ),
     parameter(
         "max_event_bytes",
-        "An event whose JSON is larger comes without its `result` (`null`) and the `details` of its `error`, and, if it is still too large, without `metadata` and `info` (`{}`), and with `truncated`. `GET /api/…` returns the whole.",
+        "An event whose JSON is larger has `truncated`, and comes without its `result` (`null`) and the `details` of its `error`; if it is still too large, also without `metadata` and `info` (`{}`). `GET /api/…` returns all of it.",
         Values::Whole(EVENT_LIMIT_MIN_BYTES as u64, u32::MAX as u64, None),
     ),
     parameter(

@@ -198,7 +198,7 @@ impl PublishService {
         Ok(self.memory.take(holder, bytes, RESERVE_WAIT).await?)
     }
 
-    /// Returns how long publishing takes.
+    /// Returns the histograms of how long publishing takes.
     pub fn durations(&self) -> &PublishDurations {
         self.publisher.durations()
     }

@@ -75,7 +75,7 @@ impl SubscribeService {
         &self.settings
     }
 
-    /// Returns how long reading a page of a replay takes.
+    /// Returns the histogram of how long reading a page of a replay takes.
     pub fn replay_duration(&self) -> &Histogram {
         self.subscriber.feed().replay_duration()
     }

@@ -212,8 +212,8 @@ fn key(entry: &Value) -> Result<VerifyingKey, &'static str> {
             vec![named.ok_or("its `alg` is not for keys of its `kty`")?]
         }
     };
-    // An invalid key, such as a point off its curve, fails only when it is used. So check an empty signature, which no key
-    // accepts, for an error.
+    // An invalid key, such as a point that is not on its curve, fails only when it is used. So verify an empty signature: that
+    // is an error only if the key is invalid.
     let sound = |own: &Algorithm| jsonwebtoken::crypto::verify("", b"", &key, *own).is_ok();
     if !algorithms.iter().all(sound) {
         return Err("it is not a point on its curve");

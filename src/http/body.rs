@@ -151,7 +151,7 @@ impl IdempotencyKey {
     pub(super) fn of_command(&self, number: usize, body: &[u8]) -> Option<Idempotency> {
         let key = self.key.as_ref()?;
         Some(Idempotency {
-            // No header value can contain this space, so no client can send such a key.
+            // A valid key contains no space, so no client can send this one.
             key: format!("{key} {number}"),
             fingerprint: fingerprint(&self.address, body),
         })
@@ -180,7 +180,7 @@ pub(super) fn fingerprint(address: &str, body: &[u8]) -> String {
         .collect()
 }
 
-/// Returns the JSON in canonical form (as in RFC 8785): members sorted by name, and whole numbers without a fraction.
+/// Returns the JSON in canonical form (as in RFC 8785): members sorted by name, and doubles that are integers as integers.
 fn canonical(value: Value) -> Value {
     match value {
         Value::Object(object) => {

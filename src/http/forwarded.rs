@@ -76,7 +76,7 @@ pub(super) fn is_own_page(request: &Request<'_>) -> bool {
     }
 }
 
-/// Whether an origin is the one under which the browser knows this server.
+/// Whether an origin is that of this server, as the browser sees it.
 fn is_ours(request: &Request<'_>, origin: &Origin) -> bool {
     let forwarded = forwarded_values(request, "X-Forwarded-Host").next();
     let host = forwarded

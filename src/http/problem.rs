@@ -116,7 +116,7 @@ problems! {
     Unavailable = 503, "unavailable", "The server cannot do this now";
 }
 
-/// What the client learns about a failure inside the server.
+/// What a client is told about a failure inside the server.
 const NOT_DONE: &str = "the server could not do this, and nothing has changed";
 const OUTCOME_UNKNOWN: &str = "the connection to the database broke, so it is not known whether this took effect; send it again with the same Idempotency-Key: it is then carried out at most once";
 

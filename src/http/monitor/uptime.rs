@@ -11,7 +11,7 @@ use crate::kind::device::{self, Device, Status};
 use crate::log::{StoredSubject, Which};
 use crate::service::Tidings;
 
-/// A device's states, as far back as the log goes.
+/// The last changes of a device's status, as far back as the log goes.
 pub(super) struct Uptime {
     stretches: Vec<Stretch>,
     from: DateTime<Utc>,

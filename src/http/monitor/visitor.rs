@@ -196,7 +196,7 @@ fn is_encrypted(request: &Request<'_>) -> bool {
     forwarded::is_encrypted(request) || is_of_https(forwarded::page(request))
 }
 
-/// Returns the page to go to after signing in: the requested page, or the one whose form was sent. Empty if its URL is too
+/// Returns the page to go to after signing in: the requested page, or the page whose form was sent. Empty if its URL is too
 /// long to be passed on.
 fn here(request: &Request<'_>) -> String {
     let here = asked_for(request);

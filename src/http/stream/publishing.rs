@@ -1,4 +1,4 @@
-//! Publishing on `/ws`: the commands of a batch, each in a message of its own, and each answered after its commit.
+//! Publishing on `/ws`: commands as in a batch, each in its own message, and each answered after its commit.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};

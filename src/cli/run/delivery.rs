@@ -11,7 +11,7 @@ use crate::cli::client::Client;
 use crate::cli::{Exit, Failure};
 use crate::id::SubjectId;
 
-/// How much a report of the outcome contains. A server can have lower limits than this command.
+/// How much a report of the outcome contains. The server may reject a long one: its limits can be lower than those of this command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
     Full,
@@ -81,13 +81,13 @@ impl Delivery {
         self.attempt
     }
 
-    /// Starts the job, and creates it if it does not exist. An attempt that has ended, or that is still open because its machine was
-    /// lost, is followed by a new one. Reports of the earlier attempt have no effect from then on.
+    /// Starts the job, and creates it if it does not exist. If its last attempt has ended, or is still open because its machine was
+    /// lost, starts a new attempt. Reports of the earlier attempt then have no effect.
     pub(super) fn start(&mut self) -> Result<(), Failure> {
         self.start_if(|_| true)
     }
 
-    /// Starts the job of a run that has ended, unless something has happened to it since. That is newer.
+    /// Starts the job of a run that has ended, unless the job has changed since: the newer state wins.
     pub(super) fn start_unless_changed_since(
         &mut self,
         since: DateTime<Utc>,
@@ -98,9 +98,10 @@ impl Delivery {
             .map_or(TimeDelta::zero(), |(_, ahead)| *ahead);
         let is_old = |job: &Value| is_unchanged_since(job, since, ahead);
         match state {
-            // A start would begin what somebody has queued for another worker.
+            // `start` alone would take a job that somebody has queued for another worker.
             Ok((job, _)) if is_waiting(&job) && !is_old(&job) => {
-                // Succeeds only if this run has queued it, in an earlier try: nothing else can be retried before it has ended.
+                // A waiting job cannot be retried. So this succeeds only as a repetition, if an earlier try of this run has queued
+                // the job under the same key.
                 self.post("retry", &json!({}), "retry")?;
                 let started = self.post("start", &self.starting(), "restart")?;
                 self.attempt = started["attempt"].as_u64();
@@ -111,7 +112,7 @@ impl Delivery {
         }
     }
 
-    /// Starts the job. If that is a conflict, a new attempt is begun if the present state of the job allows it.
+    /// Starts the job. If that is a conflict, starts a new attempt, provided that `allows` accepts the current state of the job.
     fn start_if(&mut self, allows: impl FnOnce(&Value) -> bool) -> Result<(), Failure> {
         let start = self.starting();
         let started = match self.post("start", &start, "start") {
@@ -149,7 +150,7 @@ impl Delivery {
         self.post("start", start, "restart")
     }
 
-    /// Reports progress, or gives a sign of life. Returns whether the job is to be cancelled.
+    /// Reports progress, or sends a heartbeat. Returns whether the server asks to cancel the job.
     pub(super) fn progress(&mut self, latest: &Latest) -> Result<bool, Failure> {
         let report = self.progress_report(latest);
         self.reports += 1;
@@ -169,7 +170,7 @@ impl Delivery {
         report
     }
 
-    /// Reports how the command ended, and how far it was if that was not sent.
+    /// Reports how the command ended. If its newest progress is unsent, reports that as well.
     pub(super) fn end(
         &mut self,
         outcome: &Outcome,
@@ -186,7 +187,7 @@ impl Delivery {
         let key = |verb: &str| format!("{verb}-{level:?}");
         let verb = match &outcome.ending {
             Ending::Cancelled(reason) => {
-                // Cancelling takes no metadata.
+                // `cancel` accepts no metadata.
                 if let Some(metadata) = metadata {
                     let mut used = self.progress_report(&unsent.cloned().unwrap_or_default());
                     merge(&mut used["metadata"], metadata);
@@ -211,7 +212,7 @@ impl Delivery {
                 }
                 report["metadata"] = metadata.unwrap_or(json!({}));
                 if let Some(latest) = unsent {
-                    // In one request, so that the outcome does not have to wait for the progress.
+                    // Send both in one request, so that the outcome does not have to wait for the answer to the progress.
                     let progress = self.progress_report(latest);
                     self.client.batch_for_last(vec![
                         self.line("progress", progress, &key("last-progress")),
@@ -229,7 +230,7 @@ impl Delivery {
     fn metadata_of(&self, outcome: &Outcome, latest: &Latest) -> Value {
         let mut metadata = outcome.metadata();
         metadata["ended_attempt"] = self.attempt.into();
-        // A command can end before its progress was reported.
+        // The progress may not have been reported before the command ended.
         if let Some((_, source)) = latest.percent {
             metadata["progress_source"] = source.as_str().into();
         }
@@ -285,7 +286,8 @@ fn is_waiting(job: &Value) -> bool {
     ["pending", "queued"].contains(&&*status(job))
 }
 
-/// Whether nothing has happened to a job since this time on the clock here. That of the server is `ahead` of it.
+/// Whether a job has not changed since this time. `since` is by the local clock, and `ahead` says how far the server's clock is
+/// ahead of it.
 pub(in crate::cli) fn is_unchanged_since(
     job: &Value,
     since: DateTime<Utc>,
@@ -294,16 +296,17 @@ pub(in crate::cli) fn is_unchanged_since(
     let time = |field: &Value| DateTime::parse_from_rfc3339(field.as_str()?).ok();
     let is_final = ["completed", "failed", "cancelled"].contains(&&*status(job));
     let metadata = &job["metadata"];
-    // Metadata stay when somebody else begins a new attempt.
+    // Metadata remains when another client starts a new attempt.
     let is_of_attempt = metadata["ended_attempt"] == job["attempt"];
-    // An earlier run can have been reported late. That is a time of its machine.
+    // An earlier run may have been reported late, so compare when it ended. That time is by the clock of the machine that ran it,
+    // not by the server's.
     match time(&metadata["ended_at"]).filter(|_| is_final && is_of_attempt) {
         Some(ended) => ended <= since,
         None => time(&job["timestamp"]).is_some_and(|changed| changed <= since + ahead),
     }
 }
 
-/// Returns the status of a job. A setting of the server decides about its case.
+/// Returns the status of a job in lower case. A server setting determines in which case it is sent.
 fn status(job: &Value) -> String {
     job["status"].as_str().unwrap_or_default().to_lowercase()
 }
@@ -316,12 +319,12 @@ fn merge(object: &mut Value, more: Value) {
     }
 }
 
-/// Returns a percentage with two digits after the point.
+/// Rounds a percentage to two decimal places.
 fn rounded(percent: f64) -> f64 {
     (percent * 100.0).round() / 100.0
 }
 
-/// Returns the name of this process: its host and number.
+/// Returns the name of this process: its host and process id.
 pub(in crate::cli) fn worker() -> String {
     format!("{}:{}", host(), std::process::id())
 }
@@ -332,6 +335,6 @@ pub(in crate::cli) fn host() -> String {
         .nodename()
         .to_string_lossy()
         .into_owned();
-    // A name that is longer than the server accepts is not one.
+    // Bounded, because the server limits the length of `worker`.
     name.chars().take(64).collect()
 }

@@ -1,18 +1,18 @@
-//! What `/proc` says of a command and its children: how far its largest input file has been read, and how much memory they take. Only Linux has
-//! it; elsewhere nothing is found.
+//! Reads from `/proc` how far a command and its children have read their largest input file, and how much memory they use. On systems other
+//! than Linux, it finds nothing.
 
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The least size of a file that takes time to read, in bytes.
+/// The minimum size of a file that counts as an input, in bytes. Smaller files are read in no time.
 const SIZE_MIN_BYTES: u64 = 1024 * 1024;
-/// Maximum number of processes that are looked at.
+/// Maximum number of processes to inspect.
 const PROCESSES_MAX: usize = 64;
-/// Maximum number of open files that are looked at, in each process.
+/// Maximum number of open files to inspect in each process.
 const FILES_MAX: usize = 256;
-/// The bits of `flags` that say how a file was opened: 0 is for reading only.
+/// The bits of `flags` that contain the access mode: 0 means read-only.
 const ACCESS_MODE: u32 = 0o3;
 
 /// The large files that a command reads.
@@ -32,9 +32,9 @@ struct Input {
 }
 
 impl Inputs {
-    /// Returns how much of its largest input a process has read, or one of its children, in percent.
+    /// Returns how much of the largest input of a process and its children has been read, in percent.
     ///
-    /// A file counts if it was being read at the last look, too. Every program opens its libraries for a moment when it starts.
+    /// A file counts only if it was open at the previous look, too: every program briefly opens its libraries when it starts.
     pub(super) fn look(&mut self, process: u32) -> Option<f64> {
         let inputs: Vec<Input> = with_children(process)
             .into_iter()

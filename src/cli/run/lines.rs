@@ -1,5 +1,5 @@
-//! The lines of an output as a person reads them on a terminal: without colours, and with each state of a line that is redrawn in
-//! place. Reads bytes, and knows nothing of progress.
+//! Splits an output into lines as a person reads them on a terminal: without colours, and with each state of a line that is redrawn in
+//! place. Knows nothing about progress.
 
 use vte::{Params, Parser, Perform};
 
@@ -37,7 +37,7 @@ pub(super) enum Taskbar {
 pub(super) struct Lines {
     parser: Parser,
     page: Page,
-    /// How many bytes have been read since something was completed.
+    /// How many bytes have been read since a character or a sequence was completed.
     open_bytes: usize,
 }
 
@@ -57,7 +57,7 @@ impl Lines {
         self.page.is_complete = false;
         self.parser.advance(&mut self.page, others);
         let is_any = std::mem::take(&mut self.page.is_complete);
-        // The last byte by itself: whether it completes something shows whether anything is left open.
+        // Parse the last byte separately: `is_complete` then tells whether the part ends within a sequence or a character.
         self.parser.advance(&mut self.page, &[*last]);
         self.open_bytes = match is_any || self.page.is_complete {
             true => 0,
@@ -69,7 +69,7 @@ impl Lines {
         }
     }
 
-    /// Returns the line that has begun and not ended. Used when the output pauses: many programs leave the cursor at the end of a bar.
+    /// Returns the line that has not ended yet. Used when the output pauses: many programs leave the cursor at the end of a bar.
     pub(super) fn pending(&self) -> Option<Said> {
         (!self.page.line.trim().is_empty()).then(|| Said::Line {
             text: self.page.line.clone(),
@@ -88,7 +88,7 @@ struct Page {
     line: String,
     /// Whether the line began at the place of an earlier one.
     is_redrawn: bool,
-    /// A carriage return, which is the end of a line only if something else than a line feed follows.
+    /// Whether the last character was a carriage return, which starts a redrawn line unless a line feed follows.
     has_returned: bool,
     is_complete: bool,
     said: Vec<Said>,

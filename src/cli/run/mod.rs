@@ -6,7 +6,7 @@
 //!    └──── signals, keyboard                       └── cancel_requested ─▶ SIGTERM, SIGKILL
 //! ```
 //!
-//! 1. The command's output, input, signals and exit code are those that it would have without `tidings run`.
+//! 1. The command's output, input, signals and exit code are the same as without `tidings run`.
 //! 2. Nothing between the command and its outputs waits for the server. Only the reporter's thread talks to it.
 //! 3. After the command has ended, this process waits for the server at most `--wait`.
 
@@ -106,7 +106,7 @@ pub(super) struct Arguments {
 /// Runs the command. Returns its exit code.
 pub(super) fn run(arguments: Arguments) -> ExitCode {
     let began = Instant::now();
-    // First, while few descriptor numbers are in use.
+    // Do this first, while few descriptor numbers are in use.
     let descriptor = match arguments.fd.map(Descriptor::open).transpose() {
         Ok(descriptor) => descriptor,
         Err(error) => {
@@ -194,12 +194,12 @@ fn report(
     let job = reported.job.clone();
     let board = Arc::clone(board);
     spawn(move || {
-        // On this thread, because loading the system's certificates takes a while.
+        // Create the client on this thread, because loading the system's certificates takes a while.
         let client = match account.client() {
             Ok(client) => client,
             Err(failure) => return board.give_up(&failure),
         };
-        // First, because an earlier outcome can be about the same job.
+        // Send earlier outcomes first: one can be about the same job.
         send_earlier(&client, &recipient);
         let mut stopping = None;
         let reporter = Reporter {
@@ -226,7 +226,7 @@ fn stop(process: &Process, kill_after: Duration) {
     process.signal(Signal::KILL);
 }
 
-/// Hands over the outcome. What could not be sent is kept, and a message says so.
+/// Hands the outcome to the reporter. If it cannot be sent, stores it and prints a message.
 fn finish(board: &Board, outcome: Outcome, wait: Duration, reported: Result<Reported, String>) {
     let reported = match reported {
         Ok(reported) => reported,
@@ -276,7 +276,7 @@ fn type_of(name: &str) -> String {
 /// Ends this process as the command has ended: with its exit code, or by its signal.
 fn exit_as(status: ExitStatus) -> ExitCode {
     if let Some(signal) = status.signal() {
-        // Only the command may write a core file, not this process.
+        // The command may have written a core file; this process must not write another one.
         let _ = rlimit::setrlimit(rlimit::Resource::CORE, 0, 0);
         // Returns only if the signal does not end a process.
         let _ = signal_hook::low_level::emulate_default_handler(signal);

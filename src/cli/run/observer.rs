@@ -1,5 +1,5 @@
-//! Reads along with the command's output, and passes what is new to the reporter. Costs the command a bounded amount of time: of an output
-//! that is faster than any person or bar, only samples are read.
+//! Reads a copy of the command's output, and passes new progress to the reporter. To slow the command down only by a bounded amount, it
+//! reads only samples of an output that is faster than any person or progress bar.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,9 +12,9 @@ use super::tail::Tail;
 /// For how long a stream is read in each [`PERIOD`].
 const SHARE: Duration = Duration::from_millis(10);
 const PERIOD: Duration = Duration::from_millis(100);
-/// How much is read before the time is looked at again, in bytes.
+/// How much is read between two looks at the clock, in bytes.
 const PART_BYTES: usize = 4 * 1024;
-/// How much of the end of what was skipped is read afterwards, in bytes.
+/// How much of the end of a skipped part is read afterwards, in bytes.
 const SAMPLE_BYTES: usize = 8 * 1024;
 /// Maximum length of a message, in bytes.
 const MESSAGE_MAX_BYTES: usize = 512;
@@ -60,7 +60,7 @@ impl Observer {
         follower.lines.is_complete() && follower.skipped.is_none()
     }
 
-    /// Takes note that an output has paused. Then the line that has begun counts as well.
+    /// Records that an output has paused, so the line that has not ended yet counts as well.
     pub(super) fn pause(&mut self, stream: Stream) {
         let follower = match stream {
             Stream::Output => &mut self.output,
@@ -80,7 +80,7 @@ impl Observer {
         post(&self.board, self.progress.reported(line));
     }
 
-    /// Takes note of how far the command has read its input, in percent.
+    /// Records how far the command has read its input, in percent.
     pub(super) fn has_read(&mut self, percent: f64) {
         post(&self.board, self.progress.has_read(percent));
     }
@@ -125,7 +125,7 @@ pub(in crate::cli) fn shorten(text: &mut String, most: usize) {
 struct Follower {
     lines: Lines,
     since: Instant,
-    /// How long it has been read since then.
+    /// How long reading has taken since then.
     spent: Duration,
     /// The end of what was skipped.
     skipped: Option<Vec<u8>>,

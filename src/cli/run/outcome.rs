@@ -36,7 +36,7 @@ pub(in crate::cli) struct Outcome {
     pub(super) ending: Ending,
     exit_code: Option<i32>,
     signal: Option<i32>,
-    /// By the clock of this machine. The report can be much later.
+    /// By the clock of this machine. The report may be sent much later.
     pub(super) ended_at: DateTime<Utc>,
     wall: Duration,
     used: Used,
@@ -48,7 +48,8 @@ pub(in crate::cli) struct Outcome {
 struct Used {
     user_secs: f64,
     system_secs: f64,
-    /// Unknown where it was below that of this process: the kernel counts what the command was before it became another program.
+    /// The kernel's value also counts the memory of the forked process before `exec`. So if it does not exceed the peak of this
+    /// process, the highest value seen in `/proc` is used instead, if there is one.
     peak_memory_bytes: Option<u64>,
 }
 
@@ -58,14 +59,14 @@ pub(super) struct Ended {
     pub(super) status: ExitStatus,
     /// The reason why it was told to stop, if it was.
     pub(super) cancelled: Option<String>,
-    /// The most memory that this process had taken when the command was started, in bytes.
+    /// The peak memory of this process when the command was started, in bytes.
     pub(super) own_memory_bytes: u64,
-    /// The most memory that the command or one of its children was seen to take, in bytes.
+    /// The highest memory usage of the command or one of its children that was seen in `/proc`, in bytes.
     pub(super) memory_bytes: Option<u64>,
 }
 
 impl Outcome {
-    /// Returns how a command ended that ran for this time, with its last output.
+    /// Creates the outcome of a command that ran for `wall` and whose last output is `output`.
     pub(super) fn of(ended: Ended, wall: Duration, output: String) -> Outcome {
         let used = used(&ended);
         let status = ended.status;
@@ -95,7 +96,7 @@ impl Outcome {
         }
     }
 
-    /// Returns that a command could not be started.
+    /// Creates the outcome of a command that could not be started.
     pub(super) fn not_started(message: String, wall: Duration) -> Outcome {
         Outcome {
             ending: Ending::Failed {
@@ -111,7 +112,7 @@ impl Outcome {
         }
     }
 
-    /// Returns what the job's metadata say of the run.
+    /// Returns the job's metadata about the run.
     pub(super) fn metadata(&self) -> Value {
         let mut metadata = json!({
             "ended_at": self.ended_at.to_rfc3339_opts(SecondsFormat::Millis, true),
@@ -127,7 +128,7 @@ impl Outcome {
         metadata
     }
 
-    /// Returns the metadata of a run that has not ended: nothing is left of an earlier attempt.
+    /// Returns the metadata of a run that has not ended: nulls, which remove the values of an earlier attempt.
     pub(super) fn no_metadata() -> Value {
         json!({
             "wall_secs": null, "cpu_user_secs": null, "cpu_system_secs": null, "peak_memory_bytes": null,
@@ -167,7 +168,8 @@ pub(super) fn name(signal: i32) -> String {
     signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned)
 }
 
-/// Returns what all children have used that have been waited for. The command is the only one.
+/// Returns what the command has used. `RUSAGE_CHILDREN` covers all children that have been waited for; the command is the only
+/// one.
 fn used(ended: &Ended) -> Used {
     let Ok(usage) = getrusage(UsageWho::RUSAGE_CHILDREN) else {
         return Used::default();
@@ -176,7 +178,7 @@ fn used(ended: &Ended) -> Used {
         let micros = u32::try_from(time.tv_usec()).unwrap_or(0);
         time.tv_sec() as f64 + f64::from(micros) / 1e6
     };
-    // Kilobytes, except on Apple's systems.
+    // `ru_maxrss` is in kilobytes, except on Apple's systems.
     let unit = if cfg!(target_vendor = "apple") {
         1
     } else {

@@ -20,7 +20,7 @@ pub(super) struct Process(Arc<Shared>);
 
 struct Shared {
     id: u32,
-    /// Whether it leads a process group of its own.
+    /// Whether it leads its own process group.
     leads_group: bool,
     /// Until it has been waited for. Afterwards, its id may be that of another process.
     child: Mutex<Option<Child>>,
@@ -97,13 +97,13 @@ fn start_beside(command: &[OsString]) -> io::Result<Started> {
             Stream::Errors => child.stderr(target),
         };
     }
-    // Without a terminal, a signal is only for this process: it can pass it on to the command's children as well.
+    // Without a terminal, signals reach only this process. In its own group, the command gets them together with its children.
     let has_terminal = std::fs::File::open("/dev/tty").is_ok();
     if !has_terminal {
         child.process_group(0);
     }
     let started = child.spawn()?;
-    // The command has its own copies of the other ends, which this process must not keep open.
+    // Close this process's copies of the command's ends; otherwise the outputs would never end.
     drop(child);
     let screen = screen.map(|(ours, _)| ours);
     if let Some(ours) = &screen {
@@ -121,7 +121,7 @@ fn start_beside(command: &[OsString]) -> io::Result<Started> {
     })
 }
 
-/// Opens a pseudo-terminal for output only. Its output is not translated: the user's terminal does that.
+/// Opens a pseudo-terminal for output only. It does not translate line feeds, because the user's terminal does.
 fn open_screen() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = pseudo::open().map_err(io::Error::other)?;
     let mut mode = tcgetattr(&theirs)?;
@@ -182,7 +182,7 @@ impl Process {
         }
     }
 
-    /// Whether the terminal's key suspends it: it neither handles nor ignores the signal.
+    /// Whether the suspend key (Ctrl-Z) suspends it: it neither handles nor ignores the signal.
     pub(super) fn is_suspended_by_default(&self) -> bool {
         let path = format!("/proc/{}/status", self.0.id);
         std::fs::read_to_string(path).is_ok_and(|status| {

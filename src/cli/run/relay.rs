@@ -1,4 +1,4 @@
-//! Passes the command's outputs on, byte for byte, and lets the observer read along.
+//! Relays the command's outputs, byte for byte, and shows them to the observer.
 
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,9 +13,9 @@ use super::taskbar::Taskbar;
 
 /// How much is read at a time, in bytes.
 const PART_BYTES: usize = 64 * 1024;
-/// A pause after which a line that has not ended counts as said.
+/// The pause after which a line that has not ended is read as it is.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How often the taskbar is brought up to date while the command is silent.
+/// How often the taskbar is updated while the command is silent.
 const TASKBAR_PERIOD: Duration = Duration::from_millis(200);
 /// How long an output is read after the command has ended while other processes keep it open.
 const DRAIN: Duration = Duration::from_millis(200);
@@ -32,8 +32,8 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// Passes on until the output is closed. Returns it if other processes keep it open after the command has ended. If the
-    /// target is closed, closes the output as well, so that the command learns of it.
+    /// Relays the output until it is closed. Returns its source if other processes keep it open after the command has ended. If
+    /// the target is closed, closes the source as well, so that the command notices.
     pub(super) fn run(mut self) -> Option<OwnedFd> {
         let mut buffer = vec![0; PART_BYTES];
         let mut until: Option<Instant> = None;
@@ -54,7 +54,7 @@ impl Relay {
                     Ok(0) => break,
                     Ok(count) => count,
                     Err(Errno::INTR | Errno::AGAIN) => continue,
-                    // A pseudo-terminal whose last user has closed it.
+                    // The last process has closed the pseudo-terminal.
                     Err(_) => break,
                 };
                 let bytes = &buffer[..count];
@@ -78,7 +78,8 @@ impl Relay {
         None
     }
 
-    /// Waits for output, for the command's end if that is of interest, or for the timeout. Returns which of the first two came.
+    /// Waits for output, for the command's end if `is_running`, or for the timeout. Returns whether there is output, and
+    /// whether the command has ended.
     fn wait(&self, timeout: Option<Duration>, is_running: bool) -> (bool, bool) {
         let mut waited = [
             PollFd::new(&self.source, PollFlags::IN),
@@ -99,7 +100,7 @@ impl Relay {
         observe(&mut observer, self.stream)
     }
 
-    /// Brings the taskbar up to date, where nothing is cut by it.
+    /// Updates the taskbar, unless its sequence would split a sequence or a character of the command.
     fn show(&mut self, can_insert: bool) {
         if let Some(sequence) = self
             .taskbar
@@ -107,7 +108,7 @@ impl Relay {
             .filter(|_| can_insert)
             .and_then(Taskbar::next)
         {
-            // Fails if the terminal is gone. Then the next output finds out.
+            // Fails if the terminal is gone. The next write of output then fails, too.
             let _ = write_all(self.target().as_fd(), sequence.as_bytes());
         }
     }
@@ -134,14 +135,14 @@ impl AsFd for Target {
     }
 }
 
-/// Writes everything, also where another process has made the file non-blocking.
+/// Writes everything, even if another process has made the file non-blocking.
 pub(super) fn write_all(target: BorrowedFd<'_>, mut bytes: &[u8]) -> rustix::io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(target, bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => {
-                // An error of the file is what the next write says.
+                // If the file has an error, the next write returns it.
                 let _ = poll(
                     &mut [PollFd::from_borrowed_fd(target, PollFlags::OUT)],
                     None,

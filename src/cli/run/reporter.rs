@@ -1,4 +1,4 @@
-//! Reports to the server, on a thread of its own, so that nothing the server does can hold up the command.
+//! Reports to the server on a separate thread, so that the server can never block the command.
 //!
 //! What is waiting is bounded: the start, the newest progress, and the outcome. Progress that has not been sent is merged into newer
 //! progress. Each report has an idempotency key, and is repeated with growing delays until the server takes it.
@@ -14,17 +14,17 @@ use super::progress::{News, Source};
 use super::spool::is_worth_another_try;
 use crate::cli::Failure;
 
-/// The least time between two reports of progress.
+/// The minimum time between two reports of progress.
 const PERIOD: Duration = Duration::from_millis(500);
-/// A sign of life is sent after this time without news. Also how soon a request to cancel is noticed.
+/// A heartbeat is sent after this time without new progress. A request to cancel is noticed within this time.
 const BEAT: Duration = Duration::from_secs(5);
 /// The first delay after a failed request, which doubles each time.
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// The longest delay once the command has ended: `--wait` limits the time in which the server can return.
+/// The longest delay once the command has ended. It is short, because `--wait` limits the time for further tries.
 const RETRY_AT_END_MAX: Duration = Duration::from_secs(2);
 
-/// What is to be reported: written by those who follow the command, read by the reporter.
+/// What is to be reported. The threads that follow the command write it, and the reporter reads it.
 #[derive(Default)]
 pub(super) struct Board {
     state: Mutex<State>,
@@ -36,7 +36,7 @@ struct State {
     percent: Option<(f64, Source)>,
     message: Option<String>,
     has_news: bool,
-    /// Whether news are being sent. It is not known then whether they arrive.
+    /// Whether new progress is being sent, so that it is not known whether it has arrived.
     is_sending_news: bool,
     outcome: Option<Arc<Outcome>>,
     /// Why the command was told to stop, if the server has asked for it.
@@ -73,7 +73,7 @@ pub(super) struct Unsent {
 }
 
 enum Next {
-    /// Send this progress. Without news, it is a sign of life.
+    /// Send this progress. Without news, it is a heartbeat.
     Progress(Latest),
     /// Send the outcome.
     End {
@@ -93,7 +93,7 @@ impl State {
         }
     }
 
-    /// Whether it was not sent, as far as is known.
+    /// Whether the newest progress is not known to have arrived.
     fn is_unsent(&self) -> bool {
         (self.has_news || self.is_sending_news)
             && (self.percent.is_some() || self.message.is_some())
@@ -101,7 +101,7 @@ impl State {
 }
 
 impl Board {
-    /// Takes note of news.
+    /// Records new progress.
     pub(super) fn post(&self, news: News) {
         let mut state = self.lock();
         if news.percent.is_some() {
@@ -120,7 +120,7 @@ impl Board {
         self.lock().latest()
     }
 
-    /// Takes note that the command is told to stop.
+    /// Records that the command is told to stop.
     pub(super) fn cancel(&self, reason: &str) {
         self.lock().cancelled = Some(reason.to_owned());
     }
@@ -156,7 +156,7 @@ impl Board {
         })
     }
 
-    /// Takes note that nothing can be sent.
+    /// Records that nothing can be sent.
     pub(super) fn give_up(&self, failure: &Failure) {
         self.has_problem(failure);
         self.lock().is_over = true;
@@ -195,14 +195,14 @@ impl Board {
         }
     }
 
-    /// Takes note of whether the progress that was sent has arrived.
+    /// Records whether the progress that was sent has arrived.
     fn is_answered(&self, has_arrived: bool) {
         let mut state = self.lock();
         state.has_news |= !has_arrived;
         state.is_sending_news = false;
     }
 
-    /// Waits for a delay. A new outcome ends it. Returns the next delay.
+    /// Waits for this delay, or until the command ends. Returns the next delay.
     fn rest(&self, delay: Duration, is_ending: bool) -> Duration {
         let is_waiting = |state: &mut State| is_ending || state.outcome.is_none();
         let state = self.lock();
@@ -251,14 +251,14 @@ impl<C: FnMut()> Reporter<C> {
                     let mut state = self.board.lock();
                     (state.is_started, state.problem) = (true, None);
                     state.attempt = self.delivery.attempt();
-                    // The server begins at 0 %. How far the command is, is not known yet.
+                    // Report at once that the progress is unknown: the server starts a job at 0 %.
                     state.has_news = true;
                     return true;
                 }
                 Err(failure) => {
                     self.board.has_problem(&failure);
                     delay = delay.max(failure.retry_after);
-                    // A token or a server can be repaired while the command runs, but not once it has ended.
+                    // While the command runs, even a permanent error is retried: an operator may fix the token or the server.
                     if failure.is_conflict() || is_ending && !failure.is_transient() {
                         return false;
                     }

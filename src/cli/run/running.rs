@@ -1,4 +1,4 @@
-//! A command while it runs, with the threads that serve it.
+//! A running command, with the threads that serve it.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::OwnedFd;
@@ -27,12 +27,12 @@ pub(super) struct Running {
     signals: Signals,
     relays: Vec<JoinHandle<Option<OwnedFd>>>,
     screen: Option<OwnedFd>,
-    /// Gives the terminal back when it is dropped.
+    /// Restores the terminal's mode when it is dropped.
     raw: Option<Arc<tty::Raw>>,
     keyboard: Option<JoinHandle<()>>,
     script: Option<JoinHandle<()>>,
     watcher: JoinHandle<Option<u64>>,
-    /// The most memory that this process had taken when the command had started, in bytes.
+    /// The peak memory of this process when the command had started, in bytes.
     own_memory_bytes: u64,
     interrupted: Arc<Mutex<bool>>,
     continuations: Arc<Continuations>,
@@ -55,7 +55,8 @@ impl Running {
             terminal,
             screen,
         } = process::start(&arguments.command)?;
-        // Before it became another program, the command was a part of this process, which only grows.
+        // Read this after the fork: until `exec`, the command counts as much memory as this process had,
+        // and a peak never falls.
         let own_memory_bytes = input::own_peak_memory(std::process::id()).unwrap_or(0);
         let descriptor = descriptor.map(Descriptor::into_reader);
         let (ended, alive) = io::pipe()?;
@@ -134,7 +135,8 @@ impl Running {
                         if let Some(screen) = &self.screen {
                             tty::resize(screen);
                             if self.raw.is_none() {
-                                // It is not the terminal of the command, so the kernel does not signal it.
+                                // The pseudo-terminal does not control the command, so the kernel does not
+                                // signal it.
                                 self.process.signal(Signal::WINCH);
                             }
                         }
@@ -160,7 +162,7 @@ impl Running {
             let _ = keyboard.join();
         }
         for relay in self.relays {
-            // An output that other processes keep open goes on without this process.
+            // Do not wait for an output that other processes keep open.
             if let Ok(Some(open)) = relay.join() {
                 hand_over(open);
             }
@@ -191,7 +193,7 @@ impl Running {
     }
 }
 
-/// Lets another process pass on what processes that the command has left behind still write.
+/// Lets another process relay the output of processes that the command has left behind.
 fn hand_over(output: OwnedFd) {
     // If it cannot be started, they find their output closed.
     let _ = Command::new("cat")

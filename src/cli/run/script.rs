@@ -12,7 +12,7 @@ use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use super::lines::{Lines, Said};
 use super::observer::Observer;
 
-/// Where the own ends of pipes are moved to if they have the number that the command wants.
+/// The ends of pipes that take the number that the command wants are moved above this number.
 const OTHER_NUMBERS: i32 = 10;
 /// How much of the end of a file is read, in bytes.
 const FILE_END_BYTES: i64 = 4 * 1024;
@@ -35,7 +35,7 @@ impl Descriptor {
         };
         let (reader, writer) = io::pipe()?;
         let (reader, writer) = (elsewhere(reader.into())?, elsewhere(writer.into())?);
-        // The lowest free number from this one on.
+        // This returns the lowest free number that is not below `number`.
         let writer = fcntl_dupfd_cloexec(&writer, number)?;
         if writer.as_raw_fd() != number {
             return Err(io::Error::other(format!(
@@ -46,7 +46,7 @@ impl Descriptor {
         Ok(Descriptor { reader, writer })
     }
 
-    /// Closes the own copy of the writing end, once the command has been started.
+    /// Closes this process's copy of the writing end, once the command has been started.
     pub(super) fn into_reader(self) -> OwnedFd {
         drop(self.writer);
         self.reader
@@ -92,7 +92,7 @@ pub(super) struct ProgressFile {
 }
 
 impl ProgressFile {
-    /// What the file says at the start is from an earlier run.
+    /// Ignores what the file contains now: it is from an earlier run.
     pub(super) fn new(path: PathBuf) -> ProgressFile {
         let mut file = ProgressFile {
             path,

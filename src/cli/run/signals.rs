@@ -1,4 +1,4 @@
-//! The signals that this process gets while the command runs.
+//! The signals that this process receives while the command runs.
 
 use std::io;
 
@@ -12,10 +12,10 @@ use signal_hook::low_level::siginfo::{Cause, Origin};
 
 use super::process::is_in_mask;
 
-/// Those that are passed on to the command.
+/// The signals that are passed on to the command.
 const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
 
-/// A signal that this process got.
+/// A signal that this process received.
 pub(super) enum Event {
     /// A child may have ended.
     Child,
@@ -23,10 +23,10 @@ pub(super) enum Event {
     Resized,
     /// This process was suspended. The terminal may have been resized meanwhile.
     Continued,
-    /// One for the command.
+    /// A signal to pass on to the command.
     ForCommand {
         signal: Signal,
-        /// Whether the terminal sent it, to its whole foreground.
+        /// Whether the terminal sent it, to its whole foreground process group.
         is_from_terminal: bool,
     },
 }

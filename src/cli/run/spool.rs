@@ -74,7 +74,7 @@ pub(in crate::cli) struct Unreported {
     pub(super) what: What,
 }
 
-/// A command or a script that has ended.
+/// What has not been reported: the run of a command, or the end of a script.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum What {
@@ -292,7 +292,7 @@ impl Spool {
                 let _ = fs::remove_file(&path);
             }
         }
-        // Keys are in the order of time.
+        // Keys sort by time.
         names.sort();
         Ok(names)
     }
@@ -306,7 +306,7 @@ impl Spool {
         until: Instant,
     ) -> Sent {
         let mut sent = Sent::default();
-        // Only one process sends at a time: another one would mistake the changes that it makes to a job for newer ones.
+        // Only one process sends at a time: another one would take the changes that this one makes to a job for newer ones.
         let (_lock, entries) = match self.lock().and_then(|lock| Ok((lock, self.entries()?))) {
             Ok(locked) => locked,
             Err(problem) => {
@@ -381,7 +381,7 @@ fn read(path: &Path) -> Option<Unreported> {
 
 fn is_left_behind(partial: &Path) -> bool {
     let changed = fs::metadata(partial).and_then(|own| own.modified());
-    // Long enough that no process still writes it, even if the clock of the file system differs.
+    // After this time, no process is still writing it, even if the clock of the file system differs.
     changed.is_ok_and(|changed| Utc::now() - DateTime::<Utc>::from(changed) > KEEP)
 }
 
@@ -413,7 +413,7 @@ impl Unreported {
         }
     }
 
-    /// Keeps it in the folder of the user. Returns the end of a sentence with the result.
+    /// Stores it in the user's spool. Returns the result as the end of a sentence.
     pub(in crate::cli) fn keep(&self) -> String {
         match Spool::of_user().map(|spool| spool.keep(self)) {
             Some(Ok(())) => {

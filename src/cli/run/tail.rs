@@ -24,7 +24,7 @@ impl Tail {
     pub(super) fn text(&self) -> String {
         let bytes = &self.0[self.0.len().saturating_sub(TAIL_BYTES)..];
         let is_continuation = |byte: &&u8| (0x80..0xc0).contains(*byte);
-        // A character that was cut is left out.
+        // Leave out a character that was cut.
         let cut = match bytes.len() < TAIL_BYTES {
             true => 0,
             false => bytes.iter().take(3).take_while(is_continuation).count(),
@@ -43,7 +43,7 @@ impl Tail {
         reader.pending().into_iter().for_each(add);
         let lines: Vec<String> = lines.into_iter().map(|(line, _)| line).collect();
         let text = lines.join("\n");
-        // A replacement takes more bytes than what it replaces.
+        // The text can be longer than the bytes: a replacement character (U+FFFD) is longer than an invalid byte.
         let mut from = text.len().saturating_sub(TAIL_BYTES);
         while !text.is_char_boundary(from) {
             from += 1;

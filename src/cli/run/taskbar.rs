@@ -1,4 +1,4 @@
-//! Shows the progress in the own terminal's taskbar or tab: `OSC 9;4`.
+//! Shows the progress in the taskbar or tab of this process's terminal: `OSC 9;4`.
 
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ pub(in crate::cli) enum Wanted {
 }
 
 impl Wanted {
-    /// Whether to show progress in this terminal. Terminals that do not know the sequence may show it as a notification, so only those
-    /// count that are known to support it.
+    /// Whether to show progress in this terminal. Terminals that do not know the sequence may show it as a notification, so `auto`
+    /// includes only those that are known to support it.
     pub(in crate::cli) fn is_shown(self) -> bool {
         let is = |name: &str, values: &[&str]| {
             std::env::var(name).is_ok_and(|own| values.iter().any(|value| own == *value))
@@ -54,8 +54,8 @@ impl Taskbar {
         Taskbar { board, shown: None }
     }
 
-    /// Returns the sequence to write, if the terminal does not show the newest progress. A command that says it to the terminal by itself
-    /// is left alone.
+    /// Returns the sequence to write, if the terminal does not show the newest progress. If the command itself sends such sequences,
+    /// nothing is added.
     pub(super) fn next(&mut self) -> Option<String> {
         let (percent, source) = self.board.latest().percent?;
         let sequence = at(percent);

@@ -1,4 +1,4 @@
-//! The user's terminal, while the command runs on a pseudo-terminal of its own: every key goes to the command, also Ctrl-C.
+//! The user's terminal, while the command runs on its own pseudo-terminal: every key goes to the command, even Ctrl-C.
 
 use std::io;
 use std::io::PipeReader;
@@ -19,7 +19,7 @@ use super::relay::write_all;
 /// How much is read from the keyboard at a time, in bytes.
 const PART_BYTES: usize = 4 * 1024;
 
-/// How long to wait to be suspended. The kernel does not suspend a process group without a shell.
+/// How long to wait to be suspended. The kernel does not suspend an orphaned process group, such as one without a shell.
 const SUSPENSION_WAIT: Duration = Duration::from_millis(500);
 
 /// How often this process has been continued after it was suspended.
@@ -49,13 +49,13 @@ impl Continuations {
     }
 }
 
-/// The terminal in raw mode. It gets its own mode back when this is dropped.
+/// The terminal in raw mode. Its own mode is restored when this is dropped.
 pub(super) struct Raw {
     own: Termios,
 }
 
 impl Raw {
-    /// Returns `None` if standard input is not a terminal, or if another process is in its foreground.
+    /// Returns `None` if standard input is not a terminal, or if another process group is in its foreground.
     pub(super) fn enter() -> Option<Raw> {
         let own = tcgetattr(io::stdin()).ok()?;
         if tcgetpgrp(io::stdin()).ok()? != rustix::process::getpgrp() {
@@ -136,7 +136,7 @@ impl Keyboard {
         }
     }
 
-    /// Does what the kernel does not do for a command in a session of its own.
+    /// Handles the keys that the kernel does not handle for a command in its own session.
     fn obey(&self, keys: &[u8]) {
         let Ok(mode) = tcgetattr(&self.pseudo) else {
             return;
@@ -153,8 +153,8 @@ impl Keyboard {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner) = true;
         }
-        // The kernel does not suspend a process group whose parents are all in other sessions. Programs that handle the key do
-        // what they do.
+        // The kernel does not suspend an orphaned process group (whose parents are all in other sessions). A program that
+        // handles the key itself is left alone.
         if is_typed(SpecialCodeIndex::VSUSP) && self.process.is_suspended_by_default() {
             self.process.signal(Signal::STOP);
             self.raw.restore();

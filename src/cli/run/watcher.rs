@@ -12,7 +12,7 @@ use super::script::ProgressFile;
 
 /// How often a progress file is read.
 const PERIOD: Duration = Duration::from_millis(200);
-/// In one of so many of these, the command's files and memory are looked at.
+/// The command's files and memory are inspected once in this many periods.
 const PERIODS_PER_LOOK: u32 = 5;
 
 /// Watches a command until it has ended.
@@ -25,7 +25,7 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    /// Returns the most memory that the command was seen to take, in bytes.
+    /// Returns the highest memory usage of the command that was seen, in bytes.
     pub(super) fn run(mut self) -> Option<u64> {
         let period = Timespec::try_from(PERIOD).ok()?;
         let mut memory_bytes = None;
@@ -34,12 +34,12 @@ impl Watcher {
             if look % PERIODS_PER_LOOK == 0 {
                 self.look_at(&mut inputs);
             }
-            // Not at once: the program is still being loaded then.
+            // Not in the first period: the program is still being loaded.
             if look % PERIODS_PER_LOOK == 1 {
                 memory_bytes = memory_bytes.max(input::peak_memory(self.process));
             }
             let mut ended = [PollFd::new(&*self.ended, PollFlags::IN)];
-            // Interrupted: as if nothing had come.
+            // An interruption counts as a timeout.
             let has_ended = poll(&mut ended, Some(&period)).is_ok_and(|count| count > 0);
             if let Some(line) = self.file.as_mut().and_then(ProgressFile::news) {
                 self.observe(|observer| observer.reported(&line));

@@ -1,8 +1,9 @@
-//! Bars and counts of no known program: `[ 12/340] Linking`, `40/200`, `40 of 200`, `Step 3/10`, `45%`, `Progress: 45%`, `[#####     ] 45%`.
+//! Bars and counts of unknown programs: `[ 12/340] Linking`, `40/200`, `40 of 200`, `Step 3/10`, `45%`, `Progress: 45%`, `[#####     ]
+//! 45%`.
 //!
-//! A text can contain any number, so a number counts only where a bar has it: alone, in brackets at one end of a line, after a label
-//! that names progress, beside a drawn bar, or in a line that is redrawn in place. What can also be a date or a measure (`3/10`, `3/4 inch`)
-//! counts once it is seen to grow towards the same total.
+//! A text can contain any number, so a number counts only where bars have theirs: alone, in brackets at one end of a line, after a label
+//! that names progress, next to a drawn bar, or in a line that is redrawn in place. A fraction that could also be a date or a measure
+//! (`3/10`, `3/4 inch`) counts once it has grown towards the same total.
 
 use super::figure::{Certainty, Figure, Value, without_log_prefix};
 use super::number::{leading_number, percent_of};
@@ -22,7 +23,7 @@ pub(super) struct Bar {
 
 /// A count, by which the next one of the same total is recognised.
 struct Count {
-    /// What is before it in its line, except for digits.
+    /// The text before it in its line, without digits.
     label: String,
     part: f64,
     whole: f64,
@@ -41,7 +42,7 @@ impl Family for Bar {
 }
 
 impl Bar {
-    /// Reads the first figure that is progress by itself, or by what was counted before.
+    /// Reads the first figure that is certainly progress, by itself or because it is higher than the last count.
     fn counted(&mut self, text: &str) -> Option<f64> {
         let mut is_first_count = true;
         for figure in Figure::all(text) {
@@ -60,7 +61,7 @@ impl Bar {
         None
     }
 
-    /// Whether a count is more than the one before, of the same total. It is the one before the next one.
+    /// Whether a count is higher than the last one, with the same label and total. Remembers it as the last one.
     fn grows(&mut self, before: &str, part: f64, whole: f64) -> bool {
         let label: String = before.chars().filter(|own| !own.is_ascii_digit()).collect();
         let grows = self.last.as_ref().is_some_and(|last| {

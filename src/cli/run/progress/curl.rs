@@ -24,7 +24,7 @@ impl Family for Curl {
             return None;
         }
         let percent: f64 = columns[0].parse().ok()?;
-        // A size of 0 is one that is not known.
+        // A total size of 0 means unknown.
         let is_known = (0.0..=100.0).contains(&percent) && columns[1] != "0";
         let received = format!("{} of {} received", columns[3], columns[1]);
         Some(Reading {
@@ -34,7 +34,7 @@ impl Family for Curl {
     }
 }
 
-/// Whether a column is a time, known (`0:00:10`, `12h 3m` is not used here) or not (`--:--:--`).
+/// Whether a column is a time such as `0:00:10`, or an unknown one (`--:--:--`).
 fn is_clock(column: &&str) -> bool {
     column.split(':').count() == 3
 }

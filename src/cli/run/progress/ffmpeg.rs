@@ -4,7 +4,7 @@
 use super::number::{clock, percent_of};
 use super::{Family, Line, Reading};
 
-/// The fields of `-progress`, besides those that begin with `stream_`.
+/// The fields of `-progress`, except those that begin with `stream_`.
 const FIELDS: [&str; 11] = [
     "frame",
     "fps",
@@ -49,7 +49,7 @@ impl Family for Ffmpeg {
         let field = text.split_once('=').map_or("", |(name, _)| name);
         let is_field = FIELDS.contains(&field) || field.starts_with("stream_");
         self.has_fields |= field == "out_time" || text == "progress=continue";
-        // It says nothing to people.
+        // The line itself is of no use to people.
         let silent = |percent| {
             Some(Reading {
                 percent,

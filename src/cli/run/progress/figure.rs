@@ -92,7 +92,7 @@ const LEVELS: &[&str] = &[
 ];
 /// Words directly before a number that is a rate or a target.
 const AIMS: &[&str] = &["at", "to"];
-/// Words directly after a number of things that are not done or have failed.
+/// Words directly after a number of things that are not done, or that have failed.
 const LEFT_OVER: &[&str] = &[
     "available",
     "error",
@@ -105,7 +105,7 @@ const LEFT_OVER: &[&str] = &[
     "skipped",
     "used",
 ];
-/// The same, if no other words follow: `2/8 running`, not `2/8 Running the tests`.
+/// The same, but only if no other words follow: `2/8 running`, not `2/8 Running the tests`.
 const STATES: &[&str] = &["allowed", "running"];
 /// What is measured in fractions: `15/16 inch`.
 const MEASURES: &[&str] = &[

@@ -3,7 +3,7 @@
 use super::number::leading_percent;
 use super::{Family, Line, Reading};
 
-/// What receiving takes of a clone or fetch, in percent; resolving deltas takes the rest.
+/// The share of a clone or fetch that receiving takes, in percent; resolving deltas takes the rest.
 const RECEIVING: f64 = 90.0;
 
 /// Reads git's progress.
@@ -13,7 +13,7 @@ impl Family for Git {
     fn read(&mut self, line: Line<'_>) -> Option<Reading> {
         let (phase, rest) = line.text.split_once(": ")?;
         let rest = match phase {
-            // What the other side says of its own phases.
+            // The server's messages about its own phases.
             "remote" => rest.split_once(": ")?.1,
             _ => rest,
         };

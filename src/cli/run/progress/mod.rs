@@ -1,5 +1,5 @@
-//! What programs say about their progress. Pure: lines in, readings out. Each family of programs is a file, and `tests/data/progress`
-//! has recorded outputs of each with the right values.
+//! Reads progress from the output of programs. Pure: lines in, readings out. Each family of programs has its own file.
+//! `tests/data/progress` has recorded outputs of each, with the right values.
 
 mod apt;
 mod bar;
@@ -29,12 +29,12 @@ use self::report::report;
 pub(in crate::cli) use self::report::reported;
 use super::lines::{Said, Taskbar};
 
-/// Where a reading comes from, the least reliable first. After a more reliable source has spoken, others are not heard any more.
+/// Where a reading comes from, the least reliable first. Once a source has reported, less reliable ones are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Source {
     /// How far the largest input file has been read.
     Input,
-    /// A bar or a fraction of no known program.
+    /// A bar or a fraction of an unknown program.
     Bar,
     /// The format of a known program.
     Program,
@@ -89,7 +89,7 @@ trait Family {
     /// Returns what the line says, if it is of this family.
     fn read(&mut self, line: Line<'_>) -> Option<Reading>;
 
-    /// Whether it is written for programs, which can read it from a descriptor or file of their own.
+    /// Whether the format is meant for programs, and can be written to a separate descriptor or file.
     fn is_for_programs(&self) -> bool {
         false
     }
@@ -159,8 +159,8 @@ impl Progress {
         }
     }
 
-    /// Reads a line by which a script reports: `40/200 Reading rows`, `20%`, `20`, `Step 3/10`, or only a message. Or a program reports in its
-    /// own way: `ffmpeg -progress pipe:3`, `apt-get -o APT::Status-Fd=3`.
+    /// Reads a line by which a script reports: `40/200 Reading rows`, `20%`, `20`, `Step 3/10`, or only a message. A program can also
+    /// report in its own format: `ffmpeg -progress pipe:3`, `apt-get -o APT::Status-Fd=3`.
     pub(super) fn reported(&mut self, text: &str) -> News {
         let line = Line {
             text: text.trim(),
@@ -170,7 +170,7 @@ impl Progress {
         if let Some(reading) = programs.find_map(|own| own.read(line)) {
             return self.heard(Source::Script, reading, String::new());
         }
-        // Also what counts by itself makes the next count one that grows.
+        // Read every line, even if its number counts by itself: the next count is compared with it.
         let stated = self.script.read(line).and_then(|reading| reading.percent);
         let (percent, message) = report(text);
         let reading = Reading {
@@ -180,7 +180,7 @@ impl Progress {
         self.heard(Source::Script, reading, message.to_owned())
     }
 
-    /// Takes note of how far the command has read its input.
+    /// Records how far the command has read its input.
     pub(super) fn has_read(&mut self, percent: f64) -> News {
         self.heard(Source::Input, Reading::at(percent), String::new())
     }
@@ -212,7 +212,7 @@ impl Progress {
     }
 }
 
-/// Reads a text that states progress as a line of output does: `Step 3/10: build`, `Progress: 45%`. All of the text is the message.
+/// Reads progress that is stated as in a line of output: `Step 3/10: build`, `Progress: 45%`. All of the text is the message.
 fn stated(text: &str) -> Option<f64> {
     let line = Line {
         text: text.trim(),

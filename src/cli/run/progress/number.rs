@@ -37,7 +37,7 @@ fn goes_on(rest: &str) -> bool {
     let mut next = rest.chars();
     match next.next() {
         Some(own) if own.is_alphanumeric() || "/_%\"'″".contains(own) => true,
-        // Otherwise it ends a sentence.
+        // Otherwise it is punctuation.
         Some('.' | '-') => next.next().is_some_and(char::is_alphanumeric),
         _ => false,
     }
@@ -77,7 +77,7 @@ fn leading_whole(text: &str) -> Option<(f64, &str)> {
     let end = text
         .find(|own: char| !own.is_ascii_digit() && own != ',' && own != '_')
         .unwrap_or(text.len());
-    // A comma after the number is one between words.
+    // A comma at the end is punctuation.
     let end = text[..end].trim_end_matches([',', '_']).len();
     let digits: String = text[..end].chars().filter(char::is_ascii_digit).collect();
     Some((digits.parse().ok()?, &text[end..]))

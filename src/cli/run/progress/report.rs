@@ -1,10 +1,10 @@
-//! What a script reports on purpose: `40/200 Reading rows`, `40 of 200`, `20%`, `20`, or only a message.
+//! Reads what a script reports on purpose: `40/200 Reading rows`, `40 of 200`, `20%`, `20`, or only a message.
 
 use super::figure::{Figure, Value};
 use super::stated;
 
-/// Reads a text that a script reports. Returns the percentage with which it begins, and the message. Unless the number counts, all of the
-/// text is the message.
+/// Reads a text that a script reports. Returns the percentage with which it begins, and the message. If the number is not progress, all
+/// of the text is the message.
 pub(super) fn report(text: &str) -> (Option<f64>, &str) {
     let text = text.trim();
     if let Some(figure) = Figure::leading(text) {
@@ -33,8 +33,8 @@ pub(super) fn report(text: &str) -> (Option<f64>, &str) {
     }
 }
 
-/// Reads the arguments of a report. A first one that is only a number counts, and the others are the message. Otherwise all of them are
-/// one text.
+/// Reads the arguments of a report. If the first one is only a number, it is the progress, and the others are the message. Otherwise all
+/// of them are one text.
 pub(in crate::cli) fn reported(first: &str, others: &str) -> (Option<f64>, String) {
     let words = format!("{} {others}", first.trim());
     let words = words.trim();

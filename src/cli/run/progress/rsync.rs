@@ -10,7 +10,7 @@ use super::{Family, Line, Reading};
 pub(super) struct Rsync {
     /// Whether the percentages are those of the whole transfer.
     is_total: bool,
-    /// Whether rsync still looks for files, so that its percentages are of what it has found so far.
+    /// Whether rsync is still looking for files, so that its percentages refer only to the files found so far.
     is_looking: bool,
 }
 

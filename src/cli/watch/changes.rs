@@ -1,4 +1,5 @@
-//! Which messages are changes: a new status, or anything else that the server never conflates. Progress within one status is none.
+//! Decides which messages are changes: a new status, or anything else that the server never conflates. Progress within one status
+//! is not a change.
 
 use std::num::NonZeroUsize;
 
@@ -10,8 +11,8 @@ use super::scope::id;
 use crate::id::Kind;
 use crate::kind::DESCRIPTIONS;
 
-/// The number of subjects whose states are remembered, those that were heard of last. The next message of another one counts
-/// as a change, unless it is of a snapshot.
+/// The number of subjects whose states are remembered: the most recent ones. The next message about a forgotten one counts as a
+/// change, unless it is part of a snapshot.
 const SUBJECTS_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("not 0");
 /// Fields whose change is a milestone, whatever the kind.
 const FIELDS: [&str; 9] = [
@@ -29,9 +30,9 @@ const FIELDS: [&str; 9] = [
 /// What is known of the subjects of a stream.
 pub(super) struct Changes {
     states: LruCache<(Kind, String), String>,
-    /// Whether a snapshot or replay is complete. What a later snapshot says has happened meanwhile.
+    /// Whether a snapshot or replay is complete. Differences in a later snapshot are then changes.
     is_ready: bool,
-    /// Whether there were more subjects than are remembered. Then one of a snapshot that is not known need not be new.
+    /// Whether any subject was forgotten. From then on, an unknown subject in a snapshot is not necessarily new.
     has_forgotten: bool,
 }
 
@@ -49,7 +50,7 @@ impl Changes {
         self.is_ready
     }
 
-    /// Takes a message in. Returns whether it is a change since the last one about its subject.
+    /// Records a message. Returns whether it is a change since the last one about its subject.
     pub(super) fn is_change(&mut self, message: &Value) -> bool {
         self.is_ready |= message["type"] == "ready";
         let Some((kind, id)) = subject(message) else {
@@ -57,7 +58,7 @@ impl Changes {
         };
         let is_snapshot = message["snapshot"] == true;
         let Some(status) = status(message) else {
-            // Such as a violation, or a device's information. A snapshot repeats it.
+            // For example a violation, or a device's information. In a snapshot, it is a repetition.
             return !is_snapshot;
         };
         let state = FIELDS

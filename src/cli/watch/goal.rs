@@ -9,7 +9,7 @@ use crate::kind::{self, device, enrollment, job, schedule};
 
 /// The word for every status in which a subject has ended.
 const ENDED: &str = "ended";
-/// The marks of subjects, fields that are true or false, with the kind that has them.
+/// The boolean fields of subjects that `--until` accepts, each with its kind.
 const MARKS: [(&str, Kind); 3] = [
     ("stalled", job::KIND),
     ("cancel_requested", job::KIND),
@@ -81,8 +81,8 @@ impl Goal {
         Ok(Goal(words))
     }
 
-    /// Returns how a message ends the watch of a scope, if it does. `is_news` tells whether it is a change since the watch
-    /// began: of several subjects, a state that one had before does not count.
+    /// Returns how a message ends the watch of a scope, if it does. `is_news` tells whether the message is a change since
+    /// the watch began. With several subjects, a state that existed before does not count.
     pub(super) fn judge(&self, scope: &Scope, message: &Value, is_news: bool) -> Option<End> {
         let counts = match &scope.single {
             Some(single) => single.is_subject_of(message),

@@ -1,11 +1,11 @@
 //! The command of `--exec`: a shell runs it for each change, one after the other.
 //!
-//! What a message says reaches the command in environment variables and on its standard input. It is never part of the command's text, so no
+//! The command gets the message in environment variables and on its standard input. The message is never part of the command's text, so no
 //! title or message can be executed.
 //!
-//! 1. The command never runs twice at the same time. Changes wait in order, at most [`QUEUE_MAX`] of them. Then reading waits as well: the
-//!    server goes on from there later, and leaves out nothing but progress.
-//! 2. A command that fails is reported and ends nothing.
+//! 1. The command never runs twice at the same time. Changes wait in order, at most [`QUEUE_MAX`] of them. When the queue is full, reading
+//!    stops until there is room. The server then continues from there, and skips nothing but progress.
+//! 2. A failure of the command is reported, and does not end the watch.
 
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::process::{Command, ExitStatus, Stdio};
@@ -30,7 +30,7 @@ const QUEUE_MAX: usize = 256;
 const VARIABLE_MAX_BYTES: usize = 64 * 1024;
 /// The longest line of the command's output that is shown at once, in bytes.
 const LINE_MAX_BYTES: u64 = 8 * 1024;
-/// How long the last output is waited for while a process in the background keeps it open.
+/// How long to wait for the last output while a background process keeps it open.
 const OUTPUT_WAIT: Duration = Duration::from_millis(200);
 
 /// What the command is to know of a change.
@@ -44,7 +44,7 @@ struct Facts {
 impl Facts {
     fn of(scope: &Scope, message: &Value) -> Facts {
         let text = |value: &Value| value.as_str().map(plain).unwrap_or_default();
-        // The state of the only subject has no type.
+        // The state that is read for a single subject has no `type`.
         let state = scope.single.as_ref().and_then(|single| {
             let id = id(message, single.kind)?;
             Some((single.kind, id))
@@ -94,7 +94,7 @@ impl Facts {
 pub(super) struct Hook {
     queue: SyncSender<Facts>,
     runner: JoinHandle<()>,
-    /// Gets the end of the output, which is printed above the bars.
+    /// Signals the end of the command's output, which is printed above the bars.
     output: Option<Receiver<()>>,
     notices: Notices,
     /// Whether the user was told that reading waits for the command.
@@ -113,7 +113,7 @@ impl Hook {
                     .name("tidings-exec-output".into())
                     .spawn(move || {
                         show(reader, &notices);
-                        // Fails if it was not waited for.
+                        // Fails if nothing waits for it any more.
                         let _ = ended.send(());
                     })?;
                 (Some(writer), Some(output))
@@ -137,7 +137,7 @@ impl Hook {
         })
     }
 
-    /// Has the command run for a change. Waits while too many changes wait.
+    /// Queues a run of the command for a change. Blocks while the queue is full.
     pub(super) fn run(&mut self, scope: &Scope, message: &Value) {
         match self.queue.try_send(Facts::of(scope, message)) {
             Err(TrySendError::Full(facts)) => {
@@ -150,7 +150,7 @@ impl Hook {
                 // Fails only if the runner has panicked.
                 let _ = self.queue.send(facts);
             }
-            // Disconnected only if the runner has panicked, which it has said.
+            // Disconnected only if the runner has panicked, which has already been printed.
             Ok(()) | Err(TrySendError::Disconnected(_)) => {}
         }
     }
@@ -158,7 +158,7 @@ impl Hook {
     /// Waits until the command has run for every change.
     pub(super) fn finish(self) {
         drop(self.queue);
-        // Fails only if the runner has panicked, which it has said.
+        // Fails only if the runner has panicked, which has already been printed.
         let _ = self.runner.join();
         if let Some(output) = self.output {
             // A process in the background may keep it open.
@@ -208,7 +208,7 @@ impl Runner {
             .spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
             let event = facts.event.clone();
-            // Not waited for: a process that the command leaves behind may have it open, and not read it.
+            // Do not wait for this: a process that the command leaves behind may keep standard input open without reading it.
             std::thread::spawn(move || {
                 // Fails if nobody reads it.
                 let _ = writeln!(stdin, "{event}");
@@ -218,7 +218,7 @@ impl Runner {
     }
 }
 
-/// Shows the command's output line by line, until nothing has it open.
+/// Shows the command's output line by line, until every process has closed it.
 fn show(output: PipeReader, notices: &Notices) {
     let mut output = BufReader::new(output);
     let mut line = Vec::new();

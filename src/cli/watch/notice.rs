@@ -1,11 +1,11 @@
-//! Sentences for the user, above the bars or on standard error. Any thread can print one.
+//! Notices for the user, printed above the bars or on standard error. Any thread can print one.
 
 use console::{Term, measure_text_width};
 use indicatif::MultiProgress;
 
 use crate::cli::terminal::{complain, plain};
 
-/// Prints sentences, in full.
+/// Prints notices without truncating them.
 #[derive(Clone)]
 pub(super) struct Notices {
     /// The bars above which they are printed.

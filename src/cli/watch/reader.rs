@@ -13,7 +13,7 @@ use crate::cli::client::failure;
 use crate::cli::{Exit, Failure};
 use crate::client::{self, Event, Watch};
 
-/// The first delay before the state of the subject is asked for again, which doubles each time.
+/// The first delay before the state of the subject is requested again, which doubles each time.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How many messages are read ahead of the terminal.
@@ -37,7 +37,7 @@ pub(super) enum Update {
 
 /// The reader of a scope.
 pub(super) struct Reader {
-    /// Which of the scopes it is.
+    /// The index of its scope.
     pub(super) index: usize,
     pub(super) scope: Scope,
     pub(super) goal: Goal,
@@ -52,7 +52,7 @@ pub(super) struct Reader {
 enum Stop {
     Ended(End),
     Failed(Failure),
-    /// Nobody listens any more.
+    /// The receiver is gone.
     Unheard,
 }
 
@@ -71,7 +71,7 @@ impl Reader {
             Ok(()) => Err(Failure::new(Exit::Failed, "closed by the server")),
             Err(Stop::Unheard) => return,
         };
-        // Fails if nobody listens any more.
+        // Fails if the receiver is gone.
         let _ = self.send(Update::End(end)).await;
     }
 
@@ -112,7 +112,7 @@ impl Reader {
                 } => {
                     let failure = error.map(|error| failure(&self.url, error));
                     was_reached |= was_accepted;
-                    // Another transport may pass.
+                    // Another transport may work.
                     if pause.is_zero() && (is_lost || !was_reached) {
                         continue;
                     }
@@ -162,7 +162,8 @@ impl Reader {
         }
     }
 
-    /// Looks at the state of the only subject: it may have ended before the cursor. Then no further message arrives.
+    /// Reads the state of the only subject. It may have ended before the cursor, and then no further message
+    /// arrives.
     async fn look(&self) -> Result<(), Stop> {
         let Some(single) = &self.scope.single else {
             return Ok(());

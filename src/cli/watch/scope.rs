@@ -90,7 +90,7 @@ impl Scope {
         })
     }
 
-    /// Names a school, for a token that covers several. The school that the scope names itself is more specific.
+    /// Sets the school, for a token that covers several. A school in the scope itself takes precedence.
     pub(super) fn of_school(&mut self, school: SchoolId) {
         if std::mem::replace(&mut self.has_school, true) {
             return;

@@ -179,7 +179,7 @@ impl Jobs {
         self.groups[group as usize].insert(id.to_owned(), job);
     }
 
-    /// Returns the number of jobs in each group, without the `first` jobs of all groups.
+    /// Returns the number of jobs in each group, without the `first` jobs on the screen.
     fn counts_beyond(&self, mut first: usize) -> String {
         let mut counts = Vec::new();
         for (group, name) in GROUPS {

@@ -1,7 +1,7 @@
-//! The client of all commands that talk to a server: [`crate::client`], for code that waits for each answer.
+//! The client that all commands use to talk to a server: a blocking wrapper around [`crate::client`].
 //!
-//! A thread of its own drives the connections, so that any number of threads can wait for answers, and a connection that the
-//! server closes meanwhile is not used again.
+//! A separate thread drives the connections. So any number of threads can wait for answers, and an idle connection that the server
+//! closes is not reused.
 
 use std::borrow::Cow;
 use std::future::{Future, ready};
@@ -24,11 +24,11 @@ use crate::id::SchoolId;
 /// The default server.
 pub(super) const DEFAULT_URL: &str = "http://127.0.0.1:8000";
 
-/// The least difference between two clocks that counts. `Date` has whole seconds, and an answer takes time.
+/// Smaller differences between the two clocks are ignored: `Date` has whole seconds, and an answer takes time.
 #[cfg(unix)]
 const CLOCKS_DIFFER_MIN: TimeDelta = TimeDelta::seconds(3);
 
-/// The code of the problem that a request names no school, and its text on the command line.
+/// The problem code of a request that does not name a school, and the text that the command line shows for it.
 const SCHOOL_REQUIRED: &str = "school-required";
 const SCHOOL_IS_REQUIRED: &str =
     "the token covers several schools: name one with --school or TIDINGS_SCHOOL_ID (HTTP 400)";
@@ -40,7 +40,7 @@ pub(super) struct Client {
     base: String,
     /// The school that each request names.
     school: Option<SchoolId>,
-    /// When each request ends at the latest.
+    /// The deadline of every request.
     deadline: Option<Instant>,
     driver: Arc<Driver>,
 }
@@ -76,7 +76,7 @@ impl Client {
         Client::of(base, connect(base, token)?)
     }
 
-    /// Creates a client for the server in this process. Each request has a token of its own, so that none of them expires.
+    /// Creates a client for the server in this process. Each request gets a new token, so that none expires.
     pub(super) fn of_own_server<E: std::fmt::Display + Send + 'static>(
         base: &str,
         token: impl Fn() -> Result<Secret, E> + Send + Sync + 'static,
@@ -96,7 +96,7 @@ impl Client {
         })
     }
 
-    /// Ends each request at this time at the latest.
+    /// Sets the deadline of every request.
     pub(super) fn until(self, deadline: Instant) -> Client {
         Client {
             deadline: Some(deadline),
@@ -124,7 +124,7 @@ impl Client {
         self.wait(self.client.batch(commands)).map(drop)
     }
 
-    /// Posts a batch of commands, the last of which decides: its rejection becomes a [`Failure`].
+    /// Posts a batch of commands. Only the result of the last one counts: its rejection becomes a [`Failure`].
     pub(super) fn batch_for_last(&self, mut commands: Vec<Value>) -> Result<(), Failure> {
         if let Some(school) = self.school {
             for command in &mut commands {
@@ -132,7 +132,7 @@ impl Client {
             }
         }
         let results = self.wait(self.client.batch(&commands))?;
-        // Without a result for each, the batch was cut off, and is to be repeated.
+        // If its result is missing, the batch was cut off. 503 is transient, so the caller repeats the batch.
         let last = results.get(commands.len() - 1).unwrap_or(&Value::Null);
         let status = last["status"].as_u64().unwrap_or(503);
         if (200..300).contains(&status) {
@@ -143,7 +143,7 @@ impl Client {
             status: u16::try_from(status).unwrap_or(500),
             code: problem["code"].as_str().map(str::to_owned),
             detail: problem["detail"].as_str().unwrap_or_default().to_owned(),
-            // Lines do not say how long to wait.
+            // The result of a line has no `Retry-After`.
             retry_after: Duration::ZERO,
         };
         Err(failure(&self.base, rejected))
@@ -154,7 +154,7 @@ impl Client {
         self.wait(self.client.put(&self.path(path), body))
     }
 
-    /// Deletes, and returns the answer.
+    /// Deletes a resource, and returns the answer.
     pub(super) fn delete(&self, path: &str) -> Result<Value, Failure> {
         self.wait(self.client.delete(&self.path(path)))
     }
@@ -164,7 +164,7 @@ impl Client {
         self.wait(self.client.get(&self.path(path)))
     }
 
-    /// Gets JSON, and by how much the clock of the server is ahead of the one here: zero if it is not known, or too little to tell.
+    /// Gets JSON, and by how much the server's clock is ahead of the local one: zero if that is unknown or negligible.
     #[cfg(unix)]
     pub(super) fn get_with_clock(&self, path: &str) -> Result<(Value, TimeDelta), Failure> {
         let (answer, date) = self.wait(self.client.get_with_date(&self.path(path)))?;
@@ -207,7 +207,7 @@ pub(super) fn connect(base: &str, token: Option<Secret>) -> Result<client::Clien
     client::Client::new(base, credential).map_err(|error| failure(base, error))
 }
 
-/// Converts an error of the client of the server at this URL.
+/// Converts a client error. `base` is the URL of the server.
 pub(super) fn failure(base: &str, error: ClientError) -> Failure {
     let unreachable = |why: &dyn std::fmt::Display| format!("cannot reach {base}: {why}");
     let (status, code, detail, retry_after) = match error {
@@ -276,7 +276,7 @@ pub(super) fn url(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether there is a host, and a valid port if there is one.
+/// Whether the authority has a host, and a valid port if it has one.
 fn is_address(authority: &str, host: &str) -> bool {
     let port = authority.strip_prefix(host);
     let is_port =

@@ -99,7 +99,7 @@ async fn run_copy(
     ))
 }
 
-/// Shows the progress: in one line of a terminal, or from time to time in a line of its own.
+/// Shows the progress: on a terminal in one line that is redrawn, elsewhere as a new line from time to time.
 #[derive(Default)]
 struct Shown {
     at: Option<Instant>,

@@ -1,5 +1,4 @@
-//! The server that a command talks to, and its credential: the options `--url`, `--token` and `--school`, which are the same for all such
-//! commands.
+//! The server that a command talks to, and its credential. All such commands have the same options: `--url`, `--token` and `--school`.
 
 use clap::Args;
 
@@ -11,8 +10,8 @@ use crate::id::SchoolId;
 /// The variable with the school.
 pub(super) const SCHOOL_VARIABLE: &str = "TIDINGS_SCHOOL_ID";
 
-/// The options of a command that talks to a server. Not checked by clap, whose error would show the token, and so that
-/// `tidings run` can run its command all the same.
+/// The options of a command that talks to a server. clap does not check them: its error would show the token, and `tidings run` must run
+/// its command even if they are invalid.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// The URL of the server.
@@ -26,7 +25,7 @@ pub(super) struct Options {
     school: Option<String>,
 }
 
-/// A server, and as whom to talk to it.
+/// A server, and the credential for it.
 #[derive(Debug, Clone)]
 pub(super) struct Account {
     pub(super) url: String,

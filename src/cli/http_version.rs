@@ -16,7 +16,7 @@ use crate::http::OldHandshakes;
 
 /// The module that writes the line.
 const TARGET: &str = "rocket::server";
-/// The longest line that matters, in bytes: the one with the key.
+/// The longest line that is needed, in bytes: the one with the key.
 const LINE_MAX_BYTES: usize = 128;
 
 /// Returns a layer that reads only Rocket's log.

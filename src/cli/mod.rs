@@ -41,7 +41,7 @@ enum Exit {
     Usage = 2,
     /// The token is missing, invalid or expired, or does not allow this.
     Denied = 3,
-    /// What the command is about does not exist, such as a job, a school or a database.
+    /// The job, school, database or other subject of the command does not exist.
     NotFound = 4,
     /// The server cannot be reached.
     Unreachable = 5,
@@ -199,7 +199,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Prints help or an error in the command line. clap decides about colours.
+/// Prints help, or an error about the command line. clap decides about colours.
 fn explain(error: &clap::Error) -> ExitCode {
     let is_plain = |argument: std::ffi::OsString| terminal::is_plain(&argument.to_string_lossy());
     if std::env::args_os().all(is_plain) {

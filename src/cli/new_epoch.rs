@@ -52,7 +52,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     ))
 }
 
-/// Asks for confirmation on a terminal. Fails if there is none.
+/// Asks for confirmation. Fails if standard input is not a terminal.
 fn is_confirmed(path: &str) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
         let problem = "--yes is required if standard input is not a terminal";

@@ -14,7 +14,7 @@ use crate::config::OPENING_NOTICE_AFTER;
 use crate::http::OldHandshakes;
 use crate::http::opening::{self, Stage};
 
-/// Returns the server, ready to be launched. None if it was stopped before.
+/// Returns the server, ready to be launched. None if it was stopped before the database was open.
 pub(super) async fn opened(
     figment: Figment,
     old: OldHandshakes,
@@ -57,14 +57,15 @@ pub(super) async fn opened(
             Ok(None)
         }
     };
-    // Requests in progress are still answered.
+    // Shut down gracefully: requests in progress are still answered.
     if let Some(shutdown) = shutdown {
         shutdown.notify();
     }
     opened
 }
 
-/// Opens the database on a separate thread, not one of the runtime: the process need not wait for its end.
+/// Opens the database on a separate thread, not on one of the runtime, so that the process can exit
+/// without waiting for it.
 fn open(
     figment: Figment,
     old: OldHandshakes,
@@ -77,7 +78,7 @@ fn open(
         .name("tidings-opening".into())
         .spawn(move || {
             let _runtime = runtime.enter();
-            // Nothing waits for it if the server was stopped.
+            // Fails if the server was stopped in the meantime.
             let _ = opened.send(server(figment, old, at_signal, &stage));
         })?;
     Ok(opening)

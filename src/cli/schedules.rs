@@ -104,7 +104,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Prints what has become of a schedule.
+/// Prints a schedule after a change.
 fn print(schedule: &Value, json: bool, done: &str) -> Result<(), Failure> {
     match json {
         true => print_line(&json_line(schedule)),
@@ -129,7 +129,7 @@ impl Server {
         });
         let answer = self.client.put(&self.path(&rule.job_type)?, &body);
         answer.map_err(|failure| match failure.http_status {
-            // What is not valid was in the command line.
+            // The server rejected a value that was in the command line.
             Some(422) => Failure {
                 exit: Exit::Usage,
                 ..failure
@@ -242,7 +242,7 @@ fn rule(schedule: &Value) -> String {
     rule
 }
 
-/// Returns seconds in the largest unit without a rest, as they can be passed to `set`.
+/// Returns seconds in the largest unit that leaves no remainder, in the form that `set` accepts.
 fn shortly(secs: u64) -> String {
     let units = [(86_400, 'd'), (3_600, 'h'), (60, 'm')];
     let unit = units

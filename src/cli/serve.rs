@@ -96,7 +96,7 @@ pub(super) fn init_logging() -> Result<OldHandshakes, Failure> {
     Ok(old)
 }
 
-/// The action of the first signal, if it does not stop the server.
+/// Called at the first signal instead of stopping the server.
 pub(super) type AtSignal = Arc<dyn Fn() + Send + Sync>;
 
 /// Returns the server. Once it listens, it announces itself on standard output and handles signals, including earlier ones.
@@ -125,8 +125,8 @@ pub(super) fn server(
     )
 }
 
-/// Starts Tidings. While its database cannot be reached, tries again: nodes and their database may be started in any order,
-/// and a database that is away is no reason for a node to be replaced.
+/// Starts Tidings. Retries while its database cannot be reached: nodes and their database may be started in any order, and
+/// an orchestrator should not replace a node because of an unreachable database.
 fn started(figment: &Figment, stage: &Stage) -> Result<Rocket<Build>, StartError> {
     let (mut pause, mut failures) = (START_PAUSE_MIN, Failures::default());
     loop {
@@ -295,7 +295,7 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     }
     match served {
         Ok(_) => Ok(()),
-        // Rocket had to cut these connections. Everything acknowledged is in the database.
+        // Rocket has cut connections that did not end in time. Everything acknowledged is in the database.
         Err(error) if matches!(error.kind(), rocket::error::ErrorKind::Shutdown(..)) => {
             tracing::warn!("some connections did not end in time and were cut");
             Ok(())

@@ -47,7 +47,7 @@ pub(super) fn complete(arguments: &Completions, mut command: Command) -> Result<
 
 /// Prints or writes the manual pages of this command line.
 pub(super) fn describe(arguments: &Manual, command: Command) -> Result<(), Failure> {
-    // Without it, there is a page for the help of each command.
+    // With the `help` subcommand, there would be a page for the help of each command.
     let mut command = command.disable_help_subcommand(true);
     command.build();
     let Some(folder) = &arguments.dir else {
@@ -60,7 +60,7 @@ pub(super) fn describe(arguments: &Manual, command: Command) -> Result<(), Failu
     })
 }
 
-/// Writes the pages of a command and of all commands below it.
+/// Writes the pages of a command and all of its subcommands.
 fn write(command: Command, folder: &Path) -> io::Result<()> {
     for own in command.get_subcommands().cloned() {
         write(own, folder)?;
@@ -81,7 +81,7 @@ fn page(command: Command) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// Returns what stands below the options, as sections. Lines that are indented stay as they are.
+/// Returns the text below the options as sections. Lines that are indented stay as they are.
 fn sections(notes: &str) -> Roff {
     let mut sections = Roff::new();
     for paragraph in notes.split("\n\n") {

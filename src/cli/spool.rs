@@ -1,4 +1,4 @@
-//! `tidings spool`: what `tidings run` and `tidings report` could not report, for people and for cron.
+//! `tidings spool`: lists or sends what `tidings run` and `tidings report` could not report, for people and for cron.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use super::client::Client;
 use super::run::spool::{FILES_MAX, Recipient, Spool};
 use super::{Exit, Failure, credential, terminal};
 
-/// Why an outcome for this server is not sent. What differs follows.
+/// Why an outcome for this server is not sent. The differences follow in the message.
 const NOT_FOR_TOKEN: &str = "not for this token, which differs in";
 
-/// How long all outcomes together may take.
+/// How long sending all outcomes may take.
 const SEND_WAIT: Duration = Duration::from_secs(30);
 
 /// List or send the outcomes of commands that could not be reported.

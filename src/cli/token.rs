@@ -16,7 +16,7 @@ use crate::kind;
 use crate::kind::job::JobType;
 use crate::log::pings::Numbers;
 
-/// How long the token is valid with which the command itself asks the server.
+/// The lifetime of the token that the command itself uses.
 const OWN_TOKEN_TTL: Duration = Duration::from_secs(60);
 
 /// How long a token is valid by default.
@@ -101,7 +101,7 @@ pub(super) fn run(mut arguments: Arguments) -> Result<(), Failure> {
         let problem = "--school or --schools is required for --role viewer";
         return Err(Failure::new(Exit::Usage, problem));
     }
-    // If it was left out by mistake, the token would reach too far.
+    // Require an explicit option: if the school was left out by mistake, the token would cover too many.
     if is_for_all && role == Role::Worker && !arguments.all_schools {
         let problem = "--school, --schools or --all-schools is required for --role worker";
         return Err(Failure::new(Exit::Usage, problem));
@@ -160,7 +160,7 @@ fn create_link(channel: &Channel, view: View, arguments: Arguments) -> Result<()
     }
     let created = client.post("/api/links", &asked)?;
     let url = created["url"].as_str().unwrap_or_default().to_owned();
-    // What the server returns may begin with the path under which a proxy serves it, and so may the server's own URL.
+    // If a proxy serves Tidings below a path, both the returned path and the server's URL may contain it: do not repeat it.
     let host = server.find("://").map_or(0, |at| at + 3);
     let path = server[host..]
         .find('/')
@@ -172,7 +172,8 @@ fn create_link(channel: &Channel, view: View, arguments: Arguments) -> Result<()
     terminal::print_line(&format!("{start}{url}"))
 }
 
-/// Returns the server's URL, and a client with a token of role admin, for the option that needs them.
+/// Returns the server's URL and a client for it, for the option that needs them. Uses `--token` or `TIDINGS_TOKEN`, or else
+/// issues a token of role admin.
 fn own_client(arguments: &Arguments, option: &str) -> Result<(String, Client), Failure> {
     let server = match &arguments.url {
         Some(server) => server.clone(),

@@ -1,7 +1,7 @@
-//! A desk where people are enrolled, one after the other, at any scanner that is online.
+//! A desk that enrolls people, one after the other, at any scanner that is online.
 //!
-//! The outcome of a session is drawn from a deck of cards instead of at random, so that every outcome occurs soon. If a
-//! session was ended by another client, or its lease has expired (409), the desk simply begins the next one.
+//! The outcome of a session is drawn from a shuffled deck, not independently at random, so that every outcome occurs
+//! soon. If a session was ended by another client, or its lease has expired (409), the desk simply begins the next one.
 
 use std::collections::VecDeque;
 use std::time::Duration;

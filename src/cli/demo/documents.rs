@@ -16,7 +16,7 @@ pub(super) struct Reading {
     words: u64,
     in_word: bool,
     ends_with_newline: bool,
-    /// The first bytes of a character that the end of the last part has cut.
+    /// The first bytes of a character that the last part ended within.
     cut: Vec<u8>,
 }
 

@@ -32,7 +32,7 @@ use crate::service::Tidings;
 
 /// The lifetime of the printed tokens, unless `max_token_secs` is shorter.
 const PRINTED_TTL: Duration = Duration::from_secs(12 * 3_600);
-/// The lifetime of a token of the worker and the school. They get another one for each request.
+/// The lifetime of a token of the worker and the school. They get a new one for each request.
 const WORKER_TTL: Duration = Duration::from_secs(60);
 
 /// Run the server, process real documents, and simulate a school.
@@ -117,7 +117,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             .state::<Arc<Tidings>>()
             .map(Arc::clone)
             .expect("the server manages its state");
-        // Before the server listens: it may not be able to issue tokens.
+        // Do this before the server listens, so that it does not start if it cannot issue tokens.
         let links = match Links::issue(&tidings, arguments.school) {
             Ok(links) => links,
             Err(error) => {

@@ -1,5 +1,5 @@
-//! A characteristic of the swimming bath. Its limits are learnt, the process runs in control and leaves it, and a caretaker
-//! notices, gives a reason and corrects it.
+//! A characteristic of the swimming pool. Its limits are learnt from a baseline. The process is in control for a while,
+//! then goes out of control, until a caretaker notices, acknowledges with a reason, and corrects it.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub(super) struct Plan {
     method: &'static str,
     /// The number of samples from which limits are learnt.
     baseline: u32,
-    /// The beats between two samples.
+    /// The number of beats between two samples.
     every_beats: u32,
     target: f64,
     sigma: f64,
@@ -36,7 +36,7 @@ pub(super) struct Plan {
     findings: [&'static str; 2],
 }
 
-/// The characteristics of the bath.
+/// The characteristics of the pool.
 pub(super) static PLANS: [Plan; 2] = [
     Plan {
         id: "bath-temperature",
@@ -88,7 +88,7 @@ enum State {
     New,
     /// In control, for this many more samples.
     InControl { samples: u32 },
-    /// Changing by this amount per sample, in sigma, until a rule is violated.
+    /// Drifting by this amount per sample, in sigma, until a rule is violated.
     Leaving { by: f64 },
     /// A rule is violated. The caretaker reacts after this many more samples.
     Noticed { samples: u32 },

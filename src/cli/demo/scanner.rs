@@ -11,7 +11,7 @@ use super::school::{RateLimit, Simulator};
 use crate::cli::Failure;
 use crate::cli::client::Client;
 
-/// The beats between two heartbeats.
+/// The number of beats between two heartbeats.
 const HEARTBEAT_BEATS: u32 = 2;
 /// The silence after which a scanner is offline, in beats.
 const LEASE_BEATS: u32 = 6;
@@ -95,7 +95,7 @@ impl Scanner {
     /// Drops out in one of the possible ways.
     fn drop_out(&mut self, client: &Client) -> Result<Duration, Failure> {
         if self.place.has_loose_contact {
-            // As many changes as the server needs to report flapping.
+            // The number of changes after which the server reports flapping.
             self.state = State::Flapping { changes: 4 };
             return Ok(Duration::ZERO);
         }

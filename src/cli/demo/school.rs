@@ -1,4 +1,4 @@
-//! A simulated school, for the duration of the demo: scanners at the doors, people who are enrolled at them, and a bath under
+//! The simulated school of the demo: scanners at the doors, desks that enroll people at them, and a swimming pool under
 //! process control. Each is an ordinary client of the public HTTP API, on a separate thread.
 
 use std::thread::{Builder, JoinHandle};
@@ -14,7 +14,7 @@ use crate::cli::{Failure, terminal};
 /// The number of enrollment desks.
 const DESKS: u32 = 2;
 
-/// The longest delay before a rejected step is tried again, in beats.
+/// The longest delay before a failed step is retried, in beats.
 const AGAIN_MAX_BEATS: u32 = 64;
 
 /// The speed of the school.
@@ -45,7 +45,7 @@ pub(super) trait Simulator: Send {
     /// Does the next step, and returns how long to wait after it. After an error, the step is tried again later.
     fn step(&mut self, client: &Client) -> Result<Duration, Failure>;
 
-    /// Ends unfinished work as far as possible, because the demo ends.
+    /// Called when the demo ends: ends unfinished work as far as possible.
     fn leave(&mut self, _client: &Client) {}
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Requests may fail this long before it is known that the server has ended.
+/// Requests may fail for this long before the demo knows that the server has ended.
 const NEWS_DELAY: Duration = Duration::from_millis(500);
 
 /// Shared by the worker and the parts of the school. Once set, it stays set.

@@ -18,12 +18,12 @@ const NAME: &str = "demo";
 /// The type of its jobs, and the value in their metadata by which it recognizes them.
 const JOB_TYPE: &str = "document";
 const SOURCE: &str = "tidings demo";
-/// How often a failed request is tried, and the first delay between two tries, which doubles each time.
+/// The maximum number of tries of a request, and the first delay between two tries, which doubles each time.
 const TRIES: u32 = 4;
 const RETRY: Duration = Duration::from_millis(500);
 /// How many jobs are listed or cancelled at a time.
 const PAGE: usize = 500;
-/// Once the documents are processed: the most beats between two checks for work.
+/// The maximum number of beats between two checks for work, once the documents are processed.
 const IDLE_BEATS: u32 = 10;
 /// One in this many checks processes a document again.
 const LOOKS_PER_DOCUMENT: u32 = 3;
@@ -77,7 +77,7 @@ impl Worker<'_> {
         Ok(self.stop.rest(Duration::ZERO))
     }
 
-    /// Continues until the demo ends, with jobs that were retried and, occasionally, a document of its own choice.
+    /// Until the demo ends, processes documents whose jobs were retried and, occasionally, a random one.
     pub(super) fn continue_working(&self) -> Result<(), Failure> {
         let mut chance = fastrand::Rng::new();
         while self
@@ -133,7 +133,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Returns documents whose jobs wait again. Cancels those marked as running: no worker has them, because reports were lost.
+    /// Returns the documents of waiting jobs. If a job is marked as running, no worker has it: a report was lost. All open jobs
+    /// are then cancelled.
     fn tried_again(&self) -> Vec<Waiting<'_>> {
         let jobs = self.open_jobs().unwrap_or_default();
         if jobs.iter().any(|job| job["status"] == "in_progress") {
@@ -158,7 +159,7 @@ impl Worker<'_> {
         if !self.stop.rest(Duration::ZERO) {
             return None;
         }
-        // Choose the id here, so that the request can be repeated if its answer is lost.
+        // Choose the id here, so that the request can be repeated without creating a second job if its answer is lost.
         let job_id = uuid::Uuid::now_v7().to_string();
         let metadata =
             json!({"title": title(path), "path": path.to_string_lossy(), "source": SOURCE});

@@ -1,4 +1,4 @@
-//! The request of a report, as it is sent, and as it is kept while the server is away.
+//! The request of a report, as it is sent, or stored while the server is unreachable.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use crate::cli::run::is_unchanged_since;
 use crate::cli::{Exit, Failure};
 use crate::id::SubjectId;
 
-/// What is reported for a job, under one idempotency key: however often it is sent, it takes effect once.
+/// A report on a job, with an idempotency key: however often it is sent, it takes effect once.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::cli) struct Delivery {
     pub(in crate::cli) job_id: String,
@@ -22,7 +22,7 @@ pub(in crate::cli) struct Delivery {
 }
 
 impl Delivery {
-    /// Returns the request of a verb of a job. It is for this attempt, or for the one that the job has.
+    /// Creates a report. Without an `attempt`, it is about the job's current attempt.
     pub(in crate::cli) fn new(
         job_id: &SubjectId,
         job_type: Option<&str>,
@@ -40,7 +40,7 @@ impl Delivery {
             attempt,
             verb: verb.to_owned(),
             body,
-            // Keys are in the order of time.
+            // UUIDv7, so that keys sort by time.
             key: Uuid::now_v7().simple().to_string(),
         }
     }
@@ -50,16 +50,18 @@ impl Delivery {
         matches!(&*self.verb, "complete" | "fail" | "cancel")
     }
 
-    /// Sends it.
+    /// Sends the report.
     pub(super) fn send(&self, client: &Client) -> Result<Value, Failure> {
         let answer = client.post_once(&self.path(&self.verb)?, &self.body, &self.key);
         match (&answer, &self.job_type) {
-            // The start could not be reported.
+            // The server does not know the job, for example because its start could not be reported. So
+            // start it first.
             (Err(failure), Some(job_type)) if failure.exit == Exit::NotFound => {
                 let start = json!({"job_type": job_type});
                 let key = |name| format!("{}-{name}", self.key);
                 let started = client.post_once(&self.path("start")?, &start, &key("start"))?;
-                // The job is a new one if the server has lost that of this attempt.
+                // If the server has lost the job, this is a new one, and its attempt can have another
+                // number.
                 let mut body = self.body.clone();
                 body["attempt"] = started["attempt"].clone();
                 client.post_once(&self.path(&self.verb)?, &body, &key("again"))
@@ -68,13 +70,13 @@ impl Delivery {
         }
     }
 
-    /// Sends what was kept at this time, unless something newer has happened to the job.
+    /// Sends a report that was stored at `kept_at`, unless the job has changed since.
     pub(in crate::cli) fn send_later(
         &self,
         client: &Client,
         kept_at: DateTime<Utc>,
     ) -> Result<(), Failure> {
-        // Otherwise the server compares the attempts.
+        // If the report names its attempt, the server rejects it once there is a newer one.
         if self.attempt.is_none() {
             match client.get_with_clock(&self.path("")?) {
                 Ok((job, ahead)) if !is_unchanged_since(&job, kept_at, ahead) => {
@@ -91,13 +93,13 @@ impl Delivery {
         self.send(client).map(drop)
     }
 
-    /// Whether another one is about the end of the same attempt, as far as the attempt is known.
+    /// Whether both reports are about the same attempt. False if either does not name its attempt.
     pub(in crate::cli) fn is_of_same_attempt(&self, other: &Delivery) -> bool {
         let attempt = |own: &Delivery| own.attempt.map(|attempt| (own.job_id.clone(), attempt));
         attempt(self).is_some_and(|own| Some(own) == attempt(other))
     }
 
-    /// Returns what it says, for people.
+    /// Returns the report as text for people.
     pub(in crate::cli) fn text(&self) -> String {
         let said = |text: &Value| text.as_str().map(|text| format!(": {text}"));
         match &*self.verb {

@@ -19,9 +19,9 @@ use super::{Exit, Failure, credential, terminal};
 use crate::id::SubjectId;
 use crate::kind::job::JobType;
 
-/// How long progress may hold up the script. The next report supersedes it.
+/// How long a progress report may block the script. If it is lost, the next one supersedes it.
 const PROGRESS_WAIT: Duration = Duration::from_secs(2);
-/// How long the start and the end may hold it up.
+/// How long the report of a start or an end may block it.
 const MILESTONE_WAIT: Duration = Duration::from_secs(10);
 /// The first delay between two tries, which doubles each time.
 const RETRY: Duration = Duration::from_millis(250);
@@ -103,14 +103,14 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let recipient = Recipient::of(&account);
     let until = Instant::now() + report.wait;
     let client = account.client()?.until(until);
-    // First, because they can be about the same job.
+    // Send stored reports first: they can be about the same job.
     if report.verb != "progress" {
         send_earlier(&client, &recipient);
     }
     let delivery = job.delivery(&report);
     let sent = send(&delivery, &client, until);
     if is_start {
-        // Also if it could not be sent: the next report starts the job then.
+        // Export the job even if its start could not be sent: the next report then starts it.
         let attempt = sent
             .as_ref()
             .ok()
@@ -187,7 +187,7 @@ fn job(arguments: &Arguments, is_start: bool) -> Result<Job, Failure> {
     })
 }
 
-/// Reads what is to be reported.
+/// Builds the report from the arguments.
 fn report(arguments: &Arguments) -> Result<Report, Failure> {
     let mut message = Some(arguments.message.join(" ")).filter(|message| !message.is_empty());
     let mut what = arguments.what.as_str();
@@ -296,14 +296,14 @@ impl Job {
         }
         line += &match attempt {
             Some(attempt) => format!(" TIDINGS_ATTEMPT={attempt}"),
-            // The shell may have that of an earlier job.
+            // The shell may still have the attempt of an earlier job.
             None => "; unset TIDINGS_ATTEMPT".to_owned(),
         };
         terminal::print_line(&line)
     }
 }
 
-/// Returns a text as one word of a shell.
+/// Quotes a text as one word for the shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }

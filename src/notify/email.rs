@@ -31,7 +31,7 @@ pub struct Email {
     to: Vec<Mailbox>,
     timeout: Duration,
     transport: AsyncSmtpTransport<Tokio1Executor>,
-    /// Permits one message at a time.
+    /// Allows one message at a time.
     turn: Semaphore,
 }
 
@@ -147,7 +147,8 @@ impl Header for AutoSubmitted {
     }
 }
 
-/// A 4xx reply asks for a retry later (greylisting, a full mailbox), and the next message would get the same reply.
+/// Classifies an SMTP error. A 4xx reply (greylisting, a full mailbox) asks to retry later. It counts as unavailable,
+/// because the next message would get the same reply.
 fn judge(error: &smtp::Error) -> DeliveryError {
     let cause = one_line(&error.to_string());
     // A rejected login does not depend on the message: an operator will fix it (RFC 4954).
@@ -198,7 +199,7 @@ fn subject(notification: &Notification) -> String {
         Some(title) => format!("\"{title}\""),
         None => notification.subject.clone(),
     };
-    // Lettre encodes and folds what a header cannot hold. A line break would still appear as one to the reader.
+    // Lettre encodes and folds what a header cannot hold. But a reader would still see a line break as one.
     one_line(&format!(
         "[Tidings] School {}: {noun} {name}{text}",
         notification.school_id

@@ -1,14 +1,14 @@
-//! Delivers to the companion app of Home Assistant: one live notification for each subject, which updates itself.
+//! Delivers to the companion app of Home Assistant: one live notification for each subject, which is updated in place.
 //!
-//! Calls the action `notify.<service>` through the REST API. All notifications of a subject that goes on have the same
-//! `tag`, by which the app replaces the one that is shown, and `live_update`, which makes it a live update of Android 16
-//! and a live activity of iOS 17.2. The fields are those of the app's documentation:
+//! Calls the action `notify.<service>` through the REST API. All notifications of a subject have the same `tag` until it
+//! ends, so that each one replaces the last. Those of a job or session in progress also have `live_update`, which makes them
+//! a live update on Android 16 and a live activity on iOS 17.2. The fields are those of the app's documentation:
 //! <https://companion.home-assistant.io/docs/notifications/live-activities> and
 //! <https://companion.home-assistant.io/docs/notifications/notifications-basic>.
 //!
-//! iOS updates a live activity silently and keeps it for hours. So when a subject ends, its live notification is cleared,
-//! and its result is a notification with a tag of its own, with a sound. It must not have the same tag, because iOS may run
-//! the command to clear it later than it shows the result, and would then clear the result.
+//! iOS updates a live activity silently and keeps it for hours. So when a job or session ends, its live notification is
+//! cleared, and its result is a separate notification with a sound. The result needs another tag: iOS may show it before it
+//! runs the command to clear the old one, and would then clear the result.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use super::summary::{Mark, Summary, Urgency, subject_tag, title};
 use super::webhook::parse_url;
 use crate::config::notifiers::HomeAssistantSettings;
 
-/// The longest text, in bytes. The services that push to phones accept 4 KiB, with all other fields and their encoding.
+/// The longest text, in bytes. Push services accept 4 KiB in total, including the other fields and the encoding.
 const MESSAGE_MAX_BYTES: usize = 1_000;
 
 /// The longest name of a service.
@@ -38,7 +38,7 @@ const CLEAR: &str = "clear_notification";
 pub struct HomeAssistant {
     url: Uri,
     authorization: HeaderValue,
-    /// The address of the monitor, without a slash at its end.
+    /// The address of the monitor, without a trailing slash.
     monitor_url: Option<String>,
     poster: Poster,
 }
@@ -86,8 +86,8 @@ impl HomeAssistant {
             .send(request)
             .await
             .map_err(|error| match error {
-                // Home Assistant answers 400 to an unknown service as well, for example while the integration of the phone
-                // is not loaded. So other events show whether the event is the cause.
+                // Home Assistant also answers 400 if the service is unknown, for example while the phone's integration is not
+                // loaded. So it takes other events to tell whether this event is the cause.
                 DeliveryError::Rejected {
                     cause,
                     retry_after: None,
@@ -139,8 +139,8 @@ impl Medium for HomeAssistant {
     }
 }
 
-/// Returns a text that Home Assistant, which renders titles and messages as templates, shows as it is: an invisible character
-/// (U+2060) separates what would begin an expression. A publisher must not be able to run one.
+/// Escapes a text, so that Home Assistant shows it literally. Home Assistant renders titles and messages as templates, and a
+/// publisher must not be able to run an expression. An invisible character (U+2060) breaks up each `{{`, `{%` and `{#`.
 fn literal(text: &str) -> String {
     let mut literal = String::with_capacity(text.len());
     let mut previous = None;
@@ -157,7 +157,7 @@ fn literal(text: &str) -> String {
 /// The parameters of the action.
 #[derive(Serialize)]
 struct Action<'a> {
-    /// A live update is shown as such only with a title.
+    /// Without a title, the app does not show a live update as such.
     #[serde(skip_serializing_if = "Option::is_none")]
     title: Option<&'a str>,
     message: &'a str,
@@ -181,7 +181,7 @@ fn data(summary: &Summary, tag: &str, page: Option<&str>, now: DateTime<Utc>) ->
     });
     let mut set = |name: &str, value: Value| data[name] = value;
     if let Some(page) = page {
-        // The names of iOS and of Android.
+        // `url` is for iOS, and `clickAction` for Android.
         set("url", page.into());
         set("clickAction", page.into());
     }
@@ -197,7 +197,7 @@ fn data(summary: &Summary, tag: &str, page: Option<&str>, now: DateTime<Utc>) ->
             set("progress", 0.into());
             set("progress_indeterminate", true.into());
         }
-        // A countdown that has ended would go on below zero.
+        // A countdown to a time in the past would show negative values.
         if let Some(eta_at) = summary.eta_at.filter(|eta_at| *eta_at > now) {
             set("chronometer", true.into());
             set("when", eta_at.timestamp().into());
@@ -217,7 +217,7 @@ fn data(summary: &Summary, tag: &str, page: Option<&str>, now: DateTime<Utc>) ->
         Urgency::Urgent => {
             set("channel", "Tidings alerts".into());
             set("importance", "high".into());
-            // Android delivers at once, even to a phone that sleeps.
+            // Makes Android deliver at once, even to a sleeping phone.
             set("ttl", 0.into());
             set("priority", "high".into());
             set("push", json!({"interruption-level": "time-sensitive"}));

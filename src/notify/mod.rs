@@ -10,10 +10,10 @@
 //!                                                    read the log from the cursor ─▶ deliver ─▶ move the cursor
 //! ```
 //!
-//! Delivery is at least once, in the order of each subject, with an id to detect duplicates. What a failed attempt
-//! delays depends on its cause ([`DeliveryError`]): an event that the receiver rejects is set aside, and only its
-//! subject waits (see `set_aside.rs`). A receiver that is down is retried after a pause that doubles, and the school
-//! waits. After the last attempt, or a permanent rejection, the event becomes a dead letter.
+//! Delivery is at least once, with an id to detect duplicates. The events of each subject arrive in order. What a failed
+//! attempt delays depends on its cause ([`DeliveryError`]): an event that the receiver rejects is set aside, and only its
+//! subject waits (see `set_aside.rs`). A receiver that is down is retried after a pause that doubles, and the school waits.
+//! After the last attempt, or a permanent rejection, the event becomes a dead letter.
 //!
 //! Of several nodes, one delivers for each notifier: see `runner.rs`.
 
@@ -74,8 +74,8 @@ pub trait Notifier: Send + Sync + 'static {
         true
     }
 
-    /// Whether an event that it wants is to be delivered now, after what was delivered before. Called when it is the event's
-    /// turn. An event that is not due is passed over for good.
+    /// Whether to deliver an event that it wants, given what was delivered before. Called when it is the event's turn. An
+    /// event that is not due is never delivered.
     fn is_due(&self, _: &Event) -> bool {
         true
     }
@@ -83,14 +83,15 @@ pub trait Notifier: Send + Sync + 'static {
     /// Called after an event was delivered.
     fn delivered(&self, _: &Event) {}
 
-    /// Makes one attempt, which must end by itself.
+    /// Makes one attempt to deliver. The attempt must end by itself.
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError>;
 
     /// Called inside Tokio when this node begins to deliver, before the first attempt. It must not block.
     fn start(&self) {}
 
-    /// Called after the last attempt, when the server shuts down or another node delivers from now on: then it can be started
-    /// again later. It must end within [`NOTIFIER_STOP_MAX`](crate::config::NOTIFIER_STOP_MAX).
+    /// Called after the last attempt, when the server shuts down or another node takes over. In the latter case,
+    /// [`start`](Notifier::start) may be called again later. It must end within
+    /// [`NOTIFIER_STOP_MAX`](crate::config::NOTIFIER_STOP_MAX).
     async fn stop(&self) {}
 
     /// Returns how often and when a failed delivery is retried.
@@ -260,7 +261,7 @@ pub struct NotifierStatus {
 }
 
 impl Notifiers {
-    /// Returns these notifiers. They read the logs through the feed, and keep their places in the store.
+    /// Creates the runners of these notifiers. They read the logs through the feed, and keep their cursors in the store.
     pub fn new(
         store: &Arc<dyn Store>,
         feed: &Arc<Feed>,
@@ -269,7 +270,7 @@ impl Notifiers {
         Notifiers::with_terms(store, feed, notifiers, lease::Terms::default())
     }
 
-    /// The same with other terms for the notifiers' leases.
+    /// Like [`Notifiers::new`], with other terms for the notifiers' leases.
     pub fn with_terms(
         store: &Arc<dyn Store>,
         feed: &Arc<Feed>,
@@ -285,7 +286,7 @@ impl Notifiers {
         }
     }
 
-    /// Starts to deliver, until `tasks` end. Unfinished deliveries are retried after the next start. A notifier that
+    /// Starts to deliver. Delivery ends with `tasks`. Unfinished deliveries are retried after the next start. A notifier that
     /// panics repeatedly does not make the server unready, because everything else still works.
     pub fn start(&self, tasks: &Tasks) {
         for runner in &self.runners {
@@ -310,7 +311,7 @@ impl Notifiers {
     }
 
     /// Returns the status of each notifier that may deliver events of a school, with what it retries there. Only the node
-    /// that delivers knows of retries.
+    /// that delivers knows the retries.
     pub fn statuses(&self, school: SchoolId) -> Vec<NotifierStatus> {
         let shown = |runner: &Arc<Runner>| NotifierStatus {
             name: runner.notifier().name().to_owned(),

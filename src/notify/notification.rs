@@ -31,7 +31,7 @@ pub struct Notification {
     pub event_type: &'static str,
     /// The subject's status after the event.
     pub status: &'static str,
-    /// The severity of a violation: `warning` or `critical`.
+    /// The severity of a violation: `info`, `warning` or `critical`.
     pub severity: Option<String>,
     /// When the event happened.
     pub at: DateTime<Utc>,
@@ -115,19 +115,20 @@ impl DeliveryError {
 ///
 /// An attempt ends by itself, within a time that its settings bound. It may have reached the receiver even if it
 /// failed, because the answer may have been lost. It is then repeated with the same [`Notification::id`]: delivery is
-/// at least once. Only one attempt runs at a time; a second one waits for the first.
+/// at least once. Only one attempt runs at a time. A second one waits for the first.
 #[async_trait]
 pub trait Medium: Send + Sync {
-    /// `webhook`, `email`, `mqtt`, or an application's own.
+    /// Returns the name of the medium: `webhook`, `email`, `mqtt`, `ntfy` or `home_assistant`.
     fn name(&self) -> &'static str;
 
     /// Makes one attempt.
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError>;
 
-    /// Called once, inside Tokio, before the first attempt.
+    /// Called inside Tokio before the first attempt, and again if this node delivers again after
+    /// [`stop`](Medium::stop).
     fn start(&self) {}
 
-    /// Called once, after the last attempt, to disconnect.
+    /// Called after the last attempt, to disconnect: the server shuts down, or another node takes over.
     async fn stop(&self) {}
 }
 

@@ -1,7 +1,7 @@
-//! Delivers to ntfy (<https://ntfy.sh>): one notification for each subject, which updates itself.
+//! Delivers to ntfy (<https://ntfy.sh>): one notification for each subject, which is updated in place.
 //!
-//! All notifications of a subject have the same sequence id, by which ntfy 2.16 and newer replaces the one that is shown:
-//! see `subject_tag` in `summary`.
+//! All notifications of a subject have the same sequence id (see `subject_tag` in `summary`), so that ntfy 2.16 and newer
+//! replaces the last one.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::summary::{Mark, Summary, Urgency, subject_tag, title};
 use super::webhook::parse_url;
 use crate::config::notifiers::NtfySettings;
 
-/// The longest message that ntfy shows as such, in bytes. It makes an attachment of a longer one.
+/// The longest message, in bytes. ntfy turns longer ones into attachments.
 const MESSAGE_MAX_BYTES: usize = 4_000;
 
 /// A topic of an ntfy server.
@@ -86,7 +86,7 @@ impl Message<'_> {
             title: title(own),
             message: summary.text,
             priority: match summary.urgency {
-                // A phone shows the new text without a sound.
+                // At this priority, a phone shows the new text without a sound.
                 Urgency::Quiet => 2,
                 Urgency::Normal => 3,
                 Urgency::Urgent => 4,

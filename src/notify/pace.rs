@@ -1,8 +1,8 @@
-//! How often a subject's ticks are delivered: `every` of a rule.
+//! Decides how often a subject's ticks are delivered: the `every` of a rule.
 //!
-//! What was delivered last of a subject decides. It is kept in memory, for the most recent subjects: after a restart, the next
-//! tick of a subject is delivered once more than it would have been. Times are those of the events, so that a notifier that
-//! catches up decides as it would have at the time.
+//! Each tick is compared with the last delivered event of its subject. That event is kept only in memory, for the most recent
+//! subjects. So after a restart, the first tick of a subject is always delivered. The times are those of the events, so that a
+//! notifier that catches up makes the same decisions as without a delay.
 
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
@@ -16,7 +16,7 @@ use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
 use crate::kind::EventDetails;
 
-/// What was delivered last of each subject.
+/// The last delivered event of each subject.
 pub(super) struct Pace(Mutex<LruCache<(SchoolId, Kind, SubjectId), LastDelivery>>);
 
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Whether one of the rules, of which at least one selects the event, lets it be delivered now.
+    /// Whether at least one of the rules that select the event allows its delivery now.
     pub(super) fn lets(&self, rules: &[Rule], event: &Event) -> bool {
         if !event.is_tick() || rules.is_empty() {
             return true;

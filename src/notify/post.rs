@@ -25,19 +25,19 @@ const ANSWER_HEAD_MAX_BYTES: usize = 16 * 1024;
 pub(super) struct Poster {
     timeout: Duration,
     agent: ureq::Agent,
-    /// Permits one request at a time, and therefore one blocking thread.
+    /// Allows one request at a time, and therefore one blocking thread.
     turn: Arc<Semaphore>,
 }
 
 impl Poster {
-    /// Creates one whose attempts take at most this long.
+    /// Creates a poster whose attempts take at most this long.
     pub(super) fn new(timeout: Duration) -> Poster {
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(timeout))
             .max_redirects(0)
             .http_status_as_error(false)
             .max_response_header_size(ANSWER_HEAD_MAX_BYTES)
-            // If the receiver has closed an idle connection meanwhile, the next attempt would fail.
+            // Do not reuse connections: if the receiver has closed an idle one, the next attempt would fail.
             .max_idle_connections(0)
             .user_agent(concat!("tidings/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -90,7 +90,7 @@ impl Poster {
     }
 }
 
-/// Returns the `Authorization` of a token, unless it has characters that no header can have.
+/// Returns the `Authorization` header for a token, or `None` if the token has characters that no header can have.
 pub(super) fn bearer(token: &Secret) -> Option<HeaderValue> {
     let mut value =
         HeaderValue::from_str(&Zeroizing::new(format!("Bearer {}", token.reveal()))).ok()?;
@@ -115,9 +115,9 @@ pub(super) fn json_request(
     Ok(request)
 }
 
-/// Distinguishes a receiver that rejects the event from one that accepts nothing. Some statuses are used for both: a
-/// wrong path, an expired password and an unknown subject are all answered with 401 to 404, and a receiver that fails
-/// on one event or on all is answered with 500. For these, the answers to other events decide.
+/// Distinguishes a receiver that rejects the event from one that accepts nothing. Some statuses are used for both: 401,
+/// 403 and 404 can mean a wrong path, an expired password or an unknown subject, and 500 can mean that the receiver
+/// fails on one event or on all. For these, the answers to other events decide.
 pub(super) fn judge(status: u16, retry_after: Option<Duration>) -> Result<(), DeliveryError> {
     let mut cause = format!("answered {status}");
     if let Some(asked) = retry_after {
@@ -129,8 +129,8 @@ pub(super) fn judge(status: u16, retry_after: Option<Duration>) -> Result<(), De
             let cause = cause + "; redirects are not followed";
             DeliveryError::Unavailable { cause, retry_after }
         }
-        // RFC 9110, 15.5.14: with `Retry-After`, the content is too large only temporarily.
         410 | 422 => DeliveryError::Permanent(cause),
+        // RFC 9110, 15.5.14: with `Retry-After`, the content is too large only temporarily.
         413 if retry_after.is_none() => DeliveryError::Permanent(cause),
         408 | 425 | 429 | 502..=504 => DeliveryError::Unavailable { cause, retry_after },
         // A receiver that names a time to retry refers to more than one event.

@@ -39,8 +39,8 @@ use crate::log::{Store, StoreError};
 use crate::scope::Scope;
 use crate::wire;
 
-/// Number of bytes of the digest in an id. It distinguishes events to which a log has given the same number, such as
-/// before and after a restore.
+/// Number of bytes of the digest in an id. It distinguishes events with the same number, such as one from before and one
+/// from after a restore.
 const TAG_BYTES: usize = 8;
 
 /// A notifier and its pending work.
@@ -159,8 +159,8 @@ impl Runner {
         }
     }
 
-    /// Delivers whenever this node holds the lease, until the future is dropped. After a panic it can run again; it
-    /// then finds out again which schools have work.
+    /// Delivers whenever this node holds the lease, until the future is dropped. Can run again after a panic. It then
+    /// determines again which schools have work.
     pub(super) async fn run(&self) {
         let mut waiting = self.waiting.lock().await;
         while self.lease.acquire().await.is_ok() {
@@ -188,7 +188,7 @@ impl Runner {
         }
     }
 
-    /// Starts the notifier, unless it has been started. An application's own notifier may panic here; deliveries are
+    /// Starts the notifier, unless it has been started. An application's own notifier may panic here. Its deliveries are
     /// attempted nevertheless.
     fn start(&self) {
         let is_first = !self.is_started.swap(true, Ordering::Relaxed);
@@ -464,10 +464,10 @@ impl Runner {
         decision
     }
 
-    /// Makes one attempt. It ends in time, and its panics do not affect this task.
+    /// Makes one attempt. Limits its time, and keeps its panics away from this task.
     async fn deliver(&self, notification: Notification) -> Result<(), DeliveryError> {
         let notifier = Arc::clone(&self.notifier);
-        // The attempt ends with this future in any case.
+        // A `JoinSet`, so that the attempt ends if this future is dropped.
         let mut attempt = JoinSet::new();
         attempt.spawn(async move { notifier.deliver(&notification).await });
         match timeout(DELIVERY_MAX, attempt.join_next()).await {
@@ -574,7 +574,7 @@ fn id(event: &Event, notifier: &str) -> String {
 }
 
 impl Failure {
-    /// Returns how long the receiver asks for no requests at all, for any school.
+    /// Returns for how long the receiver asks not to get any requests, for any school.
     fn asked_of_all(&self) -> Option<Duration> {
         match self.error {
             DeliveryError::Unavailable { .. } => self.error.retry_after(),
@@ -617,7 +617,7 @@ impl Failure {
     }
 }
 
-/// Saved times are in whole milliseconds, so a saved time can be later than the exact one by this much.
+/// Saved times are rounded up to whole milliseconds, so a saved time can be later than the exact one by this much.
 const ROUNDING: Duration = Duration::from_millis(1);
 
 /// Returns a time at least `wait` after `now`, in whole milliseconds as it is saved.

@@ -15,14 +15,14 @@ use crate::id::SchoolId;
 /// Which schools have events to read, and when.
 #[derive(Default)]
 pub(super) struct Schedule {
-    /// In order, each school once.
+    /// Schools in the order of their turns, each once.
     queue: VecDeque<SchoolId>,
     queued: HashSet<SchoolId>,
-    /// Schools with new events that are not selected. They are read at the next round.
+    /// Schools whose new events are all unselected. Their logs are read in the next round, to move the cursor.
     moved: BTreeSet<SchoolId>,
     /// Schools with a failed delivery.
     troubles: BTreeMap<SchoolId, Trouble>,
-    /// The receiver asked to receive nothing until then.
+    /// The time before which nothing is sent for any school, because the receiver asked for that.
     not_before: Option<Instant>,
 }
 
@@ -40,7 +40,7 @@ pub struct Retry {
 /// A school with a failed delivery.
 #[derive(Default)]
 struct Trouble {
-    /// The receiver could not be reached. Nothing of the school is tried until then.
+    /// The time before which nothing of the school is tried, because the receiver could not be reached.
     down_until: Option<Instant>,
     /// Consecutive attempts that did not reach the receiver.
     outages: u32,
@@ -174,14 +174,14 @@ impl Schedule {
         }
     }
 
-    /// Records that the receiver answered, or that waiting for it is over.
+    /// Records that the receiver has answered, or that the wait for it is over.
     pub(super) fn answered(&mut self, school: SchoolId) {
         if let Some(own) = self.troubles.get_mut(&school) {
             (own.outages, own.down_until) = (0, None);
         }
     }
 
-    /// Whether so many consecutive events failed that the receiver counts as down.
+    /// Whether so many consecutive events have failed that the receiver counts as down.
     pub(super) fn counts_as_down(&self, school: SchoolId) -> bool {
         let own = self.troubles.get(&school);
         own.is_some_and(|own| own.uncertain >= NOTIFY_UNCERTAIN_MAX)

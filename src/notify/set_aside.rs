@@ -1,4 +1,4 @@
-//! Subjects that are set aside: their events are delivered here, up to the cursor, while all others continue.
+//! Delivers the events of subjects that are set aside, up to the cursor, while all other subjects continue.
 //!
 //! ```text
 //! log      a1  b1  a2  c1  b2  a3 │ a4  b3          a1 is refused: a is set aside at 1
@@ -113,7 +113,7 @@ impl Runner {
         let channel = Channel::Subject(own.kind, own.subject.clone());
         let scope = Arc::new(Scope::new(school, [channel]));
         let after = id::Place::untagged(own.seq - 1);
-        // Without a tag, the place cannot be unknown.
+        // A place without a tag is always known, so the replay returns a page.
         let page = self.feed.replay(scope, after, false).await?;
         let mut page = page.ok_or(StoreError::Fenced)?;
         if self.feed.is_shared() && !self.feed.has(school, place.in_log()).await? {
@@ -127,7 +127,7 @@ impl Runner {
         Ok(Backlog {
             events: page.events,
             through: page.through.seq,
-            // Nothing beyond the end of the log can wait: a damaged place must not be searched for forever.
+            // No event beyond the end of the log can wait. Otherwise a damaged place would be searched for forever.
             cursor: place.seq.min(page.head.seq),
             floor: page.floor,
         })
@@ -187,7 +187,7 @@ impl Runner {
         Ok(())
     }
 
-    /// Events of a subject that is set aside become a dead letter when retention deletes them.
+    /// Returns a dead letter for the events of a subject that is set aside, because retention has deleted them.
     fn deleted_by_retention(&self, school: SchoolId, own: &SetAside, floor: u64) -> Progress {
         let cause = match own.cause.as_str() {
             "" => format!(

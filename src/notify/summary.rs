@@ -1,16 +1,16 @@
-//! What a notification on a phone says of an event, of whichever kind it is: one line, and how urgent it is.
+//! Summarises an event of any kind for a notification on a phone: one line of text, and its urgency.
 //!
-//! [`ntfy`](super::ntfy) and [`home_assistant`](super::home_assistant) each show it in their own way.
+//! [`ntfy`](super::ntfy) and [`home_assistant`](super::home_assistant) each show a summary in their own way.
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
 use super::notification::Notification;
 
-/// How much a person must notice it.
+/// How urgently a person should notice the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Urgency {
-    /// The subject goes on as expected: no sound.
+    /// The subject progresses as expected. No sound.
     Quiet,
     /// News.
     Normal,
@@ -18,33 +18,33 @@ pub(super) enum Urgency {
     Urgent,
 }
 
-/// What became of the subject.
+/// The state of the subject, for the choice of an icon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// It failed, or violates a critical rule.
+    /// It failed, is offline, missed a run, or is out of control (whatever the severity).
     Bad,
     /// It is stalled or late.
     Warning,
     /// It is being worked on.
     Running,
-    /// It succeeded.
+    /// It succeeded, or is online, on time or in control.
     Good,
     /// Anything else.
     News,
 }
 
-/// What is said of an event.
+/// The summary of an event.
 pub(super) struct Summary {
     pub(super) urgency: Urgency,
     pub(super) mark: Mark,
-    /// The status, the percentage, and the error or message. It always begins with the status, so a publisher's text is
-    /// never read as a command of the receiver.
+    /// The status (or `stalled`), the percentage, and the error or message. A publisher's text never comes first, so the
+    /// receiver cannot mistake it for one of its commands.
     pub(super) text: String,
     /// The percentage of a subject that is being worked on.
     pub(super) progress: Option<f64>,
     /// When it is expected to end.
     pub(super) eta_at: Option<DateTime<Utc>>,
-    /// Whether the subject will end, and has not ended.
+    /// Whether the subject is a job or session that has not ended.
     pub(super) is_live: bool,
 }
 
@@ -103,9 +103,9 @@ pub(super) fn title(own: &Notification) -> &str {
     own.title.as_deref().unwrap_or(&own.subject)
 }
 
-/// Returns what all notifications of a subject have in common, by which a phone replaces the one that is shown: 32
-/// hexadecimal digits. It is a digest, because receivers accept fewer characters than ids have, and those who can read it
-/// may not know the ids.
+/// Returns the tag that all notifications of a subject share, so that a phone replaces the last one: 32 hexadecimal
+/// digits. It is a digest for two reasons: receivers accept fewer characters than ids can have, and not everyone who sees
+/// the tag may see the id.
 pub(super) fn subject_tag(own: &Notification) -> String {
     let subject = format!("{}\0{}\0{}", own.school_id, own.kind, own.subject);
     let digest = Sha256::digest(subject.as_bytes());

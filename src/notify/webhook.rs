@@ -23,7 +23,7 @@ use crate::config::notifiers::WebhookSettings;
 /// Key lengths that Standard Webhooks allows, in bytes.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// Headers that the client and the signature set.
+/// Headers that Tidings sets itself, for the request and its signature.
 const OWN_HEADERS: &[&str] = &[
     "connection",
     "content-length",

@@ -19,7 +19,8 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 /// Maximum time between two attempts to connect while there is nothing to deliver.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// Maximum time for an orderly disconnection. After it, the last will announces `offline`.
+/// Maximum time for a clean disconnect. After that, the connection is dropped, and the last will publishes
+/// `offline`.
 const LEAVE_MAX: Duration = Duration::from_secs(2);
 
 /// The message on the status topic while the connection is open.
@@ -38,7 +39,8 @@ pub(super) struct Delivery {
 pub(super) struct ConnectionTask {
     /// Holds one delivery. Further ones wait in `deliver`.
     pub(super) deliveries: mpsc::Sender<Delivery>,
-    /// Asks the task to disconnect, and waits until it has ended. The first call to `stop` takes it.
+    /// The sender asks the task to disconnect, and the handle waits for its end. The first call to `stop` takes
+    /// both.
     running: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
     abort: AbortHandle,
 }
@@ -55,13 +57,13 @@ impl ConnectionTask {
         }
     }
 
-    /// Ends it without disconnecting in order.
+    /// Ends the task without a clean disconnect.
     #[cfg(test)]
     pub(super) fn abort(&self) {
         self.abort.abort();
     }
 
-    /// Whether it has ended although nothing has stopped it.
+    /// Whether the task has ended although `stop` was not called.
     pub(super) fn has_panicked(&self) -> bool {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let task = running.as_ref().map(|(_, task)| task);
@@ -112,7 +114,7 @@ struct Link {
 }
 
 impl Link {
-    /// Publishes deliveries. Meanwhile it keeps the connection alive or reconnects.
+    /// Publishes deliveries. Between them, keeps the connection alive or reconnects.
     async fn serve(&mut self, mut waiting: mpsc::Receiver<Delivery>) {
         loop {
             let delivery = match &mut self.connection {
@@ -135,7 +137,7 @@ impl Link {
             };
             let Some(delivery) = delivery else { return };
             let outcome = self.deliver(&delivery).await;
-            // The waiting task may have given up.
+            // Fails if the waiting task has given up.
             drop(delivery.done.send(outcome));
         }
     }
@@ -197,7 +199,7 @@ impl Link {
         };
         match timeout(LEAVE_MAX, open.leave(&self.route)).await {
             Ok(Ok(())) => {}
-            // The broker publishes the last will when the connection ends in this way.
+            // No harm is done: the broker publishes the last will when a connection ends without `DISCONNECT`.
             Ok(Err(cause)) => tracing::debug!(
                 cause,
                 "the connection to the broker was not closed in order"
@@ -215,7 +217,8 @@ async fn publish(
     if let Some(kept) = connection {
         match kept.deliver(route, delivery).await {
             Ok(()) => return Ok(()),
-            // The broker may have been restarted without notice. That is no reason to fail the attempt.
+            // The connection may have broken unnoticed, for example because the broker was restarted. That is no
+            // reason to fail the attempt.
             Err(cause) => tracing::debug!(
                 cause,
                 "an open connection to the broker failed; reconnecting"
@@ -290,7 +293,7 @@ impl Connection {
         message: impl Into<Vec<u8>>,
     ) -> Result<(), String> {
         let taken = self.client.try_publish(topic, qos, retain, message);
-        // The error's text contains the message.
+        // Do not include the error: its text contains the message.
         taken.map_err(|_| "the MQTT client did not accept the message".to_owned())?;
         let mut sent = None;
         loop {

@@ -8,7 +8,7 @@
 //!
 //! The status topic has a retained `online` while the connection is open: it is the first message on each connection.
 //! If the connection ends unexpectedly, the broker publishes `offline` (the last will). If the task is stopped, it
-//! publishes `offline` itself before it disconnects, because an orderly `DISCONNECT` discards the will.
+//! publishes `offline` itself before it disconnects, because `DISCONNECT` discards the will.
 //!
 //! Deliberately absent: detection of messages that the broker discards. Brokers of this version also acknowledge
 //! messages that their access rules discard.
@@ -107,7 +107,7 @@ impl Medium for Mqtt {
     }
 
     fn start(&self) {
-        // One that was stopped accepts nothing more.
+        // Replace a task that was stopped: it accepts no more deliveries.
         let is_over = |own: &mut Arc<ConnectionTask>| own.deliveries.is_closed();
         self.running().take_if(is_over);
         self.connection_task();

@@ -1,4 +1,4 @@
-//! No bus: there is no other node, or the nodes only compare the heads of their logs.
+//! No bus: for a single node, or for nodes that only compare the heads of their logs.
 
 use std::future::pending;
 
@@ -8,7 +8,7 @@ use super::{Bus, BusError, Inbox, Outgoing};
 use crate::config::BUS_MESSAGE_MAX_BYTES;
 use crate::id::SchoolId;
 
-/// Carries nothing, and so loses nothing that anybody waits for.
+/// Carries no messages. The nodes find all events in the log.
 #[derive(Debug, Default)]
 pub struct LocalBus;
 

@@ -8,10 +8,10 @@
 //!      "at": 1767225600000, "f": {"progress": 40}}]}
 //! ```
 //!
-//! `seq` is the number of the last event; the others precede it without a gap. `before` is the tag of the event before them,
-//! if it is known: it shows a node that the log has another event there than was delivered. Nodes of neighbouring versions understand
-//! one another: unknown fields are ignored, and of a message with another version, or with an event of an unknown kind,
-//! type or status, only the number counts. Without `events`, the message has only the number.
+//! `seq` is the number of the last event; the others precede it without a gap. `before` is the tag of the event before them, if it is
+//! known: it shows a node whether the event that it delivered is still the one in the log. Nodes of neighbouring versions understand
+//! one another: unknown fields are ignored, and only `seq` is used of a message that has another version, or an event of an unknown
+//! kind, type or status. A message without `events` has only the number.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -6,13 +6,13 @@
 //! ```
 //!
 //! A message is a hint: "school s has events up to seq k, and here they may be". The log is authoritative. A bus may
-//! lose, delay, duplicate or reorder messages, and may be down: the nodes compare the heads of the logs in any case, so
-//! a node without a working bus receives an event a little later, and misses none.
+//! lose, delay, duplicate or reorder messages, and may be down. The nodes also compare the heads of the logs, so a node
+//! without a working bus receives events a little later, but misses none.
 //!
 //! What a bus guarantees, tested by the suite in `tests/it/bus_contract.rs`:
 //!
-//! 1. What a node publishes about a school reaches the inboxes of all nodes that have subscribed to it, while the bus
-//!    works. It may reach the sender, too: messages name their sender, and a node ignores its own.
+//! 1. While the bus works, what a node publishes about a school reaches the inboxes of all nodes that have subscribed
+//!    to the school. It may reach the sender, too: messages name their sender, and a node ignores its own.
 //! 2. After [`Bus::subscribe`] has succeeded, later messages arrive. If it fails, the bus subscribes as soon as it can.
 //! 3. If messages may have been missed, [`Inbox::may_have_missed`] is called after the subscriptions work again.
 //! 4. A receiver that reads nothing costs a bounded amount of memory and slows down no other.
@@ -93,7 +93,7 @@ pub enum BusError {
     Failed(String),
 }
 
-/// A running server among those that share a database. Each start has a new one.
+/// Identifies a running server among those that share a database. Each start gets a new id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u64);
 
@@ -224,7 +224,7 @@ pub struct BusCounts {
     pub unsent: u64,
     /// Messages received, including this node's own.
     pub received: u64,
-    /// Messages dropped because they arrived faster than they could be taken in.
+    /// Messages dropped because they arrived faster than they could be processed.
     pub dropped: u64,
     /// Messages that no node of this database can have sent.
     pub unreadable: u64,

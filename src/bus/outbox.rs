@@ -1,7 +1,7 @@
-//! What was committed here and waits to be published.
+//! The committed events of this node that wait to be published.
 //!
-//! Commits of a school that wait merge into one message. If more waits than the bounds allow, events are replaced with
-//! their numbers, and numbers of too many schools are dropped: other nodes then find the events in the log.
+//! Waiting commits of a school merge into one message. Beyond a bound, events are replaced with their number. If too
+//! many schools wait, even numbers are dropped: other nodes then find the events in the log.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,16 +22,16 @@ pub struct Outbox {
 
 #[derive(Default)]
 struct State {
-    /// Schools of which something waits, in the order in which it began to.
+    /// Schools with something to publish, in the order in which they began to wait.
     order: VecDeque<SchoolId>,
     waiting: HashMap<SchoolId, Waiting>,
     /// Bytes of the events that wait.
     bytes: usize,
-    /// Schools of which something was dropped.
+    /// How often something about a school was dropped, even its number.
     dropped: u64,
 }
 
-/// What waits of a school.
+/// What waits to be published about a school.
 #[derive(Default)]
 struct Waiting {
     /// The newest `seq`.
@@ -53,8 +53,8 @@ impl Outbox {
         self.changed.notify_one();
     }
 
-    /// Waits until there is something to publish, and returns it, in messages of at most `max_bytes`. What is committed
-    /// until the next call waits together.
+    /// Waits until there is something to publish, and returns it, in messages of at most `max_bytes`. Commits that
+    /// follow merge until the next call.
     pub async fn next(&self, sender: Party, max_bytes: usize) -> Vec<Outgoing> {
         loop {
             let waiting = self.state().next();
@@ -103,7 +103,7 @@ impl State {
         self.bytes += more;
     }
 
-    /// Takes out what waits of the first schools, up to a bound.
+    /// Takes out what waits for the first schools, up to a bound.
     fn next(&mut self) -> Vec<(SchoolId, Waiting)> {
         let (mut next, mut bytes) = (Vec::new(), 0);
         while bytes < BUS_PUBLISH_BYTES

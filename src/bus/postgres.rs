@@ -52,7 +52,7 @@ where
 pub struct PostgresBus {
     server: Box<dyn Connect>,
     epoch: Epoch,
-    /// The schools to listen to. Locked during requests about them, so that the last wish is the last request.
+    /// The schools to listen to. Locked during requests about them, so that requests are sent in the order of the calls.
     wanted: tokio::sync::Mutex<HashSet<SchoolId>>,
     live: Mutex<Option<Arc<Live>>>,
     /// The epoch of the database to which the last connection led.
@@ -107,7 +107,8 @@ impl PostgresBus {
         Ok(())
     }
 
-    /// Changes what is listened to. If that fails, the connection is replaced: it is not known what it listens to.
+    /// Changes which schools are listened to. If that fails, the connection is replaced, because it is unknown what it
+    /// listens to.
     async fn change(&self, command: &str, schools: &[SchoolId]) -> Result<(), BusError> {
         let live = self.live()?;
         let changed = self.request(&live.client, command, schools).await;
@@ -117,7 +118,7 @@ impl PostgresBus {
         changed
     }
 
-    /// Finds out whether a connection leads to the database of the log. Nodes that listen elsewhere hear nothing.
+    /// Checks whether a connection leads to the database of the log. A node that listens elsewhere receives nothing.
     async fn identify(&self, client: &Client) -> Result<(), BusError> {
         let has_table = "SELECT 1 WHERE to_regclass('meta') IS NOT NULL";
         let found = match value(client, has_table).await? {
@@ -138,7 +139,7 @@ impl PostgresBus {
 
     /// Listens to everything that is wanted, over a new connection.
     async fn begin(&self, client: Client) -> Result<Arc<Live>, BusError> {
-        // A role that may only listen works, too.
+        // Not an error: a role that may only listen is sufficient.
         if let Err(error) = self.identify(&client).await {
             tracing::debug!(%error, "it is unknown to which database the bus leads");
         }
@@ -152,7 +153,7 @@ impl PostgresBus {
             notify,
             ended: Notify::new(),
         });
-        // Under the lock: a later request uses this connection.
+        // Set this while `wanted` is locked, so that a later request uses this connection.
         self.set_live(Some(Arc::clone(&live)));
         Ok(live)
     }
@@ -261,7 +262,7 @@ impl Bus for PostgresBus {
     }
 }
 
-/// Ends the connection with the task that keeps it up.
+/// Closes the connection when the task that maintains it ends.
 struct Down<'a>(&'a PostgresBus, Inbox);
 
 impl Drop for Down<'_> {
@@ -280,7 +281,7 @@ async fn value(client: &Client, query: &str) -> Result<Option<String>, BusError>
     }))
 }
 
-/// Awaits an answer, but not for longer than a server that works may take.
+/// Waits for an answer, but no longer than a working server needs.
 async fn answer<T>(asked: impl Future<Output = Result<T, Error>>) -> Result<T, BusError> {
     let answered = timeout(BUS_TIMEOUT, asked).await;
     answered
@@ -288,7 +289,7 @@ async fn answer<T>(asked: impl Future<Output = Result<T, Error>>) -> Result<T, B
         .map_err(|error| BusError::Failed(cause(&error)))
 }
 
-/// Returns the innermost cause of an error, which says most and contains no password.
+/// Returns the innermost cause of an error, which is the most specific and contains no password.
 fn cause(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {

@@ -3,7 +3,8 @@
 //! Each school has a channel, `tidings:{<epoch>-<partition>}:school:<id>`. In a cluster, the part in braces determines the
 //! node: channels of a partition are on one node (sharded publish/subscribe). The epoch of the database is part of every
 //! name, so that several installations can use one server. One connection publishes and receives. If it breaks, or does
-//! not answer a ping in time, a new one is made, subscribes again, and then says that messages may have been missed.
+//! not answer a ping in time, a new connection is made and subscribes again. Only then is the inbox told that messages may
+//! have been missed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -38,8 +39,8 @@ const UNSUBSCRIBE: (&str, &str) = ("UNSUBSCRIBE", "SUNSUBSCRIBE");
 pub struct RedisBus {
     url: BusUrl,
     epoch: Epoch,
-    /// The schools to subscribe to. Locked during requests about subscriptions, so that the last wish is the last
-    /// request.
+    /// The schools to subscribe to. Locked during requests about subscriptions, so that requests are sent in the order of
+    /// the calls.
     wanted: tokio::sync::Mutex<HashSet<SchoolId>>,
     live: Mutex<Option<Live>>,
     fingerprint: Mutex<Option<String>>,
@@ -97,8 +98,8 @@ impl RedisBus {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes subscriptions over the connection in use. If that fails, the connection is replaced: it is not known what
-    /// is subscribed to.
+    /// Changes subscriptions over the connection in use. If that fails, the connection is replaced, because its
+    /// subscriptions are unknown.
     async fn change(&self, commands: (&str, &str), schools: &[SchoolId]) -> Result<(), BusError> {
         let Live {
             mut link, ended, ..
@@ -120,7 +121,7 @@ impl RedisBus {
     ) -> Result<(), BusError> {
         let mut groups: BTreeMap<u64, Vec<String>> = BTreeMap::new();
         for school in schools {
-            // Anywhere but in a cluster, any channels can share a command.
+            // Outside a cluster, all channels can share a command.
             let group = match self.is_cluster() {
                 true => partition(school),
                 false => 0,
@@ -209,7 +210,7 @@ impl RedisBus {
         let wanted = self.wanted.lock().await;
         let schools = wanted.iter().copied();
         self.request(&mut live.link, SUBSCRIBE, schools).await?;
-        // Under the lock: a later request uses this connection.
+        // Set this while `wanted` is locked, so that a later request uses this connection.
         self.set_live(Some(live.clone()));
         Ok(live)
     }
@@ -321,7 +322,7 @@ impl Bus for RedisBus {
     }
 }
 
-/// Ends the connection with the task that keeps it up.
+/// Closes the connection when the task that maintains it ends.
 struct Down<'a>(&'a RedisBus, Inbox);
 
 impl Drop for Down<'_> {

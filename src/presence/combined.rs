@@ -1,8 +1,8 @@
-//! Heartbeats that cannot wait, of all requests that have some at the same time, in one write.
+//! Combines the urgent heartbeats of concurrent requests into one write.
 //!
-//! A device that is not online gets its answer from what the nodes have heard together, which is a transaction. When many
-//! devices come back at once, after a power cut or the restart of a gateway, each would be one of its own. So one request
-//! writes, and those that come meanwhile wait and are written together, by the first of them.
+//! The answer to a device that is not online depends on what all nodes have heard, which takes a transaction. When many
+//! devices return at once, after a power cut or the restart of a gateway, each would need its own transaction. So one
+//! request writes at a time. Those that arrive meanwhile wait, and the first of them then writes the heartbeats of all.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,7 +15,7 @@ use crate::config::PRESENCE_BATCH;
 use crate::log::StoreError;
 use crate::log::heartbeats::{Heartbeat, Shared};
 
-/// What is known of the devices of some heartbeats, in their order.
+/// What the store knows about the devices of some heartbeats, in the order of the heartbeats.
 type Known = Result<Vec<Option<Shared>>, StoreError>;
 
 /// See the [module-level documentation](self).
@@ -54,14 +54,14 @@ impl Combined {
                     write_together(next, &write).await;
                 }
             };
-            // Otherwise, the request that was writing them was cancelled.
+            // Otherwise, the request that was writing them was cancelled, so try again.
             if let Ok(known) = known {
                 return known;
             }
         }
     }
 
-    /// Takes what has waited longest, up to a bound.
+    /// Takes the requests that have waited longest, up to a bound.
     fn next(&self) -> Vec<Waiting> {
         let mut waiting = self.lock();
         let mut heartbeats = 0;
@@ -83,7 +83,7 @@ async fn write_together<F: Future<Output = Known>>(
     requests: Vec<Waiting>,
     write: &impl Fn(Vec<Heartbeat>) -> F,
 ) {
-    // A write has each device once.
+    // A write must contain each device only once.
     let mut places: HashMap<Address, usize> = HashMap::new();
     let mut heartbeats: Vec<Heartbeat> = Vec::new();
     for heartbeat in requests.iter().flat_map(|own| &own.heartbeats) {

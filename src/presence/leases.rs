@@ -1,7 +1,7 @@
 //! The leases that a node holds in memory.
 //!
-//! The ends are in a heap rather than in a queue of Tokio's timers, because they are in [uptime](crate::uptime): it stands still
-//! while the server does not listen, and Tokio's time does not.
+//! The ends are in a heap rather than in a queue of Tokio timers, because they are measured in [uptime](crate::uptime), which
+//! stands still while the server does not listen. Tokio's time does not.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -23,25 +23,25 @@ use crate::uptime::Uptime;
 #[derive(Default)]
 pub(super) struct Leases {
     held: HashMap<Address, Lease>,
-    /// When to check which lease, at its end or before. Only the entry at a lease's `look_at` counts.
+    /// When to check each lease: at its end or earlier. An entry counts only if its time is the lease's `look_at`.
     due: BinaryHeap<Reverse<(Uptime, Address)>>,
     /// Devices whose last heartbeat is not saved yet.
     unwritten: Vec<Address>,
-    /// Those of them whose status is unknown: their heartbeats are saved sooner.
+    /// Those of these devices whose status is unknown. Their heartbeats are saved sooner.
     urgent: Vec<Address>,
     /// Devices whose last heartbeat other nodes do not know yet. Empty on a single node.
     unshared: Vec<Address>,
-    /// Set if other nodes hear devices, too.
+    /// Set if other nodes receive heartbeats, too.
     sharing: Option<Sharing>,
     pub(super) unknown_marking: UnknownMarking,
 }
 
-/// How leases are kept where several nodes hear devices.
+/// How leases work where several nodes receive heartbeats.
 #[derive(Clone, Copy)]
 pub(super) struct Sharing {
-    /// The time that heartbeats at other nodes take to get here. A lease is checked this long after its end.
+    /// The time that heartbeats at other nodes take to arrive here. A lease is checked this long after its end.
     pub(super) grace: Duration,
-    /// Whether this node looks after all devices, and not only those that it hears.
+    /// Whether this node watches all devices, not only those whose heartbeats it receives.
     pub(super) keeps_all: bool,
 }
 
@@ -60,7 +60,7 @@ struct Lease {
     lease_secs: u32,
     deadline: Uptime,
     look_at: Uptime,
-    /// Whether `due` has an entry for `look_at`; it has none while the end of the lease is being published.
+    /// Whether `due` has an entry for `look_at`. It has none while the end of the lease is being published.
     is_looked_at: bool,
     /// Consecutive heartbeats, each within the lease of the previous one.
     heartbeat_count: u32,
@@ -79,7 +79,7 @@ pub(super) struct Renewed {
     pub(super) answer: HeartbeatAnswer,
     pub(super) heard: Heard,
     pub(super) before: Option<Uptime>,
-    /// Whether the device now comes online, if no other node hears it.
+    /// Whether the device comes online now, as far as this node alone can tell.
     pub(super) arrives: bool,
 }
 
@@ -134,7 +134,7 @@ fn lease(secs: u32) -> Duration {
 }
 
 impl Leases {
-    /// Returns leases of devices that other nodes hear, too.
+    /// Creates the leases of devices whose heartbeats other nodes receive, too.
     pub(super) fn shared(grace: Duration) -> Leases {
         Leases {
             sharing: Some(Sharing {
@@ -145,7 +145,7 @@ impl Leases {
         }
     }
 
-    /// Sets whether this node looks after all devices.
+    /// Sets whether this node watches all devices.
     pub(super) fn keep_all(&mut self, keeps_all: bool) {
         if let Some(sharing) = &mut self.sharing {
             sharing.keeps_all = keeps_all;
@@ -261,7 +261,8 @@ impl Leases {
         self.look_in_time(address);
     }
 
-    /// Takes over the standing of a device if this is news. With `now`, a change that starts a new lease starts it then.
+    /// Applies a device's status and lease if event `seq` is newer than the last one known here. If the change starts a new
+    /// lease, it starts at `now`, if given.
     fn follows(&mut self, address: &Address, seq: u64, standing: Standing, now: Option<Uptime>) {
         let Some(held) = self.held.get_mut(address).filter(|held| seq > held.seq) else {
             return;
@@ -282,7 +283,7 @@ impl Leases {
         held.seq = seq;
     }
 
-    /// Takes over what the store knows of a device. What this node remembered may be out of date.
+    /// Applies what the store knows about a device. The memory of this node may be out of date.
     pub(super) fn learn(&mut self, address: &Address, known: &Shared) {
         let standing = (known.status, known.lease_secs);
         let last = known.heard.map(|heard| heard.last);
@@ -298,20 +299,20 @@ impl Leases {
         };
         let own = held.heard.map(|heard| heard.uptime);
         let deadline = own.map_or(leased, |own| own.max(leased)) + lease(held.lease_secs);
-        // The lease may have become shorter. What was read before the last event that is known here can only extend it.
+        // A current answer may also shorten the lease. One from before the last event that is known here may only extend it.
         held.deadline = match is_current {
             true => deadline,
             false => held.deadline.max(deadline),
         };
         if held.is_heard_elsewhere(known) {
-            // The node that heard it last saves when that was.
+            // The node that received the last heartbeat saves it.
             held.unwritten = false;
         }
         self.look_in_time(address.clone());
     }
 
-    /// Decides about a lease that is over as far as this node knows: returns the command that ends it, unless what the
-    /// store knows says otherwise. A device that another node hears is left to that node.
+    /// Decides about a lease that has ended as far as this node knows. Returns the command that ends it, unless the store knows
+    /// of a later heartbeat. A device whose heartbeats another node receives is left to that node.
     pub(super) fn judge(
         &mut self,
         address: &Address,
@@ -373,7 +374,7 @@ impl Leases {
         }
     }
 
-    /// Takes the expired leases, with the commands for them. The lease of an offline device is simply dropped.
+    /// Takes the expired leases, with the commands that end them. The lease of an offline device is only dropped.
     pub(super) fn take_over(&mut self, now: Uptime) -> Vec<(Address, Command)> {
         let grace = self.grace();
         let mut over = Vec::new();
@@ -470,7 +471,7 @@ impl Leases {
 }
 
 impl Lease {
-    /// Whether another node has heard the device since it was last heard here.
+    /// Whether another node has received a heartbeat since the last one here.
     fn is_heard_elsewhere(&self, known: &Shared) -> bool {
         let own = self.heard.map(|heard| heard.uptime);
         let last = known.heard.map(|heard| heard.last.uptime);

@@ -6,8 +6,8 @@
 //!
 //! Leases are measured in [uptime](crate::uptime), and a restart does not renew them: each continues with its remaining
 //! time. A server that was killed may have received heartbeats that it did not save. This is compensated once, when the
-//! device is marked as unknown: from then on, until the device is back, each of its heartbeats is saved in the next
-//! round.
+//! device is marked as unknown. From then on, until the device is online again, each of its heartbeats is saved in the
+//! next round.
 //!
 //! Committed events arrive through [`Presence::observe`], including those from a device's own reports and from other
 //! handles to the store, so the leases stay consistent with the log. There is one entry for each device that is not
@@ -282,15 +282,15 @@ impl Presence {
         Ok(())
     }
 
-    /// Marks devices as unknown: a new server does not know which of them are still there, so a device that was online is
-    /// unknown for the rest of its lease. After a failure, the next call continues here.
+    /// Marks devices as unknown: after a start, the server does not know which of them are still online, so a device that
+    /// was online is unknown for the rest of its lease. After a failure, the next call continues where this one stopped.
     async fn mark_unknown(&self) -> Result<(), StoreError> {
         if let Some(together) = &self.together
             && !self.has_to_mark_unknown(together).await?
         {
             return Ok(());
         }
-        // It is not known whether the last of several nodes shut down in order.
+        // With several nodes, it is not known whether the last one shut down cleanly.
         let unwritten = match self.clock.was_cut_off() || self.together.is_some() {
             true => PRESENCE_FLUSH_PERIOD,
             false => Duration::ZERO,
@@ -366,7 +366,7 @@ impl Presence {
                 let of_school = by_school.entry(*school).or_default();
                 of_school.push(envelope(id.clone(), command.clone()));
             }
-            // The schools share commits. If some fail, the rest is carried out nevertheless.
+            // Concurrently, so that the schools share commits. If some fail, the others are still carried out.
             let carried_out = by_school.into_iter().map(async |(school, envelopes)| {
                 for answer in self.publisher.batch(school, envelopes).await? {
                     match answer {

@@ -1,4 +1,4 @@
-//! Presence where several nodes hear devices.
+//! Presence where several nodes receive heartbeats.
 //!
 //! ```text
 //! heartbeat ─▶ lease in memory ──every PRESENCE_SHARE_PERIOD──▶ merged with those of other nodes (log::heartbeats)
@@ -8,15 +8,16 @@
 //! end of a lease ─▶ PRESENCE_GRACE ─▶ heard elsewhere meanwhile? yes: go on │ no: Command::Expire
 //! ```
 //!
-//! 1. What is decided is decided from the heartbeats of all nodes, and from the device's state when it is committed. So every
-//!    node can decide at any time, twice or with an outdated memory, and it comes out as if one node had heard everything.
-//! 2. A lease is checked [`PRESENCE_GRACE`] after its end, when what other nodes heard before its end has been shared.
-//! 3. A node looks after the devices that it hears. The holder of the lease [`LEASE`] looks after all others: those that only a
-//!    node heard which is gone, and those that nobody has heard for long. It reads every [`PRESENCE_SCAN`] which devices are
-//!    not offline.
-//! 4. A node that starts marks devices as unknown only if the cluster was down as a whole, and no node has heard from or of them since.
+//! 1. Every decision uses the heartbeats of all nodes, and is checked against the device's state when it is committed. So any node can
+//!    decide at any time, even twice or with outdated memory, and the result is the same as if one node had received all heartbeats.
+//! 2. A lease is checked [`PRESENCE_GRACE`] after its end. By then, the other nodes have shared the heartbeats that they received
+//!    before its end.
+//! 3. A node watches the devices whose heartbeats it receives. The holder of the lease [`LEASE`] watches all others: those of a node
+//!    that is gone, and those that have been silent for long. Every [`PRESENCE_SCAN`], it reads which devices are not offline.
+//! 4. A node that starts marks devices as unknown only if no node was running. Devices that have sent heartbeats or were reported since
+//!    then are not marked.
 //!
-//! A node does not hear the events of all schools. Its memory is corrected by each answer of the store.
+//! A node does not receive the events of all schools. Each answer of the store corrects its memory.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -38,10 +39,10 @@ use crate::log::{Store, StoreError};
 use crate::publish::Publisher;
 use crate::uptime::Uptime;
 
-/// The name of the lease under which one node looks after devices that no other node hears.
+/// The name of the lease whose holder watches the devices that no other node watches.
 pub(super) const LEASE: &str = "presence";
 
-/// What presence needs of the other nodes.
+/// What presence needs to work with other nodes.
 pub struct Together {
     cluster: Arc<Cluster>,
     lease: Lease,
@@ -50,7 +51,7 @@ pub struct Together {
 }
 
 impl Together {
-    /// Returns what presence needs of the nodes over this store.
+    /// Creates the value for a node that shares this store with others.
     pub fn new(
         store: &Arc<dyn Store>,
         cluster: Arc<Cluster>,
@@ -65,7 +66,7 @@ impl Together {
 }
 
 impl Presence {
-    /// Creates the leases of a store's devices, which other nodes hear, too.
+    /// Creates the leases of a store's devices, whose heartbeats other nodes receive, too.
     pub fn among(store: Arc<dyn Store>, publisher: Publisher, together: Together) -> Presence {
         Presence {
             leases: Leases::shared(PRESENCE_GRACE).into(),
@@ -74,8 +75,8 @@ impl Presence {
         }
     }
 
-    /// Looks after the devices of all nodes whenever this node holds the lease, until it is dropped. Returns at once if there
-    /// are no other nodes.
+    /// Watches the devices of all nodes whenever this node holds the lease, until the future is dropped. Returns at once if there are
+    /// no other nodes.
     pub async fn keep_all(self: Arc<Self>) {
         let Some(together) = &self.together else {
             return;
@@ -90,7 +91,7 @@ impl Presence {
         }
     }
 
-    /// Lets another node look after all devices.
+    /// Lets another node watch all devices.
     pub async fn release(&self) {
         if let Some(together) = &self.together {
             together.lease.release().await;
@@ -136,8 +137,8 @@ impl Presence {
         }
     }
 
-    /// Renews leases. Heartbeats of devices that are not online, as far as this node knows, are shared at once, so that the
-    /// answer is right.
+    /// Renews leases. If a device is not online as far as this node knows, its heartbeat is shared at once, so that the answer takes
+    /// all nodes into account.
     pub(super) async fn hear_together(
         &self,
         school: SchoolId,
@@ -215,7 +216,7 @@ impl Presence {
             .collect())
     }
 
-    /// Shares the heartbeats of the last moments, and takes over what is known of their devices.
+    /// Shares the heartbeats received since the last call, and applies what the store then knows about their devices.
     pub(super) async fn share(&self) -> Result<(), StoreError> {
         let heartbeats = self.lock().take_unshared();
         let mut arriving = Vec::new();
@@ -280,7 +281,8 @@ impl Presence {
         Ok(())
     }
 
-    /// Returns those of these devices that any node has heard since this one started. Alone, it is not asked.
+    /// Returns those of these devices from which any node has received a heartbeat since this one started. A single node returns none
+    /// without asking the store.
     pub(super) async fn heard_of(
         &self,
         devices: &[(SchoolId, SubjectId, Device)],
@@ -290,7 +292,7 @@ impl Presence {
         }
         let addresses = devices.iter().map(|(school, id, _)| (*school, id.clone()));
         let addresses: Vec<Address> = addresses.collect();
-        // Those from before were forgotten.
+        // Earlier heartbeats have been deleted by `forget_heartbeats`.
         let known = self.store.heartbeats_of(addresses.clone()).await?;
         let is_heard =
             |known: &Option<Shared>| known.as_ref().is_some_and(|own| own.heard.is_some());
@@ -299,7 +301,7 @@ impl Presence {
         Ok(heard.collect())
     }
 
-    /// Returns whether devices must be marked as unknown because no node was running. Until that is clear, no lease ends.
+    /// Returns whether devices must be marked as unknown because no node was running. Until that is known, no lease ends.
     pub(super) async fn has_to_mark_unknown(
         &self,
         together: &Together,

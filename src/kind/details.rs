@@ -1,4 +1,4 @@
-//! What an event of any kind says to a person.
+//! The details of an event of any kind that matter to a person.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer};
 use super::job;
 use crate::event::Draft;
 
-/// What an event says to a person, of whichever kind it is.
+/// The details of an event that matter to a person, for any kind.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct EventDetails {
     /// Percent complete, if it is known.
@@ -24,7 +24,8 @@ pub struct EventDetails {
 }
 
 impl EventDetails {
-    /// Returns the details of an event: of a job from its payload, of any other kind from the fields of its message.
+    /// Returns the details of an event. They come from the payload for a job, and from the fields of the message for
+    /// any other kind.
     pub fn of(draft: &Draft) -> EventDetails {
         let Some(report) = draft.payload::<job::Report>() else {
             return serde_json::from_str(&draft.fields).unwrap_or_default();
@@ -47,7 +48,7 @@ impl EventDetails {
     }
 }
 
-/// The error of an enrollment session is a text; other kinds may have an object with a `message`.
+/// Reads the error. That of an enrollment session is a text; other kinds may have an object with a `message`.
 fn error_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]

@@ -409,12 +409,13 @@ impl Device {
         Ok(())
     }
 
-    /// Returns the status and the lease, on which it depends how long the device counts as online.
+    /// Returns the status and the lease, which together determine how long the device counts as online.
     pub fn standing(&self) -> Standing {
         (self.status, self.lease_secs)
     }
 
-    /// Whether it is unknown if the device is still online, after the server started at `since`.
+    /// Whether the device was online when the server started at `since` and was not heard from after that, so that its
+    /// status becomes unknown.
     pub fn was_online_before(&self, since: Uptime) -> bool {
         self.status == Status::Online && self.lease_uptime <= since
     }
@@ -455,7 +456,7 @@ impl Device {
             return;
         }
         let was = std::mem::replace(&mut self.status, status);
-        // A change from or to unknown is not an action of the device.
+        // A change from or to unknown says nothing about the device, so it does not count for flapping.
         if was != Status::Unknown && status != Status::Unknown {
             self.changes.push_back(now);
             self.judge_flapping(now);

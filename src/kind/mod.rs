@@ -55,7 +55,7 @@ pub struct Description {
     pub other_ids: &'static [&'static str],
     /// Every type that its events can have.
     pub event_types: &'static [&'static EventType],
-    /// Every status that its events can carry.
+    /// Every status that its events can have.
     pub statuses: &'static [&'static str],
     /// The verb that creates a subject: `create` (by `POST`) or `put`.
     pub made_by: &'static str,

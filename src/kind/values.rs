@@ -13,7 +13,7 @@ use super::{Bound, CODE_MAX_BYTES, RuleError};
 use crate::event::timestamp;
 use crate::id::SubjectId;
 
-/// Checks that a machine-readable code is short and not empty, and returns it.
+/// Returns a machine-readable code. Fails if it is empty or too long.
 pub(super) fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
     let code = bounded(field, text, Bound::constant(CODE_MAX_BYTES))?;
     if code.is_empty() {

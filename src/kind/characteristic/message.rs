@@ -183,7 +183,7 @@ pub struct Collecting {
     pub samples: u32,
 }
 
-/// What is not in the event of its limits.
+/// A characteristic's data that is not in the event of its limits.
 #[derive(JsonSchema, Serialize)]
 pub(super) struct Details<'a> {
     /// The characteristic.
@@ -304,7 +304,7 @@ pub fn severity(draft: &Draft) -> Option<Severity> {
     payload_of::<Opened>(draft).map(|opened| opened.severity)
 }
 
-/// Returns the event for an acknowledgement by `act`, or for its withdrawal by `act`.
+/// Returns the event for an acknowledgement or its withdrawal. `act` says who did it, why and when.
 pub(super) fn ack_draft(
     violation: &Violation,
     act: &Acknowledgement,

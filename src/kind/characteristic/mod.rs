@@ -3,9 +3,9 @@
 //! Each sample is evaluated by the control limits in force, which are given or computed from a *baseline* of the first
 //! samples, and by the enabled rules ([`nelson`]): Nelson's eight rules, and one of the dispersion chart
 //! ([`dispersion`]). A broken rule opens one violation for each run of samples that break it; a user acknowledges it with
-//! a reason, and can withdraw that. The rules consider only samples that were evaluated by the same limits. A sample that
-//! contains its publisher's own verdict is not evaluated here: the verdict is passed on. A sample without a value is a
-//! gap.
+//! a reason, and can withdraw the acknowledgement. The rules consider only samples that were evaluated by the same
+//! limits. A sample that contains its publisher's own verdict is not evaluated here: the verdict is passed on. A sample
+//! without a value is a gap.
 
 mod command;
 pub mod dispersion;

@@ -231,7 +231,7 @@ impl Change<'_> {
         };
         let collected = &mut baseline.collected;
         let Some(measured) = measured else {
-            // A second consecutive gap changes nothing, and before the first value there is nothing to interrupt.
+            // Ignore a second consecutive gap, and a gap before the first value: there is nothing to interrupt.
             if !matches!(collected.last(), None | Some(Collected::Gap)) {
                 collected.push(Collected::Gap);
             }
@@ -269,7 +269,7 @@ impl Change<'_> {
     }
 }
 
-/// Resets the evaluation: measurements after a gap have no predecessors.
+/// Handles a gap. Resets the state of the rules: measurements after a gap have no predecessors.
 fn pass_over(next: &mut Characteristic, sample: &NewSample) -> Result<Evaluation, RuleError> {
     let evaluation = [
         ("zone", sample.zone.is_some()),

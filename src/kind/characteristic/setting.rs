@@ -8,8 +8,8 @@ use super::{
 };
 use crate::kind::{Bound, RuleError, bounded};
 
-/// Returns whether the request has already been carried out: a publisher that registers its characteristic at each start
-/// does not intend to discard the limits computed since.
+/// Returns whether the request is already in effect. A publisher that registers its characteristic at each start does
+/// not intend to discard the limits that were computed since.
 pub(super) fn is_so_already(now: &Characteristic, asked: &SetLimits) -> bool {
     if let Some(given) = asked.lines() {
         let is_so = |limits: &Limits| {
@@ -31,7 +31,7 @@ pub(super) fn is_so_already(now: &Characteristic, asked: &SetLimits) -> bool {
     }
 }
 
-/// Sets the given limits, or starts a baseline; until it is complete, the old limits stay in force.
+/// Sets the given limits, or starts a baseline. Until the baseline is complete, the old limits stay in force.
 pub(super) fn set_limits(next: &mut Characteristic, set: &SetLimits) -> Result<(), RuleError> {
     let has_lines = (set.center_line, set.ucl, set.lcl) != (None, None, None);
     match (set.lines(), &set.method) {

@@ -1,4 +1,4 @@
-//! The messages of an enrollment session: one type for each way to go on or to end.
+//! The messages of an enrollment session: one type for progress, and one for each way to end.
 
 use schemars::JsonSchema;
 use serde::Serialize;

@@ -1,13 +1,13 @@
-//! Tracks which workers report on a job, per attempt, so that a worker of an earlier attempt that has not noticed that it
-//! was replaced cannot change a later attempt.
+//! Tracks which workers report on each attempt of a job. So a worker that was replaced without noticing cannot change a
+//! later attempt.
 //!
 //! This is not needed for reports that name their `attempt`. For the others, the server can sometimes infer that a report
 //! comes from an earlier attempt: its reporter took part in that one and has not joined the current attempt since. A
-//! reporter joins by `start`, which a worker calls when it takes the job again, and which a replaced worker does not
-//! call, or by a report that names the current attempt. An unknown reporter counts as a worker of the current attempt.
+//! reporter joins the current attempt with a report that names the attempt, or with `start`. A worker calls `start` when
+//! it takes the job again; a replaced worker does not. An unknown reporter counts as a worker of the current attempt.
 //!
-//! A worker that names itself is also known by its token: it may name itself in one report and not in the next. Workers
-//! that share a token and do not send `worker` cannot be distinguished.
+//! A worker that names itself is also tracked by its token, because it may name itself in one report and not in the next.
+//! Workers that share a token and do not send `worker` cannot be distinguished.
 
 use std::sync::Arc;
 
@@ -57,7 +57,7 @@ impl Reporter {
     }
 }
 
-/// The workers that have reported on a job. None is listed both for the current attempt and for earlier ones.
+/// The workers that have reported on a job. No worker is in both lists.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reporters {
     /// Reporters of the current attempt, the latest one last.

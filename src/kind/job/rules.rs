@@ -231,7 +231,7 @@ fn changed(
                     return Ok((job.clone(), None));
                 }
                 next.cancel_requested = true;
-                // The client that cancels is not the worker, so the silence of the worker continues.
+                // The request does not come from the worker, so the worker's silence continues.
                 (next.heard_at, next.heard_uptime) = (job.heard_at, job.heard_uptime);
                 next.estimator.clone_from(&job.estimator);
             } else {
@@ -319,8 +319,8 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
 }
 
 impl Job {
-    /// Returns whether the worker of the current attempt has reported progress. Until then, `progress` is 0 without a
-    /// report. For an attempt that ended at 0 it is no longer known whether that was reported, and the result is false.
+    /// Returns whether the worker of the current attempt has reported progress. If not, a `progress` of 0 is only the
+    /// initial value. False for an attempt that ended at 0, even if the worker had reported it: that is not stored.
     pub fn has_reported_progress(&self) -> bool {
         let is_begun = |progress| progress > 0.0;
         let observed = self.estimator.as_ref();
@@ -424,8 +424,8 @@ impl Job {
         self.eta = estimator.and_then(|own| own.estimate(context.now, self.away(context)));
     }
 
-    /// Returns how much of the silence, in wall-clock time, is downtime or a step of the clock. The estimate is based on
-    /// the wall clock.
+    /// Returns how much of the wall-clock time since the last report is downtime or a step of the clock. The estimate is
+    /// based on the wall clock, and must ignore this part.
     fn away(&self, context: &Context<'_>) -> Duration {
         let silence = context.now - self.heard_at;
         let heard = context.uptime.since(self.heard_uptime);

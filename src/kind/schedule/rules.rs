@@ -20,7 +20,7 @@ pub const MISSED_AGAIN_SECS: i64 = 3_600;
 pub const CLOCK_BACK_SECS: i64 = 60;
 /// The longest time between two checks, in seconds: of a schedule that is on time, and of any other.
 const LOOK_SECS: (u64, u64) = (3_600, 60);
-/// A start that lies further ahead, in seconds, was reported before the clock was set back.
+/// A start that is more than this many seconds in the future was reported before the clock was set back.
 const AHEAD_SECS: i64 = 60;
 
 /// Applies a command to a schedule. Returns the new state and the events. Pure.
@@ -78,7 +78,7 @@ fn rule(put: &Put) -> Result<(Rule, Timing), RuleError> {
     Ok((rule, timing))
 }
 
-/// Creates a schedule, or gives it another rule. What was overdue by the old one is not by the new one.
+/// Creates a schedule, or replaces its rule. What was overdue by the old rule no longer counts.
 fn replaced(
     id: &SubjectId,
     schedule: Option<&Schedule>,
@@ -167,7 +167,8 @@ fn checked(
         next.observe(run, &timing);
     }
     if was_set_back || !observed.is_clock_steady {
-        // The clock has jumped over times, or back before them. Nobody is to blame for what lies in between.
+        // The clock was set forward past expected times, or back before them. Do not report runs as missed or late
+        // because of that.
         if was_set_back || next.due_at + next.rule.grace() <= now {
             next.due_at = timing.after(now).unwrap_or(next.due_at);
         }
@@ -183,7 +184,7 @@ fn checked(
 }
 
 impl Schedule {
-    /// Takes in the run that started last.
+    /// Records the run that started last.
     fn observe(&mut self, run: &Run, timing: &Timing) {
         let last = self.last_run.as_ref();
         let is_newer = last.is_none_or(|last| run.started_at > last.started_at);
@@ -196,7 +197,7 @@ impl Schedule {
                 || (self.missed_at).is_some_and(|missed| run.started_at >= missed)
             {
                 (self.missed_since, self.missed_at, self.missed_published_at) = (None, None, None);
-                // Not before what the schedule waits for already: it may be younger than the run.
+                // Never move `due_at` back: the schedule may have been created after this run started.
                 self.due_at = self
                     .due_at
                     .max(timing.after_run(run.started_at).unwrap_or(self.due_at));
@@ -212,7 +213,7 @@ impl Schedule {
     fn judge(&mut self, timing: &Timing, now: DateTime<Utc>) {
         let started_by = now - self.rule.grace();
         if self.due_at <= started_by {
-            // Several may have been missed while the server was down: they are reported as one.
+            // Several runs may have been missed while the server was down. They are reported as one.
             let last = timing.last_until(self.due_at, started_by);
             self.missed_since = self.missed_since.or(Some(self.due_at));
             self.missed_at = Some(last);

@@ -1,8 +1,8 @@
-//! When runs are expected: by a cron expression in a time zone, or so long after one another.
+//! When runs are expected: by a cron expression in a time zone, or at a fixed period.
 //!
-//! Cron expressions follow Vixie cron, also where the clock is moved for daylight saving time. A job at a fixed time of the day
-//! that does not exist runs at once after the gap, and one whose time occurs twice runs at the first of them. A job of every so
-//! many minutes or hours runs at each time that exists, and so twice in an hour that occurs twice.
+//! Cron expressions follow Vixie cron, even at changes of daylight saving time. If a fixed time of day does not exist, the job
+//! is due right after the gap; if it occurs twice, at the first occurrence. A job with an interval of minutes or hours is due
+//! at every time that exists, and therefore also in both occurrences of an hour.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::kind::RuleError;
 pub const CRON_MAX_BYTES: usize = 128;
 /// The shortest and the longest period, in seconds.
 pub const PERIOD_SECS: (u32, u32) = (60, 366 * 86_400);
-/// A run that starts up to this many seconds before it is expected counts for it: the clocks of machines differ.
+/// A run that starts up to this many seconds early counts as the expected one, because the clocks of machines differ.
 pub const EARLY_SECS: i64 = 60;
 
 /// When runs are expected.
@@ -85,7 +85,7 @@ impl Timing {
     pub(super) fn counts_for(&self, started: DateTime<Utc>, due: DateTime<Utc>) -> bool {
         let early = match self {
             Timing::Period(_) => return true,
-            // No more than half of the way to the run after it.
+            // At most half of the time to the next run.
             Timing::Cron(..) => self.after(due).map_or(TimeDelta::zero(), |next| {
                 TimeDelta::seconds(EARLY_SECS).min((next - due) / 2)
             }),
@@ -233,7 +233,7 @@ mod tests {
         );
     }
 
-    /// Time only moves forward, and the time before is found again.
+    /// Each expected time is after the last one, and searching back from it finds the last one again.
     #[test]
     fn in_each_zone_and_at_each_change_the_last_time_is_the_one_before_the_next() {
         for zone in [
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(next("2026-06-02T02:58:59Z"), due);
         assert_eq!(next("2026-06-02T02:59:30Z"), due + TimeDelta::days(1));
         assert_eq!(next("2026-06-02T03:00:00Z"), due + TimeDelta::days(1));
-        // Half of a minute is left between two times: so much is early enough.
+        // With a run every minute, a run may be at most half a minute early.
         let each_minute = Timing::cron("* * * * *", "UTC").unwrap();
         let due = at("2026-06-02T03:01:00Z");
         assert!(!each_minute.counts_for(at("2026-06-02T03:00:29Z"), due));

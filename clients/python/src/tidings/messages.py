@@ -443,7 +443,7 @@ class CharacteristicRule(TypedDict):
 
 
 class _Characteristic(TypedDict):
-    """What is not in the event of its limits."""
+    """A characteristic's data that is not in the event of its limits."""
 
     characteristic_id: str
     name: str | None

@@ -103,7 +103,8 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 pub(super) struct Tenths(Vec<f64>);
 
 impl Tenths {
-    /// Records progress that rose linearly from one point to the next. A point is seconds since the start, and percent.
+    /// Records the tenths that are reached between two points, if progress rises linearly between them. A point is the
+    /// seconds since the start, and the percentage.
     pub(super) fn authorize(&mut self, from: (f64, f64), to: (f64, f64)) {
         while self.0.len() < TENTHS {
             let goal = (self.0.len() + 1) as f64 * 10.0;

@@ -36,7 +36,7 @@ const PAUSE_FACTOR: f64 = 5.4;
 const STEP_MIN: f64 = 1e-4;
 /// The number of steps from which pauses can be distinguished from work.
 const PAUSE_STEPS: u32 = 3;
-/// This many consecutive steps with a pause are not pauses: the pace has changed.
+/// Once pauses recur, this many consecutive steps with a pause mean that the pace has changed.
 const PAUSES_IN_A_ROW: u32 = 3;
 /// Two pauses are of the same kind if the second is at least this fraction of the first.
 const PAUSE_LIKENESS: f64 = 0.25;
@@ -152,7 +152,7 @@ impl Eta {
 #[derive(Debug, Clone, Copy)]
 struct Left {
     secs: f64,
-    /// Its standard deviation, in seconds.
+    /// Their standard deviation, in seconds.
     error: f64,
     source: EtaSource,
 }
@@ -264,7 +264,7 @@ impl Estimator {
         }
         if self.pause > 0.0 && secs > PAUSE_LIKENESS * self.pause {
             let pause = std::mem::take(&mut self.pause);
-            // Two consecutive ones are not pauses: the pace has changed.
+            // Two consecutive steps of this length are not pauses: the pace has changed.
             let recurs = self.pauses_in_a_row == 0;
             self.pace.count_in(pause, recurs);
             self.pauses_in_a_row = 1;

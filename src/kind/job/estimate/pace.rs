@@ -1,10 +1,11 @@
 //! How fast an attempt progresses, and how reliable that figure is.
 //!
-//! Three predictors have an *opinion* on the pace: the average of the attempt, the average of its last steps, and the
-//! latter with the trend of the attempt's second half continued, so that a trend that has reversed does not count. If the
-//! pace is steady but uneven, the first is right; if it has changed permanently, the second; if it changes steadily, the
-//! third. Which case applies cannot be known in advance, so opinions are recorded from time to time, compared with what
-//! happened later, and weighted by their accuracy. The error of even the best one determines how wide the range must be.
+//! Three predictors each have an *opinion* on the pace: the average of the attempt, the average of its last steps, and
+//! the latter extrapolated by the current trend. The trend covers only the second half of the attempt, so that one that
+//! has reversed does not count. The first is right if the pace is constant with uneven steps, the second if the pace has
+//! changed for good, and the third if it keeps changing. Which case applies cannot be known in advance, so opinions are
+//! recorded from time to time, compared with what happened later, and weighted by their accuracy. The past errors of the
+//! best opinion determine how wide the range must be.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,12 +26,12 @@ const UNEVEN: f64 = 4.0;
 const SHARPNESS: f64 = 0.85;
 /// How much less a past interval counts if it is longer or shorter than the remaining one: an exponent.
 const LIKENESS: f64 = 0.42;
-/// How much of the trend is expected to continue.
+/// The factor by which the trend is extrapolated.
 const TREND: f64 = 5.0;
 /// The limits of the trend's effect on the pace, as the logarithm of a factor. An acceleration is trusted less than a
-/// slowdown: postponed work comes at the end.
+/// slowdown, because postponed work comes at the end.
 const TREND_MAX: (f64, f64) = (-0.09, 0.18);
-/// The variance of a logarithm that any comparison tolerates.
+/// The variance of the logarithm that every comparison tolerates.
 const TOLERANCE: f64 = 0.01;
 /// How much an error shared by all opinions excuses each of them.
 const EXCUSE: f64 = 0.018;
@@ -42,7 +43,7 @@ const DISAGREEMENT: f64 = 80.0;
 const CHANCE: f64 = 0.34;
 /// How much the variance grows with past errors.
 const PAST_ERRORS: f64 = 0.7;
-/// The assumed past error of an attempt that has none yet.
+/// The past error that is assumed until there are records.
 const UNKNOWN_ERRORS: f64 = 0.1;
 /// The variance for a single step; it falls with the square of the number of steps.
 const FIRST_STEP: f64 = 0.25;
@@ -171,7 +172,7 @@ impl RateLimit {
         self.outlook = self.weigh();
     }
 
-    /// Counts time as work that was considered a pause, and records whether such pauses recur.
+    /// Counts a former pause as work after all, and records whether such pauses recur.
     pub(super) fn count_in(&mut self, secs: f64, recurs: bool) {
         self.worked += secs;
         self.all.0 += secs;
@@ -211,7 +212,7 @@ impl RateLimit {
         if self.checkpoints.len() <= CHECKPOINTS_MAX {
             return;
         }
-        // Removes the checkpoint whose neighbours are closest together, relative to their distance from the current
+        // Remove the checkpoint whose neighbours are closest together, relative to their distance from the current
         // progress.
         let past = |index: usize| self.progress - self.checkpoints[index].progress;
         let closeness = |index: &usize| past(index - 1) / past(index + 1).max(f64::MIN_POSITIVE);
@@ -240,7 +241,7 @@ impl RateLimit {
         if secs <= 0.0 || percent <= 0.0 {
             return 0.0;
         }
-        // The middle of that half is half of the way back.
+        // Divide by the distance from the last steps to the middle of that half.
         (recent - (secs / percent).ln()) / (percent / 2.0).max(1.0)
     }
 

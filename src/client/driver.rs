@@ -1,4 +1,4 @@
-//! Reads a scope over SSE or long poll, and stays connected. `story` has the rules; this module does the I/O.
+//! Reads a scope over SSE or long poll, and reconnects. `story` contains the rules; this module does the I/O.
 
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,11 @@ use super::sse::SseParser;
 use super::story::{Next, Received, Story};
 use super::{Client, ClientError, Message, Transport, rejection};
 
-/// How long an accepted connection may take to be established and answered.
+/// How much longer than a normal silence a request may take until the head of its answer arrives: the time to
+/// connect.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How fast time passes for waits. Tests shorten them.
+/// Scales waits, so that tests can shorten them.
 #[derive(Clone, Default)]
 pub(super) struct Pace {
     #[cfg(test)]
@@ -30,7 +31,7 @@ pub(super) struct Pace {
 const TEST_SCALE: u32 = 20;
 
 impl Pace {
-    /// Returns how long to wait in reality.
+    /// Returns the actual duration of a wait.
     fn real(&self, wait: Duration) -> Duration {
         #[cfg(test)]
         if self.pauses.is_some() {
@@ -48,7 +49,7 @@ impl Pace {
     }
 }
 
-/// How a connection ended, unless it just ended.
+/// Why a connection ended, unless the server just closed it.
 enum Trouble {
     /// The application no longer reads.
     Left,
@@ -72,7 +73,7 @@ pub(super) struct Driver {
     pub(super) path: String,
     pub(super) query: Vec<(String, String)>,
     pub(super) pace: Pace,
-    /// The least time from the start of one poll to the start of the next.
+    /// The minimum time from the start of one poll to the start of the next.
     pub(super) poll_gap: Duration,
     pub(super) story: Story,
     /// Whether the last news of the connection was that it is up.
@@ -133,7 +134,7 @@ impl Driver {
                 }
                 Next::Done => return,
                 Next::GiveUp(error) => {
-                    // Fails if nobody reads any more.
+                    // Fails if the application no longer reads.
                     let _ = self.items.send(Item::Failed(error)).await;
                     return;
                 }
@@ -172,7 +173,8 @@ impl Driver {
                 return Ok(());
             };
             let events = parser.feed(&chunk)?;
-            // Padding and halves of long events are signs of life, too, once the stream has begun.
+            // After the first event, any bytes show that the connection is alive, even padding or a part of a
+            // long event.
             has_begun |= !events.is_empty();
             if has_begun {
                 alive_at = tokio::time::Instant::now();
@@ -182,7 +184,7 @@ impl Driver {
                 if self.story.is_closing() {
                     return Ok(());
                 }
-                // The application may have been slow. That is not a silence of the server.
+                // The application may have been slow. That does not count as silence of the server.
                 alive_at = tokio::time::Instant::now();
             }
         }
@@ -257,7 +259,8 @@ impl Driver {
         }
     }
 
-    /// Takes a message, and passes on what the application gets. Its first one says that the connection is up.
+    /// Processes a message, and passes on what the application gets. The first message of a connection shows
+    /// that it is up.
     async fn take(&mut self, message: Message) -> Result<(), Trouble> {
         let before = self.story.cursor().map(str::to_owned);
         let received = self.story.receive(message);

@@ -16,7 +16,7 @@ use secrecy::zeroize::Zeroizing;
 use super::ClientError;
 use super::proxy::Connector;
 
-/// How long a connection may take.
+/// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections to any server. Clones share them.
@@ -44,7 +44,7 @@ pub(super) struct Request {
 /// The head of an answer, and its body as it arrives.
 pub(super) struct Answer {
     pub(super) status: u16,
-    /// What was asked for.
+    /// The requested URI.
     pub(super) uri: String,
     headers: HeaderMap,
     body: Incoming,
@@ -166,7 +166,7 @@ impl Answer {
             match self.body.frame().await {
                 None => return Ok(None),
                 Some(Ok(frame)) => {
-                    // Trailers say nothing here.
+                    // Ignore trailers.
                     if let Ok(data) = frame.into_data() {
                         return Ok(Some(data));
                     }
@@ -189,7 +189,7 @@ impl Answer {
     }
 }
 
-/// The innermost cause says most.
+/// Returns an error with the innermost cause, which is the most specific.
 fn unreachable(error: &(dyn std::error::Error + 'static)) -> ClientError {
     let mut cause = error;
     while let Some(source) = cause.source() {

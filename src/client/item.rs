@@ -18,7 +18,7 @@ pub enum Event {
     Lost {
         /// Why. `None` if it ended or became silent without an error.
         error: Option<ClientError>,
-        /// Whether the server had accepted the request. If it never does, its URL is probably wrong.
+        /// Whether the server had accepted the request. If it never does, the URL is probably wrong.
         was_accepted: bool,
         /// The pause before the next try. Zero if that follows at once, for example over another transport.
         pause: Duration,

@@ -387,7 +387,7 @@ fn redirection(base: &str, uri: &str, to: &str) -> String {
 
 /// Reads why a request to the server at `base` was rejected. Stops after `longest`.
 async fn rejection(mut answer: Answer, longest: Duration, base: &str) -> Rejection {
-    // A date is ignored; Tidings does not send one.
+    // A date is ignored: Tidings sends only seconds.
     let retry_after: u64 = answer
         .header(RETRY_AFTER)
         .and_then(|secs| secs.parse().ok())

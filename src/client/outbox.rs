@@ -1,4 +1,4 @@
-//! The reports that wait to be sent, without I/O.
+//! The queue of reports that wait to be sent. Does no I/O.
 //!
 //! 1. Reports of a job are sent in the order in which they were made. Those after a `start` or `retry` wait for its answer, which
 //!    names the attempt that they belong to.
@@ -29,8 +29,8 @@ const REPORT_MAX_BYTES: usize = 1024 * 1024;
 const BATCH_LINES: usize = 500;
 /// The maximum size of a batch, unless it has a single report.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// How long a report is repeated. The server forgets a key after a day, so a report that is repeated later could take
-/// effect twice.
+/// For how long a report is repeated. The server forgets an idempotency key after a day, so a report that is repeated later could
+/// take effect twice.
 const KEEP: Duration = Duration::from_secs(20 * 3_600);
 /// Statuses after which a report is repeated.
 const RETRIED: [u16; 7] = [408, 425, 429, 500, 502, 503, 504];
@@ -88,7 +88,7 @@ pub(super) struct Known {
     pub(super) attempt: Option<u64>,
     pub(super) status: Option<String>,
     pub(super) cancel_requested: bool,
-    /// Another worker has taken the job over.
+    /// Whether another worker has taken over the job.
     pub(super) is_superseded: bool,
 }
 
@@ -305,7 +305,7 @@ impl Outbox {
                 let line = report.freeze(worker, now);
                 if !keys.is_empty() && batch.len() + line.len() > BATCH_BYTES {
                     if is_new {
-                        // It may still be merged.
+                        // It is not sent yet, so it may still be merged.
                         (report.line, report.sent) = (None, None);
                     }
                     return (keys, batch);
@@ -377,7 +377,7 @@ impl Outbox {
         }
     }
 
-    /// Decides what to do with a report that the job's status did not allow. `job` is the job as the server has it.
+    /// Decides what to do with a report that the job's status did not allow. `job` is the current state of the job on the server.
     pub(super) fn decide_with(&mut self, key: &str, job: &Value, result: &Value) -> Decision {
         let Some((id, index)) = self.find(key) else {
             return Decision::Done;
@@ -421,7 +421,7 @@ impl Outbox {
         }
     }
 
-    /// Inserts a report before a waiting one that requires it. The capacity does not apply to it.
+    /// Inserts a report before a waiting one that requires it, even if the outbox is full.
     fn put_before(&mut self, id: &str, index: usize, report: Report) {
         self.counts(&report);
         self.queues[id].insert(index, report);

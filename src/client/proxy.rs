@@ -1,5 +1,5 @@
-//! Connections, through a proxy if the environment names one: `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, also in
-//! lower case. The proxy passes on bytes (`CONNECT`), for `http` too, so that streams arrive as they are sent.
+//! Opens connections, through a proxy if the environment names one: `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`,
+//! also in lower case. The proxy tunnels bytes (`CONNECT`), even for `http`, so that streams are not buffered.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -75,7 +75,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// Returns the URL with its port, which a tunnel would take for 443.
+/// Returns the URL with an explicit port. Without one, the tunnel would use 443 even for `http`.
 fn with_port(server: &Uri) -> Result<Uri, BoxError> {
     let default = if server.scheme_str() == Some("https") {
         443

@@ -1,7 +1,7 @@
-//! Sends reports from a task, so that the work is neither delayed nor broken by them.
+//! Sends reports from a task, so that they neither delay nor break the work.
 //!
 //! 1. No report waits for the network or fails.
-//! 2. What waits is bounded (`outbox`). A server that is down, slow or rejects reports costs memory up to that bound, and nothing else.
+//! 2. The queue is bounded (`outbox`). A server that is down, slow or rejects reports costs memory up to that bound, and nothing else.
 //! 3. A report is repeated with its idempotency key until it is answered, so it takes effect once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,9 +20,9 @@ use super::{Client, ClientError};
 
 /// Progress is sent at most this often.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// The longest `Retry-After` that is waited for. A reporter that is dropped meanwhile ends only then.
+/// The longest `Retry-After` that is respected. A reporter that is dropped during the wait ends only after it.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
-/// The most reports in a batch.
+/// The maximum number of reports in a batch.
 const BATCH_MAX: usize = 500;
 
 /// Reports on jobs. Clones share the queue. When the last clone and the last [`Job`] are gone, the task sends what waits, and
@@ -140,7 +140,7 @@ impl Shared {
                     repeat.or(is_cut_off.then_some(Duration::ZERO))
                 }
                 Ok(_) => Some(Duration::ZERO),
-                // The server rejects the batch as a whole: smaller ones find the reason.
+                // The server rejected the batch as a whole. Halve it until the report at fault is found.
                 Err(ClientError::Rejected {
                     status: 400 | 413 | 422,
                     detail,
@@ -172,7 +172,7 @@ impl Shared {
         }
     }
 
-    /// Waits until a report is to be sent. Progress waits for more of it.
+    /// Waits until a report is due. Progress waits for newer progress to merge with; milestones are due at once.
     async fn something_is_due(&self, sent_at: Option<Instant>) {
         loop {
             let changed = self.changed.notified();
@@ -210,7 +210,7 @@ impl Shared {
             }
             match decision {
                 Decision::Done | Decision::Check => {}
-                // What has to go before it is sent at once.
+                // A report that must precede it was inserted, or it was changed: send again at once.
                 Decision::Repeat(Duration::ZERO) => {}
                 Decision::Repeat(after) => repeat = repeat.max(Some(after)),
                 Decision::Rejected(reason) => {
@@ -272,14 +272,14 @@ impl JobBuilder {
         self
     }
 
-    /// Sets the time in seconds after which the job fails.
+    /// Sets the silence in seconds after which the job fails.
     #[must_use]
     pub fn timeout_secs(mut self, secs: u32) -> JobBuilder {
         self.limits.insert("timeout_secs".into(), json!(secs));
         self
     }
 
-    /// The work begins. A job of the same id that has failed gets a new attempt.
+    /// Starts the job. A failed job with the same id gets a new attempt.
     pub fn start(self) -> Job {
         let id = self.id.unwrap_or_else(|| Uuid::now_v7().to_string());
         let subject = Arc::new(Subject {
@@ -342,7 +342,7 @@ impl Job {
         self.tick(body.into_iter().collect());
     }
 
-    /// The work is done. A null result counts as none.
+    /// Reports that the work is done. A null result counts as none.
     pub fn complete(mut self, result: Value) {
         let body = match result {
             Value::Null => Map::new(),
@@ -351,12 +351,12 @@ impl Job {
         self.end(Verb::Complete, body);
     }
 
-    /// The work has failed.
+    /// Reports that the work has failed.
     pub fn fail(mut self, code: impl Into<String>, message: impl Into<String>) {
         self.fail_with(code.into(), message.into());
     }
 
-    /// The work has stopped before its end, on request or because of its process.
+    /// Reports that the work has stopped early, on request or because its process ends.
     pub fn cancel(mut self, message: impl Into<String>) {
         let body = json!({"force": true, "message": message.into()});
         if let Value::Object(body) = body {

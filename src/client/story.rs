@@ -1,11 +1,12 @@
-//! What a reader knows between its connections, without I/O: cursor, repetitions, waits and the choice of the transport.
+//! The state that a reader keeps between connections: cursor, duplicates, waits and the choice of the transport. Does no I/O.
 //!
-//! The `driver` opens the next connection over [`Story::transport`] with [`Story::cursor`], passes each message to
-//! [`Story::receive`], and tells how the connection ended, which returns how long to wait. `clients/vectors` fixes the rules:
+//! The `driver` opens each connection over [`Story::transport`] with [`Story::cursor`], and passes each message to
+//! [`Story::receive`]. At the end of a connection, it calls the method for that kind of end, which returns what to do next.
+//! `clients/vectors` tests the rules:
 //!
 //! 1. Each event is delivered once, in the order of the log.
-//! 2. The cursor is that of the last event, `ready` or `heartbeat`, so that a new connection continues behind it.
-//! 3. What cannot be read ends the connection, and the next one starts in front of it. Nothing is skipped.
+//! 2. The cursor is that of the last event, `ready` or `heartbeat`, so that a new connection continues after it.
+//! 3. A message that cannot be read ends the connection, and the next one starts before that message. Nothing is skipped.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -15,13 +16,13 @@ use super::{ClientError, Message, Transport};
 
 /// The interval of heartbeats until the server has announced it.
 const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(15);
-/// The most that a server may announce.
+/// The longest interval that a server may announce.
 const HEARTBEAT_MAX_SECS: f64 = 3_600.0;
 /// How long the first message may take. A proxy that buffers the stream holds it back.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// How long a poll waits for an event.
 pub(super) const POLL_WAIT: Duration = Duration::from_secs(25);
-/// Statuses after which going on is useless.
+/// Statuses after which a new connection is useless.
 const PERMANENT: [u16; 4] = [400, 403, 404, 422];
 /// Statuses with which a server or proxy says that it does not serve this transport.
 const NO_SUCH_TRANSPORT: [u16; 3] = [406, 426, 501];
@@ -31,8 +32,8 @@ const UNAUTHORIZED_MAX: u32 = 3;
 const EARLY_ENDS_MAX: u32 = 2;
 /// How long a reader stays with another transport than the preferred one before a new connection tries that again.
 const FALLBACK: Duration = Duration::from_secs(600);
-/// How many events of a snapshot are remembered, so that they are not delivered again when the snapshot is repeated. Those of a
-/// larger snapshot are.
+/// How many events of a snapshot are remembered, so that they are not delivered again when the snapshot is repeated. Events
+/// beyond this number are delivered again.
 const REPEATED_MAX: usize = 10_000;
 /// Close codes: nothing more to send, the server shuts down, and the token has expired.
 const CLOSED_DONE: u64 = 1000;
@@ -66,11 +67,11 @@ pub(super) enum Next {
     Connect(Duration),
     /// The server has nothing more to send.
     Done,
-    /// Going on is useless.
+    /// A new connection is useless.
     GiveUp(ClientError),
 }
 
-/// What the application gets of a message.
+/// What the application gets when a message arrives.
 pub(super) enum Received {
     Message(Message),
     /// It is about the connection.
@@ -90,7 +91,7 @@ pub(super) struct Story {
     fell_back_at: Option<Instant>,
     /// The transport that brought the last message.
     worked: Option<Transport>,
-    /// How many transports in a row do not pass through the network.
+    /// How many transports in a row did not get through the network.
     unusable: usize,
     early_ends: u32,
     token_renews: bool,
@@ -112,7 +113,7 @@ pub(super) struct Story {
 }
 
 impl Story {
-    /// Starts a reader. `transports` is not empty. `token_renews` says whether another connection would bring another token.
+    /// Starts a reader. `transports` is not empty. `token_renews` says whether a new connection gets a new token.
     pub(super) fn new(
         transports: Vec<Transport>,
         cursor: Option<String>,
@@ -143,7 +144,8 @@ impl Story {
         }
     }
 
-    /// Requests a snapshot that was cut off again from its start. What is read from a cursor continues there all the same.
+    /// Makes a snapshot that was cut off be requested again from its start. A reader that started from a cursor still continues
+    /// from its cursor.
     pub(super) fn repeat_snapshot(&mut self) {
         self.repeats_snapshot = true;
     }
@@ -165,8 +167,8 @@ impl Story {
         self.closing.is_some()
     }
 
-    /// Returns how long a poll is to wait. The first answer has the present state, also if that is empty: it must not wait for
-    /// an event.
+    /// Returns how long a poll waits for an event. The first one does not wait: its answer has the current state, even if that
+    /// is empty.
     pub(super) fn poll_wait(&self) -> Duration {
         match self.is_ready {
             true => POLL_WAIT,
@@ -177,8 +179,8 @@ impl Story {
     /// Returns how long a connection may be silent before it counts as dead.
     pub(super) fn silence(&self) -> Duration {
         match self.transport() {
-            // A proxy that buffers may hold back the white space that is the heartbeat of a poll.
-            // The first answer is not held back for an event.
+            // A proxy that buffers may hold back the white space that is the heartbeat of a poll. The server answers the first
+            // poll without waiting for an event.
             Transport::LongPoll if !self.is_ready => FIRST_MESSAGE,
             Transport::LongPoll => (self.heartbeat * 2).max(POLL_WAIT + FIRST_MESSAGE),
             Transport::EventStream if self.is_connected => self.heartbeat * 2,
@@ -186,7 +188,7 @@ impl Story {
         }
     }
 
-    /// The next request is another poll: nothing was cut.
+    /// Records that the next request is another poll, because the last one was complete.
     pub(super) fn continues(&mut self) {
         self.continues = true;
     }
@@ -206,7 +208,7 @@ impl Story {
         }
     }
 
-    /// Takes a message. Returns what the application gets of it.
+    /// Processes a message. Returns what the application gets.
     pub(super) fn receive(&mut self, message: Message) -> Received {
         self.is_connected = true;
         self.worked = Some(self.transport());
@@ -217,7 +219,8 @@ impl Story {
             }
             self.last_seq = seq;
             self.advance(&message);
-            // A snapshot that is cut again and again is progress only where it goes further.
+            // An event that was delivered before is not progress, so it does not reset the backoff: a snapshot may be cut off
+            // again and again.
             if self.was_delivered(seq, &message) {
                 return Received::Nothing;
             }
@@ -249,7 +252,7 @@ impl Story {
                 }
             }
             "reset" => {
-                // The history after a reset is another one, and its numbers may be lower.
+                // A different history follows a reset, and its numbers may be lower.
                 (self.cursor, self.last_seq, self.is_ready) = (None, 0, false);
                 self.in_snapshot = true;
                 self.delivered.clear();
@@ -263,8 +266,8 @@ impl Story {
         }
     }
 
-    /// Takes note of an event of a snapshot. Returns whether an earlier connection has delivered it. The cursor tells it from an
-    /// event of another history with the same number.
+    /// Records an event of a snapshot. Returns whether an earlier connection has delivered it. The cursor distinguishes it from
+    /// an event of another history with the same number.
     fn was_delivered(&mut self, seq: u64, message: &Message) -> bool {
         if !self.repeats_snapshot || !self.in_snapshot {
             return false;
@@ -309,7 +312,7 @@ impl Story {
         } else if retry.is_zero() {
             self.backoff.pause(Duration::ZERO)
         } else {
-            // The server spreads `retry_ms` over its clients. Jitter keeps others apart.
+            // Tidings already spreads `retry_ms` over its clients. Jitter also spreads them if all get the same value.
             jittered(retry, 1.2)
         })
     }
@@ -328,7 +331,7 @@ impl Story {
         } else {
             1
         };
-        // Later, a redirect may be a page about maintenance.
+        // Once the stream has worked, a redirect may lead to a maintenance page, and is temporary.
         let is_elsewhere = is_redirect(rejection.status) && !self.is_ready;
         let is_permanent = PERMANENT.contains(&rejection.status) || is_elsewhere;
         if is_permanent || self.unauthorized >= tries {
@@ -340,8 +343,8 @@ impl Story {
         })
     }
 
-    /// The connection is silent. A proxy may hold back even the head, so it does not matter whether that has arrived. But where
-    /// the transport has just worked, the server may hang for a while.
+    /// The connection is silent. Before the first message, that means that the transport is unusable, whether or not the head
+    /// has arrived: a proxy may hold back even the head. But if the transport has worked before, the server may only be hanging.
     pub(super) fn silent(&mut self) -> Next {
         if self.is_connected {
             return self.cut();
@@ -361,7 +364,7 @@ impl Story {
         }
     }
 
-    /// This transport does not pass through the network. `why` is the reason if the server said one.
+    /// This transport does not get through the network. `why` is the server's reason, if it gave one.
     pub(super) fn unusable(&mut self, why: Option<ClientError>) -> Next {
         self.early_ends = 0;
         self.fell_back_at = Some(Instant::now());
@@ -378,7 +381,7 @@ impl Story {
     }
 }
 
-/// Whether this status sends the client elsewhere. The client does not go there, because its token is for one server.
+/// Whether this status is a redirect. The client does not follow it, because its token is for one server.
 fn is_redirect(status: u16) -> bool {
     (300..400).contains(&status)
 }

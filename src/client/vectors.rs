@@ -15,7 +15,7 @@ use super::{Client, ClientError, Credential, Message, Transport, Watch};
 
 /// The interval of heartbeats of a stream that stays open.
 const HEARTBEAT: Duration = Duration::from_millis(50);
-/// Heartbeats of the last connection after which everything has been said.
+/// The number of heartbeats on the last connection after which a reader has processed everything.
 const HEARTBEATS_TO_SETTLE: usize = 3;
 /// Bounds the time of a case.
 const CASE: Duration = Duration::from_secs(30);
@@ -121,7 +121,7 @@ impl Server {
             }
             "silence" => true,
             "open" => {
-                // A reader that obeys a `closing` leaves.
+                // A reader that handles a `closing` disconnects.
                 let heartbeat =
                     json!({"type": "heartbeat", "timestamp": "2026-03-01T09:30:00.000Z"});
                 let mut sent = 0;
@@ -152,7 +152,7 @@ async fn read_head(socket: &mut TcpStream) -> String {
 async fn write_chunk(socket: &mut TcpStream, text: &str) -> bool {
     let chunk = format!("{:x}\r\n{text}\r\n", text.len());
     let mut seen = [0];
-    // A peer that has closed its side has left.
+    // A peer that has closed its side has disconnected.
     let has_left = socket.try_read(&mut seen).is_ok_and(|read| read == 0);
     !has_left && socket.write_all(chunk.as_bytes()).await.is_ok()
 }

@@ -1,4 +1,4 @@
-//! Watches a scope: what to read and from where, and what arrives. `driver` connects and reads.
+//! Watches a scope: the builder says what to read and from where, and the watch returns what arrives. `driver` connects and reads.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -57,7 +57,7 @@ impl WatchBuilder {
         }
     }
 
-    /// Continues after this place instead of starting with the present state. An empty cursor counts as none.
+    /// Continues after this cursor instead of starting with the current state. An empty cursor counts as none.
     #[must_use]
     pub fn cursor(mut self, cursor: impl Into<String>) -> WatchBuilder {
         self.cursor = Some(cursor.into());
@@ -80,8 +80,9 @@ impl WatchBuilder {
         self
     }
 
-    /// Sets the least time from the start of one long poll to the start of the next, 100 ms by default: each event completes a
-    /// poll. What happens meanwhile comes with the next one, up to this time late, and nothing is lost. At most a minute.
+    /// Sets the minimum time from the start of one long poll to the start of the next: 100 ms by default, at most a minute. Each
+    /// event completes a poll, so this limits the rate of requests. Events in between arrive with the next poll, up to this much
+    /// later. None is lost.
     #[must_use]
     pub fn poll_gap(mut self, gap: Duration) -> WatchBuilder {
         self.poll_gap = gap.min(POLL_GAP_MAX);
@@ -141,8 +142,8 @@ impl WatchBuilder {
 
 /// The messages of a scope: the present state as snapshots, `ready`, then each event, once and in order.
 ///
-/// A `reset` says that what is known must be discarded, because a complete snapshot and another `ready` follow. The stream
-/// ends when the server has nothing more to send, and after an error, which says that going on is useless.
+/// At a `reset`, discard what is known: a complete snapshot and another `ready` follow. The stream ends when the server has nothing
+/// more to send, or after an error, which means that reconnecting is useless.
 pub struct Watch {
     items: mpsc::Receiver<Item>,
     cursor: Option<String>,
@@ -150,18 +151,18 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Returns the next message, or `None` at the end. It can be cancelled: no message is lost.
+    /// Returns the next message, or `None` at the end. It is cancel-safe: no message is lost.
     pub async fn next(&mut self) -> Option<Result<Message, ClientError>> {
         std::future::poll_fn(|cx| self.poll_message(cx)).await
     }
 
-    /// Like [`Watch::next`], and returns the news of the connection in between: for programs that show whether they are connected,
-    /// or that do not wait for a server that was never reached.
+    /// Like [`Watch::next`], but also returns changes of the connection: for programs that show whether they are connected, or that
+    /// do not wait for a server that was never reached.
     pub async fn next_event(&mut self) -> Option<Result<Event, ClientError>> {
         std::future::poll_fn(|cx| self.poll_event(cx)).await
     }
 
-    /// Returns the place after the last message that was returned. Store it to continue there.
+    /// Returns the cursor after the last message that was returned. Store it to continue there.
     pub fn cursor(&self) -> Option<&str> {
         self.cursor.as_deref()
     }

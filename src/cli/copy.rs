@@ -10,17 +10,17 @@ use crate::store::copy::{Progress, copy};
 use crate::store::postgres::Address;
 use crate::store::sqlite::{OpenError, SqliteStore};
 
-/// Copy a SQLite database into an empty Postgres database. Clients go on with the cursors that they have.
+/// Copy a SQLite database into an empty Postgres database. Clients keep their cursors.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Stop the server first. If the copy is interrupted, repeat it: it begins anew. Afterwards,
 start the server with `database_url` set to the Postgres database, and with the same secret.")]
 pub(super) struct Arguments {
-    /// The database to copy, `sqlite:<path>`; by default the one of the settings.
+    /// The database to copy, `sqlite:<path>`; by default, that of the settings.
     #[arg(long, value_name = "URL")]
     from: Option<String>,
-    /// The database to copy to, `postgres://user:password@host:5432/database`. Better in TIDINGS_COPY_TO, where other users
-    /// of the machine cannot see the password.
+    /// The database to copy to, `postgres://user:password@host:5432/database`. Prefer the environment variable: other users
+    /// can see the command line.
     #[arg(
         long,
         value_name = "URL",

@@ -106,7 +106,7 @@ enum Command {
     Spool(spool::Arguments),
     /// Watch scopes: live progress bars, or NDJSON. Wait for a status, or run a command for each change.
     Watch(watch::Arguments),
-    /// Say when jobs should run, and see which have not.
+    /// Define when jobs should run, and see which have not run.
     Schedules(schedules::Arguments),
     /// Print a completion script for a shell.
     Completions(shell::Completions),

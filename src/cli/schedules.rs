@@ -16,7 +16,7 @@ use crate::id::{NameError, SubjectId};
 use crate::kind::job::JobType;
 use crate::kind::schedule::{DESCRIPTION, REMOVED};
 
-/// Say when the jobs of a type should run, and see which have not.
+/// Define when the jobs of a type should run, and see which have not run.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   tidings schedules set backup --cron '0 3 * * *' --time-zone Europe/Berlin --grace 15m --max-run 2h

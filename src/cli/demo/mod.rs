@@ -38,7 +38,7 @@ const WORKER_TTL: Duration = Duration::from_secs(60);
 /// Run the server, process real documents, and simulate a school.
 ///
 /// The school has scanners that send heartbeats, drop out and return, people who are enrolled at them, and a swimming
-/// bath under process control.
+/// pool under process control.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   tidings demo
@@ -61,7 +61,7 @@ pub(super) struct Arguments {
     /// The pause between two parts, so that progress is visible.
     #[arg(long, default_value_t = 100)]
     pause_ms: u64,
-    /// The school's unit of time: the interval of the bath's temperature, on which all others depend.
+    /// The school's unit of time: the interval between temperature samples of the pool. All other intervals depend on it.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(10..=60_000))]
     beat_ms: u32,
     /// Process only the documents, without a school.

@@ -1,4 +1,4 @@
-//! `LISTEN` and `NOTIFY` as the bus, where the nodes share a Postgres and no other server is to be run.
+//! A bus over `LISTEN` and `NOTIFY`, for nodes that share a Postgres and should need no other server.
 //!
 //! Each school has a channel, `tidings_<epoch>_<school>`. Notifications are never part of a commit of events: each has to
 //! take a lock of the whole server, which would serialise all commits. They have a connection of their own, on which a

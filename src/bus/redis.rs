@@ -1,4 +1,4 @@
-//! Redis or Valkey as the bus: publish/subscribe over RESP3, on one server, behind Sentinel, or in a cluster.
+//! A bus over Redis or Valkey: publish/subscribe over RESP3, on one server, behind Sentinel, or in a cluster.
 //!
 //! Each school has a channel, `tidings:{<epoch>-<partition>}:school:<id>`. In a cluster, the part in braces determines the
 //! node: channels of a partition are on one node (sharded publish/subscribe). The epoch of the database is part of every

@@ -187,7 +187,7 @@ fn raise_open_files(settings: &Settings) {
 pub(super) struct Signals {
     /// None if signals cannot be received.
     streams: Option<(Signal, Signal)>,
-    /// Whether each of them stops the server.
+    /// Whether each of the two signals stops the server.
     stops: (bool, bool),
 }
 
@@ -238,7 +238,8 @@ fn shutdown_settings(figment: &Figment) -> Result<rocket::config::Shutdown, Fail
         .shutdown)
 }
 
-/// Takes SIGINT and SIGTERM away from Rocket, which would stop accepting before streams are closed. Rocket handles others.
+/// Makes Rocket ignore SIGINT and SIGTERM: it would stop accepting connections before streams are closed. Rocket still
+/// handles other signals.
 fn take_signals(figment: Figment) -> Result<Figment, Failure> {
     let mut signals = shutdown_settings(&figment)?.signals;
     signals.retain(|signal| !matches!(signal, Sig::Int | Sig::Term));

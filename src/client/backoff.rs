@@ -22,7 +22,7 @@ impl Backoff {
         self.next = PAUSE_MIN;
     }
 
-    /// Returns the next pause. It is at least this long.
+    /// Returns the next pause, which is not shorter than `at_least`.
     pub(super) fn pause(&mut self, at_least: Duration) -> Duration {
         let pause = self.next;
         self.next = (pause * 2).min(PAUSE_MAX);

@@ -67,7 +67,8 @@ impl From<ClientError> for Trouble {
     }
 }
 
-/// The task that reads, and reconnects, until the scope has nothing more to send or nobody reads any more.
+/// The task that reads and reconnects until the scope has nothing more to send, or the application no longer
+/// reads.
 pub(super) struct Driver {
     pub(super) client: Client,
     pub(super) path: String,
@@ -76,7 +77,7 @@ pub(super) struct Driver {
     /// The minimum time from the start of one poll to the start of the next.
     pub(super) poll_gap: Duration,
     pub(super) story: Story,
-    /// Whether the last news of the connection was that it is up.
+    /// Whether the last event about the connection was `Connected`.
     pub(super) is_up: bool,
     pub(super) items: mpsc::Sender<Item>,
 }

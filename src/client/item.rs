@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{ClientError, Message, Transport};
 
-/// What [`Watch::next_event`](super::Watch::next_event) returns: a message, or news of the connection.
+/// What [`Watch::next_event`](super::Watch::next_event) returns: a message, or a change of the connection.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
@@ -25,11 +25,11 @@ pub enum Event {
     },
 }
 
-/// What passes from the driver to the watch.
+/// What the driver sends to the watch.
 pub(super) enum Item {
     Message(Message, Option<String>),
     Control(Message, Option<String>),
-    /// Anything else that is news of the connection.
+    /// Any other change of the connection.
     State(Event),
     /// The cursor has moved without a message for the application.
     Cursor(String),

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::ClientError;
 
-/// The largest message that is read. The largest event has 280 KiB by default; a server can be configured for more.
+/// The largest message that is read. By default, events have at most about 840 KiB; a server can be configured for more.
 pub(super) const MESSAGE_MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// A message of a stream: an event, `ready` or `reset`. Its fields are those of the JSON object.
@@ -46,12 +46,12 @@ impl Message {
         self.get("seq").as_u64()
     }
 
-    /// Returns the cursor, which names the place after this message.
+    /// Returns the cursor from which to continue after this message.
     pub fn cursor(&self) -> Option<&str> {
         self.get("cursor").as_str()
     }
 
-    /// Whether this event is a part of the present state, and not news.
+    /// Whether this event is part of a snapshot of the current state, and not a change.
     pub fn is_snapshot(&self) -> bool {
         self.get("snapshot") == true
     }

@@ -104,7 +104,7 @@ pub enum ClientError {
         /// How long the server asks to wait (`Retry-After`), or zero.
         retry_after: Duration,
     },
-    /// The server ended the stream and said that a new connection is useless.
+    /// The server ended the stream, and does not want the client to reconnect.
     #[error("the server closed the stream with code {code}: {reason}")]
     Closed {
         /// The close code.

@@ -311,7 +311,7 @@ pub fn apply(
                 next.merge(info, context)?;
             }
         }
-        // Any client can send this information: it is not a sign of life of the device.
+        // Any client can send this information, so it does not show that the device is online.
         Command::Info(info) => next.merge(&info.info, context)?,
         Command::Report(report) => {
             next.lease(report.lease_secs)?;
@@ -494,8 +494,7 @@ pub fn arrives(
 /// A device's status and lease in seconds.
 pub type Standing = (Status, u32);
 
-/// Returns whether a change of status or lease starts a new lease. Marking a device as unknown is not a sign of life: the
-/// lease continues.
+/// Returns whether a change of status or lease starts a new lease. Marking a device as unknown does not renew its lease.
 pub fn is_leased_anew(before: Standing, after: Standing) -> bool {
     let is_unknown_mark = (before.0, after.0) == (Status::Online, Status::Unknown);
     before.1 != after.1 || (before.0 != after.0 && !is_unknown_mark)

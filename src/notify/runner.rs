@@ -1,9 +1,9 @@
 //! The task of one notifier: reads the logs of schools in turn, and delivers.
 //!
-//! It guarantees delivery at least once, in order for each subject. The cursor moves past an event only if the event
-//! was delivered, became a dead letter, is not selected, or belongs to a subject that is set aside. The commit that moves
-//! the cursor also sets the subject aside, so nothing is lost, whenever the process is killed. The in-memory [`Schedule`]
-//! only decides when to try.
+//! It guarantees delivery at least once, in order for each subject. The cursor moves past an event only if the event was
+//! delivered, became a dead letter, is not selected or not due, or belongs to a subject that is set aside. The commit that
+//! moves the cursor also sets the subject aside, so nothing is lost, whenever the process is killed. The in-memory
+//! [`Schedule`] only decides when to try.
 //!
 //! Only one of several nodes delivers: the holder of the notifier's [lease]. Each write contains the lease's fence. A node
 //! that takes over continues from the stored cursors. So a node that was suspended during an attempt can deliver that
@@ -439,7 +439,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Returns the consequence of a failed attempt, which depends on what the receiver recently accepted.
+    /// Returns the consequence of a failed attempt. It depends on the cause, the number of attempts, and the results of
+    /// other events.
     pub(super) fn decision(&self, school: SchoolId, failure: &Failure) -> Decision {
         let is_last = failure.attempts >= self.notifier.retry_policy().attempts;
         let mut schedule = self.schedule();

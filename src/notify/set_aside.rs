@@ -133,7 +133,7 @@ impl Runner {
         })
     }
 
-    /// Records the new place of a subject that is set aside, or lifts it if there is none.
+    /// Records the new place of a subject that is set aside. Without a place, the subject is no longer set aside.
     async fn move_to(
         &self,
         school: SchoolId,

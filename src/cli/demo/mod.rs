@@ -232,7 +232,7 @@ fn perform(
     worked
 }
 
-/// Processes the documents. Continues afterwards, unless the demo is to end then.
+/// Processes the documents. Continues afterwards, unless `--exit` is set.
 fn work(arguments: &Arguments, worker: &Worker<'_>) -> Result<(), Failure> {
     if !worker.work_through()? {
         return Ok(());

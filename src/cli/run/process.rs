@@ -26,10 +26,10 @@ struct Shared {
     child: Mutex<Option<Child>>,
 }
 
-/// A command that has been started, with what it writes to.
+/// A command that has been started, with the other ends of its outputs.
 pub(super) struct Started {
     pub(super) process: Process,
-    /// The sources of its outputs that are to be passed on.
+    /// The sources of the outputs to relay.
     pub(super) outputs: Vec<(Stream, OwnedFd)>,
     /// Its pseudo-terminal, and the user's terminal in raw mode.
     pub(super) terminal: Option<(OwnedFd, Raw)>,

@@ -73,7 +73,7 @@ pub(super) struct Unsent {
 }
 
 enum Next {
-    /// Send this progress. Without news, it is a heartbeat.
+    /// Send this progress. If nothing in it is new, it is a heartbeat.
     Progress(Latest),
     /// Send the outcome.
     End {
@@ -169,7 +169,7 @@ impl Board {
         state.is_rejected = !is_worth_another_try(failure);
     }
 
-    /// Waits until something is to be sent.
+    /// Waits until something is due to be sent.
     fn next(&self, last: Instant) -> Next {
         let mut state = self.lock();
         loop {

@@ -33,7 +33,7 @@ const LINE_MAX_BYTES: u64 = 8 * 1024;
 /// How long to wait for the last output while a background process keeps it open.
 const OUTPUT_WAIT: Duration = Duration::from_millis(200);
 
-/// What the command is to know of a change.
+/// What the command gets about a change.
 struct Facts {
     /// The subject, for the user.
     subject: String,
@@ -97,7 +97,7 @@ pub(super) struct Hook {
     /// Signals the end of the command's output, which is printed above the bars.
     output: Option<Receiver<()>>,
     notices: Notices,
-    /// Whether the user was told that reading waits for the command.
+    /// Whether the user was notified that reading waits for the command.
     was_behind: bool,
 }
 
@@ -167,7 +167,7 @@ impl Hook {
     }
 }
 
-/// Runs the command, on a thread of its own.
+/// Runs the command, on a separate thread.
 struct Runner {
     command: String,
     /// Where it writes to; by default, standard error. Standard output has the events.

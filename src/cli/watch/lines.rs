@@ -28,7 +28,7 @@ pub(super) fn line(message: &Value) -> Option<String> {
     Some(plain(&text))
 }
 
-/// Returns the line for a subject whose kind has no format of its own. None if the message is not an event.
+/// Returns the line for a subject whose kind has no specific format. None if the message is not an event.
 fn other(name: &str, message: &Value) -> Option<String> {
     let kind = DESCRIPTIONS
         .iter()
@@ -67,7 +67,7 @@ pub(super) fn percent(message: &Value) -> String {
         .map_or("?".to_owned(), |progress| format!("{progress:.0}%"))
 }
 
-/// Returns the progress of a job in a column. A job is created with 0, so 0 may never have been reported.
+/// Returns the progress of a job as a column. 0 is shown as unknown, because a job is created with it.
 pub(super) fn job_percent(message: &Value) -> String {
     match message["progress"].as_f64() {
         Some(0.0) => "   –".to_owned(),

@@ -26,7 +26,7 @@ use self::screen::Screen;
 use super::{Exit, Failure, client, credential};
 use crate::id::{Cursor, NameError};
 
-/// The maximum number of scopes. Each has a connection of its own.
+/// The maximum number of scopes. Each has its own connection.
 const SCOPES_MAX: usize = 64;
 
 /// Watch scopes.

@@ -16,7 +16,7 @@ use crate::client::{self, Event, Watch};
 /// The first delay before the state of the subject is requested again, which doubles each time.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// How many messages are read ahead of the terminal.
+/// How many messages are read before the terminal shows them.
 pub(super) const READ_AHEAD: usize = 256;
 /// The code with which the server closes a stream whose token has expired.
 const TOKEN_EXPIRED: u64 = 4401;
@@ -81,7 +81,7 @@ impl Reader {
     }
 
     fn watch(&self) -> Watch {
-        // Otherwise the rest of a snapshot that was cut off would look like news.
+        // Repeat a snapshot that was cut off, because its rest alone would look like changes.
         let watch = self.client.watch(&self.scope.address).repeat_snapshot();
         match &self.cursor {
             Some(cursor) => watch.cursor(cursor).start(),

@@ -79,7 +79,7 @@ async fn run_copy(
     path: &std::path::Path,
     to: &Address,
 ) -> Result<(), Failure> {
-    // Nothing is committed to the source.
+    // The copy commits nothing to the source, so nothing reads this channel.
     let (committed, _batches) = Committed::channel(DISPATCH_QUEUE);
     let from = SqliteStore::open(settings, path, committed, &[]).map_err(|error| match error {
         OpenError::InUse(_) => Failure::new(

@@ -179,9 +179,9 @@ impl Story {
     /// Returns how long a connection may be silent before it counts as dead.
     pub(super) fn silence(&self) -> Duration {
         match self.transport() {
-            // A proxy that buffers may hold back the white space that is the heartbeat of a poll. The server answers the first
-            // poll without waiting for an event.
+            // The server answers the first poll without waiting for an event.
             Transport::LongPoll if !self.is_ready => FIRST_MESSAGE,
+            // A proxy that buffers may hold back the white space that is the heartbeat of a poll.
             Transport::LongPoll => (self.heartbeat * 2).max(POLL_WAIT + FIRST_MESSAGE),
             Transport::EventStream if self.is_connected => self.heartbeat * 2,
             Transport::EventStream => FIRST_MESSAGE,
@@ -312,7 +312,7 @@ impl Story {
         } else if retry.is_zero() {
             self.backoff.pause(Duration::ZERO)
         } else {
-            // Tidings already spreads `retry_ms` over its clients. Jitter also spreads them if all get the same value.
+            // The server already spreads `retry_ms` over its clients. Jitter also spreads them if all get the same value.
             jittered(retry, 1.2)
         })
     }

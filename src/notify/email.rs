@@ -185,7 +185,7 @@ fn subject(notification: &Notification) -> String {
     let noun = noun(notification.kind);
     let text = match &notification.severity {
         Some(severity) => {
-            // `characteristic_violation` of a characteristic is a `violation`.
+            // Do not repeat the noun if the event type begins with it. No type with a severity does at present.
             let event = notification.event_type;
             let event = event
                 .strip_prefix(noun)

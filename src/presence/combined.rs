@@ -142,7 +142,7 @@ mod tests {
         }
     }
 
-    /// A store that writes when it may, and keeps each write.
+    /// A store whose writes wait for a permit. It records each write.
     #[derive(Clone)]
     struct Slow {
         may: Arc<Semaphore>,
@@ -239,7 +239,7 @@ mod tests {
         let mut third = Box::pin(save(&combined, &slow, vec![heartbeat("c", 1)]));
         assert!(second.as_mut().now_or_never().is_none());
         assert!(third.as_mut().now_or_never().is_none());
-        // Each is cancelled while it writes, the second one also what the third one waits for.
+        // Each is cancelled while it writes. The second write included the heartbeats of the third request.
         drop(first);
         assert!(second.as_mut().now_or_never().is_none());
         drop(second);

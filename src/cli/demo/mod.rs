@@ -144,7 +144,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             performed.unwrap_or_else(|error| Err(Failure::new(Exit::Failed, error)))
         });
         serve::launch(rocket).await?;
-        // The demo ends with the server, at the latest.
+        // The demo ends no later than the server.
         performance
             .await
             .unwrap_or_else(|error| Err(Failure::new(Exit::Failed, error)))

@@ -54,7 +54,7 @@ impl Relay {
                     Ok(0) => break,
                     Ok(count) => count,
                     Err(Errno::INTR | Errno::AGAIN) => continue,
-                    // The last process has closed the pseudo-terminal.
+                    // Every process that had the pseudo-terminal open has closed it.
                     Err(_) => break,
                 };
                 let bytes = &buffer[..count];
@@ -87,7 +87,7 @@ impl Relay {
         ];
         let waited = &mut waited[..if is_running { 2 } else { 1 }];
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        // Interrupted: the caller waits again.
+        // After an interruption, the caller waits again.
         if poll(waited, timeout.as_ref()).is_err() {
             return (false, false);
         }

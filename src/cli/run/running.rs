@@ -195,7 +195,7 @@ impl Running {
 
 /// Lets another process relay the output of processes that the command has left behind.
 fn hand_over(output: OwnedFd) {
-    // If it cannot be started, they find their output closed.
+    // If that process cannot be started, their output is closed.
     let _ = Command::new("cat")
         .stdin(output)
         .stderr(Stdio::null())

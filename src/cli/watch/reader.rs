@@ -151,7 +151,7 @@ impl Reader {
         let end = self.goal.judge(&self.scope, &message, is_change);
         let is_ready = message["type"] == "ready";
         let closing = closing(&message);
-        // What ends the watch is always a change for the user.
+        // A message that ends the watch always counts as a change.
         let is_change = is_change || end.is_some();
         self.send(Update::Message { message, is_change }).await?;
         match (end, closing) {

@@ -55,7 +55,7 @@ impl Screen {
         let (Some(bars), Some(id)) = (&mut self.bars, message["job_id"].as_str()) else {
             return lines::line(message).map_or(Ok(()), |line| self.print(&line));
         };
-        // Ids are unique in a school only.
+        // Ids are unique only within a school.
         let id = format!("{} {id}", message["school_id"]);
         if let Some(line) = bars.show(&id, message) {
             bars.print_truncated(&line);

@@ -9,7 +9,7 @@ pub(super) fn percent_of(part: f64, whole: f64) -> Option<f64> {
 /// Reads a percentage at the beginning of a text: `45%`, `45.5 %`, `12,5 %`. Returns it and the rest.
 pub(super) fn leading_percent(text: &str) -> Option<(f64, &str)> {
     let (number, rest) = leading_decimal(text)?;
-    // Many languages have a space there, often one that does not break the line.
+    // Many languages put a space there, often a non-breaking one.
     let rest = rest.trim_start_matches([' ', '\u{a0}', '\u{202f}']);
     let rest = rest.strip_prefix('%')?;
     (0.0..=100.0).contains(&number).then_some((number, rest))

@@ -114,8 +114,28 @@ impl Log for Kept {
         })
     }
 
-    async fn snapshot(&self, _: Arc<Scope>, _: u64, _: Option<Place>) -> Result<Page, StoreError> {
-        unreachable!("no state is read")
+    /// The state of a subject is its last event.
+    async fn snapshot(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        upto: Option<Place>,
+    ) -> Result<Page, StoreError> {
+        let events = self.events.lock().unwrap();
+        let newest = events.last().map(|last| last.place()).unwrap_or_default();
+        let head = upto.unwrap_or(newest);
+        let states = events.iter().filter(|event| {
+            let is_later = |own: &Arc<Event>| own.seq > event.seq && own.subject == event.subject;
+            let is_last = !events.iter().any(is_later);
+            is_last && event.seq > after && event.seq <= head.seq && scope.matches(event)
+        });
+        Ok(Page {
+            events: states.map(Arc::clone).collect(),
+            through: head,
+            head,
+            newest,
+            floor: self.floor().seq,
+        })
     }
 }
 

@@ -3,11 +3,12 @@
 use futures_util::{FutureExt, StreamExt};
 
 use super::*;
-use crate::config::CATCH_UP_HEARTBEAT;
+use crate::config::{Bounded, CATCH_UP_HEARTBEAT};
 use crate::feed::tests::{Kept, events, hub, school};
 use crate::hub::mailbox::tests::event;
 use crate::kind::job;
 use crate::log::{Committed, Incoming, Log};
+use crate::wire::ResetReason;
 
 fn subject(id: &str) -> Channel {
     Channel::Subject(job::KIND, id.parse().unwrap())
@@ -247,9 +248,12 @@ async fn only_the_newest_of_the_ticks_within_an_interval_is_sent() {
     assert_eq!(next_event(&mut subscription).await, 1);
     hub.offer(&[event(2, "a", false)]).wake();
     assert!(subscription.next().now_or_never().is_none(), "2 is held");
+    let reader = tokio::spawn(async move { (next_event(&mut subscription).await, subscription) });
+    tokio::task::yield_now().await;
     // This tick does not wake the reader, which waits for the end of the interval.
     hub.offer(&[event(3, "a", false)]).wake();
-    assert_eq!(next_event(&mut subscription).await, 3);
+    let (seq, mut subscription) = reader.await.unwrap();
+    assert_eq!(seq, 3);
     hub.offer(&[event(4, "a", true)]).wake();
     assert_eq!(next_event(&mut subscription).await, 4);
 }
@@ -288,7 +292,59 @@ async fn a_tick_that_is_held_is_dropped_with_its_channel() {
     hub.offer(&[event(2, "a", false)]).wake();
     assert!(subscription.next().now_or_never().is_none(), "2 is held");
     subscription.unsubscribe(&[subject("a")], Map::new());
-    assert_eq!(heartbeat(&mut subscription).await, 2);
+    let is_heartbeat = |own: &Control| matches!(own, Control::Heartbeat { .. });
+    assert!(until(&mut subscription, is_heartbeat).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_added_channel_repeats_nothing_that_another_one_has_delivered() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    log.ends_with(&[event(1, "a", true), event(2, "b", true)]);
+    let mut subscription = open(&subscriber, [subject("a")]);
+    assert_eq!(until_ready(&mut subscription).await, [1]);
+    let jobs = Channel::Collection(job::KIND);
+    let from = Cursor::untagged(subscriber.feed().epoch(), 0);
+    subscription.subscribe([jobs].into(), Some(from), Map::new(), None);
+    assert_eq!(until_ready(&mut subscription).await, [2]);
+}
+
+#[tokio::test]
+async fn a_reader_too_far_behind_is_reset_and_receives_the_current_states() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let settings = Settings {
+        replay_max_events: Bounded::of::<3>(),
+        ..Settings::default()
+    };
+    let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, committed);
+    let subscriber = Subscriber::new(Arc::new(feed), Arc::clone(&hub), &settings);
+    let jobs = || [Channel::Collection(job::KIND)];
+    log.ends_with(&[
+        event(1, "a", true),
+        event(2, "a", true),
+        event(3, "b", true),
+    ]);
+    assert_eq!(until_ready(&mut open(&subscriber, jobs())).await, [1, 2, 3]);
+    log.ends_with(&[event(4, "b", true)]);
+    let mut subscription = open(&subscriber, jobs());
+    let is_reset = |own: &Control| matches!(own, Control::Reset(ResetReason::TooFarBehind));
+    assert!(until(&mut subscription, is_reset).await.is_empty());
+    assert_eq!(until_ready(&mut subscription).await, [2, 4]);
+}
+
+#[tokio::test]
+async fn a_reader_of_events_that_retention_has_removed_is_reset() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, _batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    log.ends_with(&[event(1, "a", true), event(2, "b", true)]);
+    log.remove(1);
+    let mut subscription = open(&subscriber, [Channel::Collection(job::KIND)]);
+    let is_reset = |own: &Control| matches!(own, Control::Reset(ResetReason::Expired));
+    assert!(until(&mut subscription, is_reset).await.is_empty());
+    assert_eq!(until_ready(&mut subscription).await, [2]);
 }
 
 /// A client that has disconnected is noticed only when something is written.

@@ -219,8 +219,7 @@ pub trait Consumers: Send + Sync + 'static {
     /// Returns the status of the notifiers in a school, and the end of its log.
     async fn notifiers(&self, school: SchoolId) -> Result<(Vec<Standing>, u64), StoreError>;
 
-    /// Returns the status over all schools of every notifier, by name. Only schools in which a notifier has a cursor count,
-    /// and a notifier without any cursor is left out.
+    /// Returns the status over all schools of every notifier that was ever registered, by name.
     async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError>;
 
     /// Returns the dead letters of a notifier in a school before this `seq`, newest first.

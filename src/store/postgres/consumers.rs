@@ -512,10 +512,14 @@ impl Consumers for PostgresStore {
     async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError> {
         let mut read = self.look().await?;
         let found = diesel::sql_query(
-            "SELECT c.name, SUM(s.head - c.seq)::bigint AS lag, SUM(c.delivered)::bigint AS delivered, \
-             SUM(c.failed)::bigint AS failed, SUM(c.dead)::bigint AS dead, \
-             (SELECT COUNT(*) FROM notifier_set_aside AS a WHERE a.name = c.name) AS set_aside \
-             FROM notifier_cursors AS c JOIN schools AS s USING (school_id) GROUP BY c.name ORDER BY c.name",
+            // A notifier that has not begun in a school is behind by all of its events.
+            "SELECT n.name, COALESCE(SUM(s.head - COALESCE(c.seq, 0)), 0)::bigint AS lag, \
+             COALESCE(SUM(c.delivered), 0)::bigint AS delivered, COALESCE(SUM(c.failed), 0)::bigint AS failed, \
+             COALESCE(SUM(c.dead), 0)::bigint AS dead, \
+             (SELECT COUNT(*) FROM notifier_set_aside AS a WHERE a.name = n.name) AS set_aside \
+             FROM notifiers AS n LEFT JOIN schools AS s ON true \
+             LEFT JOIN notifier_cursors AS c ON c.name = n.name AND c.school_id = s.school_id \
+             GROUP BY n.name ORDER BY n.name",
         )
         .load::<TotalRow>(&mut *read)
         .await;

@@ -24,9 +24,9 @@ pub(super) async fn insert(
     key: &PingKey,
     most: u64,
 ) -> QueryResult<bool> {
-    // If two nodes add the last key at the same time, one waits here for the other and then counts again.
-    diesel::sql_query("SELECT FROM ping_keys WHERE school_id = $1 FOR UPDATE")
-        .bind::<BigInt, _>(school.get())
+    // If two nodes add the last key at the same time, one waits here for the other and then counts again. A school without keys
+    // has no row that could be locked.
+    diesel::sql_query("LOCK TABLE ping_keys IN SHARE ROW EXCLUSIVE MODE")
         .execute(conn)
         .await?;
     let added = diesel::sql_query(

@@ -411,37 +411,53 @@ impl Selection<'_> {
     /// Reads the subjects with these ids.
     async fn of(&mut self, conn: &mut Conn, ids: &[&SubjectId]) -> QueryResult<()> {
         let names: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
-        let mut of_subjects: Vec<(i64, String)> = subjects::table
+        let (after, upto) = self.range;
+        let found: Vec<(i64, Option<i64>, String)> = subjects::table
             .filter(subjects::school_id.eq(self.scope.school.get()))
             .filter(subjects::kind.eq(self.kind.collection()))
             .filter(subjects::subject_id.eq_any(&names))
-            .filter(subjects::last_seq.gt(signed(self.range.0)))
-            .select((subjects::told_seq, subjects::subject_id))
+            .filter(subjects::last_seq.gt(signed(after)))
+            .select((
+                subjects::told_seq,
+                subjects::also_told_seq,
+                subjects::subject_id,
+            ))
             .load(conn)
             .await?;
+        let with_first = found.into_iter().filter_map(|(told, also_told, id)| {
+            let seqs = [Some(told), also_told].into_iter().flatten().map(unsigned);
+            let first = seqs.filter(|seq| *seq > after && *seq <= upto).min()?;
+            Some((first, id))
+        });
+        // By the first event of each: if one is left out, all events before its first one have been read.
+        let mut of_subjects: Vec<(u64, String)> = with_first.collect();
         of_subjects.sort_unstable();
         let mut bytes = 0;
         // Many subjects can be large: only those of this page are read.
-        for part in of_subjects.chunks(READ_PAGE / 8) {
+        'page: for part in of_subjects.chunks(READ_PAGE / 8) {
             let names: Vec<&str> = part.iter().map(|(_, id)| id.as_str()).collect();
-            let rows: Vec<(i64, SubjectRow)> = subjects::table
+            let rows: Vec<SubjectRow> = subjects::table
                 .filter(subjects::school_id.eq(self.scope.school.get()))
                 .filter(subjects::kind.eq(self.kind.collection()))
                 .filter(subjects::subject_id.eq_any(&names))
-                .order(subjects::told_seq)
-                .select((subjects::told_seq, SubjectRow::as_select()))
+                .select(SubjectRow::as_select())
                 .load(conn)
                 .await?;
-            for (seq, row) in rows {
+            let mut rows: HashMap<String, SubjectRow> = rows
+                .into_iter()
+                .map(|row| (row.subject_id.clone(), row))
+                .collect();
+            for (first, id) in part {
+                if bytes > READ_PAGE_BYTES {
+                    self.range.1 = self.range.1.min(first - 1);
+                    break 'page;
+                }
+                let Some(row) = rows.remove(id) else {
+                    continue;
+                };
                 let (id, stored) = row.into_stored()?;
                 bytes += stored.state.text_bytes();
                 self.add_snapshots(&id, &stored);
-                if bytes > READ_PAGE_BYTES {
-                    self.range.1 = self.range.1.min(unsigned(seq));
-                }
-            }
-            if bytes > READ_PAGE_BYTES {
-                break;
             }
         }
         self.parts(conn, Some(&names)).await

@@ -374,9 +374,13 @@ pub(super) fn standings(
 
 pub(super) fn totals(conn: &mut SqliteConnection) -> QueryResult<Vec<Total>> {
     let rows: Vec<TotalRow> = diesel::sql_query(
-        "SELECT name, SUM(head - seq) AS lag, SUM(delivered) AS delivered, SUM(failed) AS failed, SUM(dead) AS dead, \
-         (SELECT COUNT(*) FROM notifier_set_aside WHERE notifier_set_aside.name = notifier_cursors.name) AS set_aside \
-         FROM notifier_cursors JOIN schools USING (school_id) GROUP BY name ORDER BY name",
+        // A notifier that has not begun in a school is behind by all of its events.
+        "SELECT n.name, COALESCE(SUM(s.head - COALESCE(c.seq, 0)), 0) AS lag, COALESCE(SUM(c.delivered), 0) AS delivered, \
+         COALESCE(SUM(c.failed), 0) AS failed, COALESCE(SUM(c.dead), 0) AS dead, \
+         (SELECT COUNT(*) FROM notifier_set_aside AS a WHERE a.name = n.name) AS set_aside \
+         FROM notifiers AS n LEFT JOIN schools AS s ON true \
+         LEFT JOIN notifier_cursors AS c ON c.name = n.name AND c.school_id = s.school_id \
+         GROUP BY n.name ORDER BY n.name",
     )
     .load(conn)?;
     let total = |row: TotalRow| Total {

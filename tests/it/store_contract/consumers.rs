@@ -319,3 +319,20 @@ pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: 
     let offset = bench.store.notifier_offset("ops", school(1)).await.unwrap();
     assert_eq!(offset.set_aside, [own("b", 2, 1)]);
 }
+
+pub(super) async fn a_notifier_that_has_not_begun_is_behind_by_all_events(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench.store.notifier_begins("ops").await.unwrap();
+    let total = |lag| Total {
+        name: "ops".into(),
+        lag,
+        set_aside: 0,
+        delivered: 0,
+        failed: 0,
+        dead: 0,
+    };
+    assert_eq!(bench.store.notifier_totals().await.unwrap(), [total(0)]);
+    bench.done(vec![create("a"), tick("a")]).await;
+    bench.append(2, vec![create("a")]).await;
+    assert_eq!(bench.store.notifier_totals().await.unwrap(), [total(3)]);
+}

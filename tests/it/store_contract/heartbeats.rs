@@ -1,5 +1,6 @@
 //! The contract of `Heartbeats`: what several nodes have received is merged.
 
+use chrono::DateTime;
 use tidings::kind::device::{Heard, Status};
 use tidings::log::heartbeats::{Heartbeat, LastHeartbeats, Shared};
 

@@ -166,6 +166,7 @@ macro_rules! stores {
                     test a_wide_event_is_in_the_replay_of_any_subject_of_its_kind;
                     test a_snapshot_contains_each_subject_once_in_the_order_of_the_log;
                     test a_snapshot_of_several_events_a_subject_contains_each_once_and_in_order;
+                    test a_snapshot_of_large_subjects_with_several_events_leaves_out_none;
                     test a_snapshot_of_what_goes_on_leaves_out_what_has_ended;
                     slow a_page_is_bounded_in_bytes_and_nothing_is_left_out;
                     test a_page_for_many_subjects_is_no_larger_than_one_for_all;
@@ -183,6 +184,7 @@ macro_rules! stores {
                 }
                 consumers {
                     test a_notifiers_cursor_is_kept_and_never_goes_back;
+                    test a_notifier_that_has_not_begun_is_behind_by_all_events;
                     test what_a_notifier_sets_aside_is_kept_until_it_is_lifted;
                     test a_notifier_moves_only_under_the_last_fence_of_its_lease;
                 }
@@ -198,6 +200,7 @@ macro_rules! stores {
                 ping_keys {
                     test a_ping_key_is_found_in_its_school_until_it_is_removed;
                     race concurrent_pings_of_a_key_begin_one_run;
+                    race a_limit_of_ping_keys_is_kept_whoever_adds_them;
                 }
             }
             $(contract_test!(test $also, $open, $is_there, $again);)*

@@ -77,3 +77,20 @@ pub(super) async fn concurrent_pings_of_a_key_begin_one_run(open: Open, again: O
     let found = other.ping_key(school(1), digest).await.unwrap();
     assert_eq!(found.unwrap().run, RACES as u64);
 }
+
+pub(super) async fn a_limit_of_ping_keys_is_kept_whoever_adds_them(
+    open: Open,
+    again: Option<Open>,
+) {
+    let pair = Pair::open(open, again, Settings::default());
+    let store = &pair.bench.store;
+    let other = pair.other.as_deref().unwrap_or(&**store);
+    for number in 1..=RACES as i64 {
+        let key = || new_key(number, "backup", Numbers::ExitCode).0;
+        let (one, two) = tokio::join!(
+            store.add_ping_key(school(number), key(), 1),
+            other.add_ping_key(school(number), key(), 1),
+        );
+        assert!(one.unwrap() ^ two.unwrap(), "{number}");
+    }
+}

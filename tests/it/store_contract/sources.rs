@@ -1,7 +1,7 @@
 //! What a store promises of the kinds other than jobs.
 
-use chrono::{SubsecRound, Utc};
-use tidings::id::{Cursor, Place};
+use chrono::Utc;
+use tidings::config::READ_PAGE_BYTES;
 use tidings::kind::{Part, characteristic, device, enrollment, schedule};
 use tidings::log::PartQuery;
 
@@ -141,6 +141,30 @@ pub(super) async fn a_snapshot_of_several_events_a_subject_contains_each_once_an
     assert_eq!(bench.snapshot(&filtered).await.len(), number * 2);
     let replayed = bench.replayed(&scope, 0, false).await;
     assert_eq!(replayed, (1..=replayed.len() as u64).collect::<Vec<_>>());
+}
+
+/// Each subject has two events, which are far apart: all first ones come before all second ones, in the opposite order.
+pub(super) async fn a_snapshot_of_large_subjects_with_several_events_leaves_out_none(open: Open) {
+    const DEVICES: usize = 100;
+    let bench = bench(open, Settings::default());
+    let ids: Vec<String> = (0..DEVICES).map(|number| format!("d{number}")).collect();
+    let info = json!({"info": {"text": "i".repeat(READ_PAGE_BYTES / 70)}});
+    let put = |id: &String| put_device(id, info.clone());
+    bench.done(ids.iter().map(put).collect()).await;
+    let report = |id: &String| {
+        let report = read(json!({"status": "online"}));
+        to(id, Command::Device(device::Command::Report(report)))
+    };
+    bench.done(ids.iter().rev().map(report).collect()).await;
+    let each: Vec<String> = ids.iter().map(|id| format!("devices/{id}")).collect();
+    let each: Vec<&str> = each.iter().map(String::as_str).collect();
+    let all_devices = Scope::new(school(1), [kind::channel("devices").unwrap()]);
+    for scope in [Arc::new(all_devices), only(&each)] {
+        let snapshot = bench.snapshot(&scope).await;
+        let is_ordered = snapshot.is_sorted_by(|one, next| one.1 < next.1);
+        assert!(is_ordered, "in the order of the log, each once");
+        assert_eq!(snapshot.len(), 2 * DEVICES);
+    }
 }
 
 pub(super) async fn a_snapshot_of_what_goes_on_leaves_out_what_has_ended(open: Open) {

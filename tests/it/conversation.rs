@@ -2,7 +2,7 @@
 //! application that has Tidings built in meets.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -219,6 +219,123 @@ async fn a_conversation_sends_no_more_than_there_is_room_for() {
     tidings.close().await.unwrap();
 }
 
+/// Records the commands, and answers them. It has room for one.
+#[derive(Default, Clone)]
+struct OneAtATime(Arc<Mutex<Vec<Map<String, Value>>>>);
+
+impl OneAtATime {
+    fn waiting(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+impl Publishing for OneAtATime {
+    fn has_room(&self) -> bool {
+        self.waiting() == 0
+    }
+
+    fn publish(&mut self, _: &Access, _: Option<Value>, command: Map<String, Value>, _: usize) {
+        self.0.lock().unwrap().push(command);
+    }
+
+    fn poll_answer(&mut self, _: &mut Context<'_>, _: &Access) -> Poll<Option<Vec<u8>>> {
+        let answered = self.0.lock().unwrap().pop();
+        Poll::Ready(answered.map(|_| br#"{"type":"published"}"#.to_vec()))
+    }
+
+    fn stop(&mut self) {}
+}
+
+#[tokio::test]
+async fn a_command_waits_until_there_is_room_for_it() {
+    let (tidings, _folder) = start(json!({}));
+    let commands = OneAtATime::default();
+    let talk = Talk::begin(&tidings, access(Role::Worker), Dialect::MULTIPLEXED);
+    let mut talk = talk.with_publishing(commands.clone());
+    talk.until(is("connected")).await;
+    assert!(!talk.session.is_busy());
+    let command = json!({"type": "publish", "kind": "jobs", "id": "a", "action": "start"});
+    for _ in 0..2 {
+        talk.receive(command.clone());
+    }
+    assert_eq!(commands.waiting(), 1);
+    assert!(talk.session.has_held_message() && talk.session.is_busy());
+    let Talk { session, output } = &mut talk;
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(!session.resume(output), "there is still no room");
+    assert!(session.poll_published(&mut cx, output), "the answer");
+    assert!(session.resume(output));
+    assert_eq!(commands.waiting(), 1, "the second command");
+    assert!(!session.has_held_message() && !session.is_busy());
+    assert_eq!(field(&output.messages, "type"), ["published"]);
+    tidings.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn only_workers_may_publish_and_only_where_commands_are_taken() {
+    let (tidings, _folder) = start(json!({}));
+    for (role, takes_commands, expected) in [
+        (Role::Worker, true, true),
+        (Role::Worker, false, false),
+        (Role::Viewer, true, false),
+        (Role::Viewer, false, false),
+    ] {
+        let mut talk = Talk::begin(&tidings, access(role), Dialect::MULTIPLEXED);
+        if takes_commands {
+            talk = talk.with_publishing(OneAtATime::default());
+        }
+        let case = format!("{role:?} {takes_commands}");
+        assert_eq!(talk.session.can_publish(), expected, "{case}");
+    }
+    tidings.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_unsubscribe_waits_for_the_subscribe_before_it() {
+    let (tidings, _folder) = start(json!({}));
+    let mut talk = Talk::begin(&tidings, access(Role::Viewer), Dialect::MULTIPLEXED);
+    talk.until(is("connected")).await;
+    talk.receive(json!({"type": "subscribe", "channels": ["jobs"]}));
+    let Talk { session, output } = &mut talk;
+    assert!(poll_fn(|cx| session.poll_answer(cx, output)).await);
+    assert!(session.is_busy());
+    talk.receive(json!({"type": "unsubscribe", "channels": ["jobs"]}));
+    assert!(talk.session.has_held_message());
+    let messages = talk.until(is("unsubscribed")).await;
+    assert_eq!(field(&messages, "type")[0], "subscribed", "{messages:?}");
+    assert!(!talk.session.is_busy());
+    tidings.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_credential_receives_acknowledgements_only_if_it_reaches_a_characteristic() {
+    for (channel, expected) in [
+        (None, true),
+        (Some("schools/1"), true),
+        (Some("schools/2"), false),
+        (Some("characteristics"), true),
+        (Some("characteristics/c"), true),
+        (Some("jobs"), false),
+    ] {
+        let access = Access {
+            channels: channel.map(|own| vec![kind::channel(own).unwrap()]),
+            ..access(Role::Viewer)
+        };
+        let receives = |dialect: Dialect| dialect.receives_acknowledgements(&access, school(1));
+        assert_eq!(receives(Dialect::MULTIPLEXED), expected, "{channel:?}");
+        assert!(!receives(Dialect::EVENTS), "{channel:?}");
+    }
+}
+
+#[test]
+fn only_some_endpoints_conflate_ticks_by_default() {
+    let settings = Settings::default();
+    let tick = Duration::from_millis(settings.tick_ms.get());
+    assert!(tick > Duration::ZERO);
+    assert_eq!(Dialect::EVENTS.tick(&settings), tick);
+    assert_eq!(Dialect::MULTIPLEXED.tick(&settings), Duration::ZERO);
+}
+
 #[tokio::test]
 async fn a_close_message_waits_for_answers_but_not_forever() {
     let (tidings, _folder) = start(json!({}));
@@ -239,6 +356,26 @@ async fn a_close_message_waits_for_answers_but_not_forever() {
     assert_eq!(session.ended(), None);
     assert!(output.messages.is_empty());
     assert_eq!(session.poll_timers(until, output), None);
+    assert!(!session.poll_published(&mut cx, output));
+    assert_eq!(session.ended(), Some(Close::TokenExpired));
+    assert_eq!(field(&output.messages, "type"), ["closing"]);
+    tidings.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_close_message_is_sent_once_all_commands_are_answered() {
+    let (tidings, _folder) = start(json!({}));
+    let expired = Access {
+        expires_at: Some(Utc::now()),
+        ..access(Role::Worker)
+    };
+    let talk = Talk::begin(&tidings, expired, Dialect::MULTIPLEXED);
+    let mut talk = talk.with_publishing(OneAtATime::default());
+    let Talk { session, output } = &mut talk;
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(session.poll_deliveries(&mut cx, output));
+    assert_eq!(session.ended(), None);
+    assert!(session.poll_published(&mut cx, output));
     assert_eq!(session.ended(), Some(Close::TokenExpired));
     assert_eq!(field(&output.messages, "type"), ["closing"]);
     tidings.close().await.unwrap();

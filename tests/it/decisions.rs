@@ -6,7 +6,7 @@ use chrono::DateTime;
 use serde_json::json;
 use tidings::config::{Bounded, Settings};
 use tidings::id::SchoolId;
-use tidings::kind::{RuleError, characteristic, device, enrollment};
+use tidings::kind::{Command, RuleError, characteristic, device, enrollment};
 use tidings::log::decide::{Decisions, Rules};
 use tidings::log::facts::Moment;
 use tidings::log::writer::{Pace, Writer};
@@ -202,13 +202,13 @@ fn a_device_is_held_by_one_session_within_a_group_and_afterwards() {
     let rules = rules(10);
     let mut facts = Memory::default();
     let session = |id: &str, verb, body| command(enrollment::KIND, id, verb, body);
-    let start = |id: &str| session(id, "start", json!({"device_id": "d"}));
+    let start = |id: &str| session(id, "create", json!({"device_id": "d"}));
     let mut decisions = Decisions::default();
     let is_held = |receipt: &Result<Receipt, CommandError>| {
         let error = receipt.as_ref().err();
         matches!(error, Some(CommandError::Rule(RuleError::Held { .. })))
     };
-    let register = command(device::KIND, "d", "register", json!({}));
+    let register = command(device::KIND, "d", "put", json!({}));
     let first = [register, start("a"), start("b")];
     let receipts = decided(&rules, &mut facts, &mut decisions, &first);
     assert!(receipts[..2].iter().all(Result::is_ok), "{receipts:?}");
@@ -218,7 +218,10 @@ fn a_device_is_held_by_one_session_within_a_group_and_afterwards() {
     let cancel = session("a", "cancel", json!({}));
     let second = [start("b"), cancel, start("b"), start("c")];
     let receipts = decided(&rules, &mut facts, &mut decisions, &second);
-    assert!(is_held(&receipts[0]) && is_held(&receipts[3]), "{receipts:?}");
+    assert!(
+        is_held(&receipts[0]) && is_held(&receipts[3]),
+        "{receipts:?}"
+    );
     assert!(receipts[1..3].iter().all(Result::is_ok), "{receipts:?}");
 }
 
@@ -228,7 +231,15 @@ fn a_violation_can_be_acknowledged_within_its_group_and_only_once() {
     let mut facts = Memory::default();
     let mut decisions = Decisions::default();
     let to = |verb, body| command(characteristic::KIND, "c", verb, body);
-    let acknowledge = || to("acknowledge", json!({"seq": 2, "note": "seen"}));
+    let acknowledge = || {
+        let acknowledge = characteristic::Acknowledge {
+            number: 1,
+            user: "ann".into(),
+            reason: "known".into(),
+        };
+        let command = characteristic::Command::Acknowledge(acknowledge);
+        Envelope::new("c".parse().unwrap(), Command::Characteristic(command))
+    };
     let first = [
         to("put", json!({})),
         to("violations", json!({"rule_id": 1})),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +52,8 @@ pub enum Incoming {
 struct InFlight {
     /// Schools with events in flight.
     schools: Mutex<HashMap<SchoolId, Undispatched>>,
+    /// Whether the receiver is gone, so that nothing more is dispatched. Changes only while `schools` is locked.
+    is_over: AtomicBool,
     sent: AtomicU64,
     done: watch::Sender<u64>,
     announcer: OnceLock<Announcer>,
@@ -72,6 +74,7 @@ impl Committed {
         let (hints, hinted) = Hints::channel();
         let in_flight = Arc::new(InFlight {
             schools: Mutex::default(),
+            is_over: AtomicBool::new(false),
             sent: AtomicU64::new(0),
             done: watch::channel(0).0,
             announcer: OnceLock::new(),
@@ -268,7 +271,9 @@ impl Batches {
 impl Drop for Batches {
     /// Wakes all waiters: the remaining events will never be dispatched.
     fn drop(&mut self) {
-        for (_, own) in self.in_flight.schools().drain() {
+        let mut schools = self.in_flight.schools();
+        self.in_flight.is_over.store(true, Ordering::SeqCst);
+        for (_, own) in schools.drain() {
             own.changed.notify_waiters();
         }
     }
@@ -289,6 +294,10 @@ impl InFlight {
     fn note(&self, events: &[Arc<Event>]) {
         self.sent.fetch_add(1, Ordering::SeqCst);
         let mut schools = self.schools();
+        if self.is_over.load(Ordering::SeqCst) {
+            // Nobody would ever wake those who wait for it.
+            return;
+        }
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let newest = of_school[of_school.len() - 1].seq;
             let own = schools
@@ -408,5 +417,23 @@ impl CommitMetrics {
             commit_micros: self.commit_micros.load(Ordering::Relaxed),
             slowest_micros: self.slowest_micros.load(Ordering::Relaxed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::mailbox::tests::event;
+
+    /// At shutdown, the writer can commit after the receiver has gone.
+    #[tokio::test]
+    async fn nothing_waits_for_a_batch_that_nobody_dispatches() {
+        let (committed, batches) = Committed::channel(1);
+        let batch = vec![event(1, "a", true)];
+        let school = batch[0].school;
+        drop(batches);
+        assert_eq!(committed.blocking_send(batch), Err(StoreError::Stopped));
+        committed.settled(school).await;
+        assert_eq!(committed.behind(), 0);
     }
 }

@@ -353,6 +353,9 @@ impl Outbox {
         }
         if status == 404 && report.verb.is_terminal() && !report.has_created {
             report.has_created = true;
+            // The server has lost the job. The attempt of the new one is known once it has started.
+            report.subject.known().attempt = None;
+            report.thaw();
             let start = Report::new(&report.subject, Verb::Start, report.subject.start.clone());
             self.put_before(&id, index, start);
             return Decision::Repeat(Duration::ZERO);
@@ -532,15 +535,22 @@ mod tests {
     #[test]
     fn the_end_of_an_unknown_job_starts_it_first() {
         let (mut outbox, job) = (Outbox::default(), subject("a"));
+        // The server has lost the second attempt of the job.
+        job.known().attempt = Some(2);
         outbox.offer(Report::new(&job, Verb::Complete, Map::new()));
-        let (keys, _) = outbox.take("w", Instant::now(), 10);
+        let (keys, batch) = outbox.take("w", Instant::now(), 10);
+        assert_eq!(lines(&batch)[0]["attempt"], 2);
         let answer = json!({"status": 404, "problem": {"code": "not-found"}});
-        assert!(matches!(
-            outbox.decide(&keys[0], &answer),
-            Decision::Repeat(_)
-        ));
-        let (_, batch) = outbox.take("w", Instant::now(), 10);
+        let decision = outbox.decide(&keys[0], &answer);
+        assert!(matches!(decision, Decision::Repeat(_)));
+        let (keys, batch) = outbox.take("w", Instant::now(), 10);
+        assert_eq!(lines(&batch).len(), 1);
         assert_eq!(lines(&batch)[0]["op"], "jobs.start");
+        let answer = json!({"status": 200, "event": {"attempt": 1, "status": "in_progress"}});
+        assert_eq!(outbox.decide(&keys[0], &answer), Decision::Done);
+        let (_, batch) = outbox.take("w", Instant::now(), 10);
+        assert_eq!(lines(&batch)[0]["op"], "jobs.complete");
+        assert_eq!(lines(&batch)[0]["attempt"], 1);
     }
 
     #[test]

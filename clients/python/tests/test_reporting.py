@@ -141,6 +141,26 @@ def test_reports_carry_the_attempt_so_that_a_lost_worker_does_no_harm(server: Se
     assert (known["attempt"], known["status"], known["result"]) == (2, "completed", "right")
 
 
+def test_a_job_that_the_server_has_lost_is_reported_anew(tmp_path: Path) -> None:
+    server = Server(tmp_path / "s")
+    try:
+        with reporting(server.url) as reporter:
+            job_of(reporter, id="lost").start().fail("first try")
+            again = job_of(reporter, id="lost").start()
+            assert reporter.flush()
+            assert again.snapshot["attempt"] == 2
+            # The server comes back with another database.
+            server.stop()
+            (tmp_path / "s" / "data").rename(tmp_path / "old")
+            server.start()
+            again.complete("done")
+            assert reporter.flush()
+        known = server.job("lost") or {}
+        assert (known.get("attempt"), known.get("status"), known.get("result")) == (1, "completed", "done")
+    finally:
+        server.stop()
+
+
 def test_a_second_start_joins_the_attempt_that_is_running(server: Server, reporter: tidings.Reporter) -> None:
     server.post("/api/jobs", {"job_id": "joined", "job_type": "x", "status": "in_progress"})
     with job_of(reporter, id="joined") as job:

@@ -303,6 +303,10 @@ def judge(report: Report, status: int, event: Body | None, problem: Body) -> Ver
         return KEEP
     if status == 404 and report.creates:
         creates, report.creates = report.creates, ()
+        if report.job is not None:
+            # The server has lost the job. The attempt of the new one is known once it has started.
+            report.job.attempt = None
+            report.thaw()
         return Verdict(is_done=False, first=creates)
     if status == 409 and report.job is not None and code in ("finished", "illegal-transition") and report.verb != "create":
         return Verdict(look=True)

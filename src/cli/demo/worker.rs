@@ -139,9 +139,9 @@ impl Worker<'_> {
         let jobs = self.open_jobs().unwrap_or_default();
         if jobs.iter().any(|job| job["status"] == "in_progress") {
             self.cancel_leftovers();
+            return Vec::new();
         }
-        let waiting = jobs.iter().filter(|job| job["status"] != "in_progress");
-        waiting
+        jobs.iter()
             .filter_map(|job| {
                 // A job may be from anyone, so read only files that were given as documents.
                 let named = job["metadata"]["path"].as_str()?;

@@ -185,13 +185,10 @@ fn subject(notification: &Notification) -> String {
     let noun = noun(notification.kind);
     let text = match &notification.severity {
         Some(severity) => {
-            // Do not repeat the noun if the event type begins with it. No type with a severity does at present.
-            let event = notification.event_type;
-            let event = event
-                .strip_prefix(noun)
-                .and_then(|rest| rest.strip_prefix('_'))
-                .unwrap_or(event);
-            format!(": {} ({severity})", event.replace('_', " "))
+            format!(
+                ": {} ({severity})",
+                notification.event_type.replace('_', " ")
+            )
         }
         None => format!(" {}", notification.status.replace('_', " ")),
     };
@@ -310,7 +307,7 @@ mod tests {
         let violation = Notification {
             kind: "characteristics",
             subject: "temp-1".into(),
-            event_type: "characteristic_violation",
+            event_type: "violation",
             severity: Some("critical".into()),
             ..notification()
         };

@@ -21,7 +21,7 @@ pub(super) enum Urgency {
 /// The state of the subject, for the choice of an icon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// It failed, is offline, missed a run, or is out of control (whatever the severity).
+    /// It failed, is offline, missed a run, or is out of control. A violation of severity `warning` or `info` is not [`Mark::Bad`].
     Bad,
     /// It is stalled or late.
     Warning,
@@ -55,12 +55,14 @@ impl Summary {
         let is_bad = matches!(
             own.status,
             "failed" | "error" | "offline" | "missed" | "out_of_control"
-        ) || own.severity.as_deref() == Some("critical");
+        );
         let goes_on = matches!(
             own.status,
             "in_progress" | "ready" | "placing" | "capturing" | "processing"
         );
         let (urgency, mark) = match own.status {
+            _ if own.severity.as_deref() == Some("warning") => (Urgency::Normal, Mark::Warning),
+            _ if own.severity.as_deref() == Some("info") => (Urgency::Normal, Mark::News),
             _ if is_bad => (Urgency::Urgent, Mark::Bad),
             _ if details.stalled || own.status == "late" => (Urgency::Urgent, Mark::Warning),
             _ if goes_on => (Urgency::Quiet, Mark::Running),
@@ -113,4 +115,36 @@ pub(super) fn subject_tag(own: &Notification) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::EventDetails;
+
+    #[test]
+    fn only_a_critical_violation_is_urgent() {
+        for (severity, urgency, mark) in [
+            (None, Urgency::Urgent, Mark::Bad),
+            (Some("critical"), Urgency::Urgent, Mark::Bad),
+            (Some("warning"), Urgency::Normal, Mark::Warning),
+            (Some("info"), Urgency::Normal, Mark::News),
+        ] {
+            let own = Notification {
+                id: "00c0ffee-7-ops".into(),
+                school_id: 7,
+                kind: "characteristics",
+                subject: "temp-1".into(),
+                title: None,
+                event_type: "violation",
+                status: "out_of_control",
+                severity: severity.map(Into::into),
+                at: DateTime::UNIX_EPOCH,
+                details: EventDetails::default(),
+                json: Vec::new(),
+            };
+            let summary = Summary::of(&own, 1_000);
+            assert_eq!((summary.urgency, summary.mark), (urgency, mark));
+        }
+    }
 }

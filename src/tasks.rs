@@ -27,9 +27,9 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -228,14 +228,10 @@ impl Tasks {
     pub fn spawn_observer(
         &self,
         name: impl Into<Arc<str>>,
-        task: impl Future<Output = ()> + Send + 'static,
+        task: impl Future<Output = ()> + Send + Unpin + 'static,
     ) {
         let running = self.accounts.running(name.into());
-        self.tracker.spawn(async move {
-            if let Err(Panicked) = caught(task).await {
-                running.panicked();
-            }
-        });
+        self.tracker.spawn(Observer { task, running });
     }
 
     /// Runs a part of a supervised task whose panic must not end the task. Such a panic counts as a panic of the task,
@@ -297,6 +293,25 @@ fn pause(failures: u32) -> Duration {
     TASK_PAUSE_MIN
         .saturating_mul(2_u32.saturating_pow(doublings))
         .min(TASK_PAUSE_MAX)
+}
+
+/// A task of which there can be very many. Not an `async` block, which would reserve memory for the task several times: where it
+/// is captured, and where it is pinned.
+struct Observer<F> {
+    task: F,
+    running: Running,
+}
+
+impl<F: Future<Output = ()> + Unpin> Future for Observer<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Observer { task, running } = &mut *self;
+        catch_unwind(AssertUnwindSafe(|| Pin::new(task).poll(cx))).unwrap_or_else(|_| {
+            running.panicked();
+            Poll::Ready(())
+        })
+    }
 }
 
 struct Panicked;

@@ -54,7 +54,7 @@ impl VerifiedTokens {
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         {
             let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = tokens.get(&digest).filter(|own| own.holds(keys, now));
+            let known = tokens.get(&digest).filter(|entry| entry.holds(keys, now));
             if let Some(known) = known {
                 return Ok(known.access.clone());
             }
@@ -120,8 +120,8 @@ mod tests {
         assert!(check("a", &keys, now + hour), "it has expired");
         let earlier = now - TimeDelta::seconds(1);
         assert!(check("a", &keys, earlier), "the clock was set back");
-        let other = Arc::new(KeySet(Vec::new()));
-        assert!(check("b", &other, now), "other keys are in force");
+        let other_keys = Arc::new(KeySet(Vec::new()));
+        assert!(check("b", &other_keys, now), "other keys are in force");
         assert!(check("b", &keys, now), "and the first ones again");
     }
 

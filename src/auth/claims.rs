@@ -150,7 +150,10 @@ impl ClaimRules {
         }
         for name in PURPOSE_CLAIMS {
             let purpose = claims[name].as_str().unwrap_or_default();
-            if REFRESH.iter().any(|own| own.eq_ignore_ascii_case(purpose)) {
+            if REFRESH
+                .iter()
+                .any(|word| word.eq_ignore_ascii_case(purpose))
+            {
                 let problem = "says that this is a refresh token; an access token is required";
                 return Err(TokenError::claim(name, problem).into());
             }
@@ -180,10 +183,10 @@ impl ClaimRules {
             return Err(AuthError::Expired { ago_secs });
         }
         // A JSON number can be too large for a date. An `exp` that passes this check is not.
-        let most = self.max_token_secs;
-        if exp - now > most as f64 {
+        let max_secs = self.max_token_secs;
+        if exp - now > max_secs as f64 {
             let problem = format!(
-                "is more than {most} s in the future (`max_token_secs`); it must be in seconds since 1970, not in milliseconds"
+                "is more than {max_secs} s in the future (`max_token_secs`); it must be in seconds since 1970, not in milliseconds"
             );
             return Err(TokenError::claim("exp", problem).into());
         }
@@ -233,9 +236,9 @@ impl ClaimRules {
             return Ok((*role, Origin::Mapped));
         }
         let unknown = || {
-            let own = Role::ALL.map(Role::name).into_iter();
+            let names = Role::ALL.map(Role::name).into_iter();
             let mapped = self.roles.keys().map(String::as_str);
-            let mut accepted: Vec<&str> = own.chain(mapped).collect();
+            let mut accepted: Vec<&str> = names.chain(mapped).collect();
             let mut seen = std::collections::HashSet::new();
             accepted.retain(|name| seen.insert(*name));
             let accepted = accepted.join(", ");
@@ -250,18 +253,18 @@ impl ClaimRules {
         let listed = listed(claims)?;
         let named = self.school.of(claims);
         if let Some(value) = named.filter(|value| !value.is_null()) {
-            let own = school(value).ok_or_else(|| {
+            let claimed = school(value).ok_or_else(|| {
                 let problem = "is neither a positive integer nor a string of its digits";
                 self.school.wrong(problem)
             })?;
-            if listed.is_some_and(|listed| !listed.contains(&own)) {
+            if listed.is_some_and(|listed| !listed.contains(&claimed)) {
                 return Err(self.school.wrong("is not one of `schools`"));
             }
-            return Ok(Schools::One(own));
+            return Ok(Schools::One(claimed));
         }
         if let Some(listed) = listed {
             return Ok(match *listed {
-                [own] => Schools::One(own),
+                [only] => Schools::One(only),
                 _ => Schools::Listed(listed),
             });
         }
@@ -280,7 +283,7 @@ impl ClaimRules {
             };
         }
         match self.default_school {
-            Some(own) => Ok(Schools::One(own)),
+            Some(default_school) => Ok(Schools::One(default_school)),
             None if (origin, role) == (Origin::Own, Role::Admin) => Ok(Schools::All),
             None => {
                 let problem = "is missing, and no `jwt_default_school_id` is set";
@@ -296,10 +299,10 @@ impl ClaimRules {
 
     /// Returns the claims under the names that the settings give them. `None` if `jwt_roles` maps no name to their role.
     pub(super) fn written(&self, claims: &Claims) -> Option<Value> {
-        let own = claims.role.name();
+        let role_name = claims.role.name();
         let by_map = |(name, role): (&String, &Role)| (*role == claims.role).then(|| name.clone());
-        let role = match self.roles.contains_key(own) {
-            false => own.to_owned(),
+        let role = match self.roles.contains_key(role_name) {
+            false => role_name.to_owned(),
             true => self.roles.iter().find_map(by_map)?,
         };
         let mut written = serde_json::to_value(claims).expect("claims are JSON");
@@ -333,8 +336,8 @@ fn require_value(
 ) -> Result<(), TokenError> {
     let problem = match &claims[name] {
         Value::Null => "is missing".into(),
-        Value::String(own) if own == wanted => return Ok(()),
-        Value::Array(all) if all.iter().any(|own| own == wanted) => return Ok(()),
+        Value::String(value) if value == wanted => return Ok(()),
+        Value::Array(all) if all.iter().any(|value| value == wanted) => return Ok(()),
         _ => format!("does not match `{setting}`"),
     };
     Err(TokenError::claim(name, problem))

@@ -122,12 +122,14 @@ fn read(path: &Path) -> std::io::Result<Vec<u8>> {
         return Err(std::io::Error::other("is not a file"));
     }
     let mut bytes = Vec::new();
-    let most = JWKS_FILE_MAX_BYTES as u64;
+    let max_bytes = JWKS_FILE_MAX_BYTES as u64;
     std::fs::File::open(path)?
-        .take(most + 1)
+        .take(max_bytes + 1)
         .read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > most {
-        true => Err(std::io::Error::other(format!("has more than {most} bytes"))),
+    match bytes.len() as u64 > max_bytes {
+        true => Err(std::io::Error::other(format!(
+            "has more than {max_bytes} bytes"
+        ))),
         false => Ok(bytes),
     }
 }
@@ -162,7 +164,7 @@ fn key(entry: &Value) -> Result<VerifyingKey, &'static str> {
         return Err("its `use` is not sig");
     }
     let operations = entry["key_ops"].as_array();
-    if operations.is_some_and(|all| !all.iter().any(|own| own == "verify")) {
+    if operations.is_some_and(|all| !all.iter().any(|operation| operation == "verify")) {
         return Err("its `key_ops` do not include verify");
     }
     let (key, fitting) = match (text("kty"), text("crv")) {
@@ -208,13 +210,13 @@ fn key(entry: &Value) -> Result<VerifyingKey, &'static str> {
         Value::Null => fitting.to_vec(),
         named => {
             let named = named.as_str().and_then(algorithm);
-            let named = named.filter(|own| fitting.contains(own));
+            let named = named.filter(|alg| fitting.contains(alg));
             vec![named.ok_or("its `alg` is not for keys of its `kty`")?]
         }
     };
     // An invalid key, such as a point that is not on its curve, fails only when it is used. So verify an empty signature: that
     // is an error only if the key is invalid.
-    let sound = |own: &Algorithm| jsonwebtoken::crypto::verify("", b"", &key, *own).is_ok();
+    let sound = |alg: &Algorithm| jsonwebtoken::crypto::verify("", b"", &key, *alg).is_ok();
     if !algorithms.iter().all(sound) {
         return Err("it is not a point on its curve");
     }

@@ -34,7 +34,7 @@ impl View {
 
     /// Parses the text that [`View::as_str`] returns.
     pub fn parse(text: &str) -> Option<View> {
-        View::ALL.into_iter().find(|own| own.as_str() == text)
+        View::ALL.into_iter().find(|view| view.as_str() == text)
     }
 }
 

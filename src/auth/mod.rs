@@ -199,12 +199,12 @@ impl Access {
     /// Returns the school of a request. Reports a school that the credential does not cover as not found.
     pub fn school(&self, named: Option<SchoolId>) -> Result<SchoolId, AuthError> {
         let named = match (&self.schools, named) {
-            (Schools::One(own), None) => return Ok(*own),
+            (Schools::One(school), None) => return Ok(*school),
             (_, None) => return Err(AuthError::SchoolRequired),
             (_, Some(named)) => named,
         };
         let covers = match &self.schools {
-            Schools::One(own) => *own == named,
+            Schools::One(school) => *school == named,
             Schools::Listed(listed) => listed.contains(&named),
             Schools::All => true,
         };
@@ -234,9 +234,13 @@ impl Access {
             return Ok(());
         };
         // A credential that is limited to channels of another school covers nothing here.
-        let own =
+        let of_school =
             |channel: &&Channel| !matches!(channel, Channel::School(other) if *other != school);
-        if allowed.iter().filter(own).any(|own| own.covers(channel)) {
+        if allowed
+            .iter()
+            .filter(of_school)
+            .any(|entry| entry.covers(channel))
+        {
             Ok(())
         } else {
             Err(AuthError::Channel(channel.clone()))

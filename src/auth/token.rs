@@ -105,10 +105,10 @@ pub(super) struct KeySet(pub(super) Vec<VerifyingKey>);
 impl KeySet {
     /// Returns the names of the algorithms that the keys are for.
     fn accepted(&self) -> String {
-        let used = |own: &Algorithm| self.0.iter().any(|key| key.algorithms.contains(own));
+        let used = |alg: &Algorithm| self.0.iter().any(|key| key.algorithms.contains(alg));
         let names: Vec<&str> = ALGORITHMS
             .iter()
-            .filter(|(_, own)| used(own))
+            .filter(|(_, alg)| used(alg))
             .map(|(name, _)| *name)
             .collect();
         match names.is_empty() {
@@ -139,7 +139,9 @@ impl KeySet {
 
 /// Returns an algorithm by its name in `alg`.
 pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
-    let known = ALGORITHMS.iter().find(|(own, _)| *own == name);
+    let known = ALGORITHMS
+        .iter()
+        .find(|(known_name, _)| *known_name == name);
     known.map(|(_, algorithm)| *algorithm)
 }
 
@@ -157,9 +159,9 @@ pub(super) fn verified(token: &str, keys: &KeySet) -> Result<Value, TokenError> 
     let header = object(&header).ok_or(TokenError::Header)?;
     let alg = header["alg"].as_str().ok_or(TokenError::Header)?;
     let algorithm =
-        algorithm(alg).filter(|own| keys.0.iter().any(|key| key.algorithms.contains(own)));
+        algorithm(alg).filter(|found| keys.0.iter().any(|key| key.algorithms.contains(found)));
     let Some(algorithm) = algorithm else {
-        let known = ALGORITHMS.iter().find(|(own, _)| *own == alg);
+        let known = ALGORITHMS.iter().find(|(name, _)| *name == alg);
         return Err(TokenError::Algorithm {
             named: match (known, alg) {
                 (Some((name, _)), _) => name,
@@ -189,9 +191,9 @@ pub(super) fn verified(token: &str, keys: &KeySet) -> Result<Value, TokenError> 
     if candidates.len() > JWKS_TRIES_MAX {
         return Err(TokenError::TooManyKeys(candidates.len()));
     }
-    let fits = |own: &&VerifyingKey| {
+    let fits = |candidate: &&VerifyingKey| {
         let message = message.as_bytes();
-        jsonwebtoken::crypto::verify(signature, message, &own.key, algorithm).unwrap_or(false)
+        jsonwebtoken::crypto::verify(signature, message, &candidate.key, algorithm).unwrap_or(false)
     };
     if !candidates.iter().any(fits) {
         return Err(TokenError::Signature);

@@ -125,11 +125,12 @@ impl Dialect {
     /// credential must reach a characteristic.
     pub fn receives_acknowledgements(&self, access: &Access, school: SchoolId) -> bool {
         let reaches_one = |channel: &Channel| match channel {
-            Channel::School(own) => *own == school,
+            Channel::School(channel_school) => *channel_school == school,
             Channel::Collection(kind) | Channel::Subject(kind, _) => *kind == characteristic::KIND,
         };
         let channels = access.channels.as_deref();
-        self.receives_acknowledgements && channels.is_none_or(|own| own.iter().any(reaches_one))
+        self.receives_acknowledgements
+            && channels.is_none_or(|channels| channels.iter().any(reaches_one))
     }
 
     /// Returns the shortest interval between two ticks if the request does not choose one.

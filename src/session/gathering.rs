@@ -31,7 +31,7 @@ impl Gathering {
     /// Whether any event is held back that has not been announced.
     pub(super) fn holds_any(&self) -> bool {
         let gathered = self.gathered.as_ref();
-        gathered.is_some_and(|own| !own.0.is_empty())
+        gathered.is_some_and(|gathered| !gathered.0.is_empty())
     }
 
     /// Returns the next event that was announced.
@@ -61,7 +61,7 @@ impl Gathering {
 
     /// Announces the snapshot that has been gathered. Its events are sent next.
     pub(super) fn announce(&mut self, out: &mut impl Outbox) {
-        let Some((events, _)) = self.gathered.take().map(|own| *own) else {
+        let Some((events, _)) = self.gathered.take().map(|boxed| *boxed) else {
             return;
         };
         if let Some(json) = initial_uploads(events.iter().map(|event| &**event)) {

@@ -234,7 +234,7 @@ impl Session {
             }
             ClientMessage::Publish { .. } => {
                 let publishing = self.publishing.as_ref();
-                publishing.is_some_and(|own| !own.has_room())
+                publishing.is_some_and(|publishing| !publishing.has_room())
             }
             _ => false,
         }
@@ -435,7 +435,7 @@ impl Session {
 
     /// Sends the held close message, if there is one. Returns whether there was.
     fn send_close_message(&mut self, out: &mut impl Outbox) -> bool {
-        let Some((control, _)) = self.close_message.take().map(|own| *own) else {
+        let Some((control, _)) = self.close_message.take().map(|boxed| *boxed) else {
             return false;
         };
         self.send_control(&control, out);
@@ -505,12 +505,15 @@ impl Session {
     ) {
         let scope = self.subscription.scope();
         let school = scope.school;
-        let most = self.service.settings().channels_per_connection.get();
+        let max_channels = self.service.settings().channels_per_connection.get();
         let present = scope.channels();
-        let added = channels.iter().filter(|own| !present.contains(own)).count();
-        if present.len() + added > most {
+        let added = channels
+            .iter()
+            .filter(|channel| !present.contains(channel))
+            .count();
+        if present.len() + added > max_channels {
             let message = format!(
-                "with these `channels`, this connection would have {} channels; at most {most} are accepted",
+                "with these `channels`, this connection would have {} channels; at most {max_channels} are accepted",
                 present.len() + added
             );
             let limit = Some("channels_per_connection");
@@ -558,7 +561,10 @@ impl Session {
             .dialect
             .receives_acknowledgements(&self.access, scope.school);
         let present = scope.channels();
-        let repeated = pending.channels.iter().filter(|own| present.contains(own));
+        let repeated = pending
+            .channels
+            .iter()
+            .filter(|channel| present.contains(channel));
         let repeated: Vec<Channel> = repeated.cloned().collect();
         let wide = wide.then_some(characteristic::KIND);
         self.subscription

@@ -67,20 +67,20 @@ struct Waiting {
 type Done = [(Vec<usize>, Result<Vec<Outcome>, Rejected>); 2];
 
 impl PublishService {
-    /// Admits a batch before its body, of at most `body_bytes`, is read. `own` is the school of items that do not name
+    /// Admits a batch before its body, of at most `body_bytes`, is read. `school` is the school of items that do not name
     /// one.
     pub async fn admit_batch(
         &self,
         access: &Access,
-        own: Option<SchoolId>,
+        school: Option<SchoolId>,
         body_bytes: u64,
     ) -> Result<Reserved, Rejected> {
         access.require(Role::Worker)?;
-        if let Some(own) = own {
-            self.permit_bytes(own)?;
+        if let Some(school) = school {
+            self.permit_bytes(school)?;
         }
         let memory = self.settings().unread_batch_memory(body_bytes);
-        self.reserve(own, memory).await
+        self.reserve(school, memory).await
     }
 
     /// Begins a batch with the given number of items in each school and the given size of its body. Returns, in addition to
@@ -94,8 +94,10 @@ impl PublishService {
         reserved: Reserved,
     ) -> Result<(Batch<'a>, BTreeMap<SchoolId, TooFast>), Rejected> {
         reserved.keep(self.settings().batch_memory(body_bytes, items));
-        let pairs: Vec<(SchoolId, u32)> =
-            counts.iter().map(|(own, count)| (*own, *count)).collect();
+        let pairs: Vec<(SchoolId, u32)> = counts
+            .iter()
+            .map(|(school, count)| (*school, *count))
+            .collect();
         self.permit(access, &pairs)?;
         let late = |school: &SchoolId| Some((*school, self.permit_bytes(*school).err()?));
         let rejected: BTreeMap<SchoolId, TooFast> = counts.keys().filter_map(late).collect();
@@ -114,16 +116,16 @@ impl PublishService {
         Ok(self.permit_bytes(school)?)
     }
 
-    /// Begins a batch of items that were admitted one by one, as soon as there is memory for them. `own` is the school of all
+    /// Begins a batch of items that were admitted one by one, as soon as there is memory for them. `school` is the school of all
     /// items, if there is only one; `body_bytes` is the size of all items together.
     pub async fn begin_admitted<'a>(
         self: &'a Arc<Self>,
         access: &'a Access,
-        own: Option<SchoolId>,
+        school: Option<SchoolId>,
         (body_bytes, items): (u64, u64),
     ) -> Result<Batch<'a>, Rejected> {
         let memory = self.settings().batch_memory(body_bytes, items);
-        let reserved = self.reserve(own, memory).await?;
+        let reserved = self.reserve(school, memory).await?;
         Ok(self.batch(access, (body_bytes, items), reserved))
     }
 
@@ -133,12 +135,12 @@ impl PublishService {
         (body_bytes, items): (u64, u64),
         reserved: Reserved,
     ) -> Batch<'a> {
-        let most = self.settings().batch_events(body_bytes, items);
+        let max_events = self.settings().batch_events(body_bytes, items);
         Batch {
             service: self,
             access,
             name: access.subject.as_str().into(),
-            allowance: self.publisher().allowance(most, reserved),
+            allowance: self.publisher().allowance(max_events, reserved),
             outcomes: BTreeMap::new(),
             waiting: BTreeMap::new(),
         }
@@ -213,14 +215,14 @@ impl Batch<'_> {
 
     fn has_commands(&self, school: SchoolId) -> bool {
         let waiting = self.waiting.get(&school);
-        waiting.is_some_and(|own| !own.commands.is_empty())
+        waiting.is_some_and(|waiting| !waiting.commands.is_empty())
     }
 
     /// Whether a heartbeat of the command's device is still to be carried out.
     fn has_waiting_heartbeat(&self, school: SchoolId, envelope: &Envelope) -> bool {
         let waiting = self.waiting.get(&school);
         envelope.command.kind() == device::KIND
-            && waiting.is_some_and(|own| own.heartbeat_devices.contains(&envelope.subject))
+            && waiting.is_some_and(|waiting| waiting.heartbeat_devices.contains(&envelope.subject))
     }
 
     /// Carries out the remaining items and returns all outcomes by item number. Fails only if the batch had no effect.
@@ -283,7 +285,9 @@ impl Batch<'_> {
             if !has_happened {
                 return Err(error);
             }
-            let each = numbers.into_iter().map(|own| (own, Err(error.clone())));
+            let each = numbers
+                .into_iter()
+                .map(|number| (number, Err(error.clone())));
             self.outcomes.extend(each);
         }
         Ok(())

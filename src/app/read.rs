@@ -65,7 +65,7 @@ impl ReadService {
             Schools::Listed(listed) => listed,
             Schools::One(school) => std::slice::from_ref(school),
         };
-        let rest = listed.iter().filter(|own| Some(**own) > after);
+        let rest = listed.iter().filter(|school| Some(**school) > after);
         Ok(rest.take(limit).copied().collect())
     }
 
@@ -167,8 +167,8 @@ impl ReadService {
         let kinds: Vec<Kind> = queries.iter().map(|query| query.kind).collect();
         let tallies = self.store.tallies(schools.clone(), queries).await?;
         let of_school = |(school, tallies): (&SchoolId, Vec<Tally>)| {
-            let own = kinds.iter().copied().zip(tallies);
-            own.filter(|(kind, _)| covers(school, *kind)).collect()
+            let pairs = kinds.iter().copied().zip(tallies);
+            pairs.filter(|(kind, _)| covers(school, *kind)).collect()
         };
         Ok(schools.iter().zip(tallies).map(of_school).collect())
     }

@@ -77,9 +77,9 @@ impl PublishService {
         };
         let found = self.store().parts(school, KIND, query).await?;
         let found = found.parts.iter().find_map(Part::characteristic);
-        let found = found.map(|own| ViolationId {
-            characteristic_id: own.characteristic_id.clone(),
-            number: own.number,
+        let found = found.map(|violation| ViolationId {
+            characteristic_id: violation.characteristic_id.clone(),
+            number: violation.number,
         });
         found.ok_or_else(|| {
             let id = id.to_owned();

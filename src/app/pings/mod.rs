@@ -98,9 +98,10 @@ impl PingService {
         taken.map_err(|wait| too_fast("from this address", None, PINGS_PER_ADDRESS, wait))?;
         let key = self.store.ping_key(school, KeyDigest::of(key)).await?;
         let key = key.ok_or(PingRejected::UnknownKey)?;
-        let most = self.settings.pings_per_sec;
+        let max_per_sec = self.settings.pings_per_sec;
         let taken = self.key_rates.take(school, key.id.as_str(), 1, now);
-        taken.map_err(|wait| too_fast("with this key", Some("pings_per_sec"), most, wait))?;
+        taken
+            .map_err(|wait| too_fast("with this key", Some("pings_per_sec"), max_per_sec, wait))?;
         let access = Access {
             subject: format!("ping:{}", key.id),
             schools: Schools::One(school),
@@ -134,7 +135,7 @@ impl PingService {
         for attempt in 1.. {
             let (run, id) = key.run_of(ping)?;
             let stored = self.store.subject(school, job::KIND, id.clone()).await?;
-            let job = stored.as_ref().and_then(|own| own.state.job());
+            let job = stored.as_ref().and_then(|stored| stored.state.job());
             // A run that has begun can have no job yet: the ping that began it is about to create the job, or failed
             // before it could.
             let is_begun = ping.rid.is_some() || run > 0;
@@ -146,7 +147,9 @@ impl PingService {
                     envelopes.extend(commands.into_iter().map(|command| at(&id, command)));
                 }
                 Plan::Repeated => {
-                    let event = stored.map(|own| own.event).ok_or(StoreError::Stopped)?;
+                    let event = stored
+                        .map(|stored| stored.event)
+                        .ok_or(StoreError::Stopped)?;
                     return Ok(Receipt::Unchanged(event));
                 }
                 plan => {

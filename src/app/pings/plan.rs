@@ -95,12 +95,14 @@ impl Ping {
             (Ending::Ok, Some(End::Result(_))) => run.status == Status::Completed,
             (_, Some(End::Error(error))) => {
                 run.status == Status::Failed
-                    && self.error(ending).is_some_and(|own| own.code == error.code)
+                    && self
+                        .error(ending)
+                        .is_some_and(|reported| reported.code == error.code)
             }
             _ => false,
         };
-        let said = self.message.as_deref();
-        in_time && is_same_end && said.is_none_or(|own| own == &*run.message)
+        let message = self.message.as_deref();
+        in_time && is_same_end && message.is_none_or(|message| message == &*run.message)
     }
 
     /// Returns the commands of the first ping of a run.

@@ -127,7 +127,10 @@ mod tests {
     use super::*;
 
     fn read(path: &str, numbers: Numbers) -> Result<Report, NoReport> {
-        let segments: Vec<&str> = path.split('/').filter(|own| !own.is_empty()).collect();
+        let segments: Vec<&str> = path
+            .split('/')
+            .filter(|segment| !segment.is_empty())
+            .collect();
         Report::read(&segments, numbers)
     }
 

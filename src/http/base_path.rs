@@ -53,7 +53,7 @@ pub(super) fn fairing(base: &'static str, has_home: bool, prefix: PathPrefix) ->
     let routes = super::routes();
     let first_part = |route: &rocket::Route| route.uri.path().split('/').nth(1).map(str::to_owned);
     let parts = routes.iter().filter_map(first_part);
-    let own = Own {
+    let served = Own {
         base: base.trim_end_matches('/'),
         has_home,
         parts: parts.filter(|part| !part.starts_with('<')).collect(),
@@ -62,7 +62,7 @@ pub(super) fn fairing(base: &'static str, has_home: bool, prefix: PathPrefix) ->
         let uri = request.uri();
         let path = uri.path().as_str();
         let rest = path.strip_prefix(prefix.as_str());
-        if let Some(rest) = rest.filter(|rest| own.has(rest) && !own.has(path)) {
+        if let Some(rest) = rest.filter(|rest| served.has(rest) && !served.has(path)) {
             let query = uri
                 .query()
                 .map_or(String::new(), |query| format!("?{query}"));

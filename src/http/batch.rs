@@ -73,8 +73,8 @@ async fn batch<'r>(
     }
     let (settings, service) = (tidings.settings(), tidings.publications());
     let limit = settings.batch_limit_bytes.get();
-    let own = access.school(named).ok();
-    let reserved = service.admit_batch(&access, own, body.expected(limit));
+    let school = access.school(named).ok();
+    let reserved = service.admit_batch(&access, school, body.expected(limit));
     let reserved = reserved.await?;
     let bytes = body.read((limit, "batch_limit_bytes")).await?;
     let reader = LineReader {
@@ -88,7 +88,7 @@ async fn batch<'r>(
     let mut problems = BTreeMap::new();
     let count = lines.len();
     for (number, line) in lines.into_iter().enumerate() {
-        match (line.school.and_then(|own| late.get(&own)), line.asked) {
+        match (line.school.and_then(|school| late.get(&school)), line.asked) {
             (Some(error), _) => {
                 problems.insert(number, Problem::from(*error));
             }
@@ -179,15 +179,16 @@ async fn read_all(
     key: &IdempotencyKey,
     settings: &Settings,
 ) -> Result<Vec<Line>, Problem> {
-    let most = settings.batch_limit_commands.get();
+    let max_lines = settings.batch_limit_commands.get();
     let lines = || {
         bytes
             .split(|byte| *byte == b'\n')
             .map(<[u8]>::trim_ascii)
             .filter(|line| !line.is_empty())
     };
-    if lines().nth(most).is_some() {
-        let detail = format!("the batch has more than {most} lines; at most {most} are accepted");
+    if lines().nth(max_lines).is_some() {
+        let detail =
+            format!("the batch has more than {max_lines} lines; at most {max_lines} are accepted");
         return Err(Problem::new(Kind::BodyTooLarge, detail).of_limit("batch_limit_commands"));
     }
     let (mut asked, mut slice) = (Vec::new(), Slice::default());

@@ -44,8 +44,11 @@ pub(super) fn not_found(kind: Kind, id: &str) -> Problem {
 
 /// Returns the problem that the kind has no such verb.
 pub(super) fn no_such_verb(kind: Kind) -> Problem {
-    let own = kind::description(kind);
-    let (noun, verbs) = (own.noun.to_lowercase(), own.verbs.join(", "));
+    let description = kind::description(kind);
+    let (noun, verbs) = (
+        description.noun.to_lowercase(),
+        description.verbs.join(", "),
+    );
     Problem::new(
         ProblemKind::NotFound,
         format!("this verb does not exist; a {noun} supports {verbs}"),

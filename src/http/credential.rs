@@ -199,7 +199,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
     );
     let reads_across_origins = request.headers().contains("Upgrade");
     let from_a_foreign_page = (acts || reads_across_origins) && !is_own_page(request);
-    let own_page = || match from_a_foreign_page {
+    let check_origin = || match from_a_foreign_page {
         true => Err(Problem::new(
             Kind::CrossOrigin,
             "`Origin` must be this server's own origin or one of `allowed_origins`",
@@ -207,7 +207,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
         false => Ok(()),
     };
     if let Some(cookie) = request.cookies().get(&settings.cookie_name) {
-        own_page()?;
+        check_origin()?;
         return Ok(keys.verify(cookie.value())?);
     }
     let Some(school) = settings.anonymous_school_id else {
@@ -215,7 +215,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
     };
     // Without a cookie, a page of another origin gains no permissions, so `*` may allow it.
     if !settings.allowed_origins.has_any() {
-        own_page()?;
+        check_origin()?;
     }
     Ok(Access {
         subject: "anonymous".into(),

@@ -109,25 +109,25 @@ impl Check<'_> {
     /// Checks a table at the top level of a file, which is a profile. Profiles that are not selected are accepted only if
     /// profiles are in use.
     fn profile(&self, profile: &Profile, selected_exists: bool) -> Result<(), ConfigError> {
-        let own = [
+        let built_in = [
             Profile::Default,
             Profile::Global,
             Config::DEBUG_PROFILE,
             Config::RELEASE_PROFILE,
         ];
         let selected = self.figment.profile();
-        if own.contains(profile) || profile == selected {
+        if built_in.contains(profile) || profile == selected {
             return Ok(());
         }
         let name = profile.as_str().as_str();
         let problem = if self.is_name(name) {
             format!("is at the top level, which is for profiles; write it as `[default.{name}]`")
-        } else if own.contains(selected) && std::env::var_os("ROCKET_PROFILE").is_none() {
+        } else if built_in.contains(selected) && std::env::var_os("ROCKET_PROFILE").is_none() {
             format!(
                 "is a profile that is not selected: ROCKET_PROFILE={name} selects it, and `[default]` needs no selection. To keep \
                  tables of other profiles in the file, set ROCKET_PROFILE to the one in use, which is `{selected}`"
             )
-        } else if !own.contains(selected) && !selected_exists {
+        } else if !built_in.contains(selected) && !selected_exists {
             format!("is not selected, and there is no `[{selected}]`, which ROCKET_PROFILE selects")
         } else {
             return Ok(());
@@ -140,7 +140,7 @@ impl Check<'_> {
     fn is_name(&self, name: &str) -> bool {
         name == TIDINGS
             || Config::PARAMETERS.contains(&name)
-            || self.of_tidings.iter().any(|own| own == name)
+            || self.of_tidings.iter().any(|setting| setting == name)
     }
 
     fn key(&self, profile: &Profile, key: &str, value: &Value) -> Result<(), ConfigError> {
@@ -150,7 +150,7 @@ impl Check<'_> {
         let reject = |problem: &str| self.reject(profile, &[key], value.tag(), problem);
         if key == TIDINGS {
             return match value.as_dict() {
-                Some(table) => self.own_table(profile, table),
+                Some(table) => self.tidings_table(profile, table),
                 None => reject("must be a table"),
             };
         }
@@ -171,7 +171,7 @@ impl Check<'_> {
                 "has no effect: there are no private cookies. Tokens are signed with `jwt_secret` of Tidings",
             ),
             Config::TEMP_DIR => reject("has no effect: Tidings writes no temporary files"),
-            _ if self.of_tidings.iter().any(|own| own == key) => {
+            _ if self.of_tidings.iter().any(|setting| setting == key) => {
                 let variable = key.to_uppercase();
                 reject(&format!(
                     "is a setting of Tidings: write it in `[default.tidings]`, or as TIDINGS_{variable}"
@@ -185,9 +185,9 @@ impl Check<'_> {
     }
 
     /// Checks the table of Tidings. The values are checked when they are read, which happens only in the selected profile.
-    fn own_table(&self, profile: &Profile, table: &Dict) -> Result<(), ConfigError> {
+    fn tidings_table(&self, profile: &Profile, table: &Dict) -> Result<(), ConfigError> {
         for (key, value) in table {
-            if self.of_tidings.iter().any(|own| own == key) {
+            if self.of_tidings.iter().any(|setting| setting == key) {
                 continue;
             }
             let problem = if Config::PARAMETERS.contains(&key.as_str()) {

@@ -77,17 +77,17 @@ impl LineReader<'_> {
         line: &[u8],
         key: Option<Idempotency>,
     ) -> Line {
-        let own = match object.remove("school_id") {
+        let given = match object.remove("school_id") {
             None | Some(Value::Null) => None,
             Some(Value::Number(number)) => {
-                Some(number.as_i64().and_then(|own| own.try_into().ok()))
+                Some(number.as_i64().and_then(|value| value.try_into().ok()))
             }
             Some(Value::String(digits)) => Some(digits.parse().ok()),
             Some(_) => Some(None),
         };
-        let named = match own {
+        let named = match given {
             None => self.named,
-            Some(Some(own)) => Some(own),
+            Some(Some(school)) => Some(school),
             Some(None) => {
                 let detail = "`school_id` must be a positive integer, or a string of its digits";
                 return Line {
@@ -139,10 +139,10 @@ fn item(
             "`op` is missing; it must be a string such as \"jobs.progress\"",
         ));
     };
-    let own_key = match object.remove(KEY_FIELD) {
+    let line_key = match object.remove(KEY_FIELD) {
         None => key,
-        Some(Value::String(own)) if body::is_sound_key(&own) => Some(Idempotency {
-            key: own,
+        Some(Value::String(text)) if body::is_sound_key(&text) => Some(Idempotency {
+            key: text,
             fingerprint: body::fingerprint("batch", line),
         }),
         Some(_) => {
@@ -155,7 +155,7 @@ fn item(
     if let Some(action) = action.and_then(ViolationAction::from_verb) {
         let id = id_of(&mut object, "violation_id")?;
         let command = violations::command(&id, action, Rest(object))?;
-        return Ok(BatchItem::Violation(command, own_key));
+        return Ok(BatchItem::Violation(command, line_key));
     }
     let (collection, verb) = op.split_once('.').unwrap_or((&op, ""));
     let Some(kind) = kind::known_kind(collection) else {
@@ -167,8 +167,8 @@ fn item(
     };
     let id_field = kind::description(kind).id_field;
     let no_such_op = || {
-        let own = kind::description(kind);
-        let (made_by, verbs) = (own.made_by, own.verbs.join(", "));
+        let description = kind::description(kind);
+        let (made_by, verbs) = (description.made_by, description.verbs.join(", "));
         invalid(&format!(
             "`op` of {collection} must be {made_by} or one of {verbs}"
         ))
@@ -176,7 +176,7 @@ fn item(
     if verb == "create" {
         let created = commands::create(kind, Rest(object)).ok_or_else(no_such_op)??;
         return Ok(BatchItem::Command(Envelope {
-            idempotency: own_key,
+            idempotency: line_key,
             ..created
         }));
     }
@@ -187,7 +187,7 @@ fn item(
     }
     let command = Command::read(kind, verb, Rest(object));
     Ok(BatchItem::Command(Envelope {
-        idempotency: own_key,
+        idempotency: line_key,
         ..Envelope::new(subject, command.ok_or_else(no_such_op)??)
     }))
 }
@@ -213,8 +213,8 @@ pub(super) fn write_result(
     source: &RequestSource,
 ) {
     match outcome {
-        Ok(own) => {
-            let (name, json) = match own {
+        Ok(answer) => {
+            let (name, json) = match answer {
                 Answer::Event(receipt) => ("event", wire::event_json(receipt.event(), upper)),
                 Answer::Device(device, heartbeat) => {
                     let result = devices::HeartbeatResult::new(&device, &heartbeat);

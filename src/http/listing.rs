@@ -56,16 +56,16 @@ fn form_query(request: &Request<'_>) -> Result<ListQuery, Problem> {
 pub(super) const STALLED_STATUS: &str = "stalled";
 
 /// Rejects unknown parameters and repeated ones that would be ignored: a filter without effect must not return everything.
-pub(super) fn only_known(request: &Request<'_>, own: &[Parameter]) -> Result<(), Problem> {
+pub(super) fn only_known(request: &Request<'_>, parameters: &[Parameter]) -> Result<(), Problem> {
     let mut seen: Vec<&str> = Vec::new();
     for field in request.query_fields() {
         let name = field.name.source().as_str();
-        let known = || own.iter().chain(COMMON);
-        let Some(parameter) = known().find(|own| own.name == name) else {
+        let known = || parameters.iter().chain(COMMON);
+        let Some(parameter) = known().find(|parameter| parameter.name == name) else {
             /// Long enough to recognize a misspelt name.
             const SHOWN_CHARS: usize = 64;
             let name: String = name.chars().take(SHOWN_CHARS).collect();
-            let known: Vec<_> = known().map(|own| own.name).collect();
+            let known: Vec<_> = known().map(|parameter| parameter.name).collect();
             let known = known.join(", ");
             let detail = format!("`{name}` is not a parameter of this URL; it accepts {known}");
             return Err(Problem::new(Kind::InvalidQuery, detail));

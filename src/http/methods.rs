@@ -40,15 +40,15 @@ fn kind_at(route: &Route, address: &[&str]) -> Option<Kind> {
     let parts = || route.uri.path().split('/').filter(|part| !part.is_empty());
     let place = parts().position(|part| part == COLLECTION)?;
     let kind = named_kind(address.get(place)?)?;
-    let own = kind::description(kind);
+    let description = kind::description(kind);
     // Decide by the form of this route: the URL may match several routes.
     let takes = match (route.method, parts().count() - place) {
-        (Method::Post, 1) => own.made_by == "create",
-        (Method::Put, _) => own.made_by == "put",
-        (Method::Delete, _) => own.verbs.contains(&"remove"),
+        (Method::Post, 1) => description.made_by == "create",
+        (Method::Put, _) => description.made_by == "put",
+        (Method::Delete, _) => description.verbs.contains(&"remove"),
         (Method::Post, _) => {
             let verb = address.get(place + 2).map(|verb| decoded(verb));
-            verb.is_some_and(|verb| own.verbs.contains(&&*verb))
+            verb.is_some_and(|verb| description.verbs.contains(&&*verb))
         }
         _ => true,
     };

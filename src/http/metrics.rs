@@ -128,11 +128,11 @@ impl Metrics {
         });
         let streams = Labelled(streams.collect());
         self.add("streams", "Open streams, by transport", streams);
-        let most = tidings.settings().max_streams.get();
+        let max_streams = tidings.settings().max_streams.get();
         self.add(
             "streams_max",
             "Streams that may be open",
-            ConstGauge::new(most),
+            ConstGauge::new(max_streams),
         );
         let schools = ConstGauge::new(hub.schools());
         self.add(
@@ -228,60 +228,60 @@ impl Metrics {
 
     /// The progress of the notifiers, over all schools.
     fn of_notifiers(&mut self, totals: &[Total]) {
-        let labels = |own: &Total| vec![("notifier", own.name.clone())];
+        let labels = |total: &Total| vec![("notifier", total.name.clone())];
         let mut counter = |name: &str, help: &str, of: fn(&Total) -> u64| {
             let all = totals
                 .iter()
-                .map(|own| (labels(own), ConstCounter::new(of(own))));
+                .map(|total| (labels(total), ConstCounter::new(of(total))));
             self.0.register(name, help, Labelled(all.collect()));
         };
         counter(
             "notifier_delivered",
             "Events that a notifier has delivered",
-            |own| own.delivered,
+            |total| total.delivered,
         );
         counter(
             "notifier_failed_attempts",
             "Attempts of a notifier that failed",
-            |own| own.failed,
+            |total| total.failed,
         );
         counter(
             "notifier_dead_letters",
             "Events that a notifier has given up on",
-            |own| own.dead,
+            |total| total.dead,
         );
         let mut gauge = |name: &str, help: &str, of: fn(&Total) -> u64| {
             let all = totals
                 .iter()
-                .map(|own| (labels(own), ConstGauge::new(of(own))));
+                .map(|total| (labels(total), ConstGauge::new(of(total))));
             self.0.register(name, help, Labelled(all.collect()));
         };
         gauge(
             "notifier_lag_events",
             "Events that a notifier has not processed yet",
-            |own| own.lag,
+            |total| total.lag,
         );
         gauge(
             "notifier_set_aside_subjects",
             "Subjects whose events wait because the receiver rejects the first of them",
-            |own| own.set_aside,
+            |total| total.set_aside,
         );
     }
 
     /// The nodes that share the store, as they report.
     fn of_nodes(&mut self, nodes: &[Node]) {
-        let labels = |own: &Node| {
-            let report = &own.report;
+        let labels = |node: &Node| {
+            let report = &node.report;
             vec![
                 ("node", report.id.to_string()),
                 ("name", report.name.clone()),
             ]
         };
-        let info = |own: &Node| {
-            let (version, bus) = (own.report.version.clone(), own.report.bus.clone());
+        let info = |node: &Node| {
+            let (version, bus) = (node.report.version.clone(), node.report.bus.clone());
             let more = [("version", version), ("bus", bus)];
             (
-                labels(own).into_iter().chain(more).collect(),
+                labels(node).into_iter().chain(more).collect(),
                 ConstGauge::new(1_u64),
             )
         };
@@ -290,34 +290,34 @@ impl Metrics {
         let mut gauge = |name: &str, help: &str, of: fn(&Node) -> f64| {
             let all = nodes
                 .iter()
-                .map(|own| (labels(own), ConstGauge::new(of(own))));
+                .map(|node| (labels(node), ConstGauge::new(of(node))));
             self.0.register(name, help, Labelled(all.collect()));
         };
-        gauge("node_up", "Whether a node reports", |own| {
-            f64::from(u8::from(is_running(own)))
+        gauge("node_up", "Whether a node reports", |node| {
+            f64::from(u8::from(is_running(node)))
         });
         gauge(
             "node_silent_seconds",
             "Time since a node's last report",
-            |own| own.silent.as_secs_f64(),
+            |node| node.silent.as_secs_f64(),
         );
         gauge(
             "node_start_time_seconds",
             "When a node first reported, in seconds since 1970",
-            |own| own.since.timestamp_millis() as f64 / 1e3,
+            |node| node.since.timestamp_millis() as f64 / 1e3,
         );
-        gauge("node_streams", "Open streams of a node", |own| {
-            own.report.streams as f64
+        gauge("node_streams", "Open streams of a node", |node| {
+            node.report.streams as f64
         });
         gauge(
             "node_events_per_second",
             "Events that a node commits per second, on average over the last seconds",
-            |own| own.report.events_per_sec,
+            |node| node.report.events_per_sec,
         );
         gauge(
             "node_lag_events",
             "Events that a node had not handed to its streams when it last checked the logs that they follow",
-            |own| own.report.lag as f64,
+            |node| node.report.lag as f64,
         );
     }
 

@@ -194,7 +194,7 @@ async fn set_aside(
     let of = reads.notifiers_of(&caller?)?;
     require_known(tidings, of, name)?;
     let mut offset = reads.notifier_offset(of, name).await?;
-    offset.set_aside.sort_by_key(|own| own.due);
+    offset.set_aside.sort_by_key(|subject| subject.due);
     Ok(Json::of(&SetAsideList {
         set_aside: offset.set_aside.iter().map(SetAsideSubject::from).collect(),
     }))
@@ -228,15 +228,15 @@ struct SetAsideSubject<'a> {
 }
 
 impl<'a> From<&'a SetAside> for SetAsideSubject<'a> {
-    fn from(own: &'a SetAside) -> SetAsideSubject<'a> {
+    fn from(set_aside: &'a SetAside) -> SetAsideSubject<'a> {
         SetAsideSubject {
-            kind: own.kind.collection(),
-            subject_id: &own.subject,
-            seq: own.seq,
-            r#type: own.event_type.to_string(),
-            attempts: own.attempts,
-            cause: own.cause.to_string(),
-            due_at: timestamp(own.due),
+            kind: set_aside.kind.collection(),
+            subject_id: &set_aside.subject,
+            seq: set_aside.seq,
+            r#type: set_aside.event_type.to_string(),
+            attempts: set_aside.attempts,
+            cause: set_aside.cause.to_string(),
+            due_at: timestamp(set_aside.due),
         }
     }
 }

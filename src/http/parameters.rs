@@ -45,15 +45,15 @@ impl Values {
     pub(super) fn schema(&self, statuses: &[&str]) -> Value {
         match self {
             Values::OneOf(names) => json!({ "type": "string", "enum": names }),
-            Values::Whole(least, most, usual) => {
-                let mut schema = json!({ "type": "integer", "minimum": least, "maximum": most });
+            Values::Whole(least, max, usual) => {
+                let mut schema = json!({ "type": "integer", "minimum": least, "maximum": max });
                 if let Some(usual) = usual {
                     schema["default"] = json!(usual);
                 }
                 schema
             }
-            Values::Text(most, example) => {
-                json!({ "type": "string", "maxLength": most, "examples": [example] })
+            Values::Text(max_length, example) => {
+                json!({ "type": "string", "maxLength": max_length, "examples": [example] })
             }
             Values::Pattern(pattern, example) => {
                 json!({ "type": "string", "pattern": pattern, "examples": [example] })

@@ -121,7 +121,7 @@ impl<'r> FromRequest<'r> for Asked {
                 // `*/*` does not count: scripts print the answer, and cron mails it.
                 wants_json: request
                     .accept()
-                    .is_some_and(|accept| accept.iter().any(|own| own.is_json())),
+                    .is_some_and(|accept| accept.iter().any(|media_type| media_type.is_json())),
             }
         }))
     }
@@ -202,8 +202,8 @@ fn message(body: &[u8], most_bytes: usize) -> Option<String> {
     let shown = |character: char| match character {
         '\n' => Some('\n'),
         '\t' => Some(' '),
-        own if own.is_control() => None,
-        own => Some(own),
+        character if character.is_control() => None,
+        character => Some(character),
     };
     let mut text: String = text
         .trim_start_matches('\u{feff}')
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_body_is_a_message_within_its_limit_and_without_control_characters() {
-        let read = |body: &[u8], most| message(body, most);
+        let read = |body: &[u8], limit| message(body, limit);
         assert_eq!(read(b"", 10), None);
         assert_eq!(read(b" \n\t\x1b ", 10), None);
         assert_eq!(read(b"done\r\n", 10).as_deref(), Some("done"));

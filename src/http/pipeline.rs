@@ -220,10 +220,11 @@ async fn execute(
     let Some((_, first, _)) = items.first() else {
         return Ok(None);
     };
-    let own = Some(*first).filter(|first| items.iter().all(|(_, school, _)| school == first));
+    let only_school =
+        Some(*first).filter(|first| items.iter().all(|(_, school, _)| school == first));
     let service = shared.tidings.publications();
     let size = (bytes, items.len() as u64);
-    let mut batch = service.begin_admitted(access, own, size).await?;
+    let mut batch = service.begin_admitted(access, only_school, size).await?;
     for (number, school, item) in items {
         batch.take(number, school, item).await?;
     }

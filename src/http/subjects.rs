@@ -43,20 +43,20 @@ pub(super) const WRITE_PROBLEMS: &[Kind] = &[
 pub(super) const READ_PROBLEMS: &[Kind] = &[Kind::TooManyReads, Kind::Unavailable];
 
 pub(super) fn describe(document: &mut Document) {
-    let written = |own: &Description, operation: &mut Operation<'_>| {
-        let schema = operation.schemas.events(own.event_types);
+    let written = |description: &Description, operation: &mut Operation<'_>| {
+        let schema = operation.schemas.events(description.event_types);
         operation.about("Requires the role `worker`.");
         operation.fails(WRITE_PROBLEMS);
         schema
     };
-    document.kinds(routes![create], &create, |own, operation| {
-        let schema = written(own, operation);
+    document.kinds(routes![create], &create, |description, operation| {
+        let schema = written(description, operation);
         operation
             .answers(201, "Created: the event.", JSON, schema)
             .with_header(201, "Location", "Its URL.", json!({ "type": "string" }));
     });
-    document.kinds(routes![register], &register, |own, operation| {
-        let schema = written(own, operation);
+    document.kinds(routes![register], &register, |description, operation| {
+        let schema = written(description, operation);
         operation.answers(
             200,
             "The event, or the state if nothing has changed.",
@@ -64,40 +64,45 @@ pub(super) fn describe(document: &mut Document) {
             schema,
         );
     });
-    document.kinds(routes![remove], &remove, |own, operation| {
-        let schema = written(own, operation);
+    document.kinds(routes![remove], &remove, |description, operation| {
+        let schema = written(description, operation);
         operation
             .named(
-                format!("{}.delete", own.kind.collection()),
-                own.title,
-                format!("{}: remove", own.noun),
+                format!("{}.delete", description.kind.collection()),
+                description.title,
+                format!("{}: remove", description.noun),
             )
             .answers(200, "The event.", JSON, schema);
     });
-    document.kinds(routes![act], &act, |own, operation| {
-        let schema = written(own, operation);
+    document.kinds(routes![act], &act, |description, operation| {
+        let schema = written(description, operation);
         operation.answers(200, "The event.", JSON, schema);
     });
-    document.kinds(routes![read], &read, |own, operation| {
-        let schema = operation.schemas.resource(own.kind);
+    document.kinds(routes![read], &read, |description, operation| {
+        let schema = operation.schemas.resource(description.kind);
         operation
             .named(
-                format!("{}.read", own.kind.collection()),
-                own.title,
-                format!("{}: read", own.noun),
+                format!("{}.read", description.kind.collection()),
+                description.title,
+                format!("{}: read", description.noun),
             )
             .answers(200, "The present state.", JSON, schema)
             .fails(READ_PROBLEMS);
     });
-    document.kinds(routes![list], &list, |own, operation| {
-        let (items, end) = (operation.schemas.resource(own.kind), operation.schemas.answer::<PageEnd>());
-        let collection = own.kind.collection();
+    document.kinds(routes![list], &list, |description, operation| {
+        let items = operation.schemas.resource(description.kind);
+        let end = operation.schemas.answer::<PageEnd>();
+        let collection = description.kind.collection();
         let page = json!({ "allOf": [
             { "type": "object", "properties": { collection: { "type": "array", "items": items } }, "required": [collection] },
             end,
         ] });
         operation
-            .named(format!("{collection}.list"), own.title, format!("{}: list", own.noun))
+            .named(
+                format!("{collection}.list"),
+                description.title,
+                format!("{}: list", description.noun),
+            )
             .answers(200, "A page, newest first unless `sort` says otherwise.", JSON, page)
             .fails(READ_PROBLEMS);
     });

@@ -113,11 +113,11 @@ impl Face {
         let words = status.replace('_', " ");
         let (text, tone) = match percent {
             _ if subject.is_stalled() => {
-                let percent = percent.map(|own| format!(" at {own} %"));
+                let percent = percent.map(|percent| format!(" at {percent} %"));
                 let percent = percent.unwrap_or_default();
                 (format!("stalled{percent}"), Tone::Late)
             }
-            Some(own) if tone(status) == Tone::Active => (format!("{own} %"), Tone::Active),
+            Some(percent) if tone(status) == Tone::Active => (format!("{percent} %"), Tone::Active),
             _ => (words, tone(status)),
         };
         let percent = percent.filter(|_| matches!(tone, Tone::Active | Tone::Late));
@@ -128,10 +128,10 @@ impl Face {
     }
 
     fn of_kind(kind: Kind, tally: &Tally) -> Face {
-        let own = kind::description(kind);
+        let description = kind::description(kind);
         let active = active(tally);
         let mut parts = Vec::new();
-        for status in own.statuses {
+        for status in description.statuses {
             let mut count = active.iter().filter(|(name, _)| name == status);
             let Some((_, mut count)) = count.next().copied() else {
                 continue;
@@ -148,7 +148,7 @@ impl Face {
             true => "none active".to_owned(),
             false => parts.join(", "),
         };
-        Face::new(own.title, &text, worst(tally))
+        Face::new(description.title, &text, worst(tally))
     }
 
     fn of_school(school: SchoolId, tallies: impl Iterator<Item = (Kind, Tally)>) -> Face {
@@ -210,9 +210,9 @@ fn percent(state: &State) -> Option<u8> {
 /// Returns a text as a badge shows it: on one line, and not too long.
 fn shown(text: &str) -> String {
     // Leave out marks that change the direction of text: they could also affect the other half of the badge.
-    let is_shown = |own: &char| {
-        !own.is_control()
-            && !matches!(own, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fffe}' | '\u{ffff}')
+    let is_shown = |c: &char| {
+        !c.is_control()
+            && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fffe}' | '\u{ffff}')
     };
     let mut characters = text.chars().filter(is_shown);
     let mut shown: String = characters.by_ref().take(BADGE_TEXT_CHARS).collect();

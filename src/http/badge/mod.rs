@@ -62,8 +62,8 @@ pub(super) fn describe(document: &mut Document) {
         };
         let noun = kind::known_kind(collection).map(kind::description);
         let summary = match (noun, is_one) {
-            (Some(own), true) => format!("{}: badge", own.noun),
-            (Some(own), false) => format!("{}: badge of all", own.title),
+            (Some(description), true) => format!("{}: badge", description.noun),
+            (Some(description), false) => format!("{}: badge of all", description.title),
             (None, _) => "Badge of a school".to_owned(),
         };
         let image = || json!({ "type": "string" });
@@ -153,26 +153,26 @@ impl Badges {
     ) -> Result<(Face, Duration), Problem> {
         let now = Instant::now();
         let name = (link.school, link.channel);
-        let kept = {
+        let cached = {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let known = all.get(&name);
-            let fresh = known.filter(|own| own.is_fresh(now));
+            let fresh = known.filter(|cached| cached.is_fresh(now));
             match fresh.map(Arc::clone) {
-                Some(kept) => kept,
+                Some(cached) => cached,
                 None => {
-                    let kept = Arc::new(Kept {
+                    let cached = Arc::new(Kept {
                         since: now,
                         face: OnceCell::new(),
                     });
-                    all.put(name.clone(), Arc::clone(&kept));
-                    kept
+                    all.put(name.clone(), Arc::clone(&cached));
+                    cached
                 }
             }
         };
         let caller = Caller::new(access, Some(name.0))?;
         let read = || Face::read(tidings, &caller, &name.1);
-        let face = kept.face.get_or_init(read).await.clone()?;
-        Ok((face, AGE.saturating_sub(kept.since.elapsed())))
+        let face = cached.face.get_or_init(read).await.clone()?;
+        Ok((face, AGE.saturating_sub(cached.since.elapsed())))
     }
 }
 
@@ -286,5 +286,5 @@ fn has(request: &Request<'_>, tag: &str) -> bool {
         .get("If-None-Match")
         .flat_map(|line| line.split(','))
         .map(str::trim);
-    named.any(|own| own == "*" || own.strip_prefix("W/").unwrap_or(own) == tag)
+    named.any(|etag| etag == "*" || etag.strip_prefix("W/").unwrap_or(etag) == tag)
 }

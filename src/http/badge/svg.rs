@@ -66,7 +66,7 @@ fn escaped(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            own => escaped.push(own),
+            character => escaped.push(character),
         }
     }
     escaped

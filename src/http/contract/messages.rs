@@ -23,10 +23,12 @@ struct Document {
 
 /// Returns the document of all channels, mounted at `base`.
 pub(in crate::http) fn document(base: &str) -> Value {
-    let settings = SchemaSettings::draft2020_12().for_serialize().with(|own| {
-        own.inline_subschemas = true;
-        own.meta_schema = None;
-    });
+    let settings = SchemaSettings::draft2020_12()
+        .for_serialize()
+        .with(|settings| {
+            settings.inline_subschemas = true;
+            settings.meta_schema = None;
+        });
     let mut document = Document {
         generator: settings.into_generator(),
         channels: Map::new(),
@@ -35,9 +37,9 @@ pub(in crate::http) fn document(base: &str) -> Value {
     };
     for rest in requests::scopes() {
         let name = rest.split('/').nth(1).unwrap_or_default();
-        let own = kind::known_kind(name).map(kind::description);
-        let kinds: Vec<&Description> = match own {
-            Some(own) => vec![own],
+        let description = kind::known_kind(name).map(kind::description);
+        let kinds: Vec<&Description> = match description {
+            Some(description) => vec![description],
             None => DESCRIPTIONS.to_vec(),
         };
         let about = "Over WebSocket, Server-Sent Events or long poll.";
@@ -84,8 +86,8 @@ impl Document {
             "Published" => can_publish,
             _ => true,
         });
-        for own in kinds {
-            sent.extend(schema::of_kind(own, &mut self.generator));
+        for description in kinds {
+            sent.extend(schema::of_kind(description, &mut self.generator));
         }
         if dialect.form == Form::Upload {
             sent.extend(schema::of_form(dialect.form, &mut self.generator));
@@ -152,8 +154,8 @@ impl Document {
             messages.insert(name.clone(), reference);
             let path = format!("#/channels/{channel}/messages/{name}");
             references.push(json!({ "$ref": path }));
-            let kept = self.messages.entry(name.clone());
-            kept.or_insert_with(|| message(&name, payload));
+            let entry = self.messages.entry(name.clone());
+            entry.or_insert_with(|| message(&name, payload));
         }
         references
     }
@@ -194,8 +196,8 @@ fn name_of(address: &str) -> String {
     parts.join(".")
 }
 
-fn text(own: &str) -> Value {
-    json!({ "type": "string", "const": own })
+fn text(value: &str) -> Value {
+    json!({ "type": "string", "const": value })
 }
 
 fn message(name: &str, payload: Value) -> Value {

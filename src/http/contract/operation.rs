@@ -100,7 +100,10 @@ impl<'a> Operation<'a> {
         parameters: impl IntoIterator<Item = &'p Parameter>,
     ) -> &mut Self {
         // The token in a query is a security scheme.
-        for parameter in parameters.into_iter().filter(|own| own.name != "token") {
+        for parameter in parameters
+            .into_iter()
+            .filter(|parameter| parameter.name != "token")
+        {
             let mut schema = parameter.values.schema(&self.statuses);
             if parameter.is_repeatable {
                 schema = json!({ "type": "array", "items": schema, "maxItems": REPETITIONS_MAX });
@@ -128,7 +131,7 @@ impl<'a> Operation<'a> {
         about: &str,
         schema: Value,
     ) {
-        let is_known = |own: &Value| own["in"] == place && own["name"] == name;
+        let is_known = |parameter: &Value| parameter["in"] == place && parameter["name"] == name;
         if self.parameters.iter().any(is_known) {
             return;
         }
@@ -244,11 +247,14 @@ impl<'a> Operation<'a> {
         }
         let problem = self.schemas.answer::<Problem>();
         for (status, problems) in by_status {
-            let titles: Vec<_> = problems.iter().map(|(_, own)| own.title()).collect();
-            let codes: Vec<_> = problems.iter().map(|(_, own)| own.code()).collect();
+            let titles: Vec<_> = problems
+                .iter()
+                .map(|(_, example)| example.title())
+                .collect();
+            let codes: Vec<_> = problems.iter().map(|(_, example)| example.code()).collect();
             let examples: Map<String, Value> = problems
                 .iter()
-                .map(|(kind, own)| (own.code().to_owned(), self.schemas.problem(*kind)))
+                .map(|(kind, example)| (example.code().to_owned(), self.schemas.problem(*kind)))
                 .collect();
             let mut answer = json!({
                 "description": format!("{}.", titles.join("; ")),

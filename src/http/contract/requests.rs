@@ -25,9 +25,9 @@ pub(in crate::http) fn document(base: &str) -> Value {
         paths: Map::new(),
         tags: Vec::new(),
     };
-    for own in DESCRIPTIONS {
-        let page = format!("{}, their states and their reports.", own.title);
-        document.tag(own.title, &page);
+    for description in DESCRIPTIONS {
+        let page = format!("{}, their states and their reports.", description.title);
+        document.tag(description.title, &page);
     }
     crate::http::describe(&mut document);
     document.finish(base)
@@ -67,14 +67,19 @@ impl Document {
         for route in routes {
             let name = route.name.as_deref().unwrap_or_default().to_owned();
             let path = path_of(route).replace("{_}", "{collection}");
-            let form = forms.iter().find(|(own, _)| *own == name);
+            let form = forms.iter().find(|(form_name, _)| *form_name == name);
             let page = Page {
                 takes_form: form.is_some(),
                 is_public: public.contains(&name.as_str()),
             };
             self.at(route.method, &path, &page, &[], |operation| {
                 let html = || json!({ "type": "string" });
-                for field in route.uri.query().into_iter().flat_map(|own| own.split('&')) {
+                for field in route
+                    .uri
+                    .query()
+                    .into_iter()
+                    .flat_map(|query| query.split('&'))
+                {
                     let name = field.trim_matches(['<', '>', '.']);
                     operation.parameter("query", name, false, "", html());
                 }
@@ -109,7 +114,9 @@ impl Document {
         let (start, _) = path.rsplit_once("/{").expect("the path has a rest");
         for rest in rests {
             let path = format!("{start}{rest}");
-            self.at(route.method, &path, handler, &[], |own| describe(rest, own));
+            self.at(route.method, &path, handler, &[], |operation| {
+                describe(rest, operation)
+            });
         }
     }
 
@@ -122,20 +129,20 @@ impl Document {
     ) {
         let route = &routes[0];
         let path = path_of(route);
-        for own in DESCRIPTIONS {
+        for description in DESCRIPTIONS {
             let path = path
-                .replace("{_}", own.kind.collection())
-                .replace("{id}", &format!("{{{}}}", own.id_field));
+                .replace("{_}", description.kind.collection())
+                .replace("{id}", &format!("{{{}}}", description.id_field));
             let verbs: &[&str] = match (route.method, path.contains("{verb}")) {
-                (Method::Post, true) => own.verbs,
-                (Method::Post, false) if own.made_by == "create" => &["create"],
-                (Method::Put, _) if own.made_by == "put" => &["put"],
+                (Method::Post, true) => description.verbs,
+                (Method::Post, false) if description.made_by == "create" => &["create"],
+                (Method::Put, _) if description.made_by == "put" => &["put"],
                 (Method::Get, _) => &[""],
-                (Method::Delete, _) if own.verbs.contains(&"remove") => &["remove"],
+                (Method::Delete, _) if description.verbs.contains(&"remove") => &["remove"],
                 _ => &[],
             };
             for verb in verbs {
-                let body = self.schemas.command(own.kind, verb);
+                let body = self.schemas.command(description.kind, verb);
                 if body.is_none() && route.method != Method::Get {
                     // Another route takes this verb.
                     continue;
@@ -143,18 +150,24 @@ impl Document {
                 // `DELETE` has no body: the URL names what to remove.
                 let body = body.filter(|_| route.method != Method::Delete);
                 let path = path.replace("{verb}", verb);
-                self.at(route.method, &path, handler, own.statuses, |operation| {
-                    if let Some(schema) = body {
-                        let name = format!("{}.{verb}", own.kind.collection());
-                        let summary = format!("{}: `{verb}`", own.noun);
-                        operation.named(name, own.title, summary);
-                        if let Some(about) = schema["description"].as_str() {
-                            operation.about(about);
+                self.at(
+                    route.method,
+                    &path,
+                    handler,
+                    description.statuses,
+                    |operation| {
+                        if let Some(schema) = body {
+                            let name = format!("{}.{verb}", description.kind.collection());
+                            let summary = format!("{}: `{verb}`", description.noun);
+                            operation.named(name, description.title, summary);
+                            if let Some(about) = schema["description"].as_str() {
+                                operation.about(about);
+                            }
+                            operation.body(super::JSON, schema);
                         }
-                        operation.body(super::JSON, schema);
-                    }
-                    describe(own, operation);
-                });
+                        describe(description, operation);
+                    },
+                );
             }
         }
     }
@@ -171,10 +184,10 @@ impl Document {
         let all: Vec<&str> = match statuses {
             [] => kind::DESCRIPTIONS
                 .iter()
-                .flat_map(|own| own.statuses)
+                .flat_map(|description| description.statuses)
                 .copied()
                 .collect(),
-            own => own.to_vec(),
+            statuses => statuses.to_vec(),
         };
         operation.of_statuses(all);
         for name in path

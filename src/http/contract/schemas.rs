@@ -56,26 +56,29 @@ impl Schemas {
         &mut self,
         types: impl IntoIterator<Item = &'t &'static EventType>,
     ) -> Value {
-        let mut each: Vec<Value> = types.into_iter().map(|own| self.event(own)).collect();
+        let mut each: Vec<Value> = types
+            .into_iter()
+            .map(|event_type| self.event(event_type))
+            .collect();
         match each.len() {
             1 => each.remove(0),
             _ => json!({ "anyOf": each }),
         }
     }
 
-    fn event(&mut self, own: &EventType) -> Value {
-        let schema = schema::event(own, &mut self.answers);
-        let name = schema::title(own.name);
+    fn event(&mut self, event_type: &EventType) -> Value {
+        let schema = schema::event(event_type, &mut self.answers);
+        let name = schema::title(event_type.name);
         self.messages.insert(name.clone(), schema);
         json!({ "$ref": format!("#{DEFINITIONS}/{name}") })
     }
 
     /// Returns the schema of a subject as a resource: the event that describes it, with its details.
     pub(in crate::http) fn resource(&mut self, kind: Kind) -> Value {
-        let own = kind::description(kind);
-        let event = self.events(own.event_types);
-        let details = (own.details)(&mut self.answers).to_value();
-        let name = schema::title(&own.noun.replace(' ', "_"));
+        let description = kind::description(kind);
+        let event = self.events(description.event_types);
+        let details = (description.details)(&mut self.answers).to_value();
+        let name = schema::title(&description.noun.replace(' ', "_"));
         self.messages
             .insert(name.clone(), json!({ "allOf": [event, details] }));
         json!({ "$ref": format!("#{DEFINITIONS}/{name}") })
@@ -104,8 +107,8 @@ impl Schemas {
         let others = ProblemKind::ALL.iter().filter(is_elsewhere);
         all["Problem"]["examples"] = others.map(|kind| example(*kind)).collect();
         for (name, schema) in self.messages {
-            let other = all.insert(name, schema);
-            assert!(other.is_none(), "each schema has a name of its own");
+            let previous = all.insert(name, schema);
+            assert!(previous.is_none(), "each schema has a name of its own");
         }
         all
     }
@@ -148,10 +151,10 @@ pub(super) fn tidy(schema: &mut Value) {
                 Some("uint" | "uint64") => Some((0, u64::MAX)),
                 _ => None,
             };
-            if let Some((least, most)) = range {
+            if let Some((least, max)) = range {
                 members.remove("format");
                 members.entry("minimum").or_insert(least.into());
-                members.entry("maximum").or_insert(most.into());
+                members.entry("maximum").or_insert(max.into());
             }
             members.values_mut().for_each(tidy);
         }

@@ -125,7 +125,7 @@ impl Fairing for IdleConnections {
     }
 
     async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
-        if let Some(timeout) = self.0.timeouts.get().and_then(|own| own.response)
+        if let Some(timeout) = self.0.timeouts.get().and_then(|timeouts| timeouts.response)
             && let Some(in_progress) = in_progress(request)
             && !is_upgraded(request, response)
             && let Some(bytes) = response.body_mut().size().await
@@ -152,9 +152,9 @@ impl Requests {
         // Remove the scope of a link-local address: the kernel's list of connections does not contain it.
         let peer = SocketAddr::new(peer.ip(), peer.port());
         let mut peers = requests.peers();
-        let own = peers.entry(peer).or_default();
-        own.requests += 1;
-        own.earlier = own.answer.take().and_then(|own| own.deadline);
+        let state = peers.entry(peer).or_default();
+        state.requests += 1;
+        state.earlier = state.answer.take().and_then(|answer| answer.deadline);
         drop(peers);
         InProgress {
             peer,
@@ -165,24 +165,29 @@ impl Requests {
     /// Whether a connection has no request in progress, or has not received its answer by the deadline.
     fn is_idle(&self, connection: &Connection, now: Instant) -> bool {
         let peers = self.peers();
-        let own = peers.get(&connection.peer);
-        let is_answer_late = own
-            .and_then(|own| own.answer.as_ref()?.deadline)
+        let state = peers.get(&connection.peer);
+        let is_answer_late = state
+            .and_then(|state| state.answer.as_ref()?.deadline)
             .is_some_and(|deadline| deadline <= now);
         if connection.is_unacknowledged {
             return is_answer_late;
         }
         // Unread bytes may be the next request.
-        own.is_none_or(|own| own.requests == 0) && !connection.is_unread
+        state.is_none_or(|state| state.requests == 0) && !connection.is_unread
     }
 
     /// Removes the peers that had received their answers, or had disconnected, when the kernel was asked.
     fn forget(&self, connections: &[Connection], asked: Instant) {
-        let waiting = connections.iter().filter(|own| own.is_unacknowledged);
-        let waiting: HashSet<SocketAddr> = waiting.map(|own| own.peer).collect();
-        self.peers().retain(|peer, own| {
-            let is_newer = own.answer.as_ref().is_some_and(|own| own.began >= asked);
-            own.requests > 0 || is_newer || waiting.contains(peer)
+        let waiting = connections
+            .iter()
+            .filter(|connection| connection.is_unacknowledged);
+        let waiting: HashSet<SocketAddr> = waiting.map(|connection| connection.peer).collect();
+        self.peers().retain(|peer, state| {
+            let is_newer = state
+                .answer
+                .as_ref()
+                .is_some_and(|answer| answer.began >= asked);
+            state.requests > 0 || is_newer || waiting.contains(peer)
         });
     }
 
@@ -197,13 +202,16 @@ impl InProgress {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         let transfer = Duration::from_secs(bytes / RESPONSE_RATE_MIN);
         let began = Instant::now();
-        if let Some(own) = self.requests.peers().get_mut(&self.peer)
-            && own.requests == 1
+        if let Some(state) = self.requests.peers().get_mut(&self.peer)
+            && state.requests == 1
         {
             let least = began + timeout;
-            let from = own.earlier.take().map_or(least, |own| own.max(least));
+            let from = state
+                .earlier
+                .take()
+                .map_or(least, |earlier| earlier.max(least));
             let deadline = from.checked_add(transfer);
-            own.answer = Some(Answer { began, deadline });
+            state.answer = Some(Answer { began, deadline });
         }
     }
 }
@@ -211,9 +219,9 @@ impl InProgress {
 impl Drop for InProgress {
     fn drop(&mut self) {
         let mut peers = self.requests.peers();
-        if let Some(own) = peers.get_mut(&self.peer) {
-            own.requests -= 1;
-            if own.requests == 0 && own.answer.is_none() {
+        if let Some(state) = peers.get_mut(&self.peer) {
+            state.requests -= 1;
+            if state.requests == 0 && state.answer.is_none() {
                 peers.remove(&self.peer);
             }
         }
@@ -249,7 +257,9 @@ async fn check(
         };
         requests.forget(&accepted, asked);
         let idle = accepted.into_iter();
-        let idle = idle.filter(|own| requests.is_idle(own, asked)).collect();
+        let idle = idle
+            .filter(|connection| requests.is_idle(connection, asked))
+            .collect();
         let idle = timeouts.exceeded(idle, &mut unanswered, asked);
         if idle.is_empty() {
             continue;
@@ -259,12 +269,14 @@ async fn check(
             let inodes = idle.keys().copied().collect();
             // A request may have begun meanwhile.
             dead_peers::shut_down(&inodes, |inode| {
-                let own = idle.get(&inode)?;
-                let is_late = own.is_unacknowledged;
-                requests.is_idle(own, asked).then_some(match is_late {
-                    true => Shutdown::Discard,
-                    false => Shutdown::Deliver,
-                })
+                let connection = idle.get(&inode)?;
+                let is_late = connection.is_unacknowledged;
+                requests
+                    .is_idle(connection, asked)
+                    .then_some(match is_late {
+                        true => Shutdown::Discard,
+                        false => Shutdown::Deliver,
+                    })
             })
         });
         match closed.await.map_err(io::Error::other).flatten() {
@@ -297,20 +309,22 @@ impl Timeouts {
         now: Instant,
     ) -> HashMap<u64, Connection> {
         let seen = std::mem::take(unanswered);
-        let is_exceeded = |own: &Connection| match own.sent_ago {
+        let is_exceeded = |connection: &Connection| match connection.sent_ago {
             // The deadline of its answer has passed.
-            Some(_) if own.is_unacknowledged => true,
+            Some(_) if connection.is_unacknowledged => true,
             Some(sent_ago) => self.keep_alive.is_some_and(|timeout| sent_ago >= timeout),
             None => {
-                let own = (own.peer, own.inode);
-                let since = *seen.get(&own).unwrap_or(&now);
-                unanswered.insert(own, since);
+                let key = (connection.peer, connection.inode);
+                let since = *seen.get(&key).unwrap_or(&now);
+                unanswered.insert(key, since);
                 self.first_request
                     .is_some_and(|timeout| now - since >= timeout)
             }
         };
         let exceeded = idle.into_iter().filter(is_exceeded);
-        exceeded.map(|own| (own.inode, own)).collect()
+        exceeded
+            .map(|connection| (connection.inode, connection))
+            .collect()
     }
 }
 
@@ -335,11 +349,11 @@ mod tests {
     #[test]
     fn connections_with_a_request_in_progress_are_left_alone() {
         let requests = Arc::new(Requests::default());
-        let own = connection(2, Some(900));
-        let is_idle = || requests.is_idle(&own, Instant::now());
+        let open = connection(2, Some(900));
+        let is_idle = || requests.is_idle(&open, Instant::now());
         assert!(is_idle());
-        let first = Requests::begin(&requests, own.peer);
-        let second = Requests::begin(&requests, own.peer);
+        let first = Requests::begin(&requests, open.peer);
+        let second = Requests::begin(&requests, open.peer);
         assert!(!is_idle());
         assert!(requests.is_idle(&connection(1, None), Instant::now()));
         drop(first);
@@ -349,7 +363,7 @@ mod tests {
         assert!(requests.peers().is_empty());
         let unread = Connection {
             is_unread: true,
-            ..own
+            ..open
         };
         assert!(!requests.is_idle(&unread, Instant::now()));
     }
@@ -358,32 +372,32 @@ mod tests {
     fn an_answer_that_is_not_taken_in_time_is_late_and_a_longer_one_later() {
         let requests = Arc::new(Requests::default());
         let taken = connection(1, Some(0));
-        let own = Connection {
+        let unacknowledged = Connection {
             is_unacknowledged: true,
             ..taken
         };
         let bytes = usize::try_from(RESPONSE_RATE_MIN * 100).unwrap();
-        let request = Requests::begin(&requests, own.peer);
+        let request = Requests::begin(&requests, unacknowledged.peer);
         let start = Instant::now();
         request.answered(bytes, secs(10));
-        let is_late = |after| requests.is_idle(&own, start + secs(after));
+        let is_late = |after| requests.is_idle(&unacknowledged, start + secs(after));
         assert!(!is_late(109));
         assert!(is_late(111), "it is still being handed over");
         drop(request);
         assert!(!is_late(109));
         assert!(is_late(111), "it waits in the socket");
-        requests.forget(&[own], start + secs(111));
+        requests.forget(&[unacknowledged], start + secs(111));
         assert!(is_late(111));
-        let stream = Requests::begin(&requests, own.peer);
+        let stream = Requests::begin(&requests, unacknowledged.peer);
         assert!(!is_late(1_000));
-        let beside = Requests::begin(&requests, own.peer);
+        let beside = Requests::begin(&requests, unacknowledged.peer);
         beside.answered(0, secs(10));
         drop(beside);
         assert!(!is_late(1_000), "the stream continues");
         drop(stream);
         assert!(!is_late(1_000));
 
-        Requests::begin(&requests, own.peer).answered(0, secs(10));
+        Requests::begin(&requests, unacknowledged.peer).answered(0, secs(10));
         requests.forget(&[taken], start);
         assert_eq!(requests.peers().len(), 1, "answered since");
         requests.forget(&[taken], Instant::now());
@@ -393,17 +407,17 @@ mod tests {
     #[test]
     fn the_bytes_of_answers_that_follow_one_another_count_together() {
         let requests = Arc::new(Requests::default());
-        let own = Connection {
+        let unacknowledged = Connection {
             is_unacknowledged: true,
             ..connection(1, Some(0))
         };
         let bytes = usize::try_from(RESPONSE_RATE_MIN * 100).unwrap();
         let start = Instant::now();
         for _ in 0..3 {
-            Requests::begin(&requests, own.peer).answered(bytes, secs(10));
+            Requests::begin(&requests, unacknowledged.peer).answered(bytes, secs(10));
         }
-        assert!(!requests.is_idle(&own, start + secs(309)));
-        assert!(requests.is_idle(&own, start + secs(311)));
+        assert!(!requests.is_idle(&unacknowledged, start + secs(309)));
+        assert!(requests.is_idle(&unacknowledged, start + secs(311)));
     }
 
     #[test]

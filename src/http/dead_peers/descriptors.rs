@@ -21,7 +21,8 @@ use super::Shutdown;
 pub(super) fn listening_on(address: SocketAddr) -> io::Result<Vec<OwnedFd>> {
     let is_wanted = |socket: &OwnedFd| {
         sockopt::socket_acceptconn(socket).unwrap_or(false)
-            && net::getsockname(socket).is_ok_and(|own| SocketAddr::try_from(own) == Ok(address))
+            && net::getsockname(socket)
+                .is_ok_and(|local| SocketAddr::try_from(local) == Ok(address))
     };
     // A concurrent check may hold duplicates, too. Count each socket once.
     let mut listening = HashMap::new();
@@ -57,7 +58,7 @@ pub(super) fn shut_down(
 
 /// Returns duplicates of the sockets whose inodes are wanted. An inode may have changed since it was checked.
 fn duplicates(is_wanted: impl Fn(u64) -> bool) -> io::Result<Vec<OwnedFd>> {
-    let own = process::pidfd_open(process::getpid(), PidfdFlags::empty())?;
+    let pidfd = process::pidfd_open(process::getpid(), PidfdFlags::empty())?;
     let mut sockets = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
@@ -79,7 +80,7 @@ fn duplicates(is_wanted: impl Fn(u64) -> bool) -> io::Result<Vec<OwnedFd>> {
         if !is_wanted(inode) {
             continue;
         }
-        match process::pidfd_getfd(&own, number, PidfdGetfdFlags::empty()) {
+        match process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()) {
             Ok(socket) => sockets.push(socket),
             Err(Errno::BADF) => {}
             Err(error) => return Err(error.into()),

@@ -171,7 +171,7 @@ mod platform {
     /// Ignores connections that wait to be accepted, which have no inode.
     pub(super) fn is_connected(port: u16) -> bool {
         let connections = sock_diag::connections(port).unwrap_or_default();
-        connections.iter().any(|own| own.inode != 0)
+        connections.iter().any(|connection| connection.inode != 0)
     }
 
     pub(super) fn watch(tidings: &Arc<Tidings>, address: SocketAddr, timeout: Duration) {
@@ -203,9 +203,9 @@ mod platform {
         sockopt::set_tcp_keepcnt(listener, PROBES)?;
         sockopt::set_socket_keepalive(listener, true)?;
         // A slow reader gets at least `WRITE_STALL` to make room.
-        let most = timeout.max(WRITE_STALL).as_millis();
-        let most = u32::try_from(most).unwrap_or(u32::MAX);
-        sockopt::set_tcp_user_timeout(listener, most)?;
+        let timeout_ms = timeout.max(WRITE_STALL).as_millis();
+        let timeout_ms = u32::try_from(timeout_ms).unwrap_or(u32::MAX);
+        sockopt::set_tcp_user_timeout(listener, timeout_ms)?;
         Ok(())
     }
 
@@ -240,12 +240,13 @@ mod platform {
                     continue;
                 }
             };
-            let peers: HashSet<SocketAddr> = found.iter().map(|own| own.peer).collect();
+            let peers: HashSet<SocketAddr> =
+                found.iter().map(|connection| connection.peer).collect();
             tracing::info!(
                 connections = peers.len(),
                 "connections whose peers acknowledge nothing are closed"
             );
-            let inodes = found.iter().map(|own| own.inode).collect();
+            let inodes = found.iter().map(|connection| connection.inode).collect();
             let deliver = |_| Some(Shutdown::Deliver);
             let closed = spawn_blocking(move || shut_down(&inodes, deliver)).await;
             if let Err(error) = closed.map_err(io::Error::other).flatten()
@@ -269,14 +270,15 @@ mod platform {
             address.ip().is_unspecified() || local.to_canonical() == address.ip().to_canonical()
         };
         // A connection without an inode waits to be accepted.
-        let accepted = connections.filter(|own| is_own(own.local) && own.inode != 0);
-        let accepted = accepted.filter_map(|own| {
+        let accepted =
+            connections.filter(|connection| is_own(connection.local) && connection.inode != 0);
+        let accepted = accepted.filter_map(|connection| {
             Some(super::Connection {
-                peer: own.peer,
-                inode: own.inode,
-                sent_ago: own.has_sent?.then_some(own.sent_ago),
-                is_unacknowledged: own.unacknowledged > 0,
-                is_unread: own.unread > 0,
+                peer: connection.peer,
+                inode: connection.inode,
+                sent_ago: connection.has_sent?.then_some(connection.sent_ago),
+                is_unacknowledged: connection.unacknowledged > 0,
+                is_unread: connection.unread > 0,
             })
         });
         Ok(accepted.collect())
@@ -284,14 +286,15 @@ mod platform {
 
     pub(super) fn open_to(port: u16) -> io::Result<HashSet<SocketAddr>> {
         let connections = sock_diag::connections(port)?.into_iter();
-        let open = connections.filter(|own| !own.is_half_closed);
-        Ok(open.map(|own| own.peer).collect())
+        let open = connections.filter(|connection| !connection.is_half_closed);
+        Ok(open.map(|connection| connection.peer).collect())
     }
 
     /// Returns the connections to a local port whose peers are dead: silent for at least `least`.
     fn dead(port: u16, least: Duration) -> io::Result<Vec<sock_diag::Connection>> {
         let mut connections = sock_diag::connections(port)?;
-        connections.retain(|own| own.silent_for >= least && has_been_probed(own));
+        connections
+            .retain(|connection| connection.silent_for >= least && has_been_probed(connection));
         Ok(connections)
     }
 
@@ -300,10 +303,11 @@ mod platform {
     /// The kernel counts probes since the last answer. It does not count retransmissions in this way: it also counts them while
     /// the peer acknowledges other bytes. So the last retransmission must have been sent after the last answer, and long enough
     /// ago to be answered.
-    fn has_been_probed(own: &sock_diag::Connection) -> bool {
-        let is_unanswered = own.sent_ago < own.silent_for && own.sent_ago >= own.first_wait;
-        own.probes >= DEAD_PEER_PROBES
-            || (own.retransmissions >= DEAD_PEER_RETRANSMISSIONS && is_unanswered)
+    fn has_been_probed(connection: &sock_diag::Connection) -> bool {
+        let is_unanswered = connection.sent_ago < connection.silent_for
+            && connection.sent_ago >= connection.first_wait;
+        connection.probes >= DEAD_PEER_PROBES
+            || (connection.retransmissions >= DEAD_PEER_RETRANSMISSIONS && is_unanswered)
     }
 
     #[cfg(test)]
@@ -336,8 +340,8 @@ mod platform {
                 assert_eq!(sockopt::tcp_keepidle(&accepted).unwrap(), pause);
                 assert_eq!(sockopt::tcp_keepintvl(&accepted).unwrap(), pause);
                 assert_eq!(sockopt::tcp_keepcnt(&accepted).unwrap(), PROBES);
-                let most = u128::from(sockopt::tcp_user_timeout(&accepted).unwrap());
-                assert_eq!(most, WRITE_STALL.as_millis());
+                let timeout_ms = u128::from(sockopt::tcp_user_timeout(&accepted).unwrap());
+                assert_eq!(timeout_ms, WRITE_STALL.as_millis());
             }
         }
 
@@ -360,17 +364,20 @@ mod platform {
             };
             assert!(has_been_probed(&dead));
             let alive = |change: fn(&mut sock_diag::Connection)| {
-                let mut own = dead;
-                change(&mut own);
-                !has_been_probed(&own)
+                let mut connection = dead;
+                change(&mut connection);
+                !has_been_probed(&connection)
             };
-            assert!(alive(|own| own.retransmissions = 2), "too few probes");
             assert!(
-                alive(|own| own.sent_ago = Duration::from_secs(31)),
+                alive(|connection| connection.retransmissions = 2),
+                "too few probes"
+            );
+            assert!(
+                alive(|connection| connection.sent_ago = Duration::from_secs(31)),
                 "answered since"
             );
             assert!(
-                alive(|own| own.sent_ago = Duration::from_secs(1)),
+                alive(|connection| connection.sent_ago = Duration::from_secs(1)),
                 "probed just now"
             );
             let probed = |probes| sock_diag::Connection {
@@ -393,22 +400,25 @@ mod platform {
                 let (other, _) = listener.accept().unwrap();
                 let found = sock_diag::connections(address.port()).unwrap();
                 assert_eq!(found.len(), 2, "{found:?}");
-                let own = found.iter().find(|own| own.peer == peer).unwrap();
+                let connection = found
+                    .iter()
+                    .find(|connection| connection.peer == peer)
+                    .unwrap();
                 assert_eq!(peer, doomed.local_addr().unwrap());
-                assert_eq!((own.retransmissions, own.probes), (0, 0));
-                assert_eq!(own.has_sent, Some(false));
+                assert_eq!((connection.retransmissions, connection.probes), (0, 0));
+                assert_eq!(connection.has_sent, Some(false));
                 io::Write::write_all(&mut &other, b"x").unwrap();
                 let mut elsewhere = address;
                 elsewhere.set_ip("192.0.2.1".parse().unwrap());
                 assert_eq!(super::accepted(elsewhere).unwrap(), []);
                 let found = super::accepted(address).unwrap();
-                let unanswered = found.iter().filter(|own| own.sent_ago.is_none());
-                let peers: Vec<SocketAddr> = unanswered.map(|own| own.peer).collect();
+                let unanswered = found.iter().filter(|entry| entry.sent_ago.is_none());
+                let peers: Vec<SocketAddr> = unanswered.map(|entry| entry.peer).collect();
                 assert_eq!(peers, [peer]);
 
-                let inodes = [own.inode].into();
+                let inodes = [connection.inode].into();
                 descriptors::shut_down(&inodes, |_| None).unwrap();
-                let how = |inode| (inode == own.inode).then_some(Shutdown::Deliver);
+                let how = |inode| (inode == connection.inode).then_some(Shutdown::Deliver);
                 descriptors::shut_down(&inodes, how).unwrap();
                 let read = |mut stream: &TcpStream| {
                     stream.set_nonblocking(true).unwrap();

@@ -28,14 +28,14 @@ impl Arrivals {
     /// Records that from now on messages may wait in the socket's buffer.
     pub(super) fn may_wait(&mut self) {
         if !self.is_behind {
-            self.look();
+            self.refill();
             self.is_behind = true;
         }
     }
 
     /// Records that every message that has arrived has been read.
     pub(super) fn are_read(&mut self) {
-        self.look();
+        self.refill();
         self.is_behind = false;
     }
 
@@ -47,7 +47,7 @@ impl Arrivals {
         bucket.take_late(*pace, 1, Instant::now()).is_ok()
     }
 
-    fn look(&mut self) {
+    fn refill(&mut self) {
         if let Some((pace, bucket)) = &mut self.pace {
             bucket.look(*pace, Instant::now());
         }

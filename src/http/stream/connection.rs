@@ -248,30 +248,30 @@ impl Connection {
     fn enqueue(&mut self, incoming: Vec<Incoming>) {
         // Pings and pongs do not count as messages.
         let messages = incoming.into_iter();
-        for own in messages.filter(|own| !matches!(own, Incoming::Control)) {
+        for message in messages.filter(|message| !matches!(message, Incoming::Control)) {
             // A command counts towards the rate limit of its user instead. A message that only looks like a command is
             // counted later, when it has been parsed.
             let session = self.session.as_ref();
-            let counts = !session.is_some_and(|session| may_publish(session, &own));
+            let counts = !session.is_some_and(|session| may_publish(session, &message));
             self.is_rate_limited = self.is_rate_limited || counts && !self.arrivals.count();
             if self.is_rate_limited {
                 return;
             }
-            self.waiting.push_back(own);
+            self.waiting.push_back(message);
         }
     }
 
     /// Whether another message may wait for its answer.
     fn has_room_to_wait(&self) -> bool {
-        let bytes = |own: &Incoming| match own {
+        let bytes = |message: &Incoming| match message {
             Incoming::Text(text) => text.len(),
             Incoming::Binary(bytes) => bytes.len(),
             Incoming::Control => 0,
         };
-        let most = self.service.settings().client_message_limit_bytes.get();
+        let max_bytes = self.service.settings().client_message_limit_bytes.get();
         !self.is_rate_limited
             && self.waiting.len() < WAITING_MESSAGES
-            && self.waiting.iter().map(bytes).sum::<usize>() < most
+            && self.waiting.iter().map(bytes).sum::<usize>() < max_bytes
     }
 
     /// Checks the socket and the end of the server if their waker was woken. Returns false if the server ends.
@@ -354,7 +354,7 @@ impl Future for Connection {
             return Poll::Ready(());
         }
         let now = Instant::now();
-        this.frames.socket.look(now);
+        this.frames.socket.set_now(now);
         loop {
             if let Phase::Ending = this.phase {
                 let mut socket_cx = Context::from_waker(this.attention.waker());

@@ -59,23 +59,23 @@ pub(in crate::http) fn describe(document: &mut Document) {
 
 /// Describes the stream of a scope, whose URL is `/events` with this rest.
 fn scope(rest: &str, operation: &mut Operation<'_>) {
-    let own = kind::DESCRIPTIONS
+    let description = kind::DESCRIPTIONS
         .iter()
-        .find(|own| rest.split('/').nth(1) == Some(own.kind.collection()));
+        .find(|description| rest.split('/').nth(1) == Some(description.kind.collection()));
     let is_one = rest.contains('{');
-    let (id, summary) = match (own, is_one) {
-        (Some(own), true) => (
-            format!("events.{}.one", own.kind.collection()),
-            format!("{}: follow", own.noun),
+    let (id, summary) = match (description, is_one) {
+        (Some(description), true) => (
+            format!("events.{}.one", description.kind.collection()),
+            format!("{}: follow", description.noun),
         ),
-        (Some(own), false) => (
-            format!("events.{}", own.kind.collection()),
-            format!("{}: follow all", own.title),
+        (Some(description), false) => (
+            format!("events.{}", description.kind.collection()),
+            format!("{}: follow all", description.title),
         ),
         (None, true) => ("events.school".into(), "Follow all of a school".into()),
         (None, false) => ("events".into(), "Follow any set of channels".into()),
     };
-    match (own, is_one) {
+    match (description, is_one) {
         (Some(_), false) => {
             operation.queries([&IDS]);
         }

@@ -50,7 +50,7 @@ async fn echo(mut socket: Socket) {
 }
 
 fn converse(socket: &mut Socket, cx: &mut Context<'_>) -> Poll<End> {
-    socket.look(Instant::now());
+    socket.set_now(Instant::now());
     socket.woken();
     loop {
         let mut heard = false;

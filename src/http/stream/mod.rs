@@ -292,7 +292,7 @@ async fn enrollments(
     let numeric_id = || {
         let is_numeric = params
             .as_ref()
-            .is_ok_and(|own| own.numeric_ids == Some(true));
+            .is_ok_and(|params| params.numeric_ids == Some(true));
         session_id.filter(|_| is_numeric).and_then(numeric_id)
     };
     let sent_id = numeric_id().map_or_else(|| session_id.into(), Value::from);
@@ -466,11 +466,11 @@ fn channels(
     access: Access,
     tidings: &Tidings,
 ) -> Result<(Caller, Vec<Channel>), Problem> {
-    let most = tidings.settings().channels_per_connection.get();
-    if texts.is_empty() || texts.len() > most {
+    let max_channels = tidings.settings().channels_per_connection.get();
+    if texts.is_empty() || texts.len() > max_channels {
         return Err(Problem::new(
             Kind::InvalidQuery,
-            format!("a stream needs 1 to {most} channels: name them as /events/<channel> or with `?channel=`"),
+            format!("a stream needs 1 to {max_channels} channels: name them as /events/<channel> or with `?channel=`"),
         )
         .of_limit("channels_per_connection"));
     }

@@ -82,10 +82,10 @@ impl Params {
     }
 
     /// Returns an endpoint's dialect with the changes that the request asks for.
-    pub(super) fn dialect(&self, own: Dialect) -> Dialect {
-        let mut asked = own;
+    pub(super) fn dialect(&self, dialect: Dialect) -> Dialect {
+        let mut asked = dialect;
         asked.heartbeat_message = self.heartbeat_message;
-        asked.numeric_ids = self.numeric_ids.or(own.numeric_ids);
+        asked.numeric_ids = self.numeric_ids.or(dialect.numeric_ids);
         asked
     }
 
@@ -137,14 +137,14 @@ impl Part for Params {
 fn params(request: &Request<'_>) -> Result<Params, Problem> {
     bounded(request)?;
     let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
-    let number = |name: &str, most: u64| -> Result<Option<u64>, Problem> {
+    let number = |name: &str, max: u64| -> Result<Option<u64>, Problem> {
         let Some(text) = query(request, name) else {
             return Ok(None);
         };
-        let number = text.parse().ok().filter(|number| *number <= most);
+        let number = text.parse().ok().filter(|number| *number <= max);
         number
             .map(Some)
-            .ok_or_else(|| invalid(format!("`{name}` must be an integer from 0 to {most}")))
+            .ok_or_else(|| invalid(format!("`{name}` must be an integer from 0 to {max}")))
     };
     let (statuses, job_types) = filters(request)?;
     let UpperStatus(upper_status) = upper_status(request)?;
@@ -172,7 +172,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
     };
     let max_event_bytes = match query(request, "max_event_bytes").map(str::parse::<usize>) {
         None => None,
-        Some(Ok(most)) if most >= EVENT_LIMIT_MIN_BYTES => Some(most),
+        Some(Ok(max_bytes)) if max_bytes >= EVENT_LIMIT_MIN_BYTES => Some(max_bytes),
         Some(_) => {
             let detail =
                 format!("`max_event_bytes` must be an integer of at least {EVENT_LIMIT_MIN_BYTES}");

@@ -58,7 +58,9 @@ impl Commands {
 
 impl Publishing for Commands {
     fn has_room(&self) -> bool {
-        self.pipeline.as_ref().is_none_or(|own| own.has_room())
+        self.pipeline
+            .as_ref()
+            .is_none_or(|pipeline| pipeline.has_room())
     }
 
     fn publish(

@@ -147,7 +147,7 @@ impl Socket {
     }
 
     /// Sets the current time.
-    pub(super) fn look(&mut self, now: Instant) {
+    pub(super) fn set_now(&mut self, now: Instant) {
         self.now = now;
     }
 
@@ -241,8 +241,8 @@ impl Socket {
 
     /// Frees the state of the protocol between messages.
     fn free_protocol(&mut self) {
-        let own = self.protocol.as_ref();
-        if !self.closed && own.is_some_and(|own| own.text.is_between_messages()) {
+        let protocol = self.protocol.as_ref();
+        if !self.closed && protocol.is_some_and(|protocol| protocol.text.is_between_messages()) {
             self.protocol = None;
         }
     }
@@ -341,8 +341,8 @@ impl Socket {
         });
         let broken = match end {
             ProtocolError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let own = self.protocol.as_mut();
-                if own.is_none_or(|own| own.text.read(buffer.filled())) {
+                let protocol = self.protocol.as_mut();
+                if protocol.is_none_or(|protocol| protocol.text.read(buffer.filled())) {
                     self.free_protocol();
                     return Poll::Ready(Ok(incoming));
                 }

@@ -57,8 +57,8 @@ async fn characteristic_page(
             CHART_SAMPLES,
         )
         .await?;
-    let own = stored.state.characteristic();
-    let limits = own.and_then(|own| own.limits.as_ref());
+    let characteristic = stored.state.characteristic();
+    let limits = characteristic.and_then(|characteristic| characteristic.limits.as_ref());
     let dispersion = limits.and_then(|limits| limits.dispersion);
     let now = Utc::now();
     let mut shown = Shown::default();
@@ -68,7 +68,9 @@ async fn characteristic_page(
     shown.table.reverse();
     let key = |rule: &Rule| json!({ "rule": rule.number(), "name": rule.name() });
     let chart = limits.map(|limits| limits.chart);
-    let title = own.and_then(|own| own.name.as_deref()).unwrap_or(id);
+    let title = characteristic
+        .and_then(|characteristic| characteristic.name.as_deref())
+        .unwrap_or(id);
     let query = PartQuery {
         subject: Some(subject),
         before: page.map(|page| page.min(i64::MAX as u64)),
@@ -76,10 +78,10 @@ async fn characteristic_page(
         ..PartQuery::default()
     };
     let (violations, next) = violations(tidings, &guest, query).await?;
-    let own = json!({
+    let context = json!({
         "own": rows(std::slice::from_ref(&stored)).pop(),
         "chart": (!samples.is_empty()).then(|| control_chart("control", title, &shown.points, chart.as_ref())),
-        "dispersion": dispersion.map(|own| spread_chart(title, &own, &shown.spreads)),
+        "dispersion": dispersion.map(|dispersion| spread_chart(title, &dispersion, &shown.spreads)),
         "samples": shown.table,
         "broken": shown.broken.iter().map(key).collect::<Vec<_>>(),
         "may_write": !violations.is_empty(),
@@ -87,7 +89,7 @@ async fn characteristic_page(
         "next": next.map(|next| format!("?page={next}")),
         "first": page.is_some().then_some("?"),
     });
-    let view = view(&visitor, &guest, &base, tidings, "characteristics", own).await?;
+    let view = view(&visitor, &guest, &base, tidings, "characteristics", context).await?;
     Ok(pages.render("characteristic.html", &view))
 }
 
@@ -113,7 +115,7 @@ impl Shown {
         let rules = broken.iter().map(|rule| rule.name());
         let rules = rules.collect::<Vec<_>>().join(", ");
         // A point takes the colour of a rule of its own chart.
-        let (spread, own): (Vec<Rule>, Vec<Rule>) =
+        let (spread, main): (Vec<Rule>, Vec<Rule>) =
             broken.iter().partition(|rule| **rule == Rule::Dispersion);
         if let Some(dispersion) = dispersion {
             let point = spread_point(sample, dispersion, spread.first());
@@ -121,11 +123,11 @@ impl Shown {
         }
         self.points.push(Point {
             value,
-            in_control: in_control || own.is_empty() && !spread.is_empty(),
-            rule: own.first().map(|rule| rule.number()),
+            in_control: in_control || main.is_empty() && !spread.is_empty(),
+            rule: main.first().map(|rule| rule.number()),
             title: format!("{id}: {shown} {rules}"),
         });
-        self.broken.extend(own.first());
+        self.broken.extend(main.first());
         self.broken.extend(spread.first());
         self.table.push(json!({
             "key": event.seq,
@@ -141,8 +143,10 @@ impl Shown {
 }
 
 /// Returns the point of a sample on the dispersion chart, or a gap if it has none there.
-fn spread_point(sample: &Sample, own: &Dispersion, rule: Option<&Rule>) -> Point {
-    let point = sample.dispersion.filter(|point| point.chart == own.chart);
+fn spread_point(sample: &Sample, dispersion: &Dispersion, rule: Option<&Rule>) -> Point {
+    let point = sample
+        .dispersion
+        .filter(|point| point.chart == dispersion.chart);
     let value = point.map(|point| point.value);
     Point {
         value,
@@ -157,11 +161,11 @@ fn spread_point(sample: &Sample, own: &Dispersion, rule: Option<&Rule>) -> Point
 }
 
 /// Returns the dispersion chart, if any sample has a point on it, and a description of what it shows.
-fn spread_chart(title: &str, own: &Dispersion, spreads: &[Point]) -> Value {
-    let what = own.chart.points();
+fn spread_chart(title: &str, dispersion: &Dispersion, spreads: &[Point]) -> Value {
+    let what = dispersion.chart.points();
     let has_points = spreads.iter().any(|point| point.value.is_some());
     let title = format!("{title}: {what}");
-    let chart = || control_chart("dispersion", &title, spreads, Some(&own.limits()));
+    let chart = || control_chart("dispersion", &title, spreads, Some(&dispersion.limits()));
     json!({ "chart": has_points.then(chart), "points": what })
 }
 

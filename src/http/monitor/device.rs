@@ -29,12 +29,12 @@ async fn device_page(
 ) -> Result<Html, Rejection> {
     let mut guest = visitor.enter(school, tidings).await?;
     let stored = found(tidings, &mut guest, device::KIND, id).await?;
-    let mut own = json!({ "device": rows(std::slice::from_ref(&stored)).pop() });
+    let mut context = json!({ "device": rows(std::slice::from_ref(&stored)).pop() });
     if let Some(device) = stored.state.device() {
         let uptime = Uptime::read(tidings, &guest.caller, &stored, device).await?;
-        own["device"]["uptime"] = uptime.view(id);
-        own["info"] = pretty(device.info.get()).into();
+        context["device"]["uptime"] = uptime.view(id);
+        context["info"] = pretty(device.info.get()).into();
     }
-    let view = view(&visitor, &guest, &base, tidings, "devices", own).await?;
+    let view = view(&visitor, &guest, &base, tidings, "devices", context).await?;
     Ok(pages.render("device.html", &view))
 }

@@ -24,16 +24,21 @@ pub(super) async fn view(tidings: &Tidings, caller: &Caller) -> Result<Value, Re
 }
 
 fn counted(endings: &[Ending], since: DateTime<Utc>, now: DateTime<Utc>) -> Value {
-    let of = |from: DateTime<Utc>, way: &str| {
-        let fits = |own: &&Ending| own.from == from && own.status == way;
-        endings.iter().filter(fits).map(|own| own.count).sum()
+    let of = |from: DateTime<Utc>, status: &str| {
+        let fits = |ending: &&Ending| ending.from == from && ending.status == status;
+        endings.iter().filter(fits).map(|ending| ending.count).sum()
     };
     // The first and the last hour are partial.
     let hours = (0..=ENDINGS_HOURS).map(|hours| since + TimeDelta::hours(hours));
     let stretches: Vec<(DateTime<Utc>, Vec<u64>)> = hours
-        .map(|from| (from, WAYS.iter().map(|way| of(from, way)).collect()))
+        .map(|from| (from, WAYS.iter().map(|status| of(from, status)).collect()))
         .collect();
-    let total = |way: usize| stretches.iter().map(|(_, counts)| counts[way]).sum::<u64>();
+    let total = |index: usize| {
+        stretches
+            .iter()
+            .map(|(_, counts)| counts[index])
+            .sum::<u64>()
+    };
     let [completed, cancelled, failed] = [total(0), total(1), total(2)];
     let words = |(from, counts): &(DateTime<Utc>, Vec<u64>)| {
         format!(
@@ -59,7 +64,7 @@ fn counted(endings: &[Ending], since: DateTime<Utc>, now: DateTime<Utc>) -> Valu
     let busy = stretches
         .iter()
         .rev()
-        .filter(|(_, counts)| counts.iter().any(|own| *own > 0));
+        .filter(|(_, counts)| counts.iter().any(|count| *count > 0));
     json!({
         "chart": bars("endings", (&title, &text), &WAYS, &counts, &titles),
         "hours": ENDINGS_HOURS,

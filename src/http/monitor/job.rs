@@ -64,19 +64,20 @@ async fn job_page(
         .iter()
         .map(|event| {
             let report = event.draft.payload::<Report>();
-            let is_asked = |own: &Report| own.cancel_requested && own.status == Status::InProgress;
+            let is_asked =
+                |report: &Report| report.cancel_requested && report.status == Status::InProgress;
             json!({
                 "at": time(event.at, now),
                 "status": event.draft.status,
-                "message": report.map(|own| &own.message),
-                "stalled": report.map(|own| own.stalled),
+                "message": report.map(|report| &report.message),
+                "stalled": report.map(|report| report.stalled),
                 "is_asked": report.is_some_and(is_asked),
-                "attempt": report.map(|own| own.attempt),
+                "attempt": report.map(|report| report.attempt),
             })
         })
         .collect();
     let ended = job.is_some_and(|job| job.status.is_terminal());
-    let own = json!({
+    let context = json!({
         // The page must not refresh while a confirmation is open.
         "may_write": !ended,
         "job": rows(std::slice::from_ref(&stored)).pop(),
@@ -87,7 +88,7 @@ async fn job_page(
         "milestones": milestones,
         "progress": progress(id, &reports, job.and_then(|job| job.finished_at), now),
     });
-    let view = view(&visitor, &guest, &base, tidings, "jobs", own).await?;
+    let view = view(&visitor, &guest, &base, tidings, "jobs", context).await?;
     Ok(pages.render("job.html", &view))
 }
 
@@ -123,8 +124,8 @@ fn progress(
             continue;
         };
         // Every attempt is at 0 before its first report. Do not draw these events.
-        let goes_on = reports.last().is_some_and(|last| last.attempt == attempt);
-        let is_report = percent > 0.0 || goes_on;
+        let is_same_attempt = reports.last().is_some_and(|last| last.attempt == attempt);
+        let is_report = percent > 0.0 || is_same_attempt;
         if is_report {
             reports.push(Point {
                 at: event.at,

@@ -44,14 +44,14 @@ async fn open_violations(
         ..PartQuery::default()
     };
     let (rows, next) = violations(tidings, &guest, query).await?;
-    let own = json!({
+    let context = json!({
         "may_write": !rows.is_empty(),
         "violations": rows,
         "next": next.map(|next| format!("?page={next}")),
         "first": page.is_some().then_some("?"),
     });
     let tab = characteristic::KIND.collection();
-    let view = view(&visitor, &guest, &base, tidings, tab, own).await?;
+    let view = view(&visitor, &guest, &base, tidings, tab, context).await?;
     Ok(pages.render("violations.html", &view))
 }
 
@@ -92,7 +92,7 @@ async fn list(
             row["uptime"] = uptime.view(stored.event.subject.as_str());
         }
     }
-    let own = json!({
+    let context = json!({
         "kind": {
             "title": description.title,
             "one": description.noun.to_lowercase(),
@@ -102,9 +102,9 @@ async fn list(
         "rows": rows,
         "next": page.next.map(|next| address(&query, Some(next))),
         "first": query.beyond.is_some().then(|| address(&query, None)),
-        "searched": page.searched.filter(|own| !own.is_complete).map(|own| json!({
-            "rows": count(own.rows),
-            "until": optional_time(own.until, Utc::now()),
+        "searched": page.searched.filter(|searched| !searched.is_complete).map(|searched| json!({
+            "rows": count(searched.rows),
+            "until": optional_time(searched.until, Utc::now()),
         })),
         "filter": {
             "text": query.text,
@@ -115,7 +115,7 @@ async fn list(
             "statuses": statuses.map(status).collect::<Vec<_>>(),
         },
     });
-    let view = view(&visitor, &guest, &base, tidings, kind.collection(), own).await?;
+    let view = view(&visitor, &guest, &base, tidings, kind.collection(), context).await?;
     Ok(match has_own_page {
         true => pages.render(&format!("{}.html", kind.collection()), &view),
         false => pages.render("subjects.html", &view),
@@ -123,9 +123,9 @@ async fn list(
 }
 
 /// Returns the call that creates a subject of the kind.
-fn made_by(own: &Description) -> String {
-    let collection = own.kind.collection();
-    match own.made_by {
+fn made_by(description: &Description) -> String {
+    let collection = description.kind.collection();
+    match description.made_by {
         "create" => format!("POST /api/{collection}"),
         _ => format!("PUT /api/{collection}/<id>"),
     }
@@ -140,7 +140,12 @@ fn address(query: &ListQuery, page: Option<u64>) -> String {
             .iter()
             .map(|status| ("status", (*status).to_owned())),
     );
-    fields.extend(query.categories.iter().map(|own| ("job_type", own.clone())));
+    fields.extend(
+        query
+            .categories
+            .iter()
+            .map(|category| ("job_type", category.clone())),
+    );
     fields.extend(query.text.iter().map(|text| ("q", text.clone())));
     let wants_stalled = query.stalled == Stalled::Apart { wanted: true };
     fields.extend(wants_stalled.then(|| ("status", STALLED_STATUS.to_owned())));

@@ -82,12 +82,12 @@ pub(super) fn mount(rocket: Rocket<Build>, base: &str, has_home: bool) -> Rocket
         true => rocket.mount(base, home()),
         false => rocket,
     };
-    let own = format!("{}/monitor", base.trim_end_matches('/'));
+    let root = format!("{}/monitor", base.trim_end_matches('/'));
     rocket
         .manage(pages)
         .manage(assets)
         .attach(embed::fairing(base))
-        .register(own, rocket::catchers![catch])
+        .register(root, rocket::catchers![catch])
 }
 
 /// Returns the route that redirects to the monitor.
@@ -138,7 +138,7 @@ async fn index(
             "totals": totals.view(),
         }));
     }
-    let own = json!({
+    let context = json!({
         "schools": rows,
         "next": next,
         "first": after.is_some().then(|| format!("{}/monitor", base.0)),
@@ -146,14 +146,16 @@ async fn index(
         "renew_secs": RENEW_SECS,
         "rendered_at": crate::wire::timestamp(Utc::now()),
     });
-    Ok(Ok(pages.render("schools.html", &visitor.view(&base, own))))
+    Ok(Ok(
+        pages.render("schools.html", &visitor.view(&base, context))
+    ))
 }
 
 #[get("/monitor/sign-in?<next>")]
 fn sign_in(next: Option<&str>, visitor: Visitor, base: Base, pages: &State<Pages>) -> Html {
     let problem = visitor.expired_secs().map(expired);
-    let own = json!({ "next": next.unwrap_or_default(), "problem": problem });
-    let view = visitor.view(&base, own);
+    let context = json!({ "next": next.unwrap_or_default(), "problem": problem });
+    let view = visitor.view(&base, context);
     pages.render("sign-in.html", &view)
 }
 

@@ -109,27 +109,37 @@ fn device_row(id: &SubjectId, device: &Device, now: DateTime<Utc>) -> Value {
     })
 }
 
-fn characteristic_row(id: &SubjectId, own: &Characteristic, now: DateTime<Utc>) -> Value {
-    let sample = own.last_sample.as_ref().and_then(LastSample::payload);
+fn characteristic_row(
+    id: &SubjectId,
+    characteristic: &Characteristic,
+    now: DateTime<Utc>,
+) -> Value {
+    let sample = characteristic
+        .last_sample
+        .as_ref()
+        .and_then(LastSample::payload);
     let value = sample.and_then(|sample| sample.mean);
     json!({
         "id": id,
-        "name": own.name.as_deref(),
-        "label": label(own.name.as_deref(), id),
-        "unit": own.unit.as_deref(),
-        "status": own.status(),
+        "name": characteristic.name.as_deref(),
+        "label": label(characteristic.name.as_deref(), id),
+        "unit": characteristic.unit.as_deref(),
+        "status": characteristic.status(),
         "value": value.map(short),
         "zone": sample.and_then(|sample| sample.zone.as_deref()),
-        "sampled": optional_time(own.last_sample.as_ref().map(|sample| sample.at), now),
-        "samples": count(own.sample_count),
-        "limits": own.limits.as_ref().map(|limits| json!({
+        "sampled": optional_time(characteristic.last_sample.as_ref().map(|sample| sample.at), now),
+        "samples": count(characteristic.sample_count),
+        "limits": characteristic.limits.as_ref().map(|limits| json!({
             "center_line": short(limits.chart.center_line),
             "ucl": limits.chart.upper().map(short),
             "lcl": limits.chart.lower().map(short),
             "method": limits.method,
             "version": limits.version,
         })),
-        "learning": own.baseline.as_ref().map(|own| json!({"has": own.measured(), "wants": own.samples})),
+        "learning": characteristic.baseline.as_ref().map(|baseline| json!({
+            "has": baseline.measured(),
+            "wants": baseline.samples,
+        })),
     })
 }
 
@@ -164,8 +174,8 @@ pub(super) fn rows(subjects: &[StoredSubject]) -> Vec<Value> {
             session_row(id, session, now)
         } else if let Some(device) = state.device() {
             device_row(id, device, now)
-        } else if let Some(own) = state.characteristic() {
-            characteristic_row(id, own, now)
+        } else if let Some(characteristic) = state.characteristic() {
+            characteristic_row(id, characteristic, now)
         } else {
             table_row(stored, now)
         }

@@ -30,17 +30,19 @@ pub(super) fn routes() -> Vec<Route> {
     routes![overview]
 }
 
-/// Returns the values of a page of a school: those that every page has, and `own`.
+/// Returns the values of a page of a school: those that every page has, and those of `context`.
 pub(super) async fn view(
     visitor: &Visitor,
     guest: &Guest,
     base: &Base,
     tidings: &Tidings,
     tab: &str,
-    own: Value,
+    context: Value,
 ) -> Result<Value, StoreError> {
     let totals = Totals::read(tidings, guest.caller.access(), guest.caller.school()).await?;
-    Ok(view_with(&totals, visitor, guest, base, tidings, tab, own))
+    Ok(view_with(
+        &totals, visitor, guest, base, tidings, tab, context,
+    ))
 }
 
 /// Like [`view`], with totals that have already been read.
@@ -51,23 +53,23 @@ fn view_with(
     base: &Base,
     tidings: &Tidings,
     tab: &str,
-    mut own: Value,
+    mut context: Value,
 ) -> Value {
     let cursor = Cursor {
         epoch: tidings.reads().epoch(),
         place: guest.head,
     };
-    own["cursor"] = cursor.to_string().into();
-    own["stream"] = stream(guest, base).into();
-    own["school"] = guest.place(&base.0);
-    own["totals"] = totals.view();
-    own["wrong"] = totals.wrong_view().into();
-    own["tab"] = tab.into();
-    own["may_act"] = guest.may_act().into();
+    context["cursor"] = cursor.to_string().into();
+    context["stream"] = stream(guest, base).into();
+    context["school"] = guest.place(&base.0);
+    context["totals"] = totals.view();
+    context["wrong"] = totals.wrong_view().into();
+    context["tab"] = tab.into();
+    context["may_act"] = guest.may_act().into();
     let now = Utc::now();
-    own["rendered_at"] = crate::wire::timestamp(now).into();
-    own["as_of"] = time(now, now);
-    visitor.view(base, own)
+    context["rendered_at"] = crate::wire::timestamp(now).into();
+    context["as_of"] = time(now, now);
+    visitor.view(base, context)
 }
 
 /// Returns the URL of a stream of everything that the visitor may see in the school.
@@ -183,7 +185,7 @@ pub(super) async fn violations(
     let read = tidings.reads().parts(&guest.caller, kind, query);
     let page = read.await?;
     let violations = page.parts.iter().filter_map(|part| part.characteristic());
-    let rows = violations.map(|own| violation_row(own, now));
+    let rows = violations.map(|violation| violation_row(violation, now));
     Ok((rows.collect(), page.next))
 }
 
@@ -193,9 +195,9 @@ async fn devices(tidings: &Tidings, guest: &Guest) -> Result<Vec<StoredSubject>,
     for statuses in [&["offline"], &["unknown"], &["online"]] {
         let room = OVERVIEW_ROWS - shown.len();
         if room > 0 {
-            let mut own = listed(tidings, guest, device::KIND, statuses, room).await?;
-            own.sort_by(|one, other| one.event.subject.cmp(&other.event.subject));
-            shown.extend(own);
+            let mut subjects = listed(tidings, guest, device::KIND, statuses, room).await?;
+            subjects.sort_by(|one, other| one.event.subject.cmp(&other.event.subject));
+            shown.extend(subjects);
         }
     }
     Ok(shown)
@@ -248,7 +250,7 @@ async fn overview(
         true => endings::view(tidings, &guest.caller).await?,
         false => Value::Null,
     };
-    let own = json!({
+    let context = json!({
         "lately": guest.may_see_all().then(|| lately(&tidings.hub().history(guest.caller.school()))),
         "endings": endings,
         "stalled": part(job::KIND, "stalled", stalled),
@@ -261,7 +263,9 @@ async fn overview(
         "may_write": !open.is_empty(),
         "violations": Part::of(open, totals.of(characteristic::KIND, "open_violations")).view(),
     });
-    let view = view_with(&totals, &visitor, &guest, &base, tidings, "overview", own);
+    let view = view_with(
+        &totals, &visitor, &guest, &base, tidings, "overview", context,
+    );
     Ok(pages.render("overview.html", &view))
 }
 

@@ -46,11 +46,11 @@ async fn of_school(
     let guest = visitor.enter(school, tidings).await?;
     let of = tidings.reads().notifiers_of(&guest.caller);
     let of = of.map_err(Problem::from)?;
-    let mut own = listeners(tidings, Some(guest.caller.school()));
-    own["notifiers"] = json!(notifiers::of_school(tidings, of).await?);
-    own["head"] = count(tidings.reads().head(&guest.caller).await?.seq).into();
-    own["renew_secs"] = RENEW_SECS.into();
-    let view = school::view(&visitor, &guest, &base, tidings, "system", own).await?;
+    let mut context = listeners(tidings, Some(guest.caller.school()));
+    context["notifiers"] = json!(notifiers::of_school(tidings, of).await?);
+    context["head"] = count(tidings.reads().head(&guest.caller).await?.seq).into();
+    context["renew_secs"] = RENEW_SECS.into();
+    let view = school::view(&visitor, &guest, &base, tidings, "system", context).await?;
     Ok(pages.render("system.html", &view))
 }
 
@@ -66,14 +66,14 @@ async fn of_server(
     // For an administrator of one school, the page of the whole server does not exist.
     let of = tidings.reads().whole_server(&access);
     let of = of.map_err(|_| Problem::from(AuthError::NotFound))?;
-    let mut own = listeners(tidings, None);
-    own["server"] = server(tidings, of).await?;
+    let mut context = listeners(tidings, None);
+    context["server"] = server(tidings, of).await?;
     let totals = tidings.reads().store(of).notifier_totals().await?;
-    own["notifier_totals"] = totals.iter().map(notifier).collect();
-    own["nodes"] = nodes(tidings);
-    own["renew_secs"] = RENEW_SECS.into();
-    own["rendered_at"] = crate::wire::timestamp(Utc::now()).into();
-    Ok(pages.render("system.html", &visitor.view(&base, own)))
+    context["notifier_totals"] = totals.iter().map(notifier).collect();
+    context["nodes"] = nodes(tidings);
+    context["renew_secs"] = RENEW_SECS.into();
+    context["rendered_at"] = crate::wire::timestamp(Utc::now()).into();
+    Ok(pages.render("system.html", &visitor.view(&base, context)))
 }
 
 fn listeners(tidings: &Tidings, school: Option<SchoolId>) -> Value {
@@ -90,22 +90,22 @@ fn listeners(tidings: &Tidings, school: Option<SchoolId>) -> Value {
             .collect::<Vec<_>>(),
         "streams": count(all as u64),
         "more": count((all - connections.len()) as u64),
-        "connections": connections.iter().map(|own| connection(own, now)).collect::<Vec<_>>(),
+        "connections": connections.iter().map(|open| connection(open, now)).collect::<Vec<_>>(),
     })
 }
 
-fn connection(own: &Connection, now: DateTime<Utc>) -> Value {
-    let more = own.channel_count - own.channels.len();
-    let behind = own.depth.oldest.map(|oldest| now - oldest);
+fn connection(connection: &Connection, now: DateTime<Utc>) -> Value {
+    let more = connection.channel_count - connection.channels.len();
+    let behind = connection.depth.oldest.map(|oldest| now - oldest);
     json!({
-        "school": own.school,
-        "user": &*own.reader.user,
-        "transport": own.reader.transport,
-        "since": time(own.since, now),
-        "channels": own.channels.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "school": connection.school,
+        "user": &*connection.reader.user,
+        "transport": connection.reader.transport,
+        "since": time(connection.since, now),
+        "channels": connection.channels.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "more": more,
-        "depth": own.depth.events,
-        "lagging": own.depth.lagging,
+        "depth": connection.depth.events,
+        "lagging": connection.depth.lagging,
         "behind_ms": behind.map_or(0, |behind| behind.num_milliseconds().max(0)),
     })
 }
@@ -114,18 +114,18 @@ fn nodes(tidings: &Tidings) -> Value {
     let now = Utc::now();
     let (id, all) = (tidings.cluster().id(), tidings.cluster().nodes());
     let node = |node: &Node| {
-        let own = &node.report;
+        let report = &node.report;
         json!({
-            "name": own.name,
-            "id": own.id.as_str(),
-            "is_own": own.id == *id,
-            "address": own.address,
-            "version": own.version,
+            "name": report.name,
+            "id": report.id.as_str(),
+            "is_own": report.id == *id,
+            "address": report.address,
+            "version": report.version,
             "since": time(node.since, now),
-            "streams": count(own.streams),
-            "events": format!("{:.1}", own.events_per_sec),
-            "lag": count(own.lag),
-            "bus": own.bus,
+            "streams": count(report.streams),
+            "events": format!("{:.1}", report.events_per_sec),
+            "lag": count(report.lag),
+            "bus": report.bus,
             "is_running": is_running(node),
             "seen_at": time(node.seen_at, now),
         })
@@ -133,14 +133,14 @@ fn nodes(tidings: &Tidings) -> Value {
     all.iter().map(node).collect()
 }
 
-fn notifier(own: &Total) -> Value {
+fn notifier(total: &Total) -> Value {
     json!({
-        "name": own.name,
-        "lag": count(own.lag),
-        "set_aside": count(own.set_aside),
-        "delivered": count(own.delivered),
-        "failed": count(own.failed),
-        "dead": count(own.dead),
+        "name": total.name,
+        "lag": count(total.lag),
+        "set_aside": count(total.set_aside),
+        "delivered": count(total.delivered),
+        "failed": count(total.failed),
+        "dead": count(total.dead),
     })
 }
 
@@ -180,10 +180,10 @@ async fn server(tidings: &Tidings, of: WholeServer) -> Result<Value, StoreError>
         "commit": millis(micros.checked_div(commits).unwrap_or(0)),
         "slowest": millis(slowest.unwrap_or(0)),
         "waiting": seconds.last().map_or(0, |second| second.waiting),
-        "events_chart": chart("events", "Events committed per second", |own| own.events as f64),
-        "streams_chart": chart("streams", "Open streams", |own| own.streams as f64),
-        "commit_chart": chart("commit", "Slowest commit of each second, in milliseconds", |own| {
-            own.slowest_micros as f64 / 1e3
+        "events_chart": chart("events", "Events committed per second", |second| second.events as f64),
+        "streams_chart": chart("streams", "Open streams", |second| second.streams as f64),
+        "commit_chart": chart("commit", "Slowest commit of each second, in milliseconds", |second| {
+            second.slowest_micros as f64 / 1e3
         }),
         "rows": seconds.rchunks(TABLE_PART_SECS).enumerate().map(part).collect::<Vec<_>>(),
         "database": bytes(tidings.reads().store(of).size().await?),

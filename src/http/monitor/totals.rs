@@ -34,7 +34,9 @@ fn wanted(kind: Kind) -> TallyQuery {
 fn counts(kind: Kind, tally: Tally) -> Vec<(&'static str, u64)> {
     let mut counts = tally.by_status;
     let sum = |statuses: &[&str]| {
-        let fitting = counts.iter().filter(|(own, _)| statuses.contains(own));
+        let fitting = counts
+            .iter()
+            .filter(|(status, _)| statuses.contains(status));
         fitting.map(|(_, count)| count).sum::<u64>()
     };
     let mut more = vec![
@@ -92,9 +94,9 @@ impl Totals {
 
     /// Returns one of the counts. Returns 0 if the visitor may not see the kind.
     pub(super) fn of(&self, kind: Kind, name: &str) -> u64 {
-        let own = self.0.iter().find(|(own, _)| *own == kind);
-        let counts = own.into_iter().flat_map(|(_, counts)| counts);
-        let fitting = counts.filter(|(own, _)| *own == name);
+        let found = self.0.iter().find(|(known, _)| *known == kind);
+        let counts = found.into_iter().flat_map(|(_, counts)| counts);
+        let fitting = counts.filter(|(count_name, _)| *count_name == name);
         fitting.map(|(_, count)| count).sum()
     }
 

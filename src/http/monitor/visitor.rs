@@ -163,14 +163,16 @@ impl Visitor {
         let access = self.credential.as_ref().ok()?;
         let mut segments = request.uri().path().raw_segments();
         segments.find(|segment| *segment == "schools");
-        let named = segments.next().and_then(|own| own.as_str().parse().ok());
+        let named = segments
+            .next()
+            .and_then(|segment| segment.as_str().parse().ok());
         let near = named.and_then(|named| access.school(Some(named)).ok());
         let school = near.or_else(|| access.school(None).ok())?;
         Some((access, school))
     }
 
-    /// Returns the values that every template has, and `own`.
-    pub(super) fn view(&self, base: &Base, own: Value) -> Value {
+    /// Returns the values that every template has, and those of `context`.
+    pub(super) fn view(&self, base: &Base, context: Value) -> Value {
         let access = self.credential.as_ref().ok();
         let mut view = json!({
             "base": base.0,
@@ -182,8 +184,8 @@ impl Visitor {
                 "all_schools": access.schools == Schools::All,
             })),
         });
-        if let (Some(view), Value::Object(own)) = (view.as_object_mut(), own) {
-            view.extend(own);
+        if let (Some(view), Value::Object(context)) = (view.as_object_mut(), context) {
+            view.extend(context);
         }
         view
     }
@@ -234,10 +236,10 @@ fn without_credentials(address: &str) -> String {
         let name = RawStr::new(name).percent_decode_lossy();
         !matches!(&*name, "token" | "ticket")
     };
-    let kept: Vec<&str> = query.split('&').filter(is_open).collect();
-    match kept.is_empty() {
+    let open_parts: Vec<&str> = query.split('&').filter(is_open).collect();
+    match open_parts.is_empty() {
         true => path.to_owned(),
-        false => format!("{path}?{}", kept.join("&")),
+        false => format!("{path}?{}", open_parts.join("&")),
     }
 }
 
@@ -320,7 +322,7 @@ impl RejectionPage {
         // After a rejected form, link back to its page.
         let is_form = request.method() == Method::Post;
         let back = is_form.then(|| own_address(&Base(base.to_owned()), &visitor.here));
-        let mut own = json!({
+        let mut context = json!({
             "status": status.code,
             "detail": detail,
             "back": back,
@@ -337,9 +339,9 @@ impl RejectionPage {
             },
         });
         if let Some((access, school)) = near {
-            own["school"] = place(access, school, base);
+            context["school"] = place(access, school, base);
         }
-        let view = visitor.view(&Base(base.to_owned()), own);
+        let view = visitor.view(&Base(base.to_owned()), context);
         let pages = request.rocket().state::<Pages>();
         let pages = pages.expect("the pages are mounted together with their state");
         RejectionPage {

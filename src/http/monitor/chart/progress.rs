@@ -49,8 +49,8 @@ pub(in crate::http::monitor) fn progress_chart(
     for attempt in attempts {
         let end = match attempt.last() {
             // The current attempt has not changed since its last report.
-            Some(own) if Some(own.attempt) == last.map(|last| last.attempt) => {
-                Some((x(until), y(own.percent)))
+            Some(point) if Some(point.attempt) == last.map(|last| last.attempt) => {
+                Some((x(until), y(point.percent)))
             }
             _ => None,
         };

@@ -116,8 +116,8 @@ impl PublishService {
         Ok(self.permit_bytes(school)?)
     }
 
-    /// Begins a batch of items that were admitted one by one, as soon as there is memory for them. `school` is the school of all
-    /// items, if there is only one; `body_bytes` is the size of all items together.
+    /// Begins a batch of items that were admitted one by one, as soon as there is memory for them. `school` is the school of
+    /// all items, if there is only one; `body_bytes` is the size of all items together.
     pub async fn begin_admitted<'a>(
         self: &'a Arc<Self>,
         access: &'a Access,

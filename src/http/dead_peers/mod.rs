@@ -397,7 +397,7 @@ mod platform {
                 let doomed = TcpStream::connect(address).unwrap();
                 let (accepted, peer) = listener.accept().unwrap();
                 let kept = TcpStream::connect(address).unwrap();
-                let (other, _) = listener.accept().unwrap();
+                let (kept_accepted, _) = listener.accept().unwrap();
                 let found = sock_diag::connections(address.port()).unwrap();
                 assert_eq!(found.len(), 2, "{found:?}");
                 let connection = found
@@ -407,7 +407,7 @@ mod platform {
                 assert_eq!(peer, doomed.local_addr().unwrap());
                 assert_eq!((connection.retransmissions, connection.probes), (0, 0));
                 assert_eq!(connection.has_sent, Some(false));
-                io::Write::write_all(&mut &other, b"x").unwrap();
+                io::Write::write_all(&mut &kept_accepted, b"x").unwrap();
                 let mut elsewhere = address;
                 elsewhere.set_ip("192.0.2.1".parse().unwrap());
                 assert_eq!(super::accepted(elsewhere).unwrap(), []);
@@ -425,7 +425,7 @@ mod platform {
                     io::Read::read(&mut stream, &mut [0]).map_err(|error| error.kind())
                 };
                 assert_eq!(read(&accepted), Ok(0));
-                assert_eq!(read(&other), Err(io::ErrorKind::WouldBlock));
+                assert_eq!(read(&kept_accepted), Err(io::ErrorKind::WouldBlock));
                 assert_eq!(read(&kept), Ok(1));
                 assert_eq!(read(&kept), Err(io::ErrorKind::WouldBlock));
             }

@@ -165,19 +165,19 @@ impl<'a> Message<'a> {
         let before = self.seq.checked_sub(encoded.len() as u64)?;
         let numbered = (before + 1..=self.seq).zip(encoded);
         let mut tag = self.before.map(Tag::new);
-        let read = |(seq, own): (u64, Encoded<'_>)| {
+        let read = |(seq, encoded): (u64, Encoded<'_>)| {
             let draft = Draft {
-                event_type: known_type(&own.name)?,
-                class: match own.milestone {
+                event_type: known_type(&encoded.name)?,
+                class: match encoded.milestone {
                     true => Class::Milestone,
                     false => Class::Tick,
                 },
-                status: known_status(&own.status)?,
-                category: own.category.map(|category| Arc::from(&*category)),
-                fields: own.fields.get().into(),
+                status: known_status(&encoded.status)?,
+                category: encoded.category.map(|category| Arc::from(&*category)),
+                fields: encoded.fields.get().into(),
             };
-            let (kind, subject) = (known_kind(&own.kind)?, own.subject.parse().ok()?);
-            let at = DateTime::from_timestamp_millis(own.at)?;
+            let (kind, subject) = (known_kind(&encoded.kind)?, encoded.subject.parse().ok()?);
+            let at = DateTime::from_timestamp_millis(encoded.at)?;
             let event = Event::new((receiver.epoch, seq), self.school, kind, subject, at, draft);
             let event = event.following(tag);
             tag = event.tag;

@@ -59,8 +59,8 @@ impl Outbox {
         loop {
             let waiting = self.state().next();
             if !waiting.is_empty() {
-                let encode = |(school, own): (SchoolId, Waiting)| {
-                    Message::encode(sender, school, own.seq, &own.events, max_bytes)
+                let encode = |(school, entry): (SchoolId, Waiting)| {
+                    Message::encode(sender, school, entry.seq, &entry.events, max_bytes)
                 };
                 return waiting.into_iter().flat_map(encode).collect();
             }
@@ -88,18 +88,18 @@ impl State {
             }
             self.order.push_back(first.school);
         }
-        let own = self.waiting.entry(first.school).or_default();
-        let follows = own.events.is_empty() || own.seq + 1 == first.seq;
-        own.seq = own.seq.max(last.seq);
+        let waiting = self.waiting.entry(first.school).or_default();
+        let follows = waiting.events.is_empty() || waiting.seq + 1 == first.seq;
+        waiting.seq = waiting.seq.max(last.seq);
         let more: usize = events.iter().map(|event| event.bytes()).sum();
-        if own.is_number_only || !follows || self.bytes + more > BUS_OUTBOX_BYTES {
-            self.bytes -= own.bytes;
-            (own.events, own.bytes) = (Vec::new(), 0);
-            own.is_number_only = true;
+        if waiting.is_number_only || !follows || self.bytes + more > BUS_OUTBOX_BYTES {
+            self.bytes -= waiting.bytes;
+            (waiting.events, waiting.bytes) = (Vec::new(), 0);
+            waiting.is_number_only = true;
             return;
         }
-        own.events.extend(events.iter().map(Arc::clone));
-        own.bytes += more;
+        waiting.events.extend(events.iter().map(Arc::clone));
+        waiting.bytes += more;
         self.bytes += more;
     }
 
@@ -109,13 +109,13 @@ impl State {
         while bytes < BUS_PUBLISH_BYTES
             && let Some(school) = self.order.pop_front()
         {
-            let Some(own) = self.waiting.remove(&school) else {
+            let Some(waiting) = self.waiting.remove(&school) else {
                 continue;
             };
-            self.bytes -= own.bytes;
+            self.bytes -= waiting.bytes;
             // A number has a size, too.
-            bytes += own.bytes.max(crate::event::EVENT_BASE_BYTES);
-            next.push((school, own));
+            bytes += waiting.bytes.max(crate::event::EVENT_BASE_BYTES);
+            next.push((school, waiting));
         }
         next
     }

@@ -330,10 +330,10 @@ impl Hub {
     }
 
     /// Counts a connection from an address, unless the limit is reached.
-    fn admit_from(&self, address: IpAddr, most: usize) -> bool {
+    fn admit_from(&self, address: IpAddr, limit: usize) -> bool {
         let mut addresses = self.addresses();
         let count = addresses.entry(address).or_default();
-        let has_room = *count < most;
+        let has_room = *count < limit;
         *count += usize::from(has_room);
         has_room
     }
@@ -404,7 +404,7 @@ impl Hub {
             let schools = self.schools.read().unwrap_or_else(PoisonError::into_inner);
             let wanted = schools
                 .iter()
-                .filter(|(id, _)| school.is_none_or(|own| own == **id));
+                .filter(|(id, _)| school.is_none_or(|school| school == **id));
             wanted
                 .map(|(id, school)| (*id, Arc::clone(school)))
                 .collect()
@@ -511,7 +511,7 @@ impl SchoolState {
             Some(head) if event.seq == head.seq + 1 => {}
             Some(_) => {
                 // Events are missing here. Every connection reads the log, which contains them.
-                let lag = |own: &Attached| own.mailbox.lag();
+                let lag = |attached: &Attached| attached.mailbox.lag();
                 wake_list.0.extend(self.attached.values().filter_map(lag));
                 self.begin_at(event.seq);
             }
@@ -625,7 +625,12 @@ fn decrement<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
 
 /// Sorts the lagging connections first, then the newest, and keeps `limit` of them.
 fn keep_noteworthy(connections: &mut Vec<Connection>, limit: usize) {
-    connections.sort_by_key(|own| (!own.depth.lagging, std::cmp::Reverse(own.since)));
+    connections.sort_by_key(|connection| {
+        (
+            !connection.depth.lagging,
+            std::cmp::Reverse(connection.since),
+        )
+    });
     connections.truncate(limit);
 }
 
@@ -661,9 +666,9 @@ impl Attachment {
         let mut state = lock(&self.school);
         for channel in channels {
             state.listen(&channel, self.id, &self.mailbox);
-            if let Some(own) = state.attached.get_mut(&self.id) {
-                own.channels.reserve_exact(1);
-                own.channels.push(channel);
+            if let Some(attached) = state.attached.get_mut(&self.id) {
+                attached.channels.reserve_exact(1);
+                attached.channels.push(channel);
             }
         }
     }
@@ -673,8 +678,8 @@ impl Attachment {
         let mut state = lock(&self.school);
         let wide = &mut state.kinds.entry(kind).or_default().wide;
         wide.insert(self.id, Arc::clone(&self.mailbox));
-        if let Some(own) = state.attached.get_mut(&self.id) {
-            own.wide = Some(kind);
+        if let Some(attached) = state.attached.get_mut(&self.id) {
+            attached.wide = Some(kind);
         }
     }
 
@@ -682,7 +687,7 @@ impl Attachment {
     pub fn unlisten_wide(&self) {
         let mut state = lock(&self.school);
         let wide = state.attached.get_mut(&self.id);
-        if let Some(kind) = wide.and_then(|own| own.wide.take()) {
+        if let Some(kind) = wide.and_then(|attached| attached.wide.take()) {
             state.unlisten_wide(kind, self.id);
         }
     }
@@ -691,8 +696,8 @@ impl Attachment {
     pub fn unlisten(&self, channel: &Channel) {
         let mut state = lock(&self.school);
         state.unlisten(channel, self.id);
-        if let Some(own) = state.attached.get_mut(&self.id) {
-            own.channels.retain(|other| other != channel);
+        if let Some(attached) = state.attached.get_mut(&self.id) {
+            attached.channels.retain(|other| other != channel);
         }
     }
 
@@ -754,23 +759,24 @@ impl Attachment {
 impl Drop for Attachment {
     fn drop(&mut self) {
         let mut state = lock(&self.school);
-        let Some(own) = remove_listener(&mut state.attached, self.id) else {
+        let Some(attached) = remove_listener(&mut state.attached, self.id) else {
             // It was never admitted.
             return;
         };
-        for channel in &own.channels {
+        for channel in &attached.channels {
             state.unlisten(channel, self.id);
         }
-        if let Some(kind) = own.wide {
+        if let Some(kind) = attached.wide {
             state.unlisten_wide(kind, self.id);
         }
-        decrement(&mut state.users, &own.reader.user);
+        decrement(&mut state.users, &attached.reader.user);
         state.record_streams(self.hub.second());
         if self.hub.is_shared {
             state.last_use = Instant::now();
         }
         drop(state);
-        self.hub.release_limits(own.reader.address.map(network));
+        self.hub
+            .release_limits(attached.reader.address.map(network));
     }
 }
 

@@ -152,7 +152,7 @@ impl SchoolState {
         self.begin_at(0);
         self.head = None;
         self.read_ahead.clear();
-        let change_history = |own: &Attached| own.mailbox.change_history();
+        let change_history = |attached: &Attached| attached.mailbox.change_history();
         wake_list
             .0
             .extend(self.attached.values().filter_map(change_history));
@@ -168,7 +168,7 @@ impl SchoolState {
         let known = known.map(|known| known.place());
         // The window is empty if the head is what a reader has read.
         let known = known.or_else(|| self.head.filter(|head| head.seq == seq));
-        let known = known.or_else(|| self.place_before_window().filter(|own| own.seq == seq));
+        let known = known.or_else(|| self.place_before_window().filter(|place| place.seq == seq));
         known.or_else(|| {
             let tag = Some(*self.read_ahead.get(&seq)?);
             Some(Place { seq, tag })

@@ -13,7 +13,7 @@ fn scope(channels: &[Channel]) -> Scope {
     Scope::new(1.try_into().unwrap(), channels.iter().cloned())
 }
 
-fn most(server: usize) -> StreamLimits {
+fn limits(server: usize) -> StreamLimits {
     StreamLimits {
         server,
         school: 10,
@@ -40,7 +40,7 @@ fn what_is_left_leaves_memory() {
     let hub = hub();
     let everything = Channel::School(1.try_into().unwrap());
     let scope = scope(&[subject("a"), Channel::Collection(JOBS), everything]);
-    let attachment = hub.attach(&scope, reader(), true, &most(10)).unwrap();
+    let attachment = hub.attach(&scope, reader(), true, &limits(10)).unwrap();
     let school = Arc::clone(&attachment.school);
     assert_eq!(lock(&school).attached.len(), 1);
     assert_eq!(lock(&school).everything.len(), 1);
@@ -56,7 +56,9 @@ fn a_quiet_school_leaves_memory_and_one_that_is_listened_to_stays() {
     hub.offer(&[event(1, "a", true)]).wake();
     hub.forget_idle(Duration::from_secs(3_600));
     assert_eq!(hub.schools(), 1, "its window may still be wanted");
-    let attachment = hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
+    let attachment = hub
+        .attach(&scope(&[]), reader(), true, &limits(10))
+        .unwrap();
     hub.forget_idle(Duration::ZERO);
     assert_eq!(hub.schools(), 1);
     drop(attachment);
@@ -67,7 +69,9 @@ fn a_quiet_school_leaves_memory_and_one_that_is_listened_to_stays() {
 #[test]
 fn the_window_answers_only_for_what_it_wholly_covers() {
     let hub = hub();
-    let attachment = hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
+    let attachment = hub
+        .attach(&scope(&[]), reader(), true, &limits(10))
+        .unwrap();
     assert!(
         attachment.window(Place::default()).is_none(),
         "nothing offered yet: only the store knows"
@@ -107,10 +111,10 @@ fn the_window_answers_only_for_what_it_wholly_covers() {
 #[test]
 fn there_is_a_bound_on_streams() {
     let hub = hub();
-    let first = hub.attach(&scope(&[]), reader(), true, &most(1)).unwrap();
-    assert!(hub.attach(&scope(&[]), reader(), true, &most(1)).is_err());
+    let first = hub.attach(&scope(&[]), reader(), true, &limits(1)).unwrap();
+    assert!(hub.attach(&scope(&[]), reader(), true, &limits(1)).is_err());
     drop(first);
-    assert!(hub.attach(&scope(&[]), reader(), true, &most(1)).is_ok());
+    assert!(hub.attach(&scope(&[]), reader(), true, &limits(1)).is_ok());
 }
 
 #[test]
@@ -121,7 +125,7 @@ fn connections_are_shown_with_what_waits_for_them() {
             &scope(&[subject("a"), subject("b")]),
             reader(),
             true,
-            &most(10),
+            &limits(10),
         )
         .unwrap();
     let other = hub
@@ -129,7 +133,7 @@ fn connections_are_shown_with_what_waits_for_them() {
             &scope(&[Channel::Collection(JOBS)]),
             reader(),
             true,
-            &most(10),
+            &limits(10),
         )
         .unwrap();
     hub.offer(&[event(1, "a", true), event(2, "c", true)])
@@ -138,7 +142,13 @@ fn connections_are_shown_with_what_waits_for_them() {
     assert_eq!(by_transport, BTreeMap::from([("SSE", 2)]));
     let shown: Vec<_> = connections
         .iter()
-        .map(|own| (own.channels.len(), own.channel_count, own.depth.events))
+        .map(|connection| {
+            (
+                connection.channels.len(),
+                connection.channel_count,
+                connection.depth.events,
+            )
+        })
         .collect();
     assert_eq!(shown, [(1, 1, 2), (1, 2, 1)], "newest first");
     assert_eq!(hub.connections(None, 1, 1).1.len(), 1);
@@ -157,9 +167,9 @@ fn connections_are_shown_with_what_waits_for_them() {
 fn a_hole_is_not_passed_on_but_makes_everyone_read_the_log() {
     let hub = hub();
     let jobs = scope(&[Channel::Collection(JOBS)]);
-    let attachment = hub.attach(&jobs, reader(), true, &most(10)).unwrap();
+    let attachment = hub.attach(&jobs, reader(), true, &limits(10)).unwrap();
     let other = hub
-        .attach(&scope(&[subject("b")]), reader(), true, &most(10))
+        .attach(&scope(&[subject("b")]), reader(), true, &limits(10))
         .unwrap();
     hub.offer(&[event(1, "a", true)]).wake();
     hub.offer(&[event(3, "a", true)]).wake();
@@ -185,7 +195,7 @@ fn following(before: &Event, subject: &str) -> Arc<Event> {
 #[test]
 fn listeners_of_a_shared_log_check_their_places_if_one_has_read_another_event_than_was_offered() {
     let hub = Arc::new(Hub::new(4, 8).of_shared_logs());
-    let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &most(10));
+    let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &limits(10));
     let (one, other) = (attach().unwrap(), attach().unwrap());
     let (first, lost) = (event(1, "a", true), event(2, "a", true));
     assert!(one.joins(first.place()));
@@ -208,7 +218,7 @@ fn listeners_of_a_shared_log_check_their_places_if_one_has_read_another_event_th
 #[test]
 fn what_is_offered_to_a_shared_log_must_be_what_a_listener_has_read_ahead() {
     let hub = Arc::new(Hub::new(4, 8).of_shared_logs());
-    let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &most(10));
+    let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &limits(10));
     let (one, ahead) = (attach().unwrap(), attach().unwrap());
     let first = event(1, "a", true);
     assert!(one.joins(first.place()));
@@ -226,7 +236,7 @@ fn what_is_offered_to_a_shared_log_must_be_what_a_listener_has_read_ahead() {
 #[test]
 fn a_listener_of_a_shared_log_reads_again_what_the_window_no_longer_shows() {
     let hub = Arc::new(Hub::new(2, 8).of_shared_logs());
-    let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &most(10));
+    let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &limits(10));
     let (one, late) = (attach().unwrap(), attach().unwrap());
     let mut events = vec![event(1, "a", true)];
     assert!(one.joins(events[0].place()));
@@ -282,10 +292,10 @@ fn all_streams_can_be_closed_or_those_of_some_peers() {
             peer: Some(peer(port)),
             ..reader()
         };
-        hub.attach(&scope(&[]), reader, true, &most(10)).unwrap()
+        hub.attach(&scope(&[]), reader, true, &limits(10)).unwrap()
     };
     let (one, other) = (attach(1), attach(2));
-    let reasons = || [&one, &other].map(|own| own.mailbox().closing());
+    let reasons = || [&one, &other].map(|attachment| attachment.mailbox().closing());
     hub.close_peers(&HashSet::from([peer(2), peer(3)]), Close::Silent);
     assert_eq!(reasons(), [None, Some(Close::Silent)]);
     hub.close_all(|| Close::Done);
@@ -300,13 +310,16 @@ fn lagging_connections_are_shown_first_and_then_the_newest() {
             user: number.to_string().into(),
             ..reader()
         };
-        hub.attach(&scope(&[]), reader, true, &most(10)).unwrap()
+        hub.attach(&scope(&[]), reader, true, &limits(10)).unwrap()
     };
     let attached: Vec<_> = (0..8).map(attach).collect();
     assert!(attached[1].mailbox().lag().is_none(), "nobody waits");
     let (by_transport, shown) = hub.connections(None, 3, 0);
     assert_eq!(by_transport, BTreeMap::from([("SSE", 8)]));
-    let users: Vec<_> = shown.iter().map(|own| &*own.reader.user).collect();
+    let users: Vec<_> = shown
+        .iter()
+        .map(|connection| &*connection.reader.user)
+        .collect();
     assert_eq!(users, ["1", "7", "6"]);
     assert!(hub.connections(None, 0, 0).1.is_empty());
 }
@@ -320,9 +333,12 @@ fn wide_events_reach_those_who_listen_to_them_and_leave_nothing_behind() {
         Arc::new(event)
     };
     let waiting = |attachment: &Attachment| attachment.mailbox().depth().events;
-    let none = || hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
+    let none = || {
+        hub.attach(&scope(&[]), reader(), true, &limits(10))
+            .unwrap()
+    };
     let jobs = scope(&[subject("b")]);
-    let by_subject = hub.attach(&jobs, reader(), true, &most(10)).unwrap();
+    let by_subject = hub.attach(&jobs, reader(), true, &limits(10)).unwrap();
     let (listener, silent) = (none(), none());
     let school = Arc::clone(&listener.school);
     listener.listen_to_wide(JOBS);
@@ -346,7 +362,9 @@ fn wide_events_reach_those_who_listen_to_them_and_leave_nothing_behind() {
 #[test]
 fn the_window_holds_no_more_bytes_than_its_bound() {
     let hub = hub();
-    let attachment = hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
+    let attachment = hub
+        .attach(&scope(&[]), reader(), true, &limits(10))
+        .unwrap();
     let sized = |seq, bytes: usize| {
         let mut event = Arc::into_inner(event(seq, "a", true)).unwrap();
         event.draft.fields = "x".repeat(bytes).into();
@@ -354,7 +372,7 @@ fn the_window_holds_no_more_bytes_than_its_bound() {
     };
     let seqs = |after| {
         let window = attachment.window(Place::untagged(after));
-        window.map(|(events, _)| events.iter().map(|own| own.seq).collect::<Vec<_>>())
+        window.map(|(events, _)| events.iter().map(|event| event.seq).collect::<Vec<_>>())
     };
     hub.offer(&[sized(1, WINDOW_MAX_BYTES - 10), sized(2, 10)])
         .wake();
@@ -381,7 +399,10 @@ fn who_follows_shared_logs_learns_which_schools_come_and_go() {
     use std::task::{Context, Poll};
 
     let hub = Arc::new(Hub::new(4, 8).of_shared_logs());
-    let attach = || hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
+    let attach = || {
+        hub.attach(&scope(&[]), reader(), true, &limits(10))
+            .unwrap()
+    };
     let school: SchoolId = 1.try_into().unwrap();
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(Arc::clone(&woken));
@@ -408,7 +429,9 @@ fn who_follows_shared_logs_learns_which_schools_come_and_go() {
 #[test]
 fn what_listeners_have_read_ahead_is_bounded() {
     let hub = Arc::new(Hub::new(4, 8).of_shared_logs());
-    let attachment = hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
+    let attachment = hub
+        .attach(&scope(&[]), reader(), true, &limits(10))
+        .unwrap();
     let place = |seq: usize| event(seq as u64, "a", true).place();
     assert!((1..=READ_AHEAD_MAX + 1).all(|seq| attachment.joins(place(seq))));
     let read_ahead = || hub.position(1.try_into().unwrap()).unwrap().read_ahead;
@@ -420,7 +443,10 @@ fn what_listeners_have_read_ahead_is_bounded() {
 #[test]
 fn what_was_read_ahead_is_known_until_it_is_offered() {
     let hub = Arc::new(Hub::new(4, 8).of_shared_logs());
-    let attach = || hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
+    let attach = || {
+        hub.attach(&scope(&[]), reader(), true, &limits(10))
+            .unwrap()
+    };
     let (one, other) = (attach(), attach());
     let place = |seq| event(seq, "a", true).place();
     let read_ahead = || hub.position(1.try_into().unwrap()).unwrap().read_ahead;
@@ -437,7 +463,10 @@ fn what_was_read_ahead_is_known_until_it_is_offered() {
 fn before_anything_is_offered_listeners_go_on_from_where_the_first_one_has_read() {
     for hub in [Hub::new(4, 8), Hub::new(4, 8).of_shared_logs()] {
         let hub = Arc::new(hub);
-        let attach = || hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
+        let attach = || {
+            hub.attach(&scope(&[]), reader(), true, &limits(10))
+                .unwrap()
+        };
         let (one, other) = (attach(), attach());
         let (place, another) = (event(3, "a", true).place(), event(3, "b", true).place());
         assert!(one.joins(place));
@@ -462,7 +491,7 @@ fn before_anything_is_offered_listeners_go_on_from_where_the_first_one_has_read(
 fn an_event_that_is_offered_twice_is_delivered_once() {
     let hub = hub();
     let jobs = scope(&[Channel::Collection(JOBS)]);
-    let attachment = hub.attach(&jobs, reader(), true, &most(10)).unwrap();
+    let attachment = hub.attach(&jobs, reader(), true, &limits(10)).unwrap();
     let events = [event(1, "a", true), event(2, "a", true)];
     hub.offer(&events).wake();
     hub.offer(&events).wake();
@@ -481,7 +510,7 @@ fn events_of_several_schools_are_offered_to_each_of_them() {
     };
     let attach = |school: i64| {
         let scope = Scope::new(school.try_into().unwrap(), [Channel::Collection(JOBS)]);
-        hub.attach(&scope, reader(), true, &most(10)).unwrap()
+        hub.attach(&scope, reader(), true, &limits(10)).unwrap()
     };
     let (one, other) = (attach(1), attach(2));
     hub.offer(&[of(1, 1), of(1, 2), of(2, 1)]).wake();
@@ -495,7 +524,7 @@ fn a_reader_that_waits_is_woken_by_an_event() {
 
     let hub = hub();
     let jobs = scope(&[Channel::Collection(JOBS)]);
-    let attachment = hub.attach(&jobs, reader(), true, &most(10)).unwrap();
+    let attachment = hub.attach(&jobs, reader(), true, &limits(10)).unwrap();
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(Arc::clone(&woken));
     let mut cx = Context::from_waker(&waker);
@@ -516,7 +545,7 @@ fn a_school_that_was_busy_does_not_keep_the_memory_that_it_needed() {
     let hub = hub();
     for school in 1..=100 {
         let scope = Scope::new(school.try_into().unwrap(), []);
-        drop(hub.attach(&scope, reader(), true, &most(10)));
+        drop(hub.attach(&scope, reader(), true, &limits(10)));
     }
     hub.forget_idle(Duration::ZERO);
     let schools = hub.schools.read().unwrap();

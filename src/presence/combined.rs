@@ -65,9 +65,9 @@ impl Combined {
     fn next(&self) -> Vec<Waiting> {
         let mut waiting = self.lock();
         let mut heartbeats = 0;
-        let fits = |own: &&Waiting| {
+        let fits = |request: &&Waiting| {
             let is_first = heartbeats == 0;
-            heartbeats += own.heartbeats.len();
+            heartbeats += request.heartbeats.len();
             is_first || heartbeats <= PRESENCE_BATCH
         };
         let count = waiting.iter().take_while(fits).count();
@@ -86,7 +86,7 @@ async fn write_together<F: Future<Output = Known>>(
     // A write must contain each device only once.
     let mut places: HashMap<Address, usize> = HashMap::new();
     let mut heartbeats: Vec<Heartbeat> = Vec::new();
-    for heartbeat in requests.iter().flat_map(|own| &own.heartbeats) {
+    for heartbeat in requests.iter().flat_map(|request| &request.heartbeats) {
         match places.entry(address(heartbeat)) {
             Entry::Occupied(place) => {
                 let heard = &mut heartbeats[*place.get()].heard;
@@ -99,13 +99,13 @@ async fn write_together<F: Future<Output = Known>>(
         }
     }
     let known = write(heartbeats).await;
-    for own in requests {
+    for request in requests {
         let of_request = |known: &Vec<Option<Shared>>| {
             let of = |heartbeat: &Heartbeat| known[places[&address(heartbeat)]].clone();
-            own.heartbeats.iter().map(of).collect()
+            request.heartbeats.iter().map(of).collect()
         };
         // The request may have been cancelled.
-        let _ = own
+        let _ = request
             .answer
             .send(known.as_ref().map(of_request).map_err(Clone::clone));
     }
@@ -187,7 +187,11 @@ mod tests {
         assert!(requests.as_mut().now_or_never().is_none());
         slow.may.add_permits(2);
         let known = requests.await;
-        assert!(known.iter().all(|own| own.as_ref().unwrap().len() == 1));
+        assert!(
+            known
+                .iter()
+                .all(|answer| answer.as_ref().unwrap().len() == 1)
+        );
         assert_eq!(slow.sizes(), [1, 99]);
     }
 
@@ -208,7 +212,9 @@ mod tests {
             .into_iter()
             .for_each(|known| drop(known.unwrap()));
         let written = slow.written.lock().unwrap();
-        let a = written[1].iter().find(|own| own.device.as_str() == "a");
+        let a = written[1]
+            .iter()
+            .find(|heartbeat| heartbeat.device.as_str() == "a");
         let heard = a.unwrap().heard;
         assert_eq!(heard.last.uptime, Uptime::from_millis(20));
         assert_eq!(heard.before, Some(Uptime::from_millis(10)));
@@ -220,7 +226,7 @@ mod tests {
         let (combined, slow) = (Combined::default(), Slow::new());
         let half = |n: usize| {
             let heartbeats =
-                (0..PRESENCE_BATCH / 2).map(|own| heartbeat(&format!("d{n}-{own}"), 1));
+                (0..PRESENCE_BATCH / 2).map(|index| heartbeat(&format!("d{n}-{index}"), 1));
             save(&combined, &slow, heartbeats.collect())
         };
         slow.may.add_permits(10);
@@ -246,6 +252,10 @@ mod tests {
         slow.may.add_permits(1);
         assert_eq!(third.await.unwrap().len(), 1);
         let written = slow.written.lock().unwrap();
-        assert!(written[0].iter().any(|own| own.device.as_str() == "c"));
+        assert!(
+            written[0]
+                .iter()
+                .any(|heartbeat| heartbeat.device.as_str() == "c")
+        );
     }
 }

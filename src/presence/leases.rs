@@ -252,10 +252,10 @@ impl Leases {
         // A device's own report, received elsewhere, renews the lease like a heartbeat. A time in the future comes from
         // before the wall clock was set back, and is ignored.
         let whole = lease(held.lease_secs);
-        let most = whole + Duration::from_secs(CLOCK_SKEW_SECS.unsigned_abs());
+        let max_left = whole + Duration::from_secs(CLOCK_SKEW_SECS.unsigned_abs());
         let left = update.last_seen.map(|seen_at| seen_at + whole - Utc::now());
         let left = left.and_then(|left| left.to_std().ok());
-        if let Some(left) = left.filter(|left| *left <= most) {
+        if let Some(left) = left.filter(|left| *left <= max_left) {
             held.deadline = held.deadline.max(now + left.min(whole));
         }
         self.look_in_time(address);
@@ -297,8 +297,8 @@ impl Leases {
         let Some(held) = self.held.get_mut(address) else {
             return;
         };
-        let own = held.heard.map(|heard| heard.uptime);
-        let deadline = own.map_or(leased, |own| own.max(leased)) + lease(held.lease_secs);
+        let heard = held.heard.map(|heard| heard.uptime);
+        let deadline = heard.map_or(leased, |heard| heard.max(leased)) + lease(held.lease_secs);
         // A current answer may also shorten the lease. One from before the last event that is known here may only extend it.
         held.deadline = match is_current {
             true => deadline,
@@ -343,8 +343,8 @@ impl Leases {
             false => other,
         };
         let heard = match (held.heard, last) {
-            (Some(own), Some(last)) => Some(latest(own, last)),
-            (own, last) => own.or(last),
+            (Some(here), Some(last)) => Some(latest(here, last)),
+            (here, last) => here.or(last),
         };
         Some(Command::Expire(heard))
     }
@@ -360,13 +360,13 @@ impl Leases {
         if let Some(held) = self.held.get(&address) {
             let at = held.deadline + grace;
             if at < held.look_at || !held.is_looked_at {
-                self.look(address, at);
+                self.schedule_check(address, at);
             }
         }
     }
 
     /// Schedules the lease's check for `at`, instead of the previous time.
-    pub(super) fn look(&mut self, address: Address, at: Uptime) {
+    pub(super) fn schedule_check(&mut self, address: Address, at: Uptime) {
         if let Some(lease) = self.held.get_mut(&address) {
             lease.look_at = at;
             lease.is_looked_at = true;
@@ -392,13 +392,13 @@ impl Leases {
             lease.is_looked_at = false;
             if lease.deadline + grace > now {
                 let at = lease.deadline + grace;
-                self.look(address, at);
+                self.schedule_check(address, at);
             } else if lease.status != Status::Offline {
                 lease.heartbeat_count = 0;
                 over.push((address, Command::Expire(lease.heard)));
             } else if lease.unwritten {
                 // Dropped once the last heartbeat is saved.
-                self.look(address, now + PRESENCE_FLUSH_PERIOD);
+                self.schedule_check(address, now + PRESENCE_FLUSH_PERIOD);
             } else {
                 self.held.remove(&address);
             }
@@ -473,8 +473,8 @@ impl Leases {
 impl Lease {
     /// Whether another node has received a heartbeat since the last one here.
     fn is_heard_elsewhere(&self, known: &Shared) -> bool {
-        let own = self.heard.map(|heard| heard.uptime);
+        let here = self.heard.map(|heard| heard.uptime);
         let last = known.heard.map(|heard| heard.last.uptime);
-        last > own
+        last > here
     }
 }

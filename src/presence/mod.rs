@@ -147,10 +147,10 @@ impl Presence {
             }
             outcomes.push(match renewed {
                 None => (Err(not_found(device)), None),
-                Some(own) => {
-                    let (heard, before) = (own.heard, own.before);
-                    let arrive = own.arrives.then_some(Command::Arrive { heard, before });
-                    (Ok(own.answer), arrive)
+                Some(renewal) => {
+                    let (heard, before) = (renewal.heard, renewal.before);
+                    let arrive = renewal.arrives.then_some(Command::Arrive { heard, before });
+                    (Ok(renewal.answer), arrive)
                 }
             });
         }
@@ -337,7 +337,7 @@ impl Presence {
         // On failure, they are still expired in the next round.
         let mut undone = self.undone(over, move |leases: &mut Leases, over| {
             over.into_iter()
-                .for_each(|(address, _): (Address, Command)| leases.look(address, now));
+                .for_each(|(address, _): (Address, Command)| leases.schedule_check(address, now));
         });
         match self.together {
             None => self.carry_out(&undone.commands).await?,

@@ -151,11 +151,13 @@ impl Presence {
             let mut leases = self.lock();
             for device in devices {
                 let renewed = leases.renew(&(school, device.clone()), heard);
-                let online = renewed.as_ref().filter(|own| !own.is_away());
-                outcomes.push(online.map(|own| (Ok(own.answer), None)));
+                let online = renewed.as_ref().filter(|renewal| !renewal.is_away());
+                outcomes.push(online.map(|renewal| (Ok(renewal.answer), None)));
                 if online.is_none() {
-                    let earlier = pressing.get(device).map(|own| own.last.uptime);
-                    let before = renewed.map_or(earlier, |own| own.before);
+                    let earlier = pressing
+                        .get(device)
+                        .map(|heartbeats| heartbeats.last.uptime);
+                    let before = renewed.map_or(earlier, |renewal| renewal.before);
                     let last = heard;
                     pressing.insert(device, LastHeartbeats { last, before });
                 }
@@ -295,7 +297,7 @@ impl Presence {
         // Earlier heartbeats have been deleted by `forget_heartbeats`.
         let known = self.store.heartbeats_of(addresses.clone()).await?;
         let is_heard =
-            |known: &Option<Shared>| known.as_ref().is_some_and(|own| own.heard.is_some());
+            |known: &Option<Shared>| known.as_ref().is_some_and(|shared| shared.heard.is_some());
         let known = addresses.into_iter().zip(known);
         let heard = known.filter_map(|(address, known)| is_heard(&known).then_some(address));
         Ok(heard.collect())

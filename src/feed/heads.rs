@@ -77,7 +77,7 @@ async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result
     // Events of busy schools may still be on their way. Give hints only for the schools that are behind after a pause.
     sleep(HOLE_WAIT).await;
     behind.retain(|(school, head)| {
-        let next = hub.position(*school).and_then(|own| own.next());
+        let next = hub.position(*school).and_then(|position| position.next());
         next.is_none_or(|next| *head >= next)
     });
     give(hints, behind);
@@ -86,7 +86,7 @@ async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result
 
 /// Returns how many events up to `head` the hub has still not been offered.
 fn events_between(hub: &Hub, school: SchoolId, head: Place) -> u64 {
-    let offered = hub.position(school).and_then(|own| own.head);
+    let offered = hub.position(school).and_then(|position| position.head);
     offered.map_or(0, |offered| head.seq.saturating_sub(offered.seq))
 }
 
@@ -208,7 +208,7 @@ mod tests {
         let watching = tokio::spawn(watch_heads(watched, hub, committed.hints().clone()));
         // A comparison takes a pause at most, so there is one in each period.
         sleep(HEADS_PERIOD * 9 + HEADS_PERIOD / 2).await;
-        assert_eq!(log.looks.load(Ordering::SeqCst), 9);
+        assert_eq!(log.bounds_reads.load(Ordering::SeqCst), 9);
         watching.abort();
     }
 }

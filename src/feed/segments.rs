@@ -96,15 +96,15 @@ struct Cache {
 
 impl Segments {
     pub(super) fn new(log: Arc<dyn Log>, size: u64) -> Segments {
-        let most = NonZeroUsize::new(SEGMENTS_MAX).expect("a cache has room");
+        let capacity = NonZeroUsize::new(SEGMENTS_MAX).expect("a cache has room");
         Segments {
             log,
             size,
             cache: Mutex::new(Cache {
-                slots: LruCache::new(most),
+                slots: LruCache::new(capacity),
                 bytes: 0,
             }),
-            heads: Mutex::new(LruCache::new(most)),
+            heads: Mutex::new(LruCache::new(capacity)),
         }
     }
 
@@ -274,8 +274,8 @@ impl Cache {
     /// Records the size of a segment, and evicts others if the cache is too large.
     fn count(&mut self, key: (SchoolId, u64), slot: &Arc<Slot>, bytes: usize) {
         // The segment may have been evicted during the read.
-        if let Some((own, counted)) = self.slots.get_mut(&key)
-            && Arc::ptr_eq(own, slot)
+        if let Some((cached, counted)) = self.slots.get_mut(&key)
+            && Arc::ptr_eq(cached, slot)
         {
             self.bytes = self.bytes - *counted + bytes;
             *counted = bytes;
@@ -302,10 +302,10 @@ struct Flight {
 
 impl Heads {
     pub(super) fn new(log: Arc<dyn Log>) -> Heads {
-        let most = NonZeroUsize::new(SEGMENTS_MAX).expect("a cache has room");
+        let capacity = NonZeroUsize::new(SEGMENTS_MAX).expect("a cache has room");
         Heads {
             log,
-            flights: Mutex::new(LruCache::new(most)),
+            flights: Mutex::new(LruCache::new(capacity)),
         }
     }
 
@@ -315,10 +315,10 @@ impl Heads {
             let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(flights.get_or_insert(school, Arc::default))
         };
-        let own = flight.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let ticket = flight.asked.fetch_add(1, Ordering::SeqCst) + 1;
         let mut last = flight.last.lock().await;
         let (began, bounds) = *last;
-        if began >= own {
+        if began >= ticket {
             return Ok(bounds);
         }
         let began = flight.asked.load(Ordering::SeqCst);
@@ -485,6 +485,6 @@ mod tests {
         let (first, second, third) = tokio::join!(first, second, third);
         let heads = [first, second, third].map(|bounds| bounds.unwrap().head.seq);
         assert_eq!(heads, [3, 4, 4]);
-        assert_eq!(log.looks.load(Ordering::SeqCst), 2);
+        assert_eq!(log.bounds_reads.load(Ordering::SeqCst), 2);
     }
 }

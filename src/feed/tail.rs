@@ -223,7 +223,7 @@ impl Tail<'_> {
         };
         let school = first.school;
         debug_assert!(is_dense(events), "a hint has no hole");
-        let next_of = |position: Option<Position>| position.and_then(|own| own.next());
+        let next_of = |position: Option<Position>| position.and_then(|position| position.next());
         // A school that is not in memory has no listeners, so nothing can be missed.
         let next = next_of(self.hub.position(school));
         if self.log.is_shared() && self.hub.contradicts(events) {
@@ -277,7 +277,7 @@ impl Tail<'_> {
             return deliverable;
         };
         let position = self.hub.position(school);
-        let next = position.and_then(|own| own.next());
+        let next = position.and_then(|position| position.next());
         // Without a head, no listener has a position yet, so none can miss an event before these.
         let first = hole.beyond.keys().next().copied();
         let mut next = match (next, first) {
@@ -286,7 +286,11 @@ impl Tail<'_> {
             (None, None) if position.is_some() => return deliverable,
             (None, None) => hole.newest + 1,
         };
-        while let Some(entry) = hole.beyond.first_entry().filter(|own| *own.key() <= next) {
+        while let Some(entry) = hole
+            .beyond
+            .first_entry()
+            .filter(|entry| *entry.key() <= next)
+        {
             let event = entry.remove();
             if event.seq == next {
                 deliverable.push(event);
@@ -317,7 +321,8 @@ impl Tail<'_> {
         // A school may have been removed from memory, or may have no listeners any more.
         self.holes.retain(|school, _| {
             let position = hub.position(*school);
-            let is_wanted = position.is_some_and(|own| own.head.is_some() || own.is_attended);
+            let is_wanted =
+                position.is_some_and(|position| position.head.is_some() || position.is_attended);
             if !is_wanted {
                 lost.push(*school);
             }
@@ -327,7 +332,7 @@ impl Tail<'_> {
             if !is_due(hole) {
                 continue;
             }
-            let Some(known) = hub.position(*school).and_then(|own| own.head) else {
+            let Some(known) = hub.position(*school).and_then(|position| position.head) else {
                 // The school's first listener is still reading the log; until it has finished, the missing events are
                 // not known. Meanwhile, it must not wait for commits of this node to be delivered: it reads them from
                 // the log, or they are lost.

@@ -21,7 +21,7 @@ use crate::scope::Scope;
 pub(crate) struct Kept {
     events: Mutex<Vec<Arc<Event>>>,
     /// How often its bounds were read.
-    pub(crate) looks: AtomicUsize,
+    pub(crate) bounds_reads: AtomicUsize,
     /// Whether a number may have been assigned twice.
     numbers_repeat: AtomicBool,
     /// Retention has removed the events up to here.
@@ -35,16 +35,16 @@ pub(crate) struct Kept {
 impl Kept {
     /// Has the log end with these events.
     pub(crate) fn ends_with(&self, events: &[Arc<Event>]) {
-        let mut own = self.events.lock().unwrap();
-        own.retain(|known| known.seq < events[0].seq);
-        own.extend(events.iter().map(Arc::clone));
+        let mut stored = self.events.lock().unwrap();
+        stored.retain(|known| known.seq < events[0].seq);
+        stored.extend(events.iter().map(Arc::clone));
     }
 
     /// Removes the events up to `floor`.
     pub(crate) fn remove(&self, floor: u64) {
         self.floor.store(floor, Ordering::SeqCst);
-        let mut own = self.events.lock().unwrap();
-        own.retain(|event| event.seq > floor);
+        let mut stored = self.events.lock().unwrap();
+        stored.retain(|event| event.seq > floor);
     }
 
     fn floor(&self) -> Place {
@@ -67,7 +67,7 @@ impl Log for Kept {
     }
 
     async fn bounds(&self, _: SchoolId) -> Result<Bounds, StoreError> {
-        self.looks.fetch_add(1, Ordering::SeqCst);
+        self.bounds_reads.fetch_add(1, Ordering::SeqCst);
         let head = self.events.lock().unwrap().last().map(|last| last.place());
         let gate = self.gate.lock().unwrap().take();
         if let Some(gate) = gate {
@@ -125,7 +125,8 @@ impl Log for Kept {
         let newest = events.last().map(|last| last.place()).unwrap_or_default();
         let head = upto.unwrap_or(newest);
         let states = events.iter().filter(|event| {
-            let is_later = |own: &Arc<Event>| own.seq > event.seq && own.subject == event.subject;
+            let is_later =
+                |later: &Arc<Event>| later.seq > event.seq && later.subject == event.subject;
             let is_last = !events.iter().any(is_later);
             is_last && event.seq > after && event.seq <= head.seq && scope.matches(event)
         });
@@ -177,15 +178,15 @@ fn a_cursor_names_a_place_of_its_own_database_only() {
     let log = Arc::new(Kept::default());
     let (committed, _batches) = Committed::channel(8);
     let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, committed);
-    let (own, other) = (feed.epoch(), "00000002".parse().unwrap());
+    let (epoch, other) = (feed.epoch(), "00000002".parse().unwrap());
     let tagged = event(3, "a", true).place();
     let named = |epoch, place| feed.place(Cursor { epoch, place });
     for place in [tagged, Place::untagged(3), Place::default()] {
-        assert_eq!(named(own, place), Some(place));
+        assert_eq!(named(epoch, place), Some(place));
         assert_eq!(named(other, place), None);
     }
     log.numbers_repeat.store(true, Ordering::SeqCst);
-    assert_eq!(named(own, tagged), Some(tagged));
-    assert_eq!(named(own, Place::untagged(3)), None, "which of them?");
-    assert_eq!(named(own, Place::default()), Some(Place::default()));
+    assert_eq!(named(epoch, tagged), Some(tagged));
+    assert_eq!(named(epoch, Place::untagged(3)), None, "which of them?");
+    assert_eq!(named(epoch, Place::default()), Some(Place::default()));
 }

@@ -16,7 +16,7 @@ use crate::throttle::Debts;
 #[derive(Default)]
 pub struct Allowance {
     /// The limit; `None` if there is none.
-    most: Option<u64>,
+    limit: Option<u64>,
     used: AtomicU64,
     /// Whether a command was rejected for lack of room.
     is_used_up: AtomicBool,
@@ -26,10 +26,10 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Creates an allowance of at most `most` bytes, backed by `reserved`.
-    pub(crate) fn new(most: u64, debts: Arc<Debts>, reserved: Reserved) -> Allowance {
+    /// Creates an allowance of at most `limit` bytes, backed by `reserved`.
+    pub(crate) fn new(limit: u64, debts: Arc<Debts>, reserved: Reserved) -> Allowance {
         Allowance {
-            most: Some(most),
+            limit: Some(limit),
             debts: Some(debts),
             reserved: Some(reserved),
             ..Allowance::default()
@@ -46,11 +46,11 @@ impl Allowance {
 
     /// Returns how many bytes are left.
     pub fn room(&self) -> Room {
-        match self.most {
-            Some(most) if self.is_used_up.load(Ordering::Relaxed) => Room { left: 0, most },
-            Some(most) => Room {
-                left: most.saturating_sub(self.used()),
-                most,
+        match self.limit {
+            Some(limit) if self.is_used_up.load(Ordering::Relaxed) => Room { left: 0, limit },
+            Some(limit) => Room {
+                left: limit.saturating_sub(self.used()),
+                limit,
             },
             None => Room::UNLIMITED,
         }
@@ -99,21 +99,21 @@ impl Allowance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
     left: u64,
-    most: u64,
+    limit: u64,
 }
 
 impl Room {
     /// No limit.
     pub const UNLIMITED: Room = Room {
         left: u64::MAX,
-        most: u64::MAX,
+        limit: u64::MAX,
     };
 
     /// Fails if fewer than `bytes` are left.
     pub(super) fn check(self, bytes: usize) -> Result<(), CommandError> {
         match bytes as u64 <= self.left {
             true => Ok(()),
-            false => Err(CommandError::TooMuch { most: self.most }),
+            false => Err(CommandError::TooMuch { most: self.limit }),
         }
     }
 }

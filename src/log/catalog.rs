@@ -254,7 +254,7 @@ pub trait Catalog: Send + Sync + 'static {
     ) -> Result<Vec<Vec<Tally>>, StoreError> {
         let mut all = Vec::with_capacity(schools.len());
         for school in schools {
-            let mut own = Vec::with_capacity(queries.len());
+            let mut tallies = Vec::with_capacity(queries.len());
             for query in &queries {
                 let kind = query.kind;
                 let mut tally = Tally {
@@ -270,9 +270,9 @@ pub trait Catalog: Send + Sync + 'static {
                 if query.open_parts {
                     tally.open_parts = self.open_parts(school, kind).await?;
                 }
-                own.push(tally);
+                tallies.push(tally);
             }
-            all.push(own);
+            all.push(tallies);
         }
         Ok(all)
     }

@@ -146,7 +146,11 @@ impl Committed {
     /// Returns how many of the events that were sent have not been dispatched.
     pub fn behind(&self) -> u64 {
         let schools = self.in_flight.schools();
-        let behind = |own: &Undispatched| own.committed.saturating_sub(own.dispatched);
+        let behind = |undispatched: &Undispatched| {
+            undispatched
+                .committed
+                .saturating_sub(undispatched.dispatched)
+        };
         schools.values().map(behind).sum()
     }
 
@@ -154,8 +158,8 @@ impl Committed {
     pub async fn round_trip(&self) -> Result<(), StoreError> {
         let mut done = self.in_flight.done.subscribe();
         self.send(Vec::new()).await?;
-        let own = self.in_flight.sent.load(Ordering::SeqCst);
-        done.wait_for(|done| *done >= own)
+        let sent = self.in_flight.sent.load(Ordering::SeqCst);
+        done.wait_for(|done| *done >= sent)
             .await
             .map_err(|_| StoreError::Stopped)?;
         Ok(())
@@ -167,12 +171,12 @@ impl Committed {
         let target = in_flight
             .schools()
             .get(&school)
-            .map_or(0, |own| own.committed);
+            .map_or(0, |undispatched| undispatched.committed);
         async move {
             loop {
                 let changed = match in_flight.schools().get(&school) {
-                    Some(own) if own.dispatched < target => {
-                        Arc::clone(&own.changed).notified_owned()
+                    Some(undispatched) if undispatched.dispatched < target => {
+                        Arc::clone(&undispatched.changed).notified_owned()
                     }
                     _ => return,
                 };
@@ -226,8 +230,8 @@ impl Batches {
 
     /// Records that a school's events will never be dispatched, because the log has lost them.
     pub fn forget(&mut self, school: SchoolId) {
-        if let Some(own) = self.in_flight.schools().remove(&school) {
-            own.changed.notify_waiters();
+        if let Some(undispatched) = self.in_flight.schools().remove(&school) {
+            undispatched.changed.notify_waiters();
         }
     }
 
@@ -250,10 +254,10 @@ impl Batches {
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let newest = of_school[of_school.len() - 1].seq;
             let school = of_school[0].school;
-            if let Some(own) = schools.get_mut(&school) {
-                own.dispatched = own.dispatched.max(newest);
-                own.changed.notify_waiters();
-                if own.dispatched >= own.committed {
+            if let Some(undispatched) = schools.get_mut(&school) {
+                undispatched.dispatched = undispatched.dispatched.max(newest);
+                undispatched.changed.notify_waiters();
+                if undispatched.dispatched >= undispatched.committed {
                     schools.remove(&school);
                 }
             }
@@ -273,8 +277,8 @@ impl Drop for Batches {
     fn drop(&mut self) {
         let mut schools = self.in_flight.schools();
         self.in_flight.is_over.store(true, Ordering::SeqCst);
-        for (_, own) in schools.drain() {
-            own.changed.notify_waiters();
+        for (_, undispatched) in schools.drain() {
+            undispatched.changed.notify_waiters();
         }
     }
 }
@@ -300,14 +304,14 @@ impl InFlight {
         }
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let newest = of_school[of_school.len() - 1].seq;
-            let own = schools
+            let undispatched = schools
                 .entry(of_school[0].school)
                 .or_insert_with(|| Undispatched {
                     committed: 0,
                     dispatched: of_school[0].seq - 1,
                     changed: Arc::default(),
                 });
-            own.committed = own.committed.max(newest);
+            undispatched.committed = undispatched.committed.max(newest);
         }
     }
 }

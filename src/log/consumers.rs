@@ -108,7 +108,7 @@ impl Offset {
 
     /// Returns whether the event must wait for an earlier event of its subject.
     pub fn is_set_aside(&self, event: &Event) -> bool {
-        self.set_aside.iter().any(|own| own.is_of(event))
+        self.set_aside.iter().any(|entry| entry.is_of(event))
     }
 }
 

@@ -71,11 +71,11 @@ pub struct Counted {
 
 impl Counted {
     fn of(stored: &Stored) -> Counted {
-        let own = stored.state.subject();
+        let subject = stored.state.subject();
         Counted {
-            status: own.status(),
-            is_stalled: own.is_stalled(),
-            finished_at: own.finished_at(),
+            status: subject.status(),
+            is_stalled: subject.is_stalled(),
+            finished_at: subject.finished_at(),
         }
     }
 }
@@ -307,12 +307,12 @@ impl Rules {
         kind: Kind,
     ) -> Result<Result<(), RuleError>, F::Error> {
         let created = decisions.created.entry((school, kind)).or_default();
-        if let Some((_, most, setting)) = self.most.iter().find(|(own, ..)| *own == kind)
-            && facts.count(school, kind)? + *created >= *most
+        if let Some((_, limit, setting)) = self.most.iter().find(|(limited, ..)| *limited == kind)
+            && facts.count(school, kind)? + *created >= *limit
         {
             return Ok(Err(RuleError::TooMany {
                 collection: kind.collection(),
-                most: *most,
+                most: *limit,
                 setting: *setting,
             }));
         }
@@ -343,7 +343,8 @@ impl Rules {
             Answered::Subject(kind, subject) => {
                 let address = (school, kind, subject);
                 let stored = decisions.state(facts, &address)?;
-                let present = stored.map(|own| own.snapshot(self.epoch, address.clone(), now.at));
+                let present =
+                    stored.map(|stored| stored.snapshot(self.epoch, address.clone(), now.at));
                 present.map(Arc::new)
             }
         };

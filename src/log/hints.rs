@@ -248,7 +248,7 @@ mod tests {
         assert_eq!((counts.taken, counts.dropped), (HINT_QUEUE as u64, 2));
         for number in 1..=HINT_QUEUE {
             let hint = hinted.recv().await;
-            assert!(matches!(hint, Some(Hint::UpTo(own, 1)) if own == school(number)));
+            assert!(matches!(hint, Some(Hint::UpTo(id, 1)) if id == school(number)));
         }
     }
 

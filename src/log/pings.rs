@@ -81,7 +81,9 @@ impl Numbers {
 
     /// Parses the text that [`Numbers::as_str`] returns.
     pub fn parse(text: &str) -> Option<Numbers> {
-        Numbers::ALL.into_iter().find(|own| own.as_str() == text)
+        Numbers::ALL
+            .into_iter()
+            .find(|numbers| numbers.as_str() == text)
     }
 }
 
@@ -177,7 +179,7 @@ pub trait PingKeys: Send + Sync + 'static {
         &self,
         school: SchoolId,
         key: PingKey,
-        most: u64,
+        limit: u64,
     ) -> Result<bool, StoreError>;
 
     /// Returns the keys of a school, the newest first.
@@ -218,7 +220,7 @@ mod tests {
         assert_eq!(stored.digest, KeyDigest::of(key));
         assert_eq!(stored.id.as_str().parse(), Ok(stored.id.clone()));
         let random = key.split_once('-').unwrap().1;
-        for other in [
+        for text in [
             "",
             "7",
             "7-",
@@ -229,7 +231,7 @@ mod tests {
             &format!("7-{random}a"),
             &format!("7-{}", random.to_uppercase()),
         ] {
-            assert_eq!(school_of(other), None, "{other}");
+            assert_eq!(school_of(text), None, "{text}");
         }
     }
 }

@@ -69,7 +69,7 @@ async fn until(subscription: &mut Subscription, fits: impl Fn(&Control) -> bool)
 }
 
 async fn until_ready(subscription: &mut Subscription) -> Vec<u64> {
-    until(subscription, |own| matches!(own, Control::Ready(_))).await
+    until(subscription, |control| matches!(control, Control::Ready(_))).await
 }
 
 /// A client that has the answer to a command finds its event in each stream that it opens afterwards.
@@ -113,7 +113,7 @@ async fn no_event_of_a_channel_follows_its_unsubscribe() {
     // 2 and 3 are about to be sent, and this one is still in the mailbox.
     hub.offer(&[event(4, "b", true)]).wake();
     subscription.unsubscribe(&[subject("b")], Map::new());
-    let is_acknowledgement = |own: &Control| matches!(own, Control::Unsubscribed { .. });
+    let is_acknowledgement = |control: &Control| matches!(control, Control::Unsubscribed { .. });
     assert_eq!(until(&mut subscription, is_acknowledgement).await, [3]);
     hub.offer(&[event(5, "a", true)]).wake();
     let next = subscription.next().await;
@@ -130,7 +130,7 @@ async fn an_unsubscribe_amid_a_replay_leaves_out_its_own_channel_only() {
     assert!(until_ready(&mut subscription).await.is_empty());
     let from = Cursor::untagged(subscriber.feed().epoch(), 0);
     subscription.subscribe(["b", "c"].map(subject).into(), Some(from), Map::new(), None);
-    let is_acknowledgement = |own: &Control| matches!(own, Control::Subscribed { .. });
+    let is_acknowledgement = |control: &Control| matches!(control, Control::Subscribed { .. });
     let before = until(&mut subscription, is_acknowledgement).await;
     assert!(before.is_empty());
     subscription.unsubscribe(&[subject("c")], Map::new());
@@ -157,9 +157,9 @@ async fn nothing_pending_is_sent_after_the_credential_has_expired() {
     assert_eq!(next_event(&mut subscription).await, 1);
     subscription.renew(Some(Utc::now()));
     subscription.end_if_expired();
-    let is_close = |own: &Control| {
+    let is_close = |control: &Control| {
         let expected = Close::TokenExpired;
-        matches!(own, Control::Closing { close, .. } if *close == expected)
+        matches!(control, Control::Closing { close, .. } if *close == expected)
     };
     assert!(until(&mut subscription, is_close).await.is_empty());
     assert!(subscription.next().await.is_none());
@@ -177,13 +177,13 @@ async fn a_subscription_is_busy_until_its_acknowledgement_is_delivered() {
     let from = Cursor::untagged(subscriber.feed().epoch(), 0);
     subscription.subscribe([subject("b")].into(), Some(from), Map::new(), None);
     assert!(subscription.is_busy());
-    let is_subscribed = |own: &Control| matches!(own, Control::Subscribed { .. });
+    let is_subscribed = |control: &Control| matches!(control, Control::Subscribed { .. });
     until(&mut subscription, is_subscribed).await;
     assert!(!subscription.is_busy());
     until_ready(&mut subscription).await;
     subscription.unsubscribe(&[subject("b")], Map::new());
     assert!(subscription.is_busy());
-    let is_unsubscribed = |own: &Control| matches!(own, Control::Unsubscribed { .. });
+    let is_unsubscribed = |control: &Control| matches!(control, Control::Unsubscribed { .. });
     until(&mut subscription, is_unsubscribed).await;
     assert!(!subscription.is_busy());
 }
@@ -214,7 +214,7 @@ async fn an_addition_goes_on_when_the_last_other_channel_is_left() {
     let from = Cursor::untagged(subscriber.feed().epoch(), 0);
     subscription.subscribe([subject("b")].into(), Some(from), Map::new(), None);
     subscription.unsubscribe(&[subject("a")], Map::new());
-    let is_subscribed = |own: &Control| matches!(own, Control::Subscribed { .. });
+    let is_subscribed = |control: &Control| matches!(control, Control::Subscribed { .. });
     until(&mut subscription, is_subscribed).await;
     assert_eq!(until_ready(&mut subscription).await, [1]);
 }
@@ -228,7 +228,7 @@ async fn no_ready_follows_after_the_last_channel_is_left() {
     let wide = Scope::new(school(), [subject("a")]).with_wide(job::KIND);
     let mut subscription = subscriber.open(request(&subscriber, wide)).unwrap();
     subscription.unsubscribe(&[subject("a")], Map::new());
-    let is_unsubscribed = |own: &Control| matches!(own, Control::Unsubscribed { .. });
+    let is_unsubscribed = |control: &Control| matches!(control, Control::Unsubscribed { .. });
     until(&mut subscription, is_unsubscribed).await;
     for _ in 0..100 {
         assert!(subscription.next().now_or_never().is_none());
@@ -275,7 +275,7 @@ async fn a_tick_that_is_held_is_sent_before_channels_are_added() {
     assert!(subscription.next().now_or_never().is_none(), "2 is held");
     let from = Cursor::untagged(subscriber.feed().epoch(), 0);
     subscription.subscribe([subject("b")].into(), Some(from), Map::new(), None);
-    let is_subscribed = |own: &Control| matches!(own, Control::Subscribed { .. });
+    let is_subscribed = |control: &Control| matches!(control, Control::Subscribed { .. });
     assert_eq!(until(&mut subscription, is_subscribed).await, [2]);
 }
 
@@ -292,7 +292,7 @@ async fn a_tick_that_is_held_is_dropped_with_its_channel() {
     hub.offer(&[event(2, "a", false)]).wake();
     assert!(subscription.next().now_or_never().is_none(), "2 is held");
     subscription.unsubscribe(&[subject("a")], Map::new());
-    let is_heartbeat = |own: &Control| matches!(own, Control::Heartbeat { .. });
+    let is_heartbeat = |control: &Control| matches!(control, Control::Heartbeat { .. });
     assert!(until(&mut subscription, is_heartbeat).await.is_empty());
 }
 
@@ -329,7 +329,7 @@ async fn a_reader_too_far_behind_is_reset_and_receives_the_current_states() {
     assert_eq!(until_ready(&mut open(&subscriber, jobs())).await, [1, 2, 3]);
     log.ends_with(&[event(4, "b", true)]);
     let mut subscription = open(&subscriber, jobs());
-    let is_reset = |own: &Control| matches!(own, Control::Reset(ResetReason::TooFarBehind));
+    let is_reset = |control: &Control| matches!(control, Control::Reset(ResetReason::TooFarBehind));
     assert!(until(&mut subscription, is_reset).await.is_empty());
     assert_eq!(until_ready(&mut subscription).await, [2, 4]);
 }
@@ -342,7 +342,7 @@ async fn a_reader_of_events_that_retention_has_removed_is_reset() {
     log.ends_with(&[event(1, "a", true), event(2, "b", true)]);
     log.remove(1);
     let mut subscription = open(&subscriber, [Channel::Collection(job::KIND)]);
-    let is_reset = |own: &Control| matches!(own, Control::Reset(ResetReason::Expired));
+    let is_reset = |control: &Control| matches!(control, Control::Reset(ResetReason::Expired));
     assert!(until(&mut subscription, is_reset).await.is_empty());
     assert_eq!(until_ready(&mut subscription).await, [2]);
 }

@@ -130,8 +130,8 @@ const GROUP: Size = Size {
 };
 
 impl Size {
-    fn reaches(self, most: Size) -> bool {
-        self.commands >= most.commands || self.bytes >= most.bytes
+    fn reaches(self, limit: Size) -> bool {
+        self.commands >= limit.commands || self.bytes >= limit.bytes
     }
 
     /// Returns one of `of` equal parts.
@@ -415,7 +415,7 @@ impl Queue {
         }
         for pending in self.fresh.iter_mut().chain(&mut self.begun) {
             let undone = pending.receipts.split_off(pending.committed);
-            let is_too_much = |own: &_| matches!(own, Err(CommandError::TooMuch { .. }));
+            let is_too_much = |receipt: &_| matches!(receipt, Err(CommandError::TooMuch { .. }));
             let was_used_up = undone.iter().any(is_too_much);
             let charged = std::mem::take(&mut pending.charged);
             pending.allowance.give_back(charged, was_used_up);
@@ -444,10 +444,10 @@ impl Queue {
         if self.fresh.front().is_some_and(Pending::is_under_way) {
             fresh = self.fresh.pop_front();
         }
-        if let Some(pending) = begun.and_then(|own| own.go_on(school, written)) {
+        if let Some(pending) = begun.and_then(|pending| pending.go_on(school, written)) {
             self.begun.push_front(pending);
         }
-        if let Some(pending) = fresh.and_then(|own| own.go_on(school, written)) {
+        if let Some(pending) = fresh.and_then(|pending| pending.go_on(school, written)) {
             self.begun.push_back(pending);
         }
     }

@@ -174,7 +174,7 @@ fn is_random(text: &str, chars: usize) -> bool {
 /// Keys for pings.
 #[async_trait]
 pub trait PingKeys: Send + Sync + 'static {
-    /// Stores a new key. Returns false if the school already has `most` of them.
+    /// Stores a new key. Returns false if the school already has `limit` of them.
     async fn add_ping_key(
         &self,
         school: SchoolId,

@@ -51,7 +51,7 @@ pub async fn copy(
         .notifier_totals()
         .await?
         .into_iter()
-        .map(|own| own.name);
+        .map(|total| total.name);
     let names: Vec<String> = names.collect();
     for school in schools {
         import.begin_school(school).await?;
@@ -161,13 +161,16 @@ impl<R: FnMut(&Progress)> Step<'_, R> {
 
     async fn notifiers(&mut self) -> Result<(), StoreError> {
         let (standings, _) = self.from.notifiers(self.school).await?;
-        for own in standings {
-            let offset = self.from.notifier_offset(&own.name, self.school).await?;
+        for standing in standings {
+            let offset = self
+                .from
+                .notifier_offset(&standing.name, self.school)
+                .await?;
             let (mut letters, mut before) = (Vec::new(), None);
             loop {
                 let page = self
                     .from
-                    .dead_letters(&own.name, self.school, before, COPY_PAGE);
+                    .dead_letters(&standing.name, self.school, before, COPY_PAGE);
                 let page = page.await?;
                 letters.extend(page.letters);
                 before = page.next;
@@ -175,7 +178,7 @@ impl<R: FnMut(&Progress)> Step<'_, R> {
                     break;
                 }
             }
-            self.import.notifier(&own, &offset, &letters).await?;
+            self.import.notifier(&standing, &offset, &letters).await?;
         }
         Ok(())
     }

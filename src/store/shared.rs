@@ -286,7 +286,7 @@ impl<D: Database> Backend<D> {
             .iter()
             .map(|(school, key)| (*school, (*key).to_owned()));
         self.unused_keys
-            .extend(keys.filter(|own| !used.contains(own)));
+            .extend(keys.filter(|key| !used.contains(key)));
         Ok(())
     }
 
@@ -300,14 +300,16 @@ impl<D: Database> Backend<D> {
         let is_contended = |school: &SchoolId| {
             self.misses
                 .get(school)
-                .is_some_and(|own| *own >= MISSES_MAX)
+                .is_some_and(|misses| *misses >= MISSES_MAX)
         };
         if schools.iter().any(is_contended) {
             self.forget(schools.iter().copied());
             self.database.lock()?;
         }
         let unknown = schools.iter().copied();
-        let unknown: Vec<SchoolId> = unknown.filter(|own| !self.known.contains(own)).collect();
+        let unknown: Vec<SchoolId> = unknown
+            .filter(|school| !self.known.contains(school))
+            .collect();
         if !unknown.is_empty() {
             self.load_schools(&unknown)?;
         }
@@ -387,13 +389,13 @@ impl<D: Database> Backend<D> {
         moves: &[Move],
         written: &HashSet<SchoolId>,
     ) {
-        for own in moves.iter().filter(|own| written.contains(&own.school)) {
-            let tail = group.tails.get(&own.school).copied();
-            if let Some(known) = self.known.get_mut(&own.school) {
-                known.stamp = Some(own.stamp);
+        for moved in moves.iter().filter(|moved| written.contains(&moved.school)) {
+            let tail = group.tails.get(&moved.school).copied();
+            if let Some(known) = self.known.get_mut(&moved.school) {
+                known.stamp = Some(moved.stamp);
                 known.tail = tail.unwrap_or(known.tail);
             }
-            self.misses.remove(&own.school);
+            self.misses.remove(&moved.school);
         }
         for (address, stored) in group.states.drain() {
             let known = self.known.get(&address.0).copied();
@@ -416,10 +418,10 @@ impl<D: Database> Backend<D> {
                 *count += created;
             }
         }
-        for (school, category, own) in group.past.drain(..) {
+        for (school, category, newest) in group.past.drain(..) {
             if let Some((_, past)) = self.past.get_mut(&(school, category)) {
                 past.truncate(config::HISTORY_SAMPLE - 1);
-                past.push_front(own);
+                past.push_front(newest);
             }
         }
         group.events.retain(|event| written.contains(&event.school));
@@ -466,7 +468,7 @@ impl<D: Database> writer::Backend for Backend<D> {
             }
             addresses.push((school, envelope.command.kind(), envelope.subject.clone()));
             let key = envelope.idempotency.as_ref();
-            keys.extend(key.map(|own| (school, own.key.as_str())));
+            keys.extend(key.map(|idempotency| (school, idempotency.key.as_str())));
         }
         // The connection may have broken since it was last used. Then the second attempt opens a new one.
         let loaded = self.load(&schools, addresses.clone(), &keys);
@@ -482,7 +484,7 @@ impl<D: Database> writer::Backend for Backend<D> {
         now: Moment,
     ) -> Result<Option<Instant>, StoreError> {
         let moves = self.moves(decisions)?;
-        let is_moved = |school: &SchoolId| moves.iter().any(|own| own.school == *school);
+        let is_moved = |school: &SchoolId| moves.iter().any(|moved| moved.school == *school);
         let mut unwritten: Vec<SchoolId> =
             std::mem::take(&mut self.consulted).into_iter().collect();
         unwritten.retain(|school| !is_moved(school));
@@ -496,12 +498,12 @@ impl<D: Database> writer::Backend for Backend<D> {
             Ok(written) => written.into_iter().collect(),
             Err(error) => {
                 self.missed.clear();
-                self.forget(moves.iter().map(|own| own.school));
+                self.forget(moves.iter().map(|moved| moved.school));
                 return Err(error);
             }
         };
         self.update_caches(decisions, &moves, &written);
-        let missed = moves.iter().map(|own| own.school);
+        let missed = moves.iter().map(|moved| moved.school);
         self.has_missed(missed.filter(|school| !written.contains(school)));
         Ok(Some(began))
     }
@@ -533,8 +535,8 @@ impl<D: Database> Facts for Backend<D> {
 
     fn count(&mut self, school: SchoolId, kind: Kind) -> Result<u64, StoreError> {
         let generation = self.known(school)?.generation;
-        if let Some((own, count)) = self.counts.get(&(school, kind))
-            && *own == generation
+        if let Some((cached, count)) = self.counts.get(&(school, kind))
+            && *cached == generation
         {
             return Ok(*count);
         }
@@ -564,7 +566,7 @@ impl<D: Database> Facts for Backend<D> {
         let is_cached = self
             .past
             .get(&key)
-            .is_some_and(|(own, _)| *own == generation);
+            .is_some_and(|(cached, _)| *cached == generation);
         if !is_cached {
             let past = self.database.past(school, kind, category)?;
             self.past.put(key.clone(), (generation, past));

@@ -21,7 +21,10 @@ pub(in crate::store) fn sources(scope: &Scope) -> Vec<Source<'_>> {
             return vec![Source::Everything];
         };
         sources.push(Source::Subject(kind, id.as_str()));
-        let has_wide = description(kind).event_types.iter().any(|own| own.wide);
+        let has_wide = description(kind)
+            .event_types
+            .iter()
+            .any(|event_type| event_type.wide);
         let is_there =
             |source: &Source<'_>| matches!(source, Source::Wide(other) if *other == kind);
         if has_wide && !sources.iter().any(is_there) {

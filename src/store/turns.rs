@@ -366,11 +366,11 @@ mod tests {
     fn ask(turns: &Arc<Turns>, requester: Requester, length: Length) -> (Asked, Option<Turn>) {
         let turns = Arc::clone(turns);
         let mut asked: Asked = Box::pin(async move { turns.take(requester, length, false).await });
-        let turn = look(&mut asked);
+        let turn = poll_once(&mut asked);
         (asked, turn)
     }
 
-    fn look(asked: &mut Asked) -> Option<Turn> {
+    fn poll_once(asked: &mut Asked) -> Option<Turn> {
         match asked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(turn) => Some(turn.unwrap()),
             Poll::Pending => None,
@@ -395,7 +395,7 @@ mod tests {
             let found = asked
                 .iter_mut()
                 .enumerate()
-                .find_map(|(index, (_, asked))| look(asked).map(|turn| (index, turn)));
+                .find_map(|(index, (_, asked))| poll_once(asked).map(|turn| (index, turn)));
             let (index, turn) = found.expect("a connection is free");
             served.push(asked.remove(index).0);
             held = Some(turn);
@@ -431,10 +431,10 @@ mod tests {
         let mut before = 0;
         loop {
             drop(held.take());
-            if look(&mut walk).is_some() {
+            if poll_once(&mut walk).is_some() {
                 break;
             }
-            held = look(&mut short.pop_front().expect("one waits"));
+            held = poll_once(&mut short.pop_front().expect("one waits"));
             before += 1;
         }
         assert_eq!(before, SHORT_READS_PER_WINDOW);

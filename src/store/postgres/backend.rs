@@ -162,8 +162,8 @@ impl Database {
     ) -> Result<Vec<SchoolId>, StoreError> {
         self.conn = None;
         let epoch = self.epoch;
-        let ids: Vec<i64> = moves.iter().map(|own| own.school.get()).collect();
-        let stamps: Vec<i64> = moves.iter().map(|own| own.stamp).collect();
+        let ids: Vec<i64> = moves.iter().map(|moved| moved.school.get()).collect();
+        let stamps: Vec<i64> = moves.iter().map(|moved| moved.stamp).collect();
         let others: Vec<i64> = moves.iter().map(|_| stamp()).collect();
         let (rows, traces) = self.ask_plainly(async |conn| {
             conn.batch_execute("BEGIN").await?;
@@ -199,10 +199,14 @@ impl Database {
             conn.batch_execute("COMMIT").await?;
             Ok((rows, traces))
         })?;
-        let is_own = |own: &&Move| {
-            rows.contains(&(own.school.get(), own.stamp)) || traces.show(group, own.school)
+        let is_own = |moved: &&Move| {
+            rows.contains(&(moved.school.get(), moved.stamp)) || traces.show(group, moved.school)
         };
-        Ok(moves.iter().filter(is_own).map(|own| own.school).collect())
+        Ok(moves
+            .iter()
+            .filter(is_own)
+            .map(|moved| moved.school)
+            .collect())
     }
 
     fn answer_of(

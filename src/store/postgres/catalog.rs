@@ -218,7 +218,9 @@ impl Catalog for PostgresStore {
                 .load(&mut *read)
                 .await?;
             let before = ended_before_hour(&mut read, (school, kind), since, hour).await?;
-            let before = before.into_iter().filter(|(own, _)| own == status);
+            let before = before
+                .into_iter()
+                .filter(|(ended_as, _)| ended_as == status);
             let before = before.map(|(_, count)| count);
             QueryResult::Ok(whole.into_iter().chain(before).map(unsigned).sum())
         };
@@ -294,7 +296,7 @@ impl Catalog for PostgresStore {
         after: Option<SchoolId>,
         limit: usize,
     ) -> Result<Vec<SchoolId>, StoreError> {
-        let mut read = self.look().await?;
+        let mut read = self.read_for_server().await?;
         let ids = schools::table
             .filter(schools::school_id.gt(after.map_or(0, SchoolId::get)))
             .order(schools::school_id)
@@ -325,7 +327,7 @@ impl Catalog for PostgresStore {
     }
 
     async fn overdue(&self, now: Uptime, limit: usize) -> Result<Vec<Overdue>, StoreError> {
-        let mut read = self.look().await?;
+        let mut read = self.read_for_server().await?;
         let found = subjects::table
             .filter(subjects::check_uptime.le(uptime_millis(now)))
             .order(subjects::check_uptime)
@@ -354,7 +356,7 @@ impl Catalog for PostgresStore {
             Some((school, id)) => (school.get(), id.as_str()),
             None => (0, ""),
         };
-        let mut read = self.look().await?;
+        let mut read = self.read_for_server().await?;
         let beyond = subjects::school_id.gt(school).or(subjects::school_id
             .eq(school)
             .and(subjects::subject_id.gt(id)));
@@ -401,7 +403,7 @@ impl PostgresStore {
     }
 
     /// Begins a short read for the server itself.
-    pub(super) async fn look(&self) -> Result<super::readers::Read, StoreError> {
+    pub(super) async fn read_for_server(&self) -> Result<super::readers::Read, StoreError> {
         self.readers.begin(Requester::Server, Length::Short).await
     }
 }

@@ -94,19 +94,19 @@ impl<'a> Subjects<'a> {
         stored: &'a Stored,
         before: Option<&Counted>,
     ) {
-        let own = stored.state.subject();
-        let [published_at, also_published_at] = own.places(stored.last.seq);
+        let subject = stored.state.subject();
+        let [published_at, also_published_at] = subject.places(stored.last.seq);
         self.school.push(school.get());
         self.kind.push(kind);
         self.subject.push(id);
-        self.status.push(own.status());
-        self.category.push(own.category());
-        self.holds.push(own.holds());
-        self.stalled.push(own.is_stalled());
-        self.created_at.push(millis(own.created_at()));
-        self.finished_at.push(own.finished_at().map(millis));
+        self.status.push(subject.status());
+        self.category.push(subject.category());
+        self.holds.push(subject.holds());
+        self.stalled.push(subject.is_stalled());
+        self.created_at.push(millis(subject.created_at()));
+        self.finished_at.push(subject.finished_at().map(millis));
         self.check_uptime
-            .push(own.check_uptime().map(uptime_millis));
+            .push(subject.check_uptime().map(uptime_millis));
         self.created_seq.push(signed(stored.created_seq));
         self.last_seq.push(signed(stored.last.seq));
         self.last_tag.push(tag_bits(stored.last));
@@ -114,14 +114,14 @@ impl<'a> Subjects<'a> {
         self.told_seq
             .push(signed(published_at.unwrap_or(stored.last.seq)));
         self.also_told_seq.push(also_published_at.map(signed));
-        let past = own.past().map(|(_, past)| serde_json::to_string(&past));
+        let past = subject.past().map(|(_, past)| serde_json::to_string(&past));
         self.past.push(past.map(|past| past.expect("it is JSON")));
         self.texts.push(searched_texts(id, &stored.state));
         self.state.push(stored.state.to_json());
-        self.old_status.push(before.map(|own| own.status));
+        self.old_status.push(before.map(|counted| counted.status));
         self.old_stalled
-            .push(before.is_some_and(|own| own.is_stalled));
-        let finished_at = before.and_then(|own| own.finished_at);
+            .push(before.is_some_and(|counted| counted.is_stalled));
+        let finished_at = before.and_then(|counted| counted.finished_at);
         self.old_finished_at.push(finished_at.map(millis));
     }
 }
@@ -136,17 +136,17 @@ fn searched_texts(id: &str, state: &State) -> Option<String> {
 /// Returns whether one of a subject's texts contains the text that is searched for.
 pub(super) fn mentions(id: &str, state: &State, wanted: &str) -> bool {
     let texts = state.subject().texts();
-    let mut own = std::iter::once(id).chain(texts.own);
+    let mut plain = std::iter::once(id).chain(texts.own);
     let values = texts.values.map(|values| values.get());
-    own.any(|text| contains(text, wanted))
+    plain.any(|text| contains(text, wanted))
         || values.is_some_and(|values| value_contains(values, wanted))
 }
 
 /// Returns the texts of a subject as a search compares them.
 fn all_texts(id: &str, state: &State) -> String {
     let texts = state.subject().texts();
-    let own = std::iter::once(id).chain(texts.own);
-    let mut all = folded_texts(own);
+    let plain = std::iter::once(id).chain(texts.own);
+    let mut all = folded_texts(plain);
     if let Some(values) = texts.values {
         folded_json(values.get(), &mut all);
     }
@@ -182,7 +182,7 @@ pub(super) async fn commit(
         parts.kind.push(kind.collection());
         parts.subject.push(subject.as_str());
         parts.number.push(signed(*number));
-        parts.own_id.push(part.own_id().map(|own| &**own));
+        parts.own_id.push(part.own_id().map(|id| &**id));
         parts.seq.push(signed(part.seq()));
         parts.closed_at.push(part.closed_at().map(millis));
         parts.part.push(part.to_json());
@@ -203,22 +203,22 @@ pub(super) async fn commit(
             .push(event.snapshot.then(|| super::answers::to_json(event)));
     }
     macro_rules! of_moves {
-        ($own:ident => $value:expr) => {
-            moves.iter().map(|$own| $value).collect::<Vec<_>>()
+        ($moved:ident => $value:expr) => {
+            moves.iter().map(|$moved| $value).collect::<Vec<_>>()
         };
     }
     let growth = growth(group);
     let grown = moves
         .iter()
-        .map(|own| growth.get(&own.school).copied().unwrap_or_default());
+        .map(|moved| growth.get(&moved.school).copied().unwrap_or_default());
     let (bytes, answer_bytes): (Vec<i64>, Vec<i64>) = grown.unzip();
     let mode = if waits_for_disk { "on" } else { "off" };
     let query = diesel::sql_query(COMMIT)
-        .bind::<Array<BigInt>, _>(of_moves!(own => own.school.get()))
-        .bind::<Array<Nullable<BigInt>>, _>(of_moves!(own => own.expected))
-        .bind::<Array<BigInt>, _>(of_moves!(own => own.stamp))
-        .bind::<Array<BigInt>, _>(of_moves!(own => signed(own.head.seq)))
-        .bind::<Array<Nullable<BigInt>>, _>(of_moves!(own => tag_bits(own.head)))
+        .bind::<Array<BigInt>, _>(of_moves!(moved => moved.school.get()))
+        .bind::<Array<Nullable<BigInt>>, _>(of_moves!(moved => moved.expected))
+        .bind::<Array<BigInt>, _>(of_moves!(moved => moved.stamp))
+        .bind::<Array<BigInt>, _>(of_moves!(moved => signed(moved.head.seq)))
+        .bind::<Array<Nullable<BigInt>>, _>(of_moves!(moved => tag_bits(moved.head)))
         .bind::<Array<BigInt>, _>(bytes)
         .bind::<Array<BigInt>, _>(answer_bytes)
         .bind::<Array<BigInt>, _>(events.school)
@@ -275,7 +275,7 @@ pub(super) async fn commit(
     let moved: Vec<Moved> = prepared(query).load(conn).await?;
     moved
         .into_iter()
-        .map(|own| super::rows::school(own.school_id))
+        .map(|row| super::rows::school(row.school_id))
         .collect()
 }
 

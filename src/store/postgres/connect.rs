@@ -224,7 +224,7 @@ fn cause(error: &dyn std::error::Error) -> String {
 fn split_mode(url: &str) -> Result<(Zeroizing<String>, Mode), AddressError> {
     let (place, query) = url.split_once('?').unwrap_or((url, ""));
     let (mut mode, mut roots, mut others) = (None, None, Vec::new());
-    for parameter in query.split('&').filter(|own| !own.is_empty()) {
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
         match parameter.split_once('=') {
             Some(("sslmode", value)) => mode = Some(value),
             Some(("sslrootcert", value)) => {

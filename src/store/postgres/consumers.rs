@@ -135,7 +135,7 @@ async fn work(conn: &mut AsyncPgConnection, name: &str) -> QueryResult<Begun> {
         .select(notifiers::not_before)
         .first(conn)
         .await?;
-    let behind = behind.into_iter().map(|own| rows::school(own.school_id));
+    let behind = behind.into_iter().map(|row| rows::school(row.school_id));
     Ok(Begun {
         behind: behind.collect::<QueryResult<_>>()?,
         not_before: not_before.map(from_millis).transpose()?,
@@ -231,7 +231,7 @@ async fn moves(
         insert_dead_letter(conn, name, school, letter).await?;
     }
     match &progress.set_aside {
-        Some(Change::Put(own)) => put(conn, name, school, own).await?,
+        Some(Change::Put(entry)) => put(conn, name, school, entry).await?,
         Some(Change::Lift(kind, subject)) => {
             let key = (school.get(), name, kind.collection(), subject.as_str());
             diesel::delete(notifier_set_aside::table.find(key))
@@ -265,22 +265,22 @@ async fn put(
     conn: &mut AsyncPgConnection,
     name: &str,
     school: SchoolId,
-    own: &SetAside,
+    entry: &SetAside,
 ) -> QueryResult<()> {
     use notifier_set_aside as set_aside;
     let changing = (
-        set_aside::seq.eq(signed(own.seq)),
-        set_aside::event_type.eq(&own.event_type),
-        set_aside::attempts.eq(i64::from(own.attempts)),
-        set_aside::cause.eq(text(&own.cause)),
-        set_aside::due_at.eq(millis(own.due)),
+        set_aside::seq.eq(signed(entry.seq)),
+        set_aside::event_type.eq(&entry.event_type),
+        set_aside::attempts.eq(i64::from(entry.attempts)),
+        set_aside::cause.eq(text(&entry.cause)),
+        set_aside::due_at.eq(millis(entry.due)),
     );
     diesel::insert_into(set_aside::table)
         .values((
             set_aside::school_id.eq(school.get()),
             set_aside::name.eq(name),
-            set_aside::kind.eq(own.kind.collection()),
-            set_aside::subject_id.eq(own.subject.as_str()),
+            set_aside::kind.eq(entry.kind.collection()),
+            set_aside::subject_id.eq(entry.subject.as_str()),
             changing.clone(),
         ))
         .on_conflict((
@@ -383,8 +383,8 @@ pub(super) async fn import(
         ))
         .execute(conn)
         .await?;
-    for own in &offset.set_aside {
-        put(conn, &standing.name, school, own).await?;
+    for entry in &offset.set_aside {
+        put(conn, &standing.name, school, entry).await?;
     }
     for letter in letters {
         insert_dead_letter(conn, &standing.name, school, letter).await?;
@@ -413,9 +413,9 @@ async fn standings(
         millis.map(from_millis).transpose()
     };
     let standing = |row: CursorRow| {
-        let own = set_aside.iter().find(|(name, _)| *name == row.name);
+        let counted = set_aside.iter().find(|(name, _)| *name == row.name);
         Ok(Standing {
-            set_aside: own.map_or(0, |(_, count)| unsigned(*count)),
+            set_aside: counted.map_or(0, |(_, count)| unsigned(*count)),
             name: row.name,
             seq: unsigned(row.seq),
             delivered: unsigned(row.delivered),
@@ -476,13 +476,13 @@ impl Consumers for PostgresStore {
     }
 
     async fn notifier_looks(&self, name: &str) -> Result<Begun, StoreError> {
-        let mut read = self.look().await?;
+        let mut read = self.read_for_server().await?;
         let found = work(&mut read, name).await;
         read.end(found).await
     }
 
     async fn notifier_offset(&self, name: &str, school: SchoolId) -> Result<Offset, StoreError> {
-        let mut read = self.look().await?;
+        let mut read = self.read_for_server().await?;
         let found = offset(&mut read, name, school).await;
         read.end(found).await
     }
@@ -510,7 +510,7 @@ impl Consumers for PostgresStore {
     }
 
     async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError> {
-        let mut read = self.look().await?;
+        let mut read = self.read_for_server().await?;
         let found = diesel::sql_query(
             // A notifier that has not begun in a school is behind by all of its events.
             "SELECT n.name, COALESCE(SUM(s.head - COALESCE(c.seq, 0)), 0)::bigint AS lag, \

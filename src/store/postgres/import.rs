@@ -93,16 +93,16 @@ impl Import {
                 .bind::<Text, _>(COPIED_FROM)
                 .load::<Fact>(&mut conn)
                 .await?;
-            let is_same = origin.iter().any(|own| own.value == epoch);
+            let is_same = origin.iter().any(|fact| fact.value == epoch);
             let first: Option<i64> = schools::table
                 .select(schools::school_id)
                 .first(&mut conn)
                 .await
                 .optional()?;
-            let own = diesel::sql_query("SELECT value FROM meta WHERE key = 'epoch'")
+            let stored_epoch = diesel::sql_query("SELECT value FROM meta WHERE key = 'epoch'")
                 .load::<Fact>(&mut conn)
                 .await?;
-            if !is_same && (first.is_some() || !own.is_empty()) {
+            if !is_same && (first.is_some() || !stored_epoch.is_empty()) {
                 conn.batch_execute("ROLLBACK").await?;
                 return QueryResult::Ok(false);
             }
@@ -170,15 +170,15 @@ impl Import {
         let (school, _) = self.current();
         let answers = keys
             .iter()
-            .map(|own| own.answer.as_ref().map(answers::to_json));
+            .map(|used| used.answer.as_ref().map(answers::to_json));
         let answers: Vec<Option<String>> = answers.collect();
         let bytes = keys
             .iter()
-            .filter_map(|own| Some(answers::bytes(&own.key, own.answer.as_ref()?)));
+            .filter_map(|used| Some(answers::bytes(&used.key, used.answer.as_ref()?)));
         let bytes: i64 = bytes.sum();
         macro_rules! column {
-            ($own:ident => $value:expr) => {
-                keys.iter().map(|$own| $value).collect::<Vec<_>>()
+            ($used:ident => $value:expr) => {
+                keys.iter().map(|$used| $value).collect::<Vec<_>>()
             };
         }
         let written = diesel::sql_query(
@@ -186,12 +186,12 @@ impl Import {
              SELECT $1, k.* FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::text[]) AS k",
         )
         .bind::<BigInt, _>(school.get())
-        .bind::<Array<Text>, _>(column!(own => own.key.as_str()))
-        .bind::<Array<Text>, _>(column!(own => own.fingerprint.as_str()))
-        .bind::<Array<Text>, _>(column!(own => own.kind.collection()))
-        .bind::<Array<Text>, _>(column!(own => own.subject.as_str()))
-        .bind::<Array<BigInt>, _>(column!(own => signed(own.seq)))
-        .bind::<Array<BigInt>, _>(column!(own => millis(own.used_at)))
+        .bind::<Array<Text>, _>(column!(used => used.key.as_str()))
+        .bind::<Array<Text>, _>(column!(used => used.fingerprint.as_str()))
+        .bind::<Array<Text>, _>(column!(used => used.kind.collection()))
+        .bind::<Array<Text>, _>(column!(used => used.subject.as_str()))
+        .bind::<Array<BigInt>, _>(column!(used => signed(used.seq)))
+        .bind::<Array<BigInt>, _>(column!(used => millis(used.used_at)))
         .bind::<Array<Nullable<Text>>, _>(answers)
         .execute(&mut self.conn)
         .await;
@@ -273,7 +273,7 @@ impl Import {
     async fn write(&mut self, group: &Decisions) -> Result<(), StoreError> {
         let (school, expected) = self.current();
         let newest = group.events.last().map_or(0, |event| event.seq);
-        let own = Move {
+        let moved = Move {
             school,
             expected,
             stamp: stamp(),
@@ -287,14 +287,14 @@ impl Import {
         let written = commit(
             &mut self.conn,
             group,
-            std::slice::from_ref(&own),
+            std::slice::from_ref(&moved),
             false,
             now,
         )
         .await;
         match written.map_err(database_error)?.is_empty() {
             false => {
-                self.school = Some((school, Some(own.stamp)));
+                self.school = Some((school, Some(moved.stamp)));
                 Ok(())
             }
             true => Err(StoreError::Database(

@@ -93,22 +93,22 @@ impl Log for PostgresStore {
 
     async fn heads(&self, ids: &[SchoolId]) -> Result<Vec<(SchoolId, Place)>, StoreError> {
         let wanted: Vec<i64> = ids.iter().map(|id| id.get()).collect();
-        let mut own = self.look().await?;
+        let mut reader = self.read_for_server().await?;
         let found = schools::table
             .filter(schools::school_id.eq_any(wanted))
             .filter(schools::head.gt(0))
             .select((schools::school_id, schools::head, schools::head_tag))
-            .load::<(i64, i64, Option<i64>)>(&mut *own)
+            .load::<(i64, i64, Option<i64>)>(&mut *reader)
             .await;
         let head = |(id, head, tag)| Ok((rows::school(id)?, place(head, tag)));
         let heads = found.and_then(|rows| rows.into_iter().map(head).collect());
-        own.end(heads).await
+        reader.end(heads).await
     }
 
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
-        let mut own = self.read_for_streams(school).await?;
-        let bounds = read::bounds(&mut own, school).await;
-        own.end(bounds).await
+        let mut reader = self.read_for_streams(school).await?;
+        let bounds = read::bounds(&mut reader, school).await;
+        reader.end(bounds).await
     }
 
     async fn read_stretch(
@@ -117,9 +117,9 @@ impl Log for PostgresStore {
         after: u64,
         upto: u64,
     ) -> Result<Stretch, StoreError> {
-        let mut own = self.read_for_streams(school).await?;
-        let stretch = read::stretch(&mut own, self.epoch, school, after, upto).await;
-        own.end(stretch).await
+        let mut reader = self.read_for_streams(school).await?;
+        let stretch = read::stretch(&mut reader, self.epoch, school, after, upto).await;
+        reader.end(stretch).await
     }
 
     async fn replay(
@@ -128,9 +128,9 @@ impl Log for PostgresStore {
         after: u64,
         conflate: bool,
     ) -> Result<Page, StoreError> {
-        let mut own = self.page(&scope).await?;
-        let page = read::replay(&mut own, self.epoch, &scope, after, conflate).await;
-        own.end(page).await
+        let mut reader = self.page(&scope).await?;
+        let page = read::replay(&mut reader, self.epoch, &scope, after, conflate).await;
+        reader.end(page).await
     }
 
     async fn snapshot(
@@ -139,18 +139,18 @@ impl Log for PostgresStore {
         after: u64,
         upto: Option<Place>,
     ) -> Result<Page, StoreError> {
-        let mut own = self.page(&scope).await?;
-        let page = read::snapshot(&mut own, self.epoch, &scope, after, upto).await;
-        own.end(page).await
+        let mut reader = self.page(&scope).await?;
+        let page = read::snapshot(&mut reader, self.epoch, &scope, after, upto).await;
+        reader.end(page).await
     }
 }
 
 #[async_trait]
 impl Journal for PostgresStore {
     async fn head(&self, school: SchoolId) -> Result<Place, StoreError> {
-        let mut own = self.request(school).await?;
-        let bounds = read::bounds(&mut own, school).await;
-        Ok(own.end(bounds).await?.head)
+        let mut reader = self.request(school).await?;
+        let bounds = read::bounds(&mut reader, school).await;
+        Ok(reader.end(bounds).await?.head)
     }
 
     async fn append_within(
@@ -173,11 +173,11 @@ impl Journal for PostgresStore {
     }
 
     async fn size(&self) -> Result<u64, StoreError> {
-        let mut own = self.look().await?;
+        let mut reader = self.read_for_server().await?;
         let size = diesel::sql_query("SELECT pg_database_size(current_database()) AS bytes")
-            .get_result::<Size>(&mut *own)
+            .get_result::<Size>(&mut *reader)
             .await;
-        Ok(unsigned(own.end(size).await?.bytes))
+        Ok(unsigned(reader.end(size).await?.bytes))
     }
 
     fn uptime(&self) -> UptimeClock {
@@ -190,12 +190,12 @@ impl Journal for PostgresStore {
     }
 
     async fn wall_clock(&self) -> Result<Option<wall_clock::Record>, StoreError> {
-        let mut own = self.look().await?;
+        let mut reader = self.read_for_server().await?;
         let found = diesel::sql_query("SELECT value FROM meta WHERE key = $1")
             .bind::<Text, _>(WALL_CLOCK)
-            .load::<Fact>(&mut *own)
+            .load::<Fact>(&mut *reader)
             .await;
-        let found = own.end(found).await?.into_iter().next();
+        let found = reader.end(found).await?.into_iter().next();
         let record = found
             .map(|fact| serde_json::from_str(&fact.value))
             .transpose();
@@ -208,9 +208,9 @@ impl Journal for PostgresStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        let mut own = self.readers.begin_at_once().await?;
-        let read = own.batch_execute("SELECT 1").await;
-        own.end(read).await?;
+        let mut reader = self.readers.begin_at_once().await?;
+        let read = reader.batch_execute("SELECT 1").await;
+        reader.end(read).await?;
         for writer in &self.writers {
             writer.call(|backend| backend.database().ping()).await?;
         }

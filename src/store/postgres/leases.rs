@@ -45,7 +45,7 @@ impl Leases for PostgresStore {
         Ok(granted
             .into_iter()
             .next()
-            .map(|own| Fence(unsigned(own.fence))))
+            .map(|row| Fence(unsigned(row.fence))))
     }
 
     async fn renew(&self, name: &str, fence: Fence, term: Duration) -> Result<bool, StoreError> {

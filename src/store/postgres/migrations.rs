@@ -41,7 +41,7 @@ struct Applied {
 async fn needed(conn: &mut AsyncPgConnection) -> QueryResult<Option<String>> {
     let query = "SELECT value AS version FROM meta WHERE key = 'needed_migration'";
     let needed: Vec<Applied> = diesel::sql_query(query).load(conn).await?;
-    Ok(needed.into_iter().next().map(|own| own.version))
+    Ok(needed.into_iter().next().map(|row| row.version))
 }
 
 /// Applies the migrations that are missing, all in one transaction.
@@ -59,13 +59,22 @@ pub(super) async fn migrate(conn: &mut AsyncPgConnection) -> QueryResult<Migrate
     let query = "SELECT version::text AS version FROM __diesel_schema_migrations ORDER BY version";
     let applied: Vec<Applied> = diesel::sql_query(query).load(conn).await?;
     let newest = MIGRATIONS.last().map_or("", |(version, _)| version);
-    let is_newer = applied.iter().any(|own| own.version.as_str() > newest);
-    if is_newer && let Some(needed) = needed(conn).await?.filter(|own| own.as_str() > newest) {
+    let is_newer = applied
+        .iter()
+        .any(|migration| migration.version.as_str() > newest);
+    if is_newer
+        && let Some(needed) = needed(conn)
+            .await?
+            .filter(|version| version.as_str() > newest)
+    {
         conn.batch_execute("ROLLBACK").await?;
         return Ok(Migrated::Newer(needed));
     }
     for (version, sql) in MIGRATIONS {
-        if applied.iter().any(|own| own.version == *version) {
+        if applied
+            .iter()
+            .any(|migration| migration.version == *version)
+        {
             continue;
         }
         conn.batch_execute(sql).await?;

@@ -127,7 +127,7 @@ impl PostgresStore {
     ) -> Result<PostgresStore, OpenError> {
         let (place, names) = (
             address.clone(),
-            notifiers.iter().map(|own| (*own).to_owned()),
+            notifiers.iter().map(|name| (*name).to_owned()),
         );
         let names: Vec<String> = names.collect();
         // On a separate thread, because this may be called on a thread of a runtime, which must not block on another
@@ -237,8 +237,8 @@ async fn prepare(address: &Address, notifiers: &[String]) -> Result<Found, OpenE
     if !copied_from.is_empty() {
         return Err(OpenError::Incomplete(address.database().to_owned()));
     }
-    let own = Epoch::generate().to_string();
-    let fixed = fact_or(&mut conn, "epoch", &own)
+    let generated = Epoch::generate().to_string();
+    let fixed = fact_or(&mut conn, "epoch", &generated)
         .await
         .map_err(database_error)?;
     let saved = saved_uptime(&mut conn).await.map_err(database_error)?;

@@ -192,23 +192,28 @@ impl Heartbeats for PostgresStore {
     ) -> Result<Vec<Option<Shared>>, StoreError> {
         let mut write = self.write().await?;
         macro_rules! column {
-            ($own:ident => $value:expr) => {
-                heartbeats.iter().map(|$own| $value).collect::<Vec<_>>()
+            ($heartbeat:ident => $value:expr) => {
+                heartbeats
+                    .iter()
+                    .map(|$heartbeat| $value)
+                    .collect::<Vec<_>>()
             };
         }
         let saved = async {
             diesel::sql_query(MERGE)
-                .bind::<Array<BigInt>, _>(column!(own => own.school.get()))
-                .bind::<Array<Text>, _>(column!(own => own.device.as_str()))
-                .bind::<Array<BigInt>, _>(column!(own => uptime_millis(own.heard.last.uptime)))
-                .bind::<Array<BigInt>, _>(column!(own => millis(own.heard.last.at)))
+                .bind::<Array<BigInt>, _>(column!(heartbeat => heartbeat.school.get()))
+                .bind::<Array<Text>, _>(column!(heartbeat => heartbeat.device.as_str()))
+                .bind::<Array<BigInt>, _>(
+                    column!(heartbeat => uptime_millis(heartbeat.heard.last.uptime)),
+                )
+                .bind::<Array<BigInt>, _>(column!(heartbeat => millis(heartbeat.heard.last.at)))
                 .bind::<Array<Nullable<BigInt>>, _>(
-                    column!(own => own.heard.before.map(uptime_millis)),
+                    column!(heartbeat => heartbeat.heard.before.map(uptime_millis)),
                 )
                 .bind::<Text, _>(device::KIND.collection())
                 .execute(&mut *write)
                 .await?;
-            let devices = column!(own => (own.school, own.device.clone()));
+            let devices = column!(heartbeat => (heartbeat.school, heartbeat.device.clone()));
             shared(&mut write, &devices).await
         };
         let saved = saved.await;
@@ -219,7 +224,7 @@ impl Heartbeats for PostgresStore {
         &self,
         devices: Vec<(SchoolId, SubjectId)>,
     ) -> Result<Vec<Option<Shared>>, StoreError> {
-        let mut read = self.look().await?;
+        let mut read = self.read_for_server().await?;
         let found = shared(&mut read, &devices).await;
         read.end(found).await
     }

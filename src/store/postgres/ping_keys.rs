@@ -17,12 +17,12 @@ use crate::store::turns::{Length, Requester};
 /// A new or revoked key must survive a crash of the database's machine, unlike other small writes.
 const DURABLY: &str = "SET LOCAL synchronous_commit = on";
 
-/// Inserts a key, unless the school already has `most` of them.
+/// Inserts a key, unless the school already has `limit` of them.
 pub(super) async fn insert(
     conn: &mut AsyncPgConnection,
     school: SchoolId,
     key: &PingKey,
-    most: u64,
+    limit: u64,
 ) -> QueryResult<bool> {
     // If two nodes add the last key at the same time, one waits here for the other and then counts again. A school without keys
     // has no row that could be locked.
@@ -43,7 +43,7 @@ pub(super) async fn insert(
     .bind::<BigInt, _>(millis(key.created_at))
     .bind::<Text, _>(&key.created_by)
     .bind::<BigInt, _>(signed(key.run))
-    .bind::<BigInt, _>(signed(most))
+    .bind::<BigInt, _>(signed(limit))
     .execute(conn)
     .await?;
     Ok(added > 0)
@@ -55,12 +55,12 @@ impl PingKeys for PostgresStore {
         &self,
         school: SchoolId,
         key: PingKey,
-        most: u64,
+        limit: u64,
     ) -> Result<bool, StoreError> {
         let mut write = self.write().await?;
         let added = async {
             write.batch_execute(DURABLY).await?;
-            insert(&mut write, school, &key, most).await
+            insert(&mut write, school, &key, limit).await
         };
         let added = added.await;
         write.end(added).await

@@ -142,12 +142,12 @@ async fn superseding(
     for row in found {
         let kind = rows::kind(&row.kind)?;
         let (id, stored) = row.into_stored()?;
-        let own = stored.state.subject();
-        if let Some((seq, status)) = own.superseding(stored.last.seq) {
+        let subject = stored.state.subject();
+        if let Some((seq, status)) = subject.superseding(stored.last.seq) {
             let event = LastEvent {
                 seq,
                 status: status.to_owned(),
-                category: own.category().map(Into::into),
+                category: subject.category().map(Into::into),
             };
             last.insert((kind, id), event);
         }
@@ -391,7 +391,7 @@ impl Selection<'_> {
         if !self.scope.active_only {
             let wanted = &self.scope.filter.statuses;
             let statuses = description(self.kind).statuses.iter();
-            for status in statuses.filter(|own| wanted.is_empty() || wanted.contains(**own)) {
+            for status in statuses.filter(|status| wanted.is_empty() || wanted.contains(**status)) {
                 let ended = of_kind(self)
                     .filter(subjects::finished_at.is_not_null())
                     .filter(subjects::status.eq(status))
@@ -424,11 +424,16 @@ impl Selection<'_> {
             ))
             .load(conn)
             .await?;
-        let with_first = found.into_iter().filter_map(|(told, also_told, id)| {
-            let seqs = [Some(told), also_told].into_iter().flatten().map(unsigned);
-            let first = seqs.filter(|seq| *seq > after && *seq <= upto).min()?;
-            Some((first, id))
-        });
+        let with_first = found
+            .into_iter()
+            .filter_map(|(published, also_published, id)| {
+                let seqs = [Some(published), also_published]
+                    .into_iter()
+                    .flatten()
+                    .map(unsigned);
+                let first = seqs.filter(|seq| *seq > after && *seq <= upto).min()?;
+                Some((first, id))
+            });
         // By the first event of each: if one is left out, all events before its first one have been read.
         let mut of_subjects: Vec<(u64, String)> = with_first.collect();
         of_subjects.sort_unstable();
@@ -494,9 +499,9 @@ impl Selection<'_> {
         if self.scope.active_only && stored.state.is_over() {
             return;
         }
-        let own = stored.state.subject();
+        let subject = stored.state.subject();
         let last = (stored.last.seq, stored.last_at);
-        for ((seq, at), draft) in own.current(id, last, Utc::now()) {
+        for ((seq, at), draft) in subject.current(id, last, Utc::now()) {
             let place = match seq == stored.last.seq {
                 true => stored.last,
                 false => Place::untagged(seq),

@@ -101,15 +101,15 @@ impl PostgresStore {
     /// Sweeps the next schools, up to the first that has more to remove. Returns whether this round has more to do.
     pub(super) async fn sweep_next(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
         let swept = *self.swept.lock().await;
-        let mut look = self.look().await?;
+        let mut read = self.read_for_server().await?;
         let next = schools::table
             .filter(schools::school_id.gt(swept))
             .order(schools::school_id)
             .limit(signed(config::SWEEP_SCHOOLS))
             .select(schools::school_id)
-            .load::<i64>(&mut *look)
+            .load::<i64>(&mut *read)
             .await;
-        let next = look.end(next).await?;
+        let next = read.end(next).await?;
         let is_last = next.len() < config::SWEEP_SCHOOLS;
         for school in next {
             let mut write = self.write().await?;
@@ -157,9 +157,9 @@ impl PostgresStore {
             floor = last.seq;
             has_changed = true;
         }
-        let most = signed(retention.answer_bytes);
-        if kept.answer_bytes > most || has_changed {
-            more |= drop_answers(conn, school, most).await?;
+        let max_answer_bytes = signed(retention.answer_bytes);
+        if kept.answer_bytes > max_answer_bytes || has_changed {
+            more |= drop_answers(conn, school, max_answer_bytes).await?;
         }
         let finished = millis(now - retention.finished);
         for (query, before, last) in [
@@ -178,15 +178,15 @@ impl PostgresStore {
                 .bind::<BigInt, _>(last)
                 .load(conn)
                 .await?;
-            for own in gone.iter().filter(|own| own.count > 0) {
+            for row in gone.iter().filter(|row| row.count > 0) {
                 tracing::debug!(
                     school.id = school,
-                    what = own.what,
-                    count = own.count,
+                    what = row.what,
+                    count = row.count,
                     "swept"
                 );
                 has_changed = true;
-                more |= own.count >= limit;
+                more |= row.count >= limit;
             }
         }
         if has_changed {
@@ -230,8 +230,8 @@ impl PostgresStore {
                 .execute(conn)
                 .await?;
         }
-        let own = events::table.filter(events::school_id.eq(school));
-        diesel::delete(own.filter(events::seq.le(last)))
+        let school_events = events::table.filter(events::school_id.eq(school));
+        diesel::delete(school_events.filter(events::seq.le(last)))
             .execute(conn)
             .await?;
         diesel::sql_query(
@@ -290,15 +290,19 @@ async fn past_retention(
     Ok(past)
 }
 
-/// Drops the oldest answers of a school that has more than `most` bytes of them. Their keys stay. Returns whether there is
+/// Drops the oldest answers of a school that has more than `max_bytes` bytes of them. Their keys stay. Returns whether there is
 /// more to drop.
-async fn drop_answers(conn: &mut AsyncPgConnection, school: i64, most: i64) -> QueryResult<bool> {
-    let kept: i64 = schools::table
+async fn drop_answers(
+    conn: &mut AsyncPgConnection,
+    school: i64,
+    max_bytes: i64,
+) -> QueryResult<bool> {
+    let stored_bytes: i64 = schools::table
         .find(school)
         .select(schools::answer_bytes)
         .first(conn)
         .await?;
-    if kept <= most {
+    if stored_bytes <= max_bytes {
         return Ok(false);
     }
     let query = "SELECT (row_number() OVER (ORDER BY created_at, key))::bigint AS seq, created_at AS at, \
@@ -312,7 +316,7 @@ async fn drop_answers(conn: &mut AsyncPgConnection, school: i64, most: i64) -> Q
         .await?;
     let (mut dropped, mut count) = (0, 0);
     for row in &oldest {
-        if kept - dropped <= most || dropped >= config::SWEEP_BATCH_BYTES {
+        if stored_bytes - dropped <= max_bytes || dropped >= config::SWEEP_BATCH_BYTES {
             break;
         }
         dropped += row.bytes;
@@ -331,7 +335,7 @@ async fn drop_answers(conn: &mut AsyncPgConnection, school: i64, most: i64) -> Q
         .bind::<BigInt, _>(dropped)
         .execute(conn)
         .await?;
-    Ok(dropped > 0 && kept - dropped > most)
+    Ok(dropped > 0 && stored_bytes - dropped > max_bytes)
 }
 
 diesel::allow_tables_to_appear_in_same_query!(events, idempotency_keys);

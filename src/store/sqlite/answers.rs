@@ -209,18 +209,18 @@ pub(super) fn keep_swept(
     Ok(())
 }
 
-/// Drops the oldest answers of a school that has more than `most` bytes of them, up to the limit of one step of the sweep.
+/// Drops the oldest answers of a school that has more than `max_bytes` bytes of them, up to the limit of one step of the sweep.
 /// Their keys are kept. Returns whether there is more to drop.
 pub(super) fn drop_oldest(
     conn: &mut SqliteConnection,
     school: i64,
-    most: i64,
+    max_bytes: i64,
 ) -> QueryResult<bool> {
-    let kept: i64 = schools::table
+    let stored_bytes: i64 = schools::table
         .find(school)
         .select(schools::answer_bytes)
         .get_result(conn)?;
-    if kept <= most {
+    if stored_bytes <= max_bytes {
         return Ok(false);
     }
     let oldest: Vec<(String, i64)> = idempotency_answers::table
@@ -231,13 +231,13 @@ pub(super) fn drop_oldest(
         .load(conn)?;
     let mut dropped = 0;
     for (key, bytes) in &oldest {
-        if kept - dropped <= most || dropped >= SWEEP_BATCH_BYTES {
+        if stored_bytes - dropped <= max_bytes || dropped >= SWEEP_BATCH_BYTES {
             break;
         }
         diesel::delete(idempotency_answers::table.find((school, key))).execute(conn)?;
         dropped += bytes;
     }
-    Ok(dropped > 0 && kept - dropped > most)
+    Ok(dropped > 0 && stored_bytes - dropped > max_bytes)
 }
 
 /// Deletes a key and its answer.

@@ -213,10 +213,10 @@ impl Backend {
                 *count += created;
             }
         }
-        for (school, category, own) in group.past.drain(..) {
+        for (school, category, newest) in group.past.drain(..) {
             if let Some(past) = self.past.get_mut(&(school, category)) {
                 past.truncate(config::HISTORY_SAMPLE - 1);
-                past.push_front(own);
+                past.push_front(newest);
             }
         }
         Ok(Some(written))
@@ -305,7 +305,7 @@ impl Backend {
         if let Some(known) = self.shared(&address)? {
             let heard = known
                 .heard
-                .map_or(heartbeat.heard, |own| own.merged(heartbeat.heard));
+                .map_or(heartbeat.heard, |heard| heard.merged(heartbeat.heard));
             self.heartbeats.insert(address, heard);
             let heard = Some(heard);
             return Ok(Some(Shared { heard, ..known }));

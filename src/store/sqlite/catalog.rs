@@ -123,8 +123,10 @@ impl Catalog for SqliteStore {
         };
         self.read(*first, move |conn| {
             let of_school = |school: &SchoolId| {
-                let own = queries.iter();
-                own.map(|query| read::tally(conn, *school, query)).collect()
+                let wanted = queries.iter();
+                wanted
+                    .map(|query| read::tally(conn, *school, query))
+                    .collect()
             };
             schools.iter().map(of_school).collect()
         })
@@ -160,7 +162,7 @@ impl Catalog for SqliteStore {
         after: Option<SchoolId>,
         limit: usize,
     ) -> Result<Vec<SchoolId>, StoreError> {
-        self.look(move |conn| read::schools(conn, after, limit))
+        self.read_for_server(move |conn| read::schools(conn, after, limit))
             .await
     }
 
@@ -191,7 +193,7 @@ impl Catalog for SqliteStore {
     }
 
     async fn overdue(&self, now: Uptime, limit: usize) -> Result<Vec<Overdue>, StoreError> {
-        self.look(move |conn| {
+        self.read_for_server(move |conn| {
             let mut overdue = Vec::new();
             for (_, table) in TABLES {
                 overdue.extend(table.overdue(conn, now, limit)?);
@@ -206,7 +208,7 @@ impl Catalog for SqliteStore {
         after: Option<(SchoolId, SubjectId)>,
         limit: usize,
     ) -> Result<Vec<(SchoolId, SubjectId, Device)>, StoreError> {
-        self.look(move |conn| devices::not_offline(conn, after.as_ref(), limit))
+        self.read_for_server(move |conn| devices::not_offline(conn, after.as_ref(), limit))
             .await
     }
 

@@ -95,57 +95,60 @@ impl<'a> CharacteristicRow<'a> {
     fn new(
         school: SchoolId,
         id: &'a SubjectId,
-        own: &'a Characteristic,
+        characteristic: &'a Characteristic,
         stored: &'a Stored,
     ) -> CharacteristicRow<'a> {
-        let rules: Vec<_> = own
+        let rules: Vec<_> = characteristic
             .rules
             .iter()
             .map(|(rule, severity)| (rule.number(), severity.as_str()))
             .collect();
-        let runs: Vec<_> = own
+        let runs: Vec<_> = characteristic
             .runs
             .iter()
             .map(|(rule, number)| (rule.number(), number))
             .collect();
-        let limits = own.limits.as_ref();
+        let limits = characteristic.limits.as_ref();
         let chart = limits.map(|limits| limits.chart);
-        let last = own.last_sample.as_ref();
+        let last = characteristic.last_sample.as_ref();
         CharacteristicRow {
             school_id: school.get(),
             characteristic_id: id.as_str().into(),
-            name: own.name.as_deref().map(Into::into),
-            unit: own.unit.as_deref().map(Into::into),
-            status: own.status().into(),
-            subgroup_size: own.subgroup_size.into(),
+            name: characteristic.name.as_deref().map(Into::into),
+            unit: characteristic.unit.as_deref().map(Into::into),
+            status: characteristic.status().into(),
+            subgroup_size: characteristic.subgroup_size.into(),
             rules: to_json(&rules).into(),
             center_line: chart.map(|chart| chart.center_line),
             ucl: chart.and_then(|chart| chart.upper()),
             lcl: chart.and_then(|chart| chart.lower()),
             limits_method: limits.map(|limits| limits.method.as_str().into()),
             limits_samples: limits.map_or(0, |limits| limits.sample_count.into()),
-            limits_version: own.limits_version.into(),
-            baseline: own.baseline.as_ref().map(|own| to_json(own).into()),
-            recent: to_json(&own.recent).into(),
+            limits_version: characteristic.limits_version.into(),
+            baseline: characteristic
+                .baseline
+                .as_ref()
+                .map(|baseline| to_json(baseline).into()),
+            recent: to_json(&characteristic.recent).into(),
             runs: to_json(&runs).into(),
-            publisher_in_control: own.publisher_in_control,
-            sample_count: signed(own.sample_count),
-            violation_count: signed(own.violation_count),
+            publisher_in_control: characteristic.publisher_in_control,
+            sample_count: signed(characteristic.sample_count),
+            violation_count: signed(characteristic.violation_count),
             sample_id: last.map(|sample| (&*sample.sample_id).into()),
             sample_seq: last.map(|sample| signed(sample.seq)),
             sample_at: last.map(|sample| millis(sample.at)),
             sample_status: last.map(|sample| sample.status.into()),
             sample_fields: last.map(|sample| sample.fields.as_str().into()),
-            limits_seq: signed(own.published_limits.0),
-            limits_at: millis(own.published_limits.1),
-            created_at: millis(own.created_at),
+            limits_seq: signed(characteristic.published_limits.0),
+            limits_at: millis(characteristic.published_limits.1),
+            created_at: millis(characteristic.created_at),
             created_seq: signed(stored.created_seq),
             last_seq: signed(stored.last.seq),
             last_tag: tag_bits(stored.last),
             last_at: millis(stored.last_at),
             dispersion: limits
-                .and_then(|own| own.dispersion.as_ref())
-                .map(|own| to_json(own).into()),
+                .and_then(|limits| limits.dispersion.as_ref())
+                .map(|dispersion| to_json(dispersion).into()),
         }
     }
 
@@ -194,7 +197,7 @@ impl<'a> CharacteristicRow<'a> {
             }),
             _ => None,
         };
-        let own = Characteristic {
+        let characteristic = Characteristic {
             name: self.name.map(|name| name.as_ref().into()),
             unit: self.unit.map(|unit| unit.as_ref().into()),
             subgroup_size: count(self.subgroup_size)?,
@@ -216,7 +219,7 @@ impl<'a> CharacteristicRow<'a> {
             .parse()
             .map_err(|_| unreadable("a characteristic id"))?;
         let stored = Stored {
-            state: own.into(),
+            state: characteristic.into(),
             created_seq: unsigned(self.created_seq),
             last: place(self.last_seq, self.last_tag),
             last_at: from_millis(self.last_at)?,
@@ -283,16 +286,19 @@ impl Table for CharacteristicsTable {
         if let Some(ids) = &selection.subjects {
             for id in ids {
                 let stored = self.load(conn, school, id)?;
-                let Some(own) = stored.as_ref().and_then(|own| own.state.characteristic()) else {
+                let Some(characteristic) = stored
+                    .as_ref()
+                    .and_then(|stored| stored.state.characteristic())
+                else {
                     continue;
                 };
                 add(
                     id,
-                    characteristic::limits_draft(id, own),
-                    own.published_limits,
+                    characteristic::limits_draft(id, characteristic),
+                    characteristic.published_limits,
                 );
-                if let Some((draft, last)) =
-                    characteristic::sample_draft(own).zip(own.last_sample.as_ref())
+                if let Some((draft, last)) = characteristic::sample_draft(characteristic)
+                    .zip(characteristic.last_sample.as_ref())
                 {
                     add(id, draft, (last.seq, last.at));
                 }
@@ -323,9 +329,9 @@ impl Table for CharacteristicsTable {
             let last = signed(selection.rows) - 1;
             let end = by_limits().select(characteristics::limits_seq.nullable());
             let end = end.row_after(last).get_result::<Option<i64>>(conn);
-            let other = by_sample().select(characteristics::sample_seq);
-            let other = other.row_after(last).get_result::<Option<i64>>(conn);
-            let ends = [end.optional()?.flatten(), other.optional()?.flatten()];
+            let sample_end = by_sample().select(characteristics::sample_seq);
+            let sample_end = sample_end.row_after(last).get_result::<Option<i64>>(conn);
+            let ends = [end.optional()?.flatten(), sample_end.optional()?.flatten()];
             for end in ends.into_iter().flatten() {
                 through = through.min(unsigned(end));
             }
@@ -343,11 +349,11 @@ impl Table for CharacteristicsTable {
             .load::<CharacteristicRow<'_>>(conn)?;
         for row in by_limits {
             let (id, stored) = row.into_stored()?;
-            if let Some(own) = stored.state.characteristic() {
+            if let Some(characteristic) = stored.state.characteristic() {
                 add(
                     &id,
-                    characteristic::limits_draft(&id, own),
-                    own.published_limits,
+                    characteristic::limits_draft(&id, characteristic),
+                    characteristic.published_limits,
                 );
             }
         }
@@ -357,10 +363,15 @@ impl Table for CharacteristicsTable {
             .load::<CharacteristicRow<'_>>(conn)?;
         for row in by_sample {
             let (id, stored) = row.into_stored()?;
-            let own = stored.state.characteristic();
-            let last = own.and_then(|own| Some((characteristic::sample_draft(own)?, own)));
-            if let Some((draft, own)) = last
-                && let Some(last) = &own.last_sample
+            let characteristic = stored.state.characteristic();
+            let last = characteristic.and_then(|characteristic| {
+                Some((
+                    characteristic::sample_draft(characteristic)?,
+                    characteristic,
+                ))
+            });
+            if let Some((draft, characteristic)) = last
+                && let Some(last) = &characteristic.last_sample
             {
                 add(&id, draft, (last.seq, last.at));
             }

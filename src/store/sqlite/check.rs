@@ -32,8 +32,8 @@ pub(super) fn check(conn: &mut SqliteConnection, lock: &DatabaseLock) -> Result<
     let size = file.metadata().map_or(0, |file| file.len());
     let is_over = AtomicBool::new(false);
     let (over, ended) = channel::<()>();
-    let (read, looks) = (AtomicU64::new(0), ReadBytes::of_this_thread());
-    let done = || read.load(Ordering::Relaxed) + looks.since_then().min(size);
+    let (read, checked) = (AtomicU64::new(0), ReadBytes::of_this_thread());
+    let done = || read.load(Ordering::Relaxed) + checked.since_then().min(size);
     let found = std::thread::scope(|scope| {
         let ahead = Builder::new().name("tidings-read-ahead".into());
         let reporter = Builder::new().name("tidings-check".into());

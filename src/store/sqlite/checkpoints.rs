@@ -64,7 +64,7 @@ struct Log {
 
 impl Log {
     /// Reads the state without copying anything.
-    fn look(conn: &mut SqliteConnection) -> QueryResult<Log> {
+    fn status(conn: &mut SqliteConnection) -> QueryResult<Log> {
         diesel::sql_query("PRAGMA wal_checkpoint = NOOP").get_result(conn)
     }
 
@@ -88,10 +88,10 @@ impl Checkpoints {
         conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))?;
         let (wake, woken) = sync_channel(1);
         let shared = Arc::<Shared>::default();
-        let own = Arc::clone(&shared);
+        let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("tidings-checkpoints".into())
-            .spawn(move || run(&mut conn, &woken, &own, &metrics))?;
+            .spawn(move || run(&mut conn, &woken, &of_thread, &metrics))?;
         Ok(Checkpoints {
             wake: Some(wake),
             thread: Some(thread),
@@ -110,7 +110,7 @@ impl Checkpoints {
             return;
         }
         self.unseen = 0;
-        let seen = Log::look(conn).and_then(|log| {
+        let seen = Log::status(conn).and_then(|log| {
             if log.rest() == 0 {
                 return Ok(());
             }
@@ -153,7 +153,7 @@ impl Shared {
             if Log::copy(conn)?.log < WAL_RESTART_PAGES {
                 break;
             }
-            if Log::look(conn)?.rest() <= CHECKPOINT_LEFT_PAGES {
+            if Log::status(conn)?.rest() <= CHECKPOINT_LEFT_PAGES {
                 self.is_caught_up.store(true, Ordering::Relaxed);
                 break;
             }
@@ -234,12 +234,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (mut conn, url) = writer(folder.path());
         write(&mut conn, 2 * CHECKPOINT_PAGES);
-        let log = Log::look(&mut conn).unwrap();
+        let log = Log::status(&mut conn).unwrap();
         assert!(log.rest() >= 2 * CHECKPOINT_PAGES, "{log:?}");
         let mut checkpoints = Checkpoints::start(&url, Arc::default()).unwrap();
         checkpoints.committed(&mut conn, REST);
         let begun = Instant::now();
-        while Log::look(&mut conn).unwrap().rest() > 0 {
+        while Log::status(&mut conn).unwrap().rest() > 0 {
             assert!(begun.elapsed() < Duration::from_secs(60));
             std::thread::yield_now();
         }
@@ -256,8 +256,8 @@ mod tests {
             checkpoints.committed(&mut conn, 100);
         }
         // The length of the log is read only now and then.
-        let most = WAL_MAX_PAGES + 2 * (AT_ONCE + CHECKPOINT_REST_PAGES);
-        assert!(wal_pages(folder.path()) < most);
+        let limit = WAL_MAX_PAGES + 2 * (AT_ONCE + CHECKPOINT_REST_PAGES);
+        assert!(wal_pages(folder.path()) < limit);
         let all: u64 = (3 * WAL_MAX_PAGES).try_into().unwrap();
         drop(checkpoints);
         drop(conn);
@@ -300,19 +300,19 @@ mod tests {
         write(&mut conn, REST / 2);
         Log::copy(&mut conn).unwrap();
         reader.batch_execute("COMMIT").unwrap();
-        let log = Log::look(&mut conn).unwrap();
+        let log = Log::status(&mut conn).unwrap();
         assert!((1..=REST).contains(&log.rest()), "{log:?}");
         // Too little was written for the writer to act without being called.
         checkpoints.committed(&mut conn, 0);
-        assert!(Log::look(&mut conn).unwrap().rest() > 0);
+        assert!(Log::status(&mut conn).unwrap().rest() > 0);
         checkpoints
             .shared
             .is_caught_up
             .store(true, Ordering::Relaxed);
         checkpoints.committed(&mut conn, 0);
-        assert_eq!(Log::look(&mut conn).unwrap().rest(), 0);
+        assert_eq!(Log::status(&mut conn).unwrap().rest(), 0);
         write(&mut conn, 1);
-        let log = Log::look(&mut conn).unwrap();
+        let log = Log::status(&mut conn).unwrap();
         assert!(log.log < CHECKPOINT_PAGES, "{log:?}");
     }
 
@@ -324,12 +324,12 @@ mod tests {
         for _ in 0..=WAL_MAX_PAGES / 1_000 {
             write(&mut conn, 1_000);
         }
-        assert!(Log::look(&mut conn).unwrap().rest() >= WAL_MAX_PAGES);
+        assert!(Log::status(&mut conn).unwrap().rest() >= WAL_MAX_PAGES);
         checkpoints.committed(&mut conn, REST);
-        assert_eq!(Log::look(&mut conn).unwrap().rest(), 0);
+        assert_eq!(Log::status(&mut conn).unwrap().rest(), 0);
         // The next write restarts the log.
         write(&mut conn, 1);
-        let log = Log::look(&mut conn).unwrap();
+        let log = Log::status(&mut conn).unwrap();
         assert!(log.log < CHECKPOINT_PAGES, "{log:?}");
     }
 }

@@ -23,7 +23,7 @@ impl Consumers for SqliteStore {
 
     async fn notifier_offset(&self, name: &str, school: SchoolId) -> Result<Offset, StoreError> {
         let name = name.to_owned();
-        self.look(move |conn| notifiers::offset(conn, &name, school))
+        self.read_for_server(move |conn| notifiers::offset(conn, &name, school))
             .await
     }
 
@@ -55,7 +55,7 @@ impl Consumers for SqliteStore {
     }
 
     async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError> {
-        self.look(notifiers::totals).await
+        self.read_for_server(notifiers::totals).await
     }
 
     async fn dead_letters(

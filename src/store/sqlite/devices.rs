@@ -196,9 +196,9 @@ impl Table for DevicesTable {
             let last = signed(selection.rows) - 1;
             let end = by_status().select(devices::status_seq.nullable());
             let end = end.row_after(last).get_result::<Option<i64>>(conn);
-            let other = by_info().select(devices::info_seq);
-            let other = other.row_after(last).get_result::<Option<i64>>(conn);
-            let ends = [end.optional()?.flatten(), other.optional()?.flatten()];
+            let info_end = by_info().select(devices::info_seq);
+            let info_end = info_end.row_after(last).get_result::<Option<i64>>(conn);
+            let ends = [end.optional()?.flatten(), info_end.optional()?.flatten()];
             for end in ends.into_iter().flatten() {
                 through = through.min(unsigned(end));
             }

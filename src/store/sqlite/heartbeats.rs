@@ -36,7 +36,12 @@ impl Heartbeats for SqliteStore {
         devices: Vec<(SchoolId, SubjectId)>,
     ) -> Result<Vec<Option<Shared>>, StoreError> {
         self.writer
-            .call(move |backend| devices.iter().map(|own| backend.shared(own)).collect())
+            .call(move |backend| {
+                devices
+                    .iter()
+                    .map(|device| backend.shared(device))
+                    .collect()
+            })
             .await
     }
 
@@ -45,7 +50,7 @@ impl Heartbeats for SqliteStore {
             .call(move |backend| {
                 backend
                     .heartbeats
-                    .retain(|_, own| own.last.uptime >= before);
+                    .retain(|_, heard| heard.last.uptime >= before);
                 Ok(())
             })
             .await

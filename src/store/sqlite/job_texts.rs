@@ -95,7 +95,7 @@ fn too_long() -> String {
 /// Returns one character for a terminal status.
 fn status_number(status: &str) -> &'static str {
     let ends = ENDS.iter().zip(["0", "1", "2"]);
-    let number = ends.into_iter().find(|(own, _)| **own == status);
+    let number = ends.into_iter().find(|(end, _)| **end == status);
     number.map_or("", |(_, number)| number)
 }
 
@@ -109,7 +109,7 @@ pub(super) fn bytes(kind: Kind, state: &State) -> usize {
 
 /// Returns the FTS5 query for a search. Returns `None` if the index does not serve the search.
 pub(super) fn terms(query: &ListQuery, wanted: &str) -> Option<String> {
-    let ended = query.statuses.iter().filter(|own| ENDS.contains(own));
+    let ended = query.statuses.iter().filter(|status| ENDS.contains(status));
     let ended: Vec<&str> = ended.copied().collect();
     let sources = JobsTable.sources(query);
     let has_ended = query.statuses.is_empty() || !ended.is_empty();
@@ -118,9 +118,9 @@ pub(super) fn terms(query: &ListQuery, wanted: &str) -> Option<String> {
     }
     let too_long = all_of(&too_long()).expect("it is a trigram");
     let mut terms = format!("({} OR {too_long})", all_of(wanted)?);
-    let numbers = ended.iter().map(|own| status_number(own).to_owned());
+    let numbers = ended.iter().map(|status| status_number(status).to_owned());
     for values in [numbers.collect(), query.categories.clone()] {
-        let any: Option<Vec<String>> = values.iter().map(|own| all_of(&marked(own))).collect();
+        let any: Option<Vec<String>> = values.iter().map(|value| all_of(&marked(value))).collect();
         if let Some(any) = any.filter(|any| !any.is_empty()) {
             terms.push_str(&format!(" AND ({})", any.join(" OR ")));
         }
@@ -225,9 +225,9 @@ fn job_from(
 fn unfinished(query: &ListQuery) -> Vec<Source<'_>> {
     let mut sources = JobsTable.sources(query);
     sources.retain(|source| source.stalled);
-    let is_wanted = |own: &str| query.statuses.is_empty() || query.statuses.contains(&own);
+    let is_wanted = |status: &str| query.statuses.is_empty() || query.statuses.contains(&status);
     let statuses = job::DESCRIPTION.statuses.iter().copied();
-    let statuses = statuses.filter(|own| !ENDS.contains(own) && is_wanted(own));
+    let statuses = statuses.filter(|status| !ENDS.contains(status) && is_wanted(status));
     sources.extend(statuses.map(|status| Source {
         status: Some(status),
         statuses: &[],
@@ -283,7 +283,7 @@ fn candidates(
     .bind::<BigInt, _>(base + to)
     .bind::<BigInt, _>(signed(limit))
     .load(conn)?;
-    Ok(found.into_iter().map(|own| own.seq).collect())
+    Ok(found.into_iter().map(|row| row.seq).collect())
 }
 
 #[cfg(test)]
@@ -355,10 +355,10 @@ mod tests {
         ] {
             assert_eq!(asked(text), count, "{text:?}");
         }
-        let most = asked(&"0123456789".repeat(30)).unwrap();
+        let count = asked(&"0123456789".repeat(30)).unwrap();
         assert!(
-            (INDEX_TERMS_MAX / 2..=INDEX_TERMS_MAX).contains(&most),
-            "{most}"
+            (INDEX_TERMS_MAX / 2..=INDEX_TERMS_MAX).contains(&count),
+            "{count}"
         );
         assert_eq!(all_of("a\"b").unwrap(), "(\"a\"\"b\")");
     }

@@ -178,8 +178,11 @@ impl<'a> JobRow<'a> {
             stall_after_secs: job.stall_after_secs.into(),
             timeout_secs: job.timeout_secs.into(),
             check_uptime: job.check_uptime.map(uptime_millis),
-            estimator: job.estimator.as_ref().map(|own| short_json(own).into()),
-            past: job.past.as_ref().map(|own| short_json(own).into()),
+            estimator: job
+                .estimator
+                .as_ref()
+                .map(|estimator| short_json(estimator).into()),
+            past: job.past.as_ref().map(|past| short_json(past).into()),
             created_seq: signed(stored.created_seq),
             last_seq: signed(stored.last.seq),
             last_tag: tag_bits(stored.last),
@@ -213,7 +216,7 @@ impl<'a> JobRow<'a> {
                 high_at: from_millis(high_at)?,
                 source: EtaSource::ALL
                     .into_iter()
-                    .find(|own| own.as_str() == source)
+                    .find(|known| known.as_str() == source)
                     .ok_or_else(|| unreadable("a source of an estimate"))?,
             }),
             _ => None,

@@ -32,7 +32,8 @@ impl Log for SqliteStore {
 
     async fn heads(&self, schools: &[SchoolId]) -> Result<Vec<(SchoolId, Place)>, StoreError> {
         let schools = schools.to_vec();
-        self.look(move |conn| read::heads(conn, &schools)).await
+        self.read_for_server(move |conn| read::heads(conn, &schools))
+            .await
     }
 
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
@@ -59,8 +60,8 @@ impl Log for SqliteStore {
         after: u64,
         conflate: bool,
     ) -> Result<Page, StoreError> {
-        let (epoch, own) = (self.epoch, Arc::clone(&scope));
-        self.page(&own, move |conn| {
+        let (epoch, page_scope) = (self.epoch, Arc::clone(&scope));
+        self.page(&page_scope, move |conn| {
             read::replay(conn, epoch, &scope, after, conflate)
         })
         .await
@@ -72,8 +73,8 @@ impl Log for SqliteStore {
         after: u64,
         upto: Option<Place>,
     ) -> Result<Page, StoreError> {
-        let (epoch, own) = (self.epoch, Arc::clone(&scope));
-        self.page(&own, move |conn| {
+        let (epoch, page_scope) = (self.epoch, Arc::clone(&scope));
+        self.page(&page_scope, move |conn| {
             read::snapshot(conn, epoch, &scope, after, upto)
         })
         .await
@@ -108,7 +109,7 @@ impl Journal for SqliteStore {
     }
 
     async fn size(&self) -> Result<u64, StoreError> {
-        self.look(read::size).await
+        self.read_for_server(read::size).await
     }
 
     fn uptime(&self) -> UptimeClock {
@@ -120,7 +121,9 @@ impl Journal for SqliteStore {
     }
 
     async fn wall_clock(&self) -> Result<Option<wall_clock::Record>, StoreError> {
-        let text = self.look(|conn| life::fact(conn, WALL_CLOCK)).await?;
+        let text = self
+            .read_for_server(|conn| life::fact(conn, WALL_CLOCK))
+            .await?;
         let record = text.map(|text| serde_json::from_str(&text)).transpose();
         record.map_err(|error| StoreError::Database(format!("`{WALL_CLOCK}` in `meta`: {error}")))
     }

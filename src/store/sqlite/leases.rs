@@ -58,8 +58,8 @@ impl HeldLeases {
     fn ends_in(&mut self, name: &str, fence: Fence, term: Duration) -> bool {
         let now = Instant::now();
         let held = self.leases.get_mut(name);
-        let own = held.filter(|held| held.fence == fence && held.ends > now);
-        own.map(|held| held.ends = now + term).is_some()
+        let held = held.filter(|held| held.fence == fence && held.ends > now);
+        held.map(|held| held.ends = now + term).is_some()
     }
 }
 

@@ -56,7 +56,7 @@ impl Facts {
         if tables.is_empty() {
             return Ok(Some(Facts::default()));
         }
-        let has = |name: &str| tables.iter().any(|own| own == name);
+        let has = |name: &str| tables.iter().any(|table| table == name);
         if !has("__diesel_schema_migrations") {
             return Ok(None);
         }
@@ -83,9 +83,14 @@ impl Facts {
             .map_err(|error| OpenError::database(lock.path(), error))?;
         let known: Vec<String> = known
             .iter()
-            .map(|own| own.name().version().to_string())
+            .map(|migration| migration.name().version().to_string())
             .collect();
-        match self.versions.iter().rev().find(|own| !known.contains(own)) {
+        match self
+            .versions
+            .iter()
+            .rev()
+            .find(|version| !known.contains(version))
+        {
             Some(found) => Err(OpenError::Newer {
                 path: lock.path().into(),
                 found: found.clone(),
@@ -165,9 +170,9 @@ pub(super) fn set(conn: &mut SqliteConnection, key: &str, value: String) -> Quer
 
 /// Returns and saves the next generation, which is higher than those of the database and of the lock file.
 fn next_generation(conn: &mut SqliteConnection, lock: &DatabaseLock) -> QueryResult<u64> {
-    let own: u64 = number(conn, GENERATION, "a generation")?.unwrap_or_default();
+    let stored: u64 = number(conn, GENERATION, "a generation")?.unwrap_or_default();
     let last = lock.found().map_or(0, |last| last.generation);
-    let next = own.max(last) + 1;
+    let next = stored.max(last) + 1;
     set(conn, GENERATION, next.to_string())?;
     Ok(next)
 }
@@ -224,8 +229,8 @@ pub(super) fn begin(
 /// Returns whether this is recognisably a copy: it is older than the last database here, or it was created by `VACUUM
 /// INTO` while the database was open.
 fn is_copy(conn: &mut SqliteConnection, was_open: bool, lock: &DatabaseLock) -> QueryResult<bool> {
-    let own: u64 = number(conn, GENERATION, "a generation")?.unwrap_or_default();
-    let is_older = lock.found().is_some_and(|last| own < last.generation);
+    let stored: u64 = number(conn, GENERATION, "a generation")?.unwrap_or_default();
+    let is_older = lock.found().is_some_and(|last| stored < last.generation);
     Ok(is_older || (was_open && lock.was_single_file()))
 }
 

@@ -111,7 +111,7 @@ pub(super) struct DatabaseLock {
     journal_id: OnceLock<FileId>,
     found: Option<Record>,
     /// Which database this is, set before anything can be written to it.
-    own: Mutex<Option<(Epoch, u64)>>,
+    remembered: Mutex<Option<(Epoch, u64)>>,
 }
 
 impl DatabaseLock {
@@ -155,7 +155,7 @@ impl DatabaseLock {
             file,
             journal_id: OnceLock::new(),
             found: record,
-            own: Mutex::default(),
+            remembered: Mutex::default(),
         })
     }
 
@@ -204,7 +204,10 @@ impl DatabaseLock {
 
     /// Records the database's current epoch and generation; they are written to the file when the locks are released.
     pub(super) fn remember(&self, epoch: Epoch, generation: u64) {
-        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some((epoch, generation));
+        *self
+            .remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some((epoch, generation));
     }
 
     /// Returns whether database and journal are still where they were opened. Otherwise data written to them is lost.
@@ -222,8 +225,11 @@ impl DatabaseLock {
     /// Records that the database is closed, and how it was left. A rejected database is not recorded, because this program
     /// has not written that file.
     fn closed(&mut self) {
-        let own = *self.own.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let Some((epoch, generation)) = own else {
+        let remembered = *self
+            .remembered
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some((epoch, generation)) = remembered else {
             return;
         };
         let record = Record {

@@ -156,7 +156,7 @@ impl SqliteStore {
         limit: usize,
     ) -> Result<Vec<crate::store::used_key::UsedKey>, StoreError> {
         let epoch = self.epoch;
-        self.look(move |conn| answers::list(conn, epoch, school, &after, limit))
+        self.read_for_server(move |conn| answers::list(conn, epoch, school, &after, limit))
             .await
     }
 
@@ -199,7 +199,7 @@ impl SqliteStore {
     }
 
     /// Runs a short read for the server itself.
-    async fn look<T: Send + 'static>(
+    async fn read_for_server<T: Send + 'static>(
         &self,
         read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {

@@ -29,9 +29,9 @@ struct Known {
 impl KnownNodes {
     fn heartbeat(&mut self, report: NodeReport, forget_after: Duration) -> Vec<Node> {
         let (at, now) = (Utc::now(), Instant::now());
-        let own = self.nodes.values_mut();
-        let mut own = own.filter(|node| node.report.id == report.id);
-        if let Some(node) = own.next() {
+        let known = self.nodes.values_mut();
+        let mut known = known.filter(|node| node.report.id == report.id);
+        if let Some(node) = known.next() {
             (node.report, node.seen_at, node.seen) = (report, at, now);
         } else {
             let node = Known {

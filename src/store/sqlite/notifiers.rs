@@ -103,11 +103,11 @@ pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Beg
             .bind::<Text, _>(name)
             .execute(conn)?;
         }
-        let own = notifier_cursors::school_id
+        let matching = notifier_cursors::school_id
             .eq(schools::school_id)
             .and(notifier_cursors::name.eq(name));
         let behind: Vec<i64> = schools::table
-            .left_join(notifier_cursors::table.on(own))
+            .left_join(notifier_cursors::table.on(matching))
             .filter(
                 notifier_cursors::seq
                     .nullable()
@@ -201,8 +201,8 @@ pub(super) fn moves(
 ) -> QueryResult<bool> {
     use notifier_cursors as cursors;
     conn.immediate_transaction(|conn| {
-        let own = cursors::table.find((name, school.get()));
-        let at: Option<i64> = own.select(cursors::seq).get_result(conn).optional()?;
+        let cursor = cursors::table.find((name, school.get()));
+        let at: Option<i64> = cursor.select(cursors::seq).get_result(conn).optional()?;
         if progress
             .from
             .is_some_and(|from| from != at.map_or(0, unsigned))
@@ -225,25 +225,25 @@ pub(super) fn moves(
                 cursors::attempts.eq(0),
             ))
             .execute(conn)?;
-        diesel::update(own.filter(cursors::seq.lt(signed(seq))))
+        diesel::update(cursor.filter(cursors::seq.lt(signed(seq))))
             .set(cursors::seq.eq(signed(seq)))
             .execute(conn)?;
         if let Some(at) = progress.delivered {
-            diesel::update(own)
+            diesel::update(cursor)
                 .set((
                     cursors::delivered.eq(cursors::delivered + 1),
                     cursors::delivered_at.eq(millis(at)),
                 ))
                 .execute(conn)?;
         }
-        diesel::update(own)
+        diesel::update(cursor)
             .set((
                 cursors::tried_seq.eq(progress.tried.map(|tried| signed(tried.seq))),
                 cursors::attempts.eq(progress.tried.map_or(0, |tried| tried.attempts.into())),
             ))
             .execute(conn)?;
         if let Some((at, cause)) = &progress.failed {
-            diesel::update(own)
+            diesel::update(cursor)
                 .set((
                     cursors::failed.eq(cursors::failed + 1),
                     cursors::failed_at.eq(millis(*at)),
@@ -252,13 +252,13 @@ pub(super) fn moves(
                 .execute(conn)?;
         }
         if let Some(letter) = &progress.dead {
-            diesel::update(own)
+            diesel::update(cursor)
                 .set(cursors::dead.eq(cursors::dead + 1))
                 .execute(conn)?;
             insert_dead_letter(conn, name, school, letter)?;
         }
         match &progress.set_aside {
-            Some(Change::Put(own)) => put(conn, name, school, own)?,
+            Some(Change::Put(entry)) => put(conn, name, school, entry)?,
             Some(Change::Lift(kind, subject)) => lift(conn, name, school, *kind, subject)?,
             None => {}
         }
@@ -275,20 +275,20 @@ fn put(
     conn: &mut SqliteConnection,
     name: &str,
     school: SchoolId,
-    own: &SetAside,
+    entry: &SetAside,
 ) -> QueryResult<()> {
     use notifier_set_aside as rows;
     diesel::replace_into(rows::table)
         .values((
             rows::name.eq(name),
             rows::school_id.eq(school.get()),
-            rows::kind.eq(own.kind.collection()),
-            rows::subject_id.eq(own.subject.as_str()),
-            rows::seq.eq(signed(own.seq)),
-            rows::event_type.eq(&own.event_type),
-            rows::attempts.eq(i64::from(own.attempts)),
-            rows::cause.eq(&own.cause),
-            rows::due_at.eq(millis(own.due)),
+            rows::kind.eq(entry.kind.collection()),
+            rows::subject_id.eq(entry.subject.as_str()),
+            rows::seq.eq(signed(entry.seq)),
+            rows::event_type.eq(&entry.event_type),
+            rows::attempts.eq(i64::from(entry.attempts)),
+            rows::cause.eq(&entry.cause),
+            rows::due_at.eq(millis(entry.due)),
         ))
         .execute(conn)?;
     Ok(())
@@ -325,17 +325,17 @@ fn insert_dead_letter(
             dead_letters::at.eq(millis(letter.at)),
         ))
         .execute(conn)?;
-    let own = dead_letters::table
+    let letters = dead_letters::table
         .filter(dead_letters::name.eq(name))
         .filter(dead_letters::school_id.eq(school.get()));
     // Ordered by when they were given up, not by `seq`: an event of a subject that was set aside is given up long after
     // later events.
-    let too_many: Vec<i64> = own
+    let too_many: Vec<i64> = letters
         .order((dead_letters::at.desc(), dead_letters::seq.desc()))
         .select(dead_letters::seq)
         .rows_after(signed(DEAD_LETTERS_MAX))
         .load(conn)?;
-    diesel::delete(own.filter(dead_letters::seq.eq_any(too_many))).execute(conn)?;
+    diesel::delete(letters.filter(dead_letters::seq.eq_any(too_many))).execute(conn)?;
     Ok(())
 }
 
@@ -356,11 +356,11 @@ pub(super) fn standings(
         .load(conn)?;
     let standing = |row: CursorRow| {
         let failed_at = row.failed_at.map(from_millis).transpose()?;
-        let own = set_aside.iter().find(|(name, _)| *name == row.name);
+        let counted = set_aside.iter().find(|(name, _)| *name == row.name);
         Ok(Standing {
             name: row.name,
             seq: unsigned(row.seq),
-            set_aside: own.map_or(0, |(_, count)| unsigned(*count)),
+            set_aside: counted.map_or(0, |(_, count)| unsigned(*count)),
             delivered: unsigned(row.delivered),
             failed: unsigned(row.failed),
             dead: unsigned(row.dead),

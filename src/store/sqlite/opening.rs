@@ -62,7 +62,7 @@ pub(super) struct Opened {
 /// Opens or creates the database.
 pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError> {
     let (lock, url) = take(settings, path)?;
-    if let Some(facts) = look(&lock, &url, settings.check_database, Facts::check_life)? {
+    if let Some(facts) = inspect(&lock, &url, settings.check_database, Facts::check_life)? {
         facts.adopt(&lock);
     }
     let failed = |error: &dyn std::fmt::Display| OpenError::database(lock.path(), error);
@@ -99,7 +99,7 @@ pub fn new_epoch(settings: &Settings, path: &Path) -> Result<(Option<Epoch>, Epo
         return Err(OpenError::Missing(path.into()));
     }
     let (lock, url) = take(settings, path)?;
-    let facts = look(&lock, &url, settings.check_database, |_, _| Ok(()))?;
+    let facts = inspect(&lock, &url, settings.check_database, |_, _| Ok(()))?;
     let failed = |error: &dyn std::fmt::Display| OpenError::database(lock.path(), error);
     let facts = facts.filter(Facts::has_life);
     facts
@@ -134,7 +134,7 @@ fn take(settings: &Settings, path: &Path) -> Result<(DatabaseLock, String), Open
 
 /// Inspects a database without changing it. If it is not as this program left it, all its pages are checked. Returns
 /// `None` if the database is new.
-fn look(
+fn inspect(
     lock: &DatabaseLock,
     url: &str,
     checks_pages: bool,

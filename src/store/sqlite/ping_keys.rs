@@ -35,11 +35,11 @@ impl SqliteStore {
             #[diesel(sql_type = BigInt)]
             school_id: i64,
         }
-        self.look(|conn| {
+        self.read_for_server(|conn| {
             let schools: Vec<School> =
                 diesel::sql_query("SELECT DISTINCT school_id FROM ping_keys ORDER BY school_id")
                     .load(conn)?;
-            let school = |own: School| own.school_id.try_into();
+            let school = |row: School| row.school_id.try_into();
             let schools: Result<Vec<_>, _> = schools.into_iter().map(school).collect();
             schools.map_err(|_| super::table::unreadable("a school id"))
         })
@@ -53,7 +53,7 @@ impl PingKeys for SqliteStore {
         &self,
         school: SchoolId,
         key: PingKey,
-        most: u64,
+        limit: u64,
     ) -> Result<bool, StoreError> {
         self.aside_durably(move |conn| {
             let added = diesel::sql_query(
@@ -70,7 +70,7 @@ impl PingKeys for SqliteStore {
             .bind::<BigInt, _>(millis(key.created_at))
             .bind::<Text, _>(&key.created_by)
             .bind::<BigInt, _>(signed(key.run))
-            .bind::<BigInt, _>(signed(most))
+            .bind::<BigInt, _>(signed(limit))
             .execute(conn)?;
             Ok(added > 0)
         })

@@ -223,7 +223,7 @@ fn every_read(conn: &mut SqliteConnection) {
     };
     for kind in kind::KINDS {
         listed(conn, school, *kind, &query);
-        for other in [
+        for filtered in [
             ListQuery {
                 text: Some("x".into()),
                 ..query.clone()
@@ -248,7 +248,7 @@ fn every_read(conn: &mut SqliteConnection) {
                 ..query.clone()
             },
         ] {
-            listed(conn, school, *kind, &other);
+            listed(conn, school, *kind, &filtered);
         }
         ended(conn, epoch, school, *kind, "failed", 10).unwrap();
         ended_since(conn, school, *kind, "failed", chrono::Utc::now()).unwrap();
@@ -358,7 +358,10 @@ fn repeated(conn: &mut SqliteConnection) -> QueryResult<Vec<Kept>> {
 
 fn assert_compiled_once(kept: &[Kept], least: usize) {
     assert!(kept.len() >= least, "{kept:#?}");
-    let again: Vec<_> = kept.iter().filter(|own| own.reprep > 0).collect();
+    let again: Vec<_> = kept
+        .iter()
+        .filter(|statement| statement.reprep > 0)
+        .collect();
     assert!(again.is_empty(), "{again:#?}");
 }
 
@@ -462,9 +465,12 @@ async fn a_tick_writes_no_index_but_those_of_its_places_in_the_log() {
     let kept = store.aside(repeated).await.unwrap();
     let ticks = kept
         .iter()
-        .find(|own| own.sql.starts_with("UPDATE jobs SET progress"));
+        .find(|statement| statement.sql.starts_with("UPDATE jobs SET progress"));
     // Some ticks also move the time of the next check, which has an index.
-    assert!(ticks.is_some_and(|own| own.run > TICKS / 2), "{kept:#?}");
+    assert!(
+        ticks.is_some_and(|statement| statement.run > TICKS / 2),
+        "{kept:#?}"
+    );
     let read = store.read(school, |conn| {
         let plan = "EXPLAIN UPDATE jobs SET progress = 1, heard_at = 1, last_seq = 2 WHERE school_id = 1 AND job_id = 'j'";
         let opened: Vec<Opened> = diesel::sql_query(plan).load(conn)?;

@@ -71,9 +71,9 @@ pub(super) fn stretch(
                 continue;
             }
             let names: Vec<&str> = subjects.keys().copied().collect();
-            for (name, own) in table.last_events(conn, school, &names)? {
+            for (name, last_event) in table.last_events(conn, school, &names)? {
                 if let Some(subject) = subjects.get(name.as_str()) {
-                    last.insert((*kind, SubjectId::clone(subject)), own);
+                    last.insert((*kind, SubjectId::clone(subject)), last_event);
                 }
             }
         }

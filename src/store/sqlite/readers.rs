@@ -39,7 +39,7 @@ pub(super) struct Readers {
 struct Open {
     pool: Pool<ConnectionManager<SqliteConnection>>,
     /// A connection outside the pool, so that no other read delays the check whether the database can be read.
-    own: Arc<AsyncMutex<Connection>>,
+    for_pings: Arc<AsyncMutex<Connection>>,
     /// Declared after the connections, so that it is dropped later: see [`super::lock`].
     _lock: Arc<DatabaseLock>,
     _closed: oneshot::Sender<Infallible>,
@@ -87,11 +87,11 @@ impl Readers {
             .test_on_check_out(false)
             .build(ConnectionManager::new(url))
             .map_err(|error| error.to_string())?;
-        let own = pool.get().map_err(|error| error.to_string())?;
+        let connection = pool.get().map_err(|error| error.to_string())?;
         let (closing, closed) = oneshot::channel();
         let open = Open {
             pool,
-            own: Arc::new(AsyncMutex::new(own)),
+            for_pings: Arc::new(AsyncMutex::new(connection)),
             _lock: lock,
             _closed: closing,
         };
@@ -160,14 +160,14 @@ impl Readers {
                 }
                 turn => turn?,
             };
-            let most = pace
+            let max_rows = pace
                 .rows
                 .min(usize::try_from(self.rows_max - rows).unwrap_or(usize::MAX))
                 .max(1);
             let (back, looked, took) = self
                 .run(turn, move |conn| {
                     let begun = Instant::now();
-                    let looked = walk.look(conn, most)?;
+                    let looked = walk.look(conn, max_rows)?;
                     Ok((walk, looked, begun.elapsed()))
                 })
                 .await?;
@@ -188,10 +188,11 @@ impl Readers {
     /// Checks that the database can be read. Other reads do not delay this.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
         let open = self.connections()?;
-        let mut own = Arc::clone(&open.own).lock_owned().await;
+        let mut connection = Arc::clone(&open.for_pings).lock_owned().await;
         let task = tokio::task::spawn_blocking(move || {
             let _open = open;
-            own.batch_execute("SELECT key FROM meta LIMIT 1")
+            connection
+                .batch_execute("SELECT key FROM meta LIMIT 1")
                 .map_err(database_error)
         });
         task.await.map_err(|_| StoreError::Stopped)?

@@ -57,19 +57,19 @@ impl<'a> ScheduleRow<'a> {
     fn new(
         school: SchoolId,
         id: &'a SubjectId,
-        own: &'a Schedule,
+        schedule: &'a Schedule,
         stored: &'a Stored,
     ) -> ScheduleRow<'a> {
         ScheduleRow {
             school_id: school.get(),
             schedule_id: id.as_str().into(),
-            status: own.status().into(),
-            cron: own.rule.cron.as_deref().map(Into::into),
-            time_zone: own.rule.time_zone.as_deref().map(Into::into),
+            status: schedule.status().into(),
+            cron: schedule.rule.cron.as_deref().map(Into::into),
+            time_zone: schedule.rule.time_zone.as_deref().map(Into::into),
             state: stored.state.to_json().into(),
-            created_at: millis(own.created_at),
-            finished_at: own.finished_at.map(millis),
-            check_uptime: own.check_uptime.map(uptime_millis),
+            created_at: millis(schedule.created_at),
+            finished_at: schedule.finished_at.map(millis),
+            check_uptime: schedule.check_uptime.map(uptime_millis),
             created_seq: signed(stored.created_seq),
             last_seq: signed(stored.last.seq),
             last_tag: tag_bits(stored.last),
@@ -78,14 +78,14 @@ impl<'a> ScheduleRow<'a> {
     }
 
     fn into_stored(self) -> QueryResult<(SubjectId, Stored)> {
-        let own: Schedule =
+        let schedule: Schedule =
             serde_json::from_str(&self.state).map_err(|_| unreadable("a schedule"))?;
         let id = self
             .schedule_id
             .parse()
             .map_err(|_| unreadable("a schedule's id"))?;
         let stored = Stored {
-            state: own.into(),
+            state: schedule.into(),
             created_seq: unsigned(self.created_seq),
             last: place(self.last_seq, self.last_tag),
             last_at: from_millis(self.last_at)?,

@@ -114,9 +114,9 @@ fn sweep_logs(
             swept.shortened.push(school);
         }
         // Answers that have just left the log are stored separately now, which adds to their size.
-        let most = signed(retention.answer_bytes);
-        let may_be_over = log.answer_bytes > most || !past.is_empty();
-        let is_over = may_be_over && answers::drop_oldest(conn, log.school, most)?;
+        let max_answer_bytes = signed(retention.answer_bytes);
+        let may_be_over = log.answer_bytes > max_answer_bytes || !past.is_empty();
+        let is_over = may_be_over && answers::drop_oldest(conn, log.school, max_answer_bytes)?;
         budget.0 -= past.len();
         budget.1 -= bytes;
         if is_over || budget.0 == 0 || budget.1 <= 0 {
@@ -139,8 +139,8 @@ fn shorten(
 ) -> QueryResult<()> {
     let tag = tag_at(conn, school, last)?;
     answers::keep_swept(conn, log.school, (log.floor, last))?;
-    let own = events::table.filter(events::school_id.eq(log.school));
-    diesel::delete(own.filter(events::seq.le(last))).execute(conn)?;
+    let school_events = events::table.filter(events::school_id.eq(log.school));
+    diesel::delete(school_events.filter(events::seq.le(last))).execute(conn)?;
     diesel::update(schools::table.find(log.school))
         .set((
             schools::floor.eq(last),
@@ -151,17 +151,17 @@ fn shorten(
     Ok(())
 }
 
-/// Returns the oldest events of a log that are past their retention, at most `most`. The event with which their size
-/// reaches `most_bytes` is the last one.
+/// Returns the oldest events of a log that are past their retention, at most `max_rows`. The event with which their size
+/// reaches `max_bytes` is the last one.
 fn past_retention(
     conn: &mut SqliteConnection,
     log: &Kept,
     retention: &Retention,
     now: DateTime<Utc>,
-    (most, most_bytes): (usize, i64),
+    (max_rows, max_bytes): (usize, i64),
 ) -> QueryResult<Vec<Row>> {
     let oldest = millis(now - retention.age);
-    let kept = (signed(retention.events), signed(retention.bytes));
+    let retained = (signed(retention.events), signed(retention.bytes));
     let bytes = format!("octet_length(fields) + octet_length(subject_id) + {EVENT_BASE_BYTES}");
     let rows = |limit: usize| {
         events::table
@@ -172,16 +172,16 @@ fn past_retention(
             .at_most(signed(limit))
     };
     let is_past = |(seq, at, _): &Row, gone: i64| {
-        *at < oldest || *seq <= log.head - kept.0 || log.bytes - gone > kept.1
+        *at < oldest || *seq <= log.head - retained.0 || log.bytes - gone > retained.1
     };
     // Most logs have nothing to remove.
     let first = rows(1).get_result(conn).optional()?;
     if !first.is_some_and(|first| is_past(&first, 0)) {
         return Ok(Vec::new());
     }
-    let (mut past, mut gone): (Vec<Row>, _) = (rows(most).load(conn)?, 0);
+    let (mut past, mut gone): (Vec<Row>, _) = (rows(max_rows).load(conn)?, 0);
     let count = past.iter().take_while(|row| {
-        let goes = gone < most_bytes && is_past(row, gone);
+        let goes = gone < max_bytes && is_past(row, gone);
         gone += row.2;
         goes
     });

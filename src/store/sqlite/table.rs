@@ -233,12 +233,12 @@ macro_rules! any_table {
             stored: &Stored,
             _before: Option<&Stored>,
         ) -> QueryResult<()> {
-            let own = stored.state.$of_state();
-            let own = own.ok_or_else(|| unreadable("a subject of another kind"))?;
-            let row = $row::new(school, subject, own, stored);
+            let state = stored.state.$of_state();
+            let state = state.ok_or_else(|| unreadable("a subject of another kind"))?;
+            let row = $row::new(school, subject, state, stored);
             $(
                 let before = _before.and_then(|before| before.state.$of_state());
-                if before.is_some_and(|before| $is_tick(before, own)) && $tick(&row).execute(conn)? == 1 {
+                if before.is_some_and(|before| $is_tick(before, state)) && $tick(&row).execute(conn)? == 1 {
                     return Ok(());
                 }
             )?
@@ -286,14 +286,14 @@ macro_rules! any_table {
                 let select = $crate::store::sqlite::table::rows_of!(
                     $table, school, query, source, category [$($category)?], stalls [$($stalled)?]
                 );
-                let own = select
+                let place = select
                     .select(($table::created_seq, $table::created_at))
                     .row_after(last_of_each)
                     .get_result::<(i64, i64)>(conn)
                     .optional()?;
                 end = match newest_first {
-                    true => end.max(own),
-                    false => end.into_iter().chain(own).min(),
+                    true => end.max(place),
+                    false => end.into_iter().chain(place).min(),
                 };
             }
             let mut parts = Vec::new();
@@ -473,8 +473,8 @@ macro_rules! table_of_what_ends {
                 let (mut bytes, mut through) = (0, selection.upto);
                 for (place, subject) in places {
                     let stored = self.load(conn, selection.school, subject)?;
-                    let left_out = |own: &Stored| selection.active_only && own.state.is_over();
-                    if let Some(stored) = stored.filter(|own| !left_out(own)) {
+                    let left_out = |stored: &Stored| selection.active_only && stored.state.is_over();
+                    if let Some(stored) = stored.filter(|stored| !left_out(stored)) {
                         bytes += stored.state.text_bytes();
                         add(subject.clone(), stored);
                     }

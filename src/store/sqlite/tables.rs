@@ -23,7 +23,7 @@ pub(super) const TABLES: &[(Kind, &dyn Table)] = &[
 
 /// Returns the table of this kind.
 pub(super) fn table(kind: Kind) -> &'static dyn Table {
-    let found = TABLES.iter().find(|(own, _)| *own == kind);
+    let found = TABLES.iter().find(|(known, _)| *known == kind);
     found.expect("every kind has a table").1
 }
 

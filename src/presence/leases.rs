@@ -23,7 +23,7 @@ use crate::uptime::Uptime;
 #[derive(Default)]
 pub(super) struct Leases {
     held: HashMap<Address, Lease>,
-    /// When to check each lease: at its end or earlier. An entry counts only if its time is the lease's `look_at`.
+    /// When to check each lease: at its end or earlier. An entry counts only if its time is the lease's `check_at`.
     due: BinaryHeap<Reverse<(Uptime, Address)>>,
     /// Devices whose last heartbeat is not saved yet.
     unwritten: Vec<Address>,
@@ -59,9 +59,9 @@ struct Lease {
     status: Status,
     lease_secs: u32,
     deadline: Uptime,
-    look_at: Uptime,
-    /// Whether `due` has an entry for `look_at`. It has none while the end of the lease is being published.
-    is_looked_at: bool,
+    check_at: Uptime,
+    /// Whether `due` has an entry for `check_at`. It has none while the end of the lease is being published.
+    is_scheduled: bool,
     /// Consecutive heartbeats, each within the lease of the previous one.
     heartbeat_count: u32,
     /// The last heartbeat.
@@ -177,16 +177,16 @@ impl Leases {
         }
         let (status, lease_secs) = standing;
         let deadline = leased + lease(lease_secs);
-        let look_at = deadline + self.grace();
-        self.due.push(Reverse((look_at, address.clone())));
+        let check_at = deadline + self.grace();
+        self.due.push(Reverse((check_at, address.clone())));
         self.held.insert(
             address,
             Lease {
                 status,
                 lease_secs,
                 deadline,
-                look_at,
-                is_looked_at: true,
+                check_at,
+                is_scheduled: true,
                 heartbeat_count: 0,
                 heard: None,
                 before: None,
@@ -258,7 +258,7 @@ impl Leases {
         if let Some(left) = left.filter(|left| *left <= max_left) {
             held.deadline = held.deadline.max(now + left.min(whole));
         }
-        self.look_in_time(address);
+        self.check_in_time(address);
     }
 
     /// Applies a device's status and lease if event `seq` is newer than the last one known here. If the change starts a new
@@ -308,7 +308,7 @@ impl Leases {
             // The node that received the last heartbeat saves it.
             held.unwritten = false;
         }
-        self.look_in_time(address.clone());
+        self.check_in_time(address.clone());
     }
 
     /// Decides about a lease that has ended as far as this node knows. Returns the command that ends it, unless the store knows
@@ -324,10 +324,10 @@ impl Leases {
             return None;
         };
         self.learn(address, known);
-        let look_at = self.held.get(address)?.deadline + self.grace();
+        let check_at = self.held.get(address)?.deadline + self.grace();
         let keeps_all = self.sharing.is_none_or(|sharing| sharing.keeps_all);
         let held = self.held.get_mut(address)?;
-        if look_at > now {
+        if check_at > now {
             if held.is_heard_elsewhere(known) && !keeps_all && !held.unshared {
                 self.held.remove(address);
             }
@@ -336,7 +336,7 @@ impl Leases {
         if held.status == Status::Offline {
             return None;
         }
-        held.is_looked_at = false;
+        held.is_scheduled = false;
         let last = known.heard.map(|heard| heard.last);
         let latest = |one: Heard, other: Heard| match one.uptime >= other.uptime {
             true => one,
@@ -355,11 +355,11 @@ impl Leases {
     }
 
     /// Schedules the check of a lease, unless it is checked in time. A later end is noticed when the lease is checked.
-    fn look_in_time(&mut self, address: Address) {
+    fn check_in_time(&mut self, address: Address) {
         let grace = self.grace();
         if let Some(held) = self.held.get(&address) {
             let at = held.deadline + grace;
-            if at < held.look_at || !held.is_looked_at {
+            if at < held.check_at || !held.is_scheduled {
                 self.schedule_check(address, at);
             }
         }
@@ -368,8 +368,8 @@ impl Leases {
     /// Schedules the lease's check for `at`, instead of the previous time.
     pub(super) fn schedule_check(&mut self, address: Address, at: Uptime) {
         if let Some(lease) = self.held.get_mut(&address) {
-            lease.look_at = at;
-            lease.is_looked_at = true;
+            lease.check_at = at;
+            lease.is_scheduled = true;
             self.due.push(Reverse((at, address)));
         }
     }
@@ -385,11 +385,11 @@ impl Leases {
             let Some(lease) = self
                 .held
                 .get_mut(&address)
-                .filter(|lease| lease.look_at == due)
+                .filter(|lease| lease.check_at == due)
             else {
                 continue;
             };
-            lease.is_looked_at = false;
+            lease.is_scheduled = false;
             if lease.deadline + grace > now {
                 let at = lease.deadline + grace;
                 self.schedule_check(address, at);

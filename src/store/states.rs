@@ -11,7 +11,7 @@ use crate::log::facts::{Address, Stored};
 pub(in crate::store) struct States<T = Stored> {
     states: LruCache<Address, T>,
     bytes: usize,
-    most_bytes: usize,
+    max_bytes: usize,
 }
 
 /// What is cached of a subject.
@@ -33,13 +33,13 @@ impl Default for States {
 }
 
 impl<T: Weighed> States<T> {
-    /// Creates a cache of at most `most_bytes`.
-    pub(in crate::store) fn new(most_bytes: usize) -> States<T> {
+    /// Creates a cache of at most `max_bytes`.
+    pub(in crate::store) fn new(max_bytes: usize) -> States<T> {
         let room = NonZeroUsize::new(STATE_CACHE).expect("a cache has room");
         States {
             states: LruCache::new(room),
             bytes: 0,
-            most_bytes,
+            max_bytes,
         }
     }
 
@@ -61,7 +61,7 @@ impl<T: Weighed> States<T> {
         self.bytes += stored.bytes();
         let replaced = self.states.push(address, stored);
         self.bytes -= replaced.map_or(0, |(_, stored)| stored.bytes());
-        while self.bytes > self.most_bytes && self.states.len() > 1 {
+        while self.bytes > self.max_bytes && self.states.len() > 1 {
             let oldest = self.states.pop_lru();
             self.bytes -= oldest.map_or(0, |(_, stored)| stored.bytes());
         }
@@ -131,7 +131,7 @@ mod tests {
         states.pop(&first);
         let left = states.states.iter().map(|(_, stored)| stored.bytes());
         assert_eq!(states.bytes, left.sum::<usize>());
-        states.most_bytes = 5_000;
+        states.max_bytes = 5_000;
         let (address, stored) = job("huge", 10_000);
         states.put(address.clone(), stored);
         assert!(states.get(&address).is_some(), "it can be used");

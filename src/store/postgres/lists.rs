@@ -166,10 +166,10 @@ impl Listing {
             Order::Oldest => select.filter(subjects::created_seq.le(last)),
         };
         if let Some(wanted) = &self.wanted {
-            let kept = diesel::dsl::sql::<Bool>("(texts IS NULL OR strpos(texts, ")
+            let may_match = diesel::dsl::sql::<Bool>("(texts IS NULL OR strpos(texts, ")
                 .bind::<Text, _>(wanted.clone())
                 .sql(") > 0)");
-            select = select.filter(kept);
+            select = select.filter(may_match);
         }
         let left = self.query.limit - self.found.len();
         let found: Vec<SubjectRow> = select

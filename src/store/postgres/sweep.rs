@@ -132,7 +132,7 @@ impl PostgresStore {
         school: i64,
         now: DateTime<Utc>,
     ) -> QueryResult<bool> {
-        let kept: Kept = schools::table
+        let log: Kept = schools::table
             .find(school)
             .select((
                 schools::head,
@@ -145,20 +145,20 @@ impl PostgresStore {
             .await?;
         let limit = signed(config::SWEEP_BATCH);
         let retention = &self.retention;
-        let past = past_retention(conn, school, &kept, retention, now).await?;
+        let past = past_retention(conn, school, &log, retention, now).await?;
         let mut more = past.len() >= config::SWEEP_BATCH;
-        let mut floor = kept.floor;
+        let mut floor = log.floor;
         let mut has_changed = false;
         if let Some(last) = past.last() {
             let bytes: i64 = past.iter().map(|row| row.bytes).sum();
             more |= bytes >= config::SWEEP_BATCH_BYTES;
-            self.shorten(conn, school, (kept.floor, last.seq), bytes)
+            self.shorten(conn, school, (log.floor, last.seq), bytes)
                 .await?;
             floor = last.seq;
             has_changed = true;
         }
         let max_answer_bytes = signed(retention.answer_bytes);
-        if kept.answer_bytes > max_answer_bytes || has_changed {
+        if log.answer_bytes > max_answer_bytes || has_changed {
             more |= drop_answers(conn, school, max_answer_bytes).await?;
         }
         let finished = millis(now - retention.finished);
@@ -253,15 +253,15 @@ impl PostgresStore {
 async fn past_retention(
     conn: &mut AsyncPgConnection,
     school: i64,
-    kept: &Kept,
+    log: &Kept,
     retention: &Retention,
     now: DateTime<Utc>,
 ) -> QueryResult<Vec<Row>> {
     let oldest = millis(now - retention.age);
-    let (most_events, most_bytes) = (signed(retention.events), signed(retention.bytes));
+    let (max_events, max_bytes) = (signed(retention.events), signed(retention.bytes));
     let is_past = |row: &Row, gone: i64| {
-        let is_old = row.at < oldest || row.seq <= kept.head - most_events;
-        is_old || kept.bytes - gone > most_bytes
+        let is_old = row.at < oldest || row.seq <= log.head - max_events;
+        is_old || log.bytes - gone > max_bytes
     };
     let query = "SELECT seq, at, (octet_length(fields) + octet_length(subject_id) + $4)::bigint AS bytes FROM events \
          WHERE school_id = $1 AND seq > $2 ORDER BY seq LIMIT $3";
@@ -270,7 +270,7 @@ async fn past_retention(
     for limit in [1, config::SWEEP_BATCH] {
         past = diesel::sql_query(query)
             .bind::<BigInt, _>(school)
-            .bind::<BigInt, _>(kept.floor)
+            .bind::<BigInt, _>(log.floor)
             .bind::<BigInt, _>(signed(limit))
             .bind::<BigInt, _>(signed(EVENT_BASE_BYTES))
             .load(conn)

@@ -93,12 +93,14 @@ pub(super) fn list(
         .load(conn)?;
     let mut used = Vec::with_capacity(rows.len());
     for (row, created_at) in rows {
-        let kept: Option<AnswerRow> = idempotency_answers::table
+        let stored: Option<AnswerRow> = idempotency_answers::table
             .find((row.school_id, &row.key))
             .select(AnswerRow::as_select())
             .get_result(conn)
             .optional()?;
-        let answer = kept.map(|kept| kept.into_event(&row, epoch)).transpose()?;
+        let answer = stored
+            .map(|stored| stored.into_event(&row, epoch))
+            .transpose()?;
         let subject = row.subject_id.parse();
         used.push(UsedKey {
             answer,
@@ -129,12 +131,12 @@ pub(super) fn find_answer(
     if let Some(row) = in_log {
         return row.into_event(epoch).map(Some);
     }
-    let kept = idempotency_answers::table
+    let stored = idempotency_answers::table
         .find((used.school_id, &used.key))
         .select(AnswerRow::as_select())
         .get_result(conn)
         .optional()?;
-    kept.map(|row| row.into_event(used, epoch)).transpose()
+    stored.map(|row| row.into_event(used, epoch)).transpose()
 }
 
 /// Stores the answer to a request that changed nothing.

@@ -88,10 +88,10 @@ impl Checkpoints {
         conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))?;
         let (wake, woken) = sync_channel(1);
         let shared = Arc::<Shared>::default();
-        let of_thread = Arc::clone(&shared);
+        let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("tidings-checkpoints".into())
-            .spawn(move || run(&mut conn, &woken, &of_thread, &metrics))?;
+            .spawn(move || run(&mut conn, &woken, &for_thread, &metrics))?;
         Ok(Checkpoints {
             wake: Some(wake),
             thread: Some(thread),

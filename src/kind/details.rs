@@ -57,7 +57,7 @@ fn error_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<St
         Coded { message: String },
     }
     let failure = Option::<Failure>::deserialize(deserializer)?;
-    Ok(failure.map(|own| match own {
+    Ok(failure.map(|failure| match failure {
         Failure::Text(message) | Failure::Coded { message } => message,
     }))
 }

@@ -96,7 +96,7 @@ impl Status {
     pub fn parse(text: &str) -> Option<Status> {
         [Status::Unknown, Status::Online, Status::Offline]
             .into_iter()
-            .find(|own| own.as_str() == text)
+            .find(|status| status.as_str() == text)
     }
 }
 
@@ -363,7 +363,7 @@ pub fn apply(
     let mut seq = context.next_seq;
     let mut drafts = Vec::new();
     let is_new = device.is_none();
-    let marks = |own: &Device| (own.status, own.flapping);
+    let marks = |state: &Device| (state.status, state.flapping);
     if device.map(marks) != Some(marks(&next)) {
         next.reported_status = (seq, context.now);
         seq += 1;
@@ -445,8 +445,8 @@ impl Device {
     }
 
     fn merge(&mut self, info: &Map<String, Value>, context: &Context<'_>) -> Result<(), RuleError> {
-        let most = context.limits.metadata();
-        self.info = merged("info", Some(&self.info), info.clone(), most)?;
+        let limit = context.limits.metadata();
+        self.info = merged("info", Some(&self.info), info.clone(), limit)?;
         Ok(())
     }
 

@@ -317,8 +317,8 @@ macro_rules! kinds {
         ) -> Result<Outcome<State>, RuleError> {
             match command {
                 $(Command::$variant(command) => {
-                    let own = state.and_then(State::$name);
-                    let outcome = $module::apply(id, own, command, context)?;
+                    let state = state.and_then(State::$name);
+                    let outcome = $module::apply(id, state, command, context)?;
                     Ok(outcome.map(State::from))
                 })*
             }
@@ -380,20 +380,20 @@ macro_rules! kinds {
                 /// Returns the part, if it belongs to a subject of this kind.
                 pub fn $name(&self) -> Option<&$module::Part> {
                     match self {
-                        Part::$variant(own) => Some(own),
+                        Part::$variant(part) => Some(part),
                         _ => None,
                     }
                 }
             )*
 
             /// Returns the inner value, as a [`PartOf`].
-            fn own(&self) -> &dyn PartOf {
-                match self { $(Part::$variant(own) => own),* }
+            fn inner(&self) -> &dyn PartOf {
+                match self { $(Part::$variant(part) => part),* }
             }
 
             /// Returns the part as JSON, from which [`Part::from_json`] reads it.
             pub fn to_json(&self) -> String {
-                match self { $(Part::$variant(own) => to_json(own)),* }
+                match self { $(Part::$variant(part) => to_json(part)),* }
             }
 
             /// Reads a part of a subject of this kind.
@@ -410,7 +410,7 @@ macro_rules! kinds {
                 /// Returns the state, if it is of this kind.
                 pub fn $name(&self) -> Option<&$module::$state> {
                     match self {
-                        State::$variant(own) => Some(own),
+                        State::$variant(state) => Some(state),
                         _ => None,
                     }
                 }
@@ -418,12 +418,12 @@ macro_rules! kinds {
 
             /// Returns the inner value, as a [`Subject`].
             pub fn subject(&self) -> &dyn Subject {
-                match self { $(State::$variant(own) => &**own),* }
+                match self { $(State::$variant(state) => &**state),* }
             }
 
             /// Returns the state as JSON, from which [`State::from_json`] reads it.
             pub fn to_json(&self) -> String {
-                match self { $(State::$variant(own) => to_json(own)),* }
+                match self { $(State::$variant(state) => to_json(state)),* }
             }
 
             /// Reads the state of a subject of this kind.
@@ -437,8 +437,8 @@ macro_rules! kinds {
 
         $(
             impl From<$module::$state> for State {
-                fn from(own: $module::$state) -> State {
-                    State::$variant(Box::new(own))
+                fn from(state: $module::$state) -> State {
+                    State::$variant(Box::new(state))
                 }
             }
         )*
@@ -461,34 +461,34 @@ kinds! {
 impl Part {
     /// See [`PartOf::subject`].
     pub fn subject(&self) -> &SubjectId {
-        self.own().subject()
+        self.inner().subject()
     }
 
     /// See [`PartOf::number`].
     pub fn number(&self) -> u64 {
-        self.own().number()
+        self.inner().number()
     }
 
     /// See [`PartOf::own_id`].
     pub fn own_id(&self) -> Option<&Arc<str>> {
-        self.own().own_id()
+        self.inner().own_id()
     }
 }
 
 impl Part {
     /// See [`PartOf::seq`].
     pub fn seq(&self) -> u64 {
-        self.own().seq()
+        self.inner().seq()
     }
 
     /// See [`PartOf::closed_at`].
     pub fn closed_at(&self) -> Option<DateTime<Utc>> {
-        self.own().closed_at()
+        self.inner().closed_at()
     }
 
     /// See [`PartOf::current`].
     pub fn current(&self) -> (At, Draft) {
-        self.own().current()
+        self.inner().current()
     }
 }
 
@@ -550,21 +550,25 @@ impl State {
 
 /// Returns the static event type with this name, which was read from the store.
 pub fn known_type(name: &str) -> Option<&'static EventType> {
-    let mut types = DESCRIPTIONS.iter().flat_map(|own| own.event_types);
-    types.find(|own| own.name == name).copied()
+    let mut types = DESCRIPTIONS
+        .iter()
+        .flat_map(|description| description.event_types);
+    types.find(|event_type| event_type.name == name).copied()
 }
 
 /// Returns the static text of a status that was read from the store or from a request.
 pub fn known_status(text: &str) -> Option<&'static str> {
-    let mut statuses = DESCRIPTIONS.iter().flat_map(|own| own.statuses);
-    statuses.find(|own| **own == text).copied()
+    let mut statuses = DESCRIPTIONS
+        .iter()
+        .flat_map(|description| description.statuses);
+    statuses.find(|status| **status == text).copied()
 }
 
 /// Returns whether a field of this name contains an id in the messages of any kind.
 pub fn is_id_field(name: &str) -> bool {
     DESCRIPTIONS
         .iter()
-        .any(|own| own.id_field == name || own.other_ids.contains(&name))
+        .any(|description| description.id_field == name || description.other_ids.contains(&name))
 }
 
 /// Returns the kind with this collection name.
@@ -577,7 +581,9 @@ pub fn known_kind(collection: &str) -> Option<Kind> {
 
 /// Returns the description of this kind.
 pub fn description(kind: Kind) -> &'static Description {
-    let found = DESCRIPTIONS.iter().find(|own| own.kind == kind);
+    let found = DESCRIPTIONS
+        .iter()
+        .find(|description| description.kind == kind);
     found.expect("every kind is described")
 }
 

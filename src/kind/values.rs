@@ -96,10 +96,10 @@ impl From<TextOrNumber> for String {
     }
 }
 
-/// Returns whether the text is a short identifier: 1 to `most` characters from A-Z a-z 0-9 . _ : ~ -
-pub(crate) fn is_plain_name(text: &str, most: usize) -> bool {
+/// Returns whether the text is a short identifier: 1 to `max_bytes` characters from A-Z a-z 0-9 . _ : ~ -
+pub(crate) fn is_plain_name(text: &str, max_bytes: usize) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
-    (1..=most).contains(&text.len()) && text.bytes().all(is_plain)
+    (1..=max_bytes).contains(&text.len()) && text.bytes().all(is_plain)
 }
 
 pub(super) fn text_or_number<'de, D: Deserializer<'de>>(
@@ -179,10 +179,14 @@ pub(crate) fn percent(reported: f64) -> Option<f64> {
 }
 
 /// Checks that a text is within its limit, and returns it.
-pub(super) fn bounded(field: &'static str, text: &str, most: Bound) -> Result<Arc<str>, RuleError> {
-    match text.len() <= most.bytes {
+pub(super) fn bounded(
+    field: &'static str,
+    text: &str,
+    limit: Bound,
+) -> Result<Arc<str>, RuleError> {
+    match text.len() <= limit.bytes {
         true => Ok(text.into()),
-        false => Err(RuleError::TooLarge { field, most }),
+        false => Err(RuleError::TooLarge { field, most: limit }),
     }
 }
 
@@ -191,7 +195,7 @@ pub(super) fn merged(
     field: &'static str,
     old: Option<&RawValue>,
     patch: Map<String, Value>,
-    most: Bound,
+    limit: Bound,
 ) -> Result<Arc<RawValue>, RuleError> {
     let mut object: Map<String, Value> = match old {
         Some(old) => serde_json::from_str(old.get()).expect("what is stored is a JSON object"),
@@ -205,8 +209,8 @@ pub(super) fn merged(
         }
     }
     let raw = to_raw_value(&object).expect("a JSON object is JSON");
-    if raw.get().len() > most.bytes {
-        return Err(RuleError::TooLarge { field, most });
+    if raw.get().len() > limit.bytes {
+        return Err(RuleError::TooLarge { field, most: limit });
     }
     Ok(raw.into())
 }

@@ -200,7 +200,9 @@ impl CommandOf<Characteristic> for Command {
 
     fn wants_part(&self) -> Option<u64> {
         match self {
-            Command::Acknowledge(own) | Command::Unacknowledge(own) => Some(own.number),
+            Command::Acknowledge(acknowledge) | Command::Unacknowledge(acknowledge) => {
+                Some(acknowledge.number)
+            }
             _ => None,
         }
     }
@@ -211,7 +213,9 @@ impl CommandOf<Characteristic> for Command {
             Command::Sample(sample) => sample.violations.as_deref().unwrap_or_default(),
             _ => &[],
         };
-        let ids = violations.iter().map(|own| own.violation_id.as_deref());
+        let ids = violations
+            .iter()
+            .map(|violation| violation.violation_id.as_deref());
         ids.flatten().collect()
     }
 }

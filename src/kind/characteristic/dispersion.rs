@@ -44,7 +44,7 @@ impl Chart {
 
     /// Parses the text that [`Chart::as_str`] returns.
     pub fn parse(text: &str) -> Option<Chart> {
-        Chart::ALL.into_iter().find(|own| own.as_str() == text)
+        Chart::ALL.into_iter().find(|chart| chart.as_str() == text)
     }
 
     /// Returns the sample's point on this chart, if it has one. `previous` is the value measured immediately before.
@@ -157,7 +157,7 @@ fn by_name<S: Serializer>(zone: &Zone, serializer: S) -> Result<S::Ok, S::Error>
 
 fn from_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Zone, D::Error> {
     let text = String::deserialize(deserializer)?;
-    let zone = Zone::ALL.into_iter().find(|own| own.as_str() == text);
+    let zone = Zone::ALL.into_iter().find(|zone| zone.as_str() == text);
     zone.ok_or_else(|| serde::de::Error::custom("no zone has this name"))
 }
 

@@ -110,12 +110,12 @@ mod tests {
     #[test]
     fn each_tabulated_factor_of_ranges_is_what_the_normal_distribution_gives() {
         for size in SIZES {
-            let own = factors(size).unwrap();
+            let factors = factors(size).unwrap();
             let (d2, d3) = integrated_range(size);
-            assert_near(own.d2, d2, 0.6e-3, "d2");
+            assert_near(factors.d2, d2, 0.6e-3, "d2");
             // The printed D3 and D4 were computed from rounded factors.
-            assert_near(own.range.0, (1.0 - 3.0 * d3 / d2).max(0.0), 1e-3, "D3");
-            assert_near(own.range.1, 1.0 + 3.0 * d3 / d2, 1e-3, "D4");
+            assert_near(factors.range.0, (1.0 - 3.0 * d3 / d2).max(0.0), 1e-3, "D3");
+            assert_near(factors.range.1, 1.0 + 3.0 * d3 / d2, 1e-3, "D4");
         }
     }
 
@@ -124,11 +124,11 @@ mod tests {
     fn each_tabulated_factor_of_deviations_is_what_the_normal_distribution_gives() {
         let mut c4 = (2.0 / std::f64::consts::PI).sqrt();
         for size in SIZES {
-            let own = factors(size).unwrap();
+            let factors = factors(size).unwrap();
             let reach = 3.0 * (1.0 - c4 * c4).sqrt() / c4;
-            assert_near(own.c4, c4, 0.5e-4, "c4");
-            assert_near(own.deviation.0, (1.0 - reach).max(0.0), 0.5e-3, "B3");
-            assert_near(own.deviation.1, 1.0 + reach, 0.5e-3, "B4");
+            assert_near(factors.c4, c4, 0.5e-4, "c4");
+            assert_near(factors.deviation.0, (1.0 - reach).max(0.0), 0.5e-3, "B3");
+            assert_near(factors.deviation.1, 1.0 + reach, 0.5e-3, "B4");
             let count = size as f64;
             c4 = ((count - 1.0) / count).sqrt() / c4;
         }

@@ -261,34 +261,34 @@ pub struct Charts {
 /// Returns the limits of an individuals chart and its moving ranges (I-MR): sigma is the mean moving range of two
 /// successive values, divided by d2(2). A gap interrupts the moving ranges. Returns `None` if there is no moving range.
 pub fn moving_range(collected: &[Collected]) -> Option<Charts> {
-    let values: Vec<Option<BigRational>> = collected.iter().map(|own| own.mean(1)).collect();
+    let values: Vec<Option<BigRational>> = collected.iter().map(|sample| sample.mean(1)).collect();
     let ranges = values.windows(2).filter_map(|pair| match pair {
         [Some(earlier), Some(later)] => Some((later - earlier).abs()),
         _ => None,
     });
     let mean_range = exact::mean(&ranges.collect::<Vec<_>>())?;
     let values: Vec<BigRational> = values.into_iter().flatten().collect();
-    let own = factors(2)?;
+    let factors = factors(2)?;
     Some(Charts {
         location: ControlLimits::symmetric(
             &exact::mean(&values)?,
-            &(three(&mean_range) / decimal(own.d2)),
+            &(three(&mean_range) / decimal(factors.d2)),
         ),
-        dispersion: ControlLimits::proportional(&mean_range, own.range),
+        dispersion: ControlLimits::proportional(&mean_range, factors.range),
     })
 }
 
 /// Returns the limits of the means and ranges of subgroups of `size` values (X-bar/R). Returns `None` if there are no
 /// subgroups, or no factors for this size.
 pub fn xbar_r(collected: &[Collected], size: usize) -> Option<Charts> {
-    subgroups(collected, size, |own| (own.d2, own.range))
+    subgroups(collected, size, |factors| (factors.d2, factors.range))
 }
 
 /// Returns the limits of the means and standard deviations of subgroups of `size` values (X-bar/S): the distance of the
 /// limits of the means is A3 = 3 / (c4 √n) times the mean standard deviation. Returns `None` if there are no subgroups,
 /// or no factors for this size.
 pub fn xbar_s(collected: &[Collected], size: usize) -> Option<Charts> {
-    subgroups(collected, size, |own| (own.c4, own.deviation))
+    subgroups(collected, size, |factors| (factors.c4, factors.deviation))
 }
 
 /// Returns the limits for subgroups. `pick` selects the factor between mean dispersion and sigma, and the factors for the
@@ -298,8 +298,11 @@ fn subgroups(
     size: usize,
     pick: fn(Factors) -> (f64, (f64, f64)),
 ) -> Option<Charts> {
-    let (to_sigma, own_limits) = pick(factors(size)?);
-    let means: Vec<BigRational> = collected.iter().filter_map(|own| own.mean(size)).collect();
+    let (to_sigma, limit_factors) = pick(factors(size)?);
+    let means: Vec<BigRational> = collected
+        .iter()
+        .filter_map(|sample| sample.mean(size))
+        .collect();
     let spreads = collected.iter().filter_map(Collected::spread);
     let mean_spread = exact::mean(&spreads.map(decimal).collect::<Vec<_>>())?;
     // The standard deviation of the mean of n values is that of one value, divided by the square root of n.
@@ -307,7 +310,7 @@ fn subgroups(
     let reach = exact::root(&(&single * &single / BigRational::from_integer(size.into())));
     Some(Charts {
         location: ControlLimits::symmetric(&exact::mean(&means)?, &reach),
-        dispersion: ControlLimits::proportional(&mean_spread, own_limits),
+        dispersion: ControlLimits::proportional(&mean_spread, limit_factors),
     })
 }
 

@@ -223,7 +223,7 @@ struct EnabledRule {
 }
 
 impl<'a> Details<'a> {
-    pub(super) fn of(id: &'a SubjectId, own: &'a Characteristic) -> Details<'a> {
+    pub(super) fn of(id: &'a SubjectId, characteristic: &'a Characteristic) -> Details<'a> {
         let rule = |(rule, severity): &(Rule, Severity)| EnabledRule {
             rule_id: rule.number(),
             rule_name: rule.name(),
@@ -231,16 +231,16 @@ impl<'a> Details<'a> {
         };
         Details {
             characteristic_id: id,
-            name: own.name.as_deref(),
-            unit: own.unit.as_deref(),
-            status: own.status(),
-            subgroup_size: own.subgroup_size,
-            rules: own.rules.iter().map(rule).collect(),
-            limits_version: own.limits.as_ref().map(|limits| limits.version),
-            baseline_collected: own.baseline.as_ref().map(Baseline::measured),
-            sample_count: own.sample_count,
-            violation_count: own.violation_count,
-            created_at: own.created_at,
+            name: characteristic.name.as_deref(),
+            unit: characteristic.unit.as_deref(),
+            status: characteristic.status(),
+            subgroup_size: characteristic.subgroup_size,
+            rules: characteristic.rules.iter().map(rule).collect(),
+            limits_version: characteristic.limits.as_ref().map(|limits| limits.version),
+            baseline_collected: characteristic.baseline.as_ref().map(Baseline::measured),
+            sample_count: characteristic.sample_count,
+            violation_count: characteristic.violation_count,
+            created_at: characteristic.created_at,
         }
     }
 }

@@ -117,7 +117,7 @@ impl Severity {
     pub fn parse(text: &str) -> Option<Severity> {
         [Severity::Info, Severity::Warning, Severity::Critical]
             .into_iter()
-            .find(|own| own.as_str() == text)
+            .find(|severity| severity.as_str() == text)
     }
 
     /// Returns a rule's default severity: critical for a point beyond the limits, a warning for the other patterns.
@@ -179,7 +179,7 @@ impl Method {
             Method::XbarR,
             Method::XbarS,
         ];
-        let found = known.into_iter().find(|own| own.as_str() == text);
+        let found = known.into_iter().find(|method| method.as_str() == text);
         found.unwrap_or_else(|| Method::Named(text.into()))
     }
 }
@@ -247,7 +247,7 @@ pub enum Collected {
 impl Baseline {
     /// Returns how many samples have been collected, without gaps.
     pub fn measured(&self) -> usize {
-        let is_gap = |own: &&Collected| **own == Collected::Gap;
+        let is_gap = |entry: &&Collected| **entry == Collected::Gap;
         self.collected.len() - self.collected.iter().filter(is_gap).count()
     }
 
@@ -403,7 +403,7 @@ impl Violation {
     /// Returns its id.
     pub fn id(&self) -> Cow<'_, str> {
         match &self.own_id {
-            Some(own) => Cow::Borrowed(own),
+            Some(id) => Cow::Borrowed(id),
             None => Cow::Owned(format!("{}.{}", self.characteristic_id, self.number)),
         }
     }
@@ -411,7 +411,7 @@ impl Violation {
     /// Returns its id as a shared string.
     fn shared_id(&self) -> Arc<str> {
         match &self.own_id {
-            Some(own) => Arc::clone(own),
+            Some(id) => Arc::clone(id),
             None => self.id().into(),
         }
     }
@@ -435,7 +435,9 @@ impl PartOf for Violation {
     }
 
     fn closed_at(&self) -> Option<DateTime<Utc>> {
-        self.acknowledgement.as_ref().map(|own| own.at)
+        self.acknowledgement
+            .as_ref()
+            .map(|acknowledgement| acknowledgement.at)
     }
 
     fn current(&self) -> (At, Draft) {

@@ -160,9 +160,9 @@ pub fn is_broken(rule: Rule, points: &[f64], lines: &Lines) -> bool {
     }
     let seen = &points[points.len().saturating_sub(rule.span())..];
     let all = |test: fn(Zone) -> bool| seen.iter().all(|&x| test(lines.zone(x)));
-    let all_move = |way: Ordering| {
+    let all_move = |direction: Ordering| {
         seen.windows(2)
-            .all(|pair| lines.compare(pair[1], pair[0]) == way)
+            .all(|pair| lines.compare(pair[1], pair[0]) == direction)
     };
     let all_on = |side: Ordering| seen.iter().all(|&x| lines.side(x) == side);
     let any_on = |side: Ordering| seen.iter().any(|&x| lines.side(x) == side);

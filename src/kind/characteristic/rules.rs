@@ -31,15 +31,16 @@ pub fn apply(
         (Some(characteristic), _) => characteristic.clone(),
         (None, Command::Register(_)) => new(context),
         // A characteristic that does not exist has no violations.
-        (None, Command::Acknowledge(own) | Command::Unacknowledge(own)) => {
-            return Err(no_violation(id, own.number));
+        (None, Command::Acknowledge(acknowledge) | Command::Unacknowledge(acknowledge)) => {
+            return Err(no_violation(id, acknowledge.number));
         }
         (None, _) => return Err(not_found(KIND, id.as_str())),
     };
     match command {
         Command::Register(register) => {
-            let published =
-                |own: &Characteristic| (own.limits.clone(), own.baseline.clone(), own.status());
+            let published = |state: &Characteristic| {
+                (state.limits.clone(), state.baseline.clone(), state.status())
+            };
             let before = published(&next);
             describe(&mut next, register)?;
             if characteristic.is_none() || before != published(&next) {
@@ -52,8 +53,8 @@ pub fn apply(
         }
         Command::Sample(sample) => change.take(&mut next, sample)?,
         Command::Violation(violation) => change.report(&mut next, violation)?,
-        Command::Acknowledge(own) => change.acknowledge(&next, own, true)?,
-        Command::Unacknowledge(own) => change.acknowledge(&next, own, false)?,
+        Command::Acknowledge(acknowledge) => change.acknowledge(&next, acknowledge, true)?,
+        Command::Unacknowledge(acknowledge) => change.acknowledge(&next, acknowledge, false)?,
     }
     let parts = change.violations.into_iter().map(Part::Characteristic);
     Ok(Outcome {
@@ -106,11 +107,11 @@ impl Change<'_> {
         let known = u8::try_from(report.rule_id)
             .ok()
             .and_then(Rule::from_number);
-        let own_name = report
+        let given_name = report
             .rule_name
             .as_deref()
             .filter(|name| !name.trim().is_empty());
-        let rule_name = match (own_name, known) {
+        let rule_name = match (given_name, known) {
             (Some(name), _) => bounded("rule_name", name, Bound::constant(NAME_MAX_BYTES))?,
             (None, Some(rule)) => rule.name().into(),
             (None, None) => {
@@ -121,11 +122,11 @@ impl Change<'_> {
             }
         };
         let sample_id = match &report.sample_id {
-            Some(own) => Some(short_id("sample_id", own)?),
+            Some(sample_id) => Some(short_id("sample_id", sample_id)?),
             None => sample.map(Arc::clone),
         };
         let own_id = match &report.violation_id {
-            Some(own) => Some(self.own_violation_id(own)?),
+            Some(violation_id) => Some(self.own_violation_id(violation_id)?),
             None => None,
         };
         next.violation_count += 1;
@@ -266,7 +267,7 @@ fn describe(next: &mut Characteristic, register: &Register) -> Result<(), RuleEr
     }
     if let Some(rules) = &register.rules {
         next.rules = switched_on(rules)?;
-        let on = |rule: Rule| next.rules.iter().any(|(own, _)| *own == rule);
+        let on = |rule: Rule| next.rules.iter().any(|(enabled, _)| *enabled == rule);
         next.runs.retain(|(rule, _)| on(*rule));
     }
     if let Some(limits) = &register.limits
@@ -291,7 +292,7 @@ fn switched_on(settings: &[RuleSetting]) -> Result<Vec<(Rule, Severity)>, RuleEr
                 "must be numbers from 1 to 8 (Nelson's) or 101 (of the dispersion chart)",
             )
         })?;
-        if rules.iter().any(|(own, _)| *own == rule) {
+        if rules.iter().any(|(listed, _)| *listed == rule) {
             return Err(invalid("rules", "must not name a rule twice"));
         }
         rules.push((rule, severity.unwrap_or(Severity::usual(rule))));

@@ -51,7 +51,7 @@ impl Change<'_> {
         let measured = measured(sample, next.subgroup_size)?;
         next.sample_count += 1;
         let sample_id: Arc<str> = match &sample.sample_id {
-            Some(own) => short_id("sample_id", own)?,
+            Some(id) => short_id("sample_id", id)?,
             None => format!("{}.{}", self.id, next.sample_count).into(),
         };
         let evaluation = match (&measured, next.limits.clone()) {
@@ -77,8 +77,8 @@ impl Change<'_> {
         measured: Option<&Measured>,
         evaluation: Evaluation,
     ) {
-        let mean = measured.map(|own| own.mean);
-        let range = measured.map(|own| own.range);
+        let mean = measured.map(|measured| measured.mean);
+        let range = measured.map(|measured| measured.range);
         let payload = Sample {
             sample_id: Arc::clone(&sample_id),
             characteristic_id: self.id.clone(),
@@ -130,7 +130,7 @@ impl Change<'_> {
             .and_then(|last| last.payload()?.mean);
         let dispersion = limits
             .dispersion
-            .and_then(|own| own.judge(&measured.values, previous));
+            .and_then(|dispersion| dispersion.judge(&measured.values, previous));
         next.publisher_in_control = None;
         if next.recent.len() == WINDOW {
             next.recent.remove(0);
@@ -208,7 +208,9 @@ impl Change<'_> {
             // After the sample's event, and the previous violations.
             let seq = self.next_seq() + 1 + opened.len() as u64;
             let violation = self.found_elsewhere(next, report, Some(sample_id), seq)?;
-            let is_named = |own: &Violation| own.own_id.is_some() && own.own_id == violation.own_id;
+            let is_named = |earlier: &Violation| {
+                earlier.own_id.is_some() && earlier.own_id == violation.own_id
+            };
             if opened.iter().any(is_named) {
                 return Err(invalid("violation_id", "must not name a violation twice"));
             }
@@ -218,7 +220,7 @@ impl Change<'_> {
             zone: sample.zone.as_deref().map(Into::into),
             dispersion: None,
             judged_by: Some("publisher"),
-            rules: opened.iter().map(|own| own.rule_id).collect(),
+            rules: opened.iter().map(|violation| violation.rule_id).collect(),
             limits_version: next.limits.as_ref().map(|limits| limits.version),
             opened,
         })
@@ -256,7 +258,7 @@ impl Change<'_> {
                 (limits::moving_range(collected), Chart::MovingRanges)
             }
         };
-        let Some(charts) = charts.filter(|own| !own.location.are_without_width()) else {
+        let Some(charts) = charts.filter(|charts| !charts.location.are_without_width()) else {
             // Samples without variation would result in limits without width: the baseline continues with the next
             // sample.
             baseline.forget_first();

@@ -21,7 +21,7 @@ pub(super) struct Progressed<'a> {
     #[schemars(range(min = 0, max = 100))]
     progress: u8,
     /// The status.
-    #[schemars(extend("enum" = Status::ALL.into_iter().filter(|own| !own.is_terminal()).collect::<Vec<_>>()))]
+    #[schemars(extend("enum" = Status::ALL.into_iter().filter(|status| !status.is_terminal()).collect::<Vec<_>>()))]
     status: Status,
     /// A human-readable message.
     message: &'a str,

@@ -180,7 +180,9 @@ impl FromStr for Status {
     type Err = RuleError;
 
     fn from_str(text: &str) -> Result<Status, RuleError> {
-        let found = Status::ALL.into_iter().find(|own| own.as_str() == text);
+        let found = Status::ALL
+            .into_iter()
+            .find(|status| status.as_str() == text);
         found.ok_or_else(|| RuleError::Invalid {
             field: "status",
             expected: "must be one of ready, placing, capturing, processing".into(),
@@ -296,11 +298,11 @@ impl Subject for Session {
     }
 
     fn texts(&self) -> Texts<'_> {
-        let own = [&self.student_id, &self.error_code];
-        let own = own.into_iter().flatten().map(|text| &**text);
+        let texts = [&self.student_id, &self.error_code];
+        let texts = texts.into_iter().flatten().map(|text| &**text);
         let device = self.device_id.as_ref().map(SubjectId::as_str);
         Texts {
-            own: own.chain(device).chain([&*self.message]).collect(),
+            own: texts.chain(device).chain([&*self.message]).collect(),
             values: None,
         }
     }

@@ -176,11 +176,15 @@ impl Session {
             });
         }
         let begins_again = status < before.status && report.attempt.is_none();
-        let most = report
+        let max_attempt = report
             .total_attempts
             .or(self.total_attempts)
             .unwrap_or(ATTEMPTS_MAX);
-        let next = before.attempt.unwrap_or(1).saturating_add(1).min(most);
+        let next = before
+            .attempt
+            .unwrap_or(1)
+            .saturating_add(1)
+            .min(max_attempt);
         let attempt = report.attempt.or(begins_again.then_some(next));
         self.count(attempt, report.total_attempts)?;
         if self.attempt < before.attempt {
@@ -226,16 +230,18 @@ impl Session {
     fn count(&mut self, attempt: Option<u32>, total: Option<u32>) -> Result<(), RuleError> {
         self.attempt = attempt.or(self.attempt);
         self.total_attempts = total.or(self.total_attempts);
-        let invalid = |field, most| RuleError::Invalid {
+        let invalid = |field, max| RuleError::Invalid {
             field,
-            expected: format!("must be from 1 to {most}"),
+            expected: format!("must be from 1 to {max}"),
         };
-        let most = self.total_attempts.unwrap_or(ATTEMPTS_MAX);
-        if !(1..=ATTEMPTS_MAX).contains(&most) {
+        let max_attempt = self.total_attempts.unwrap_or(ATTEMPTS_MAX);
+        if !(1..=ATTEMPTS_MAX).contains(&max_attempt) {
             return Err(invalid("total_attempts", ATTEMPTS_MAX));
         }
         match self.attempt {
-            Some(attempt) if !(1..=most).contains(&attempt) => Err(invalid("attempt", most)),
+            Some(attempt) if !(1..=max_attempt).contains(&attempt) => {
+                Err(invalid("attempt", max_attempt))
+            }
             _ => Ok(()),
         }
     }

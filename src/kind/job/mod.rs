@@ -233,7 +233,12 @@ pub struct JobError {
 
 impl PartialEq for JobError {
     fn eq(&self, other: &JobError) -> bool {
-        let details = |own: &JobError| own.details.as_ref().map(|own| own.get().to_owned());
+        let details = |error: &JobError| {
+            error
+                .details
+                .as_ref()
+                .map(|details| details.get().to_owned())
+        };
         self.code == other.code && self.message == other.message && details(self) == details(other)
     }
 }
@@ -310,7 +315,11 @@ impl Subject for Job {
         let end = match &self.end {
             Some(End::Result(result)) => result.get().len(),
             Some(End::Error(error)) => {
-                error.message.len() + error.details.as_ref().map_or(0, |own| own.get().len())
+                error.message.len()
+                    + error
+                        .details
+                        .as_ref()
+                        .map_or(0, |details| details.get().len())
             }
             None => 0,
         };
@@ -377,9 +386,9 @@ impl Subject for Job {
             Some(End::Error(error)) => Some([&*error.code, &*error.message]),
             Some(End::Result(_)) | None => None,
         };
-        let own = std::iter::once(&*self.message).chain(error.into_iter().flatten());
+        let texts = std::iter::once(&*self.message).chain(error.into_iter().flatten());
         Texts {
-            own: own.collect(),
+            own: texts.collect(),
             values: Some(&self.metadata),
         }
     }

@@ -88,8 +88,8 @@ impl Reporters {
 
     /// Adds a reporter with these names to the current attempt.
     pub(super) fn join(&mut self, names: &[Reporter]) {
-        self.earlier.retain(|own| !names.contains(own));
-        self.present.retain(|own| !names.contains(own));
+        self.earlier.retain(|reporter| !names.contains(reporter));
+        self.present.retain(|reporter| !names.contains(reporter));
         self.present.extend_from_slice(names);
         keep_last(&mut self.present);
     }

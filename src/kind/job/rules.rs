@@ -82,7 +82,7 @@ fn fence(job: &Job, command: &Command, reporter: Option<&Reporter>) -> Result<()
     let current = job.attempt;
     match (command.attempt(), reporter) {
         (Some(given), _) if given != current => Err(RuleError::StaleAttempt { current, given }),
-        (None, Some(own)) if command.is_fenced() && job.reporters.is_stale(own) => {
+        (None, Some(reporter)) if command.is_fenced() && job.reporters.is_stale(reporter) => {
             Err(RuleError::StaleWorker { current })
         }
         _ => Ok(()),
@@ -144,7 +144,10 @@ fn changed(
         action: command.action(),
         status: job.status.as_str(),
     };
-    if command.job_type().is_some_and(|own| *own != job.job_type) {
+    if command
+        .job_type()
+        .is_some_and(|job_type| *job_type != job.job_type)
+    {
         return Err(RuleError::Invalid {
             field: "job_type",
             expected: format!(
@@ -324,7 +327,8 @@ impl Job {
     pub fn has_reported_progress(&self) -> bool {
         let is_begun = |progress| progress > 0.0;
         let observed = self.estimator.as_ref();
-        self.progress.is_some_and(is_begun) || observed.is_some_and(|own| own.has_observed())
+        self.progress.is_some_and(is_begun)
+            || observed.is_some_and(|estimator| estimator.has_observed())
     }
 
     fn enter(&mut self, status: Status) {
@@ -354,7 +358,10 @@ impl Job {
     }
 
     fn finish(&mut self, status: Status, end: End, now: DateTime<Utc>) {
-        let past = self.estimator.as_ref().and_then(|own| own.past(now));
+        let past = self
+            .estimator
+            .as_ref()
+            .and_then(|estimator| estimator.past(now));
         self.past = past.filter(|_| status == Status::Completed);
         self.enter(status);
         self.end = Some(end);
@@ -421,7 +428,8 @@ impl Job {
     fn estimate(&mut self, context: &Context<'_>) {
         let runs = self.status == Status::InProgress && !self.stalled;
         let estimator = self.estimator.as_ref().filter(|_| runs);
-        self.eta = estimator.and_then(|own| own.estimate(context.now, self.away(context)));
+        self.eta =
+            estimator.and_then(|estimator| estimator.estimate(context.now, self.away(context)));
     }
 
     /// Returns how much of the wall-clock time since the last report is downtime or a step of the clock. The estimate is
@@ -458,10 +466,10 @@ impl Job {
         const GRACE: Duration = Duration::from_secs(2);
         let left = self.eta?.at - context.now;
         let lapse = left.to_std().unwrap_or_default().max(GRACE);
-        let look = self
+        let check_in = self
             .estimator
             .as_ref()?
             .look_in(context.now, self.away(context));
-        Some(look.map_or(lapse, |look| look.min(lapse)))
+        Some(check_in.map_or(lapse, |check_in| check_in.min(lapse)))
     }
 }

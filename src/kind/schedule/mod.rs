@@ -301,9 +301,9 @@ impl Subject for Schedule {
     }
 
     fn texts(&self) -> Texts<'_> {
-        let own = [&self.rule.cron, &self.rule.time_zone];
+        let texts = [&self.rule.cron, &self.rule.time_zone];
         Texts {
-            own: own.into_iter().flatten().map(|text| &**text).collect(),
+            own: texts.into_iter().flatten().map(|text| &**text).collect(),
             values: None,
         }
     }
@@ -356,22 +356,22 @@ impl Payload for Update {
 }
 
 /// Returns a schedule as an event.
-fn draft(id: &SubjectId, own: &Schedule, class: Class) -> Draft {
+fn draft(id: &SubjectId, schedule: &Schedule, class: Class) -> Draft {
     let update = Update {
         schedule_id: id.clone(),
-        status: own.status,
-        message: message(own).into(),
-        due_at: (own.status != Status::Removed).then_some(own.due_at),
-        missed_since: own.missed_since,
-        missed_at: own.missed_at,
-        last_run: own.last_run.clone(),
-        rule: own.rule.clone(),
+        status: schedule.status,
+        message: message(schedule).into(),
+        due_at: (schedule.status != Status::Removed).then_some(schedule.due_at),
+        missed_since: schedule.missed_since,
+        missed_at: schedule.missed_at,
+        last_run: schedule.last_run.clone(),
+        rule: schedule.rule.clone(),
     };
-    Draft::new(class, own.status.as_str(), update)
+    Draft::new(class, schedule.status.as_str(), update)
 }
 
-fn message(own: &Schedule) -> String {
-    match (own.status, own.missed_at, &own.last_run) {
+fn message(schedule: &Schedule) -> String {
+    match (schedule.status, schedule.missed_at, &schedule.last_run) {
         (Status::Missed, Some(missed), _) => {
             format!("The run expected at {} has not started", timestamp(missed))
         }
@@ -380,6 +380,6 @@ fn message(own: &Schedule) -> String {
             timestamp(run.started_at)
         ),
         (Status::Removed, ..) => "Removed".into(),
-        _ => format!("The next run is expected at {}", timestamp(own.due_at)),
+        _ => format!("The next run is expected at {}", timestamp(schedule.due_at)),
     }
 }

@@ -33,10 +33,12 @@ pub fn apply(
     let (next, class) = match (command, schedule) {
         (Command::Put(put), schedule) => replaced(id, schedule, put, context)?,
         (_, None) => return Err(not_found(KIND, id.as_str())),
-        (Command::Remove, Some(own)) => removed(own, context),
-        (Command::Check(_), Some(own)) if own.status == Status::Removed => (own.clone(), None),
-        (Command::Check(None), Some(own)) => (own.clone(), None),
-        (Command::Check(Some(observed)), Some(own)) => checked(own, observed, context),
+        (Command::Remove, Some(schedule)) => removed(schedule, context),
+        (Command::Check(_), Some(schedule)) if schedule.status == Status::Removed => {
+            (schedule.clone(), None)
+        }
+        (Command::Check(None), Some(schedule)) => (schedule.clone(), None),
+        (Command::Check(Some(observed)), Some(schedule)) => checked(schedule, observed, context),
     };
     let drafts = class.map(|class| draft(id, &next, class));
     Ok(Outcome::new(next, drafts.into_iter().collect()))
@@ -93,11 +95,11 @@ fn replaced(
         other => other,
     })?;
     let (rule, timing) = rule(put)?;
-    if let Some(own) = schedule
-        && own.rule == rule
-        && own.status != Status::Removed
+    if let Some(current) = schedule
+        && current.rule == rule
+        && current.status != Status::Removed
     {
-        return Ok((own.clone(), None));
+        return Ok((current.clone(), None));
     }
     let due_at = timing
         .after(context.now)
@@ -105,7 +107,7 @@ fn replaced(
             field: "cron",
             expected: "must match at least one date in the future".into(),
         })?;
-    let last_run = schedule.and_then(|own| own.last_run.clone());
+    let last_run = schedule.and_then(|schedule| schedule.last_run.clone());
     let late_at = last_run
         .as_ref()
         .filter(|run| run.status == JobStatus::InProgress)
@@ -120,7 +122,7 @@ fn replaced(
         missed_published_at: None,
         last_run,
         late_at,
-        created_at: schedule.map_or(context.now, |own| own.created_at),
+        created_at: schedule.map_or(context.now, |schedule| schedule.created_at),
         finished_at: None,
         checked_at: context.now,
         check_uptime: None,
@@ -129,9 +131,9 @@ fn replaced(
     Ok((next, Some(Class::Milestone)))
 }
 
-fn removed(own: &Schedule, context: &Context<'_>) -> (Schedule, Option<Class>) {
-    if own.status == Status::Removed {
-        return (own.clone(), None);
+fn removed(schedule: &Schedule, context: &Context<'_>) -> (Schedule, Option<Class>) {
+    if schedule.status == Status::Removed {
+        return (schedule.clone(), None);
     }
     let next = Schedule {
         status: Status::Removed,
@@ -141,25 +143,25 @@ fn removed(own: &Schedule, context: &Context<'_>) -> (Schedule, Option<Class>) {
         late_at: None,
         finished_at: Some(context.now),
         check_uptime: None,
-        ..own.clone()
+        ..schedule.clone()
     };
     (next, Some(Class::Milestone))
 }
 
 /// Compares what has run with what should have.
 fn checked(
-    own: &Schedule,
+    schedule: &Schedule,
     observed: &Observed,
     context: &Context<'_>,
 ) -> (Schedule, Option<Class>) {
     let now = context.now;
-    let mut next = own.clone();
+    let mut next = schedule.clone();
     next.checked_at = now;
-    let Some(timing) = own.rule.timing() else {
+    let Some(timing) = schedule.rule.timing() else {
         next.check_uptime = None;
         return (next, None);
     };
-    let was_set_back = now + TimeDelta::seconds(CLOCK_BACK_SECS) < own.checked_at;
+    let was_set_back = now + TimeDelta::seconds(CLOCK_BACK_SECS) < schedule.checked_at;
     let run = observed.run.as_ref();
     let is_past =
         |run: &&Run| !was_set_back && run.started_at <= now + TimeDelta::seconds(AHEAD_SECS);
@@ -175,7 +177,7 @@ fn checked(
         next.late_at = next.late_at.map(|_| now + next.rule.max_run());
     }
     next.judge(&timing, now);
-    let class = next.published_as(own, now);
+    let class = next.published_as(schedule, now);
     if next.status == Status::Missed && class == Some(Class::Milestone) {
         next.missed_published_at = Some(now);
     }
@@ -244,7 +246,7 @@ impl Schedule {
                 Class::Tick
             });
         }
-        let published = |own: &Schedule| (own.due_at, own.last_run.clone());
+        let published = |schedule: &Schedule| (schedule.due_at, schedule.last_run.clone());
         (published(self) != published(before)).then_some(Class::Tick)
     }
 

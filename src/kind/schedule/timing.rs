@@ -51,12 +51,12 @@ impl Timing {
     }
 
     pub(super) fn period(secs: u32) -> Result<Timing, RuleError> {
-        let (least, most) = PERIOD_SECS;
-        match (least..=most).contains(&secs) {
+        let (min, max) = PERIOD_SECS;
+        match (min..=max).contains(&secs) {
             true => Ok(Timing::Period(TimeDelta::seconds(secs.into()))),
             false => Err(RuleError::Invalid {
                 field: "period_secs",
-                expected: format!("must be from {least} to {most}"),
+                expected: format!("must be from {min} to {max}"),
             }),
         }
     }

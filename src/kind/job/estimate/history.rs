@@ -84,7 +84,7 @@ fn course(past: &[Past]) -> [f64; TENTHS + 2] {
     std::array::from_fn(|tenth| {
         let even = tenth as f64 / (TENTHS + 1) as f64;
         let between = (1..=TENTHS).contains(&tenth);
-        let usual = between.then(|| courses.iter().map(|own| own[tenth - 1]).collect());
+        let usual = between.then(|| courses.iter().map(|course| course[tenth - 1]).collect());
         match usual.and_then(median) {
             Some(usual) => trust * usual + (1.0 - trust) * even,
             None => even,

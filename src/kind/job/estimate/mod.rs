@@ -314,8 +314,8 @@ impl Estimator {
     pub fn estimate(&self, now: DateTime<Utc>, away: Duration) -> Option<Eta> {
         let elapsed = self.elapsed(now);
         let left = match (self.by_pace(elapsed, away), self.by_history(elapsed)) {
-            (Some(own), Some(usual)) => Self::weighed(own, usual),
-            (own, usual) => own.or(usual)?,
+            (Some(by_pace), Some(usual)) => Self::weighed(by_pace, usual),
+            (by_pace, usual) => by_pace.or(usual)?,
         };
         let deviation = (left.error / left.secs).clamp(DEVIATION_MIN, DEVIATION_MAX);
         let factor = (RANGE * deviation).exp();
@@ -407,8 +407,8 @@ impl Estimator {
     /// Returns how strongly an overdue step affects the remaining ones, from 0 for even steps.
     fn unevenness(&self) -> f64 {
         let scatter = self.scatter();
-        let most = OVERDUE_PACE.0 + OVERDUE_FRESH * self.freshness();
-        most * scatter / (scatter + OVERDUE_PACE.1)
+        let limit = OVERDUE_PACE.0 + OVERDUE_FRESH * self.freshness();
+        limit * scatter / (scatter + OVERDUE_PACE.1)
     }
 
     /// Returns how uneven the steps are. With few steps, the result is close to the initial assumption.
@@ -433,12 +433,12 @@ impl Estimator {
         let least = uneven + (OVERDUE_MIN.0 + OVERDUE_MIN.1 * deviation) * overdue;
         // There were longer steps, so this one may be like them.
         let longest = self.recurring.map_or(self.longest, |(_, longest)| longest);
-        let most = if silence < longest {
+        let upper = if silence < longest {
             uneven
         } else {
             OVERDUE_WORK * work
         };
-        least.max(most.min(OVERDUE_MAX * overdue))
+        least.max(upper.min(OVERDUE_MAX * overdue))
     }
 
     /// Returns the probability that pauses of `secs` recur.
@@ -480,15 +480,15 @@ impl Estimator {
 
     /// Combines both estimates, each weighted by its precision, and history also by how similar this job is to the
     /// earlier ones.
-    fn weighed(own: Left, usual: Left) -> Left {
-        let both = own.error.hypot(usual.error);
-        let apart = (own.secs - usual.secs) / both;
+    fn weighed(by_pace: Left, usual: Left) -> Left {
+        let both = by_pace.error.hypot(usual.error);
+        let apart = (by_pace.secs - usual.secs) / both;
         let alike = LIKE_OTHERS * (-0.5 * apart * apart).exp() / both;
-        let unlike = (1.0 - LIKE_OTHERS) * UNLIKE_DENSITY / own.secs.max(usual.secs);
+        let unlike = (1.0 - LIKE_OTHERS) * UNLIKE_DENSITY / by_pace.secs.max(usual.secs);
         let usual_weight = alike / (alike + unlike) / usual.error.powi(2);
-        let own_weight = own.error.powi(-2);
-        let all = own_weight + usual_weight;
-        let secs = (own.secs * own_weight + usual.secs * usual_weight) / all;
+        let pace_weight = by_pace.error.powi(-2);
+        let all = pace_weight + usual_weight;
+        let secs = (by_pace.secs * pace_weight + usual.secs * usual_weight) / all;
         let share = usual_weight / all;
         Left {
             secs,

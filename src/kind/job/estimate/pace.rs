@@ -230,7 +230,7 @@ impl RateLimit {
     /// between them.
     fn trend(&self, recent: f64) -> f64 {
         let half_way = self.progress - self.all.1 / 2.0;
-        let distance = |own: &&Checkpoint| (own.progress - half_way).abs();
+        let distance = |checkpoint: &&Checkpoint| (checkpoint.progress - half_way).abs();
         let middle = self
             .checkpoints
             .iter()
@@ -253,7 +253,9 @@ impl RateLimit {
             return None;
         }
         let real = (secs / percent).ln();
-        let errors = checkpoint.opinions(percent).map(|own| (own - real).powi(2));
+        let errors = checkpoint
+            .opinions(percent)
+            .map(|opinion| (opinion - real).powi(2));
         let least = errors.into_iter().fold(f64::INFINITY, f64::min);
         let usual = TOLERANCE + self.scatter * (self.step() / percent).min(1.0) + EXCUSE * least;
         let ahead = self.rest();
@@ -288,23 +290,25 @@ impl RateLimit {
         // Records overlap, so four times as many carry only twice the evidence.
         let scale = if weight > 0.0 { weight.sqrt() } else { 1.0 };
         let regrets: [f64; OPINIONS] =
-            std::array::from_fn(|own| regrets[own] / scale + CARRIED * self.carried[own]);
+            std::array::from_fn(|index| regrets[index] / scale + CARRIED * self.carried[index]);
         let least = regrets.into_iter().fold(f64::INFINITY, f64::min);
         let uneven = UNEVEN * self.scatter;
         let penalties = [0.0, uneven, uneven];
-        let weights: [f64; OPINIONS] = std::array::from_fn(|own| {
-            PRIOR[own] * (-SHARPNESS * (regrets[own] - least) - penalties[own]).exp()
+        let weights: [f64; OPINIONS] = std::array::from_fn(|index| {
+            PRIOR[index] * (-SHARPNESS * (regrets[index] - least) - penalties[index]).exp()
         });
         let all: f64 = weights.iter().sum();
         let opinions = now.opinions(self.rest());
-        let weighted = || opinions.iter().zip(weights.map(|own| own / all));
-        let pace: f64 = weighted().map(|(own, weight)| weight * own.exp()).sum();
+        let weighted = || opinions.iter().zip(weights.map(|weight| weight / all));
+        let pace: f64 = weighted()
+            .map(|(opinion, weight)| weight * opinion.exp())
+            .sum();
         let steps = f64::from(self.steps);
         let few = [steps, steps.min(RECENT_STEPS), steps.min(RECENT_STEPS)];
         let disagreement: f64 = weighted()
             .zip(few)
-            .map(|((own, weight), steps)| {
-                let apart = (own - pace.ln()).powi(2) - CHANCE * self.scatter / steps;
+            .map(|((opinion, weight), steps)| {
+                let apart = (opinion - pace.ln()).powi(2) - CHANCE * self.scatter / steps;
                 weight * apart.max(0.0)
             })
             .sum();

@@ -65,10 +65,10 @@ impl HomeAssistant {
             "{}/api/services/notify/{service}",
             url.trim_end_matches('/')
         );
-        let monitor_url = settings.monitor_url.map(|own| {
-            let is_page = parse_url(&own).is_ok() && !own.contains(['?', '#']);
+        let monitor_url = settings.monitor_url.map(|monitor_url| {
+            let is_page = parse_url(&monitor_url).is_ok() && !monitor_url.contains(['?', '#']);
             is_page
-                .then(|| own.trim_end_matches('/').to_owned())
+                .then(|| monitor_url.trim_end_matches('/').to_owned())
                 .ok_or("setting `monitor_url` must have the form `https://<host>/monitor`")
         });
         Ok(HomeAssistant {
@@ -97,12 +97,16 @@ impl HomeAssistant {
     }
 
     /// Returns the page of the monitor that shows the subject, or else its school.
-    fn page(&self, own: &Notification) -> Option<String> {
-        let school = format!("{}/schools/{}", self.monitor_url.as_ref()?, own.school_id);
-        Some(match own.kind {
+    fn page(&self, notification: &Notification) -> Option<String> {
+        let school = format!(
+            "{}/schools/{}",
+            self.monitor_url.as_ref()?,
+            notification.school_id
+        );
+        Some(match notification.kind {
             "jobs" | "devices" | "characteristics" => {
-                let subject = utf8_percent_encode(&own.subject, NON_ALPHANUMERIC);
-                format!("{school}/{}/{subject}", own.kind)
+                let subject = utf8_percent_encode(&notification.subject, NON_ALPHANUMERIC);
+                format!("{school}/{}/{subject}", notification.kind)
             }
             _ => school,
         })

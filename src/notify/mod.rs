@@ -121,15 +121,15 @@ pub struct NotifierError {
 
 /// Creates the notifiers that the settings define.
 pub fn configured(settings: &[NotifierSettings]) -> Result<Vec<Arc<dyn Notifier>>, NotifierError> {
-    let one = |own: &NotifierSettings| -> Result<Arc<dyn Notifier>, NotifierError> {
-        let medium = medium(own).map_err(|problem| NotifierError {
-            name: own.name.clone(),
+    let one = |notifier: &NotifierSettings| -> Result<Arc<dyn Notifier>, NotifierError> {
+        let medium = medium(notifier).map_err(|problem| NotifierError {
+            name: notifier.name.clone(),
             problem,
         })?;
         Ok(Arc::new(Configured {
-            name: own.name.clone(),
-            rules: own.rules.clone(),
-            retry_policy: own.retry_policy(),
+            name: notifier.name.clone(),
+            rules: notifier.rules.clone(),
+            retry_policy: notifier.retry_policy(),
             medium,
             pace: Pace::default(),
         }))
@@ -141,7 +141,9 @@ pub fn configured(settings: &[NotifierSettings]) -> Result<Vec<Arc<dyn Notifier>
 pub fn check_names(notifiers: &[Arc<dyn Notifier>]) -> Result<(), NotifierError> {
     for (index, notifier) in notifiers.iter().enumerate() {
         let name = notifier.name();
-        let is_taken = notifiers[..index].iter().any(|other| other.name() == name);
+        let is_taken = notifiers[..index]
+            .iter()
+            .any(|earlier| earlier.name() == name);
         let problem = match () {
             () if !is_name(name) => "its name must have 1 to 32 characters from a-z, 0-9 and `-`",
             () if is_taken => "its name is used by another notifier",
@@ -166,17 +168,19 @@ fn medium(settings: &NotifierSettings) -> Result<Box<dyn Medium>, String> {
     } = settings;
     match (webhook, email, mqtt, ntfy, home_assistant) {
         #[cfg(feature = "webhook")]
-        (Some(own), ..) => Ok(Box::new(webhook::Webhook::new(own.clone())?)),
+        (Some(webhook), ..) => Ok(Box::new(webhook::Webhook::new(webhook.clone())?)),
         #[cfg(feature = "email")]
-        (None, Some(own), ..) => Ok(Box::new(email::Email::new(&settings.name, own.clone())?)),
+        (None, Some(email), ..) => Ok(Box::new(email::Email::new(&settings.name, email.clone())?)),
         #[cfg(feature = "mqtt")]
-        (None, None, Some(own), ..) => Ok(Box::new(mqtt::Mqtt::new(&settings.name, own.clone())?)),
-        #[cfg(feature = "webhook")]
-        (None, None, None, Some(own), _) => Ok(Box::new(ntfy::Ntfy::new(own.clone())?)),
-        #[cfg(feature = "webhook")]
-        (None, None, None, None, Some(own)) => {
-            Ok(Box::new(home_assistant::HomeAssistant::new(own.clone())?))
+        (None, None, Some(mqtt), ..) => {
+            Ok(Box::new(mqtt::Mqtt::new(&settings.name, mqtt.clone())?))
         }
+        #[cfg(feature = "webhook")]
+        (None, None, None, Some(ntfy), _) => Ok(Box::new(ntfy::Ntfy::new(ntfy.clone())?)),
+        #[cfg(feature = "webhook")]
+        (None, None, None, None, Some(home_assistant)) => Ok(Box::new(
+            home_assistant::HomeAssistant::new(home_assistant.clone())?,
+        )),
         (None, None, None, None, None) => Err(
             "must have exactly one of `webhook`, `email`, `mqtt`, `ntfy` and `home_assistant`"
                 .into(),

@@ -161,8 +161,8 @@ mod tests {
     #[test]
     fn a_long_title_is_cut_between_characters() {
         assert_eq!(bounded_title(" Class list "), "Class list");
-        let most = "é".repeat(NOTIFICATION_TITLE_MAX_CHARS);
-        assert_eq!(bounded_title(&most), most);
+        let longest = "é".repeat(NOTIFICATION_TITLE_MAX_CHARS);
+        assert_eq!(bounded_title(&longest), longest);
         let cut = bounded_title(&"é".repeat(600));
         assert_eq!(cut.chars().count(), NOTIFICATION_TITLE_MAX_CHARS);
         assert!(cut.ends_with("é…"), "{cut}");

@@ -78,12 +78,15 @@ struct Message<'a> {
 }
 
 impl Message<'_> {
-    fn of<'a>(topic: &'a str, own: &'a Notification) -> Result<Message<'a>, DeliveryError> {
-        let summary = Summary::of(own, MESSAGE_MAX_BYTES);
+    fn of<'a>(
+        topic: &'a str,
+        notification: &'a Notification,
+    ) -> Result<Message<'a>, DeliveryError> {
+        let summary = Summary::of(notification, MESSAGE_MAX_BYTES);
         Ok(Message {
             topic,
-            sequence_id: subject_tag(own),
-            title: title(own),
+            sequence_id: subject_tag(notification),
+            title: title(notification),
             message: summary.text,
             priority: match summary.urgency {
                 // At this priority, a phone shows the new text without a sound.

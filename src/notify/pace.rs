@@ -61,7 +61,9 @@ impl Pace {
             Every::Milestone => true,
             Every::Percent(step) => {
                 let place = |delivery: LastDelivery| {
-                    delivery.progress.map(|own| (own / f64::from(step)).floor())
+                    delivery
+                        .progress
+                        .map(|progress| (progress / f64::from(step)).floor())
                 };
                 place(now) != place(last)
             }

@@ -221,19 +221,19 @@ impl Runner {
     async fn serve(&self, waiting: &mut mpsc::Receiver<Vec<Arc<Event>>>) -> StoreError {
         let name = self.notifier.name();
         let begins = || self.store.notifier_begins(name);
-        let looks = || self.store.notifier_looks(name);
+        let check = || self.store.notifier_looks(name);
         if let Err(error) = self.find_work(begins).await {
             return error;
         }
         let is_shared = self.store.is_shared();
-        let mut look = Instant::now() + NOTIFY_LOOK;
+        let mut next_check = Instant::now() + NOTIFY_LOOK;
         let mut round = Instant::now() + NOTIFY_ROUND;
         loop {
-            if is_shared && look <= Instant::now() {
-                if let Err(error) = self.find_work(looks).await {
+            if is_shared && next_check <= Instant::now() {
+                if let Err(error) = self.find_work(check).await {
                     return error;
                 }
-                look = Instant::now() + NOTIFY_LOOK;
+                next_check = Instant::now() + NOTIFY_LOOK;
             }
             while let Ok(events) = waiting.try_recv() {
                 self.take_up(&events);
@@ -245,7 +245,7 @@ impl Runner {
             let next = self.schedule().pop(Instant::now());
             let Some(school) = next else {
                 let due = self.schedule().due().unwrap_or(round).min(round);
-                let due = if is_shared { due.min(look) } else { due };
+                let due = if is_shared { due.min(next_check) } else { due };
                 tokio::select! {
                     // Biased, so that simulations are deterministic.
                     biased;
@@ -305,7 +305,11 @@ impl Runner {
         let mut offset = self.store.notifier_offset(name, school).await?;
         let more = self.turn_at(school, &mut offset).await;
         let now = Utc::now();
-        let due = offset.set_aside.iter().map(|own| until(own.due, now)).min();
+        let due = offset
+            .set_aside
+            .iter()
+            .map(|entry| until(entry.due, now))
+            .min();
         let due = due.map(|wait| Instant::now() + wait);
         self.schedule().set_aside(school, due);
         more
@@ -316,9 +320,9 @@ impl Runner {
         let due = offset
             .set_aside
             .iter()
-            .filter(|own| until(own.due, now).is_zero());
-        if let Some(own) = due.min_by_key(|own| own.due).cloned()
-            && !self.resume(school, offset, own).await?
+            .filter(|entry| until(entry.due, now).is_zero());
+        if let Some(entry) = due.min_by_key(|entry| entry.due).cloned()
+            && !self.resume(school, offset, entry).await?
         {
             return Ok(false);
         }
@@ -390,10 +394,10 @@ impl Runner {
         let is_enough = is_certain || failure.attempts >= NOTIFY_UNCERTAIN_ATTEMPTS;
         let has_room = offset.set_aside.len() < NOTIFY_SET_ASIDE_MAX;
         if decision == Decision::Retry && is_enough && has_room {
-            let own = failure.set_aside(event, first);
-            progress.set_aside = Some(Change::Put(own.clone()));
+            let entry = failure.set_aside(event, first);
+            progress.set_aside = Some(Change::Put(entry.clone()));
             self.record(school, offset, event.seq, progress).await?;
-            offset.set_aside.push(own);
+            offset.set_aside.push(entry);
             if !is_certain {
                 self.schedule().count_uncertain(school);
             }

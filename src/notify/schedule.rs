@@ -94,18 +94,18 @@ impl Schedule {
         if self.not_before.is_some_and(|until| now < until) {
             return None;
         }
-        let is_due = |own: &Trouble| own.due().is_some_and(|due| due <= now);
-        let due = self.troubles.iter().filter(|(_, own)| is_due(own));
+        let is_due = |trouble: &Trouble| trouble.due().is_some_and(|due| due <= now);
+        let due = self.troubles.iter().filter(|(_, trouble)| is_due(trouble));
         let due: Vec<SchoolId> = due.map(|(school, _)| *school).collect();
         due.into_iter().for_each(|school| self.push(school));
         while let Some(school) = self.queue.pop_front() {
             self.queued.remove(&school);
-            let Some(own) = self.troubles.get_mut(&school) else {
+            let Some(trouble) = self.troubles.get_mut(&school) else {
                 return Some(school);
             };
             // Otherwise it gets its turn when the retry is due.
-            if own.is_ready(now) {
-                own.down_until = None;
+            if trouble.is_ready(now) {
+                trouble.down_until = None;
                 return Some(school);
             }
         }
@@ -122,12 +122,12 @@ impl Schedule {
 
     /// Whether the event at a school's cursor can be tried. If so, its retry is cleared.
     pub(super) fn resumes(&mut self, school: SchoolId, now: Instant) -> bool {
-        let Some(own) = self.troubles.get_mut(&school) else {
+        let Some(trouble) = self.troubles.get_mut(&school) else {
             return true;
         };
-        let waits = own.retry.is_some_and(|retry| now < retry.due);
+        let waits = trouble.retry.is_some_and(|retry| now < retry.due);
         if !waits {
-            own.retry = None;
+            trouble.retry = None;
         }
         !waits
     }
@@ -139,8 +139,8 @@ impl Schedule {
 
     /// Returns the retry at a school's cursor.
     pub(super) fn retry(&self, school: SchoolId) -> Option<Retry> {
-        let own = self.troubles.get(&school)?;
-        let retry = own.retry?;
+        let trouble = self.troubles.get(&school)?;
+        let retry = trouble.retry?;
         let due = self.not_before.map_or(retry.due, |at| at.max(retry.due));
         Some(Retry { due, ..retry })
     }
@@ -154,10 +154,10 @@ impl Schedule {
         asked: Option<Duration>,
     ) -> Instant {
         let now = Instant::now();
-        let own = self.trouble(school);
-        own.outages = own.outages.saturating_add(1);
-        let wait = pause(first, own.outages).max(asked.unwrap_or_default());
-        own.down_until = Some(now + wait);
+        let trouble = self.trouble(school);
+        trouble.outages = trouble.outages.saturating_add(1);
+        let wait = pause(first, trouble.outages).max(asked.unwrap_or_default());
+        trouble.down_until = Some(now + wait);
         now + wait
     }
 
@@ -169,28 +169,28 @@ impl Schedule {
     /// Records that the receiver accepted an event of the school, so that it works.
     pub(super) fn delivered(&mut self, school: SchoolId) {
         self.answered(school);
-        if let Some(own) = self.troubles.get_mut(&school) {
-            own.uncertain = 0;
+        if let Some(trouble) = self.troubles.get_mut(&school) {
+            trouble.uncertain = 0;
         }
     }
 
     /// Records that the receiver has answered, or that the wait for it is over.
     pub(super) fn answered(&mut self, school: SchoolId) {
-        if let Some(own) = self.troubles.get_mut(&school) {
-            (own.outages, own.down_until) = (0, None);
+        if let Some(trouble) = self.troubles.get_mut(&school) {
+            (trouble.outages, trouble.down_until) = (0, None);
         }
     }
 
     /// Whether so many consecutive events have failed that the receiver counts as down.
     pub(super) fn counts_as_down(&self, school: SchoolId) -> bool {
-        let own = self.troubles.get(&school);
-        own.is_some_and(|own| own.uncertain >= NOTIFY_UNCERTAIN_MAX)
+        let trouble = self.troubles.get(&school);
+        trouble.is_some_and(|trouble| trouble.uncertain >= NOTIFY_UNCERTAIN_MAX)
     }
 
     /// Records that a subject is set aside although the receiver may be at fault.
     pub(super) fn count_uncertain(&mut self, school: SchoolId) {
-        let own = self.trouble(school);
-        own.uncertain = own.uncertain.saturating_add(1);
+        let trouble = self.trouble(school);
+        trouble.uncertain = trouble.uncertain.saturating_add(1);
     }
 
     /// Sets when the first of a school's subjects that are set aside is due. Called after each turn of the school.
@@ -198,7 +198,7 @@ impl Schedule {
         if due.is_some() || self.troubles.contains_key(&school) {
             self.trouble(school).set_aside = due;
         }
-        let is_over = |own: &Trouble| own.due().is_none() && own.uncertain == 0;
+        let is_over = |trouble: &Trouble| trouble.due().is_none() && trouble.uncertain == 0;
         if self.troubles.get(&school).is_some_and(is_over) {
             self.troubles.remove(&school);
         }

@@ -51,27 +51,27 @@ impl Runner {
         &self,
         school: SchoolId,
         place: &mut Offset,
-        own: SetAside,
+        entry: SetAside,
     ) -> Result<bool, StoreError> {
-        let backlog = self.backlog(school, place, &own).await?;
-        if own.seq <= backlog.floor || backlog.events.is_empty() {
-            let progress = match own.seq <= backlog.floor {
-                true => self.deleted_by_retention(school, &own, backlog.floor),
+        let backlog = self.backlog(school, place, &entry).await?;
+        if entry.seq <= backlog.floor || backlog.events.is_empty() {
+            let progress = match entry.seq <= backlog.floor {
+                true => self.deleted_by_retention(school, &entry, backlog.floor),
                 false => Progress::default(),
             };
             let next = backlog.place_after(0);
-            self.move_to(school, place, &own, next, progress).await?;
+            self.move_to(school, place, &entry, next, progress).await?;
             return Ok(true);
         }
         for (done, event) in backlog.events.iter().take(NOTIFY_TURN_EVENTS).enumerate() {
-            let attempts = if event.seq == own.seq {
-                own.attempts
+            let attempts = if event.seq == entry.seq {
+                entry.attempts
             } else {
                 0
             };
             let next = backlog.place_after(done + 1);
-            if event.seq != own.seq && !self.is_due(event) {
-                self.move_to(school, place, &own, next, Progress::default())
+            if event.seq != entry.seq && !self.is_due(event) {
+                self.move_to(school, place, &entry, next, Progress::default())
                     .await?;
                 continue;
             }
@@ -81,13 +81,13 @@ impl Runner {
                     delivered: Some(Utc::now().trunc_subsecs(3)),
                     ..Progress::default()
                 };
-                self.move_to(school, place, &own, next, delivered).await?;
+                self.move_to(school, place, &entry, next, delivered).await?;
                 continue;
             };
             let decision = self.decision(school, &failure);
             let mut progress = failure.progress(decision, event);
             if decision == Decision::GiveUp {
-                self.move_to(school, place, &own, next, progress).await?;
+                self.move_to(school, place, &entry, next, progress).await?;
                 return Ok(true);
             }
             let first = self.notifier.retry_policy().pause;
@@ -108,11 +108,11 @@ impl Runner {
         &self,
         school: SchoolId,
         place: &Offset,
-        own: &SetAside,
+        entry: &SetAside,
     ) -> Result<Backlog, StoreError> {
-        let channel = Channel::Subject(own.kind, own.subject.clone());
+        let channel = Channel::Subject(entry.kind, entry.subject.clone());
         let scope = Arc::new(Scope::new(school, [channel]));
-        let after = id::Place::untagged(own.seq - 1);
+        let after = id::Place::untagged(entry.seq - 1);
         // A place without a tag is always known, so the replay returns a page.
         let page = self.feed.replay(scope, after, false).await?;
         let mut page = page.ok_or(StoreError::Fenced)?;
@@ -122,7 +122,7 @@ impl Runner {
         }
         page.events.retain(|event| {
             let is_waiting = event.seq > page.floor && event.seq <= place.seq;
-            is_waiting && own.is_of(event) && self.wants(event)
+            is_waiting && entry.is_of(event) && self.wants(event)
         });
         Ok(Backlog {
             events: page.events,
@@ -138,7 +138,7 @@ impl Runner {
         &self,
         school: SchoolId,
         place: &mut Offset,
-        own: &SetAside,
+        entry: &SetAside,
         seq: Option<u64>,
         progress: Progress,
     ) -> Result<(), StoreError> {
@@ -149,9 +149,9 @@ impl Runner {
                 attempts: 0,
                 cause: String::new(),
                 due: Utc::now().trunc_subsecs(3),
-                ..own.clone()
+                ..entry.clone()
             }),
-            None => Change::Lift(own.kind, own.subject.clone()),
+            None => Change::Lift(entry.kind, entry.subject.clone()),
         };
         let progress = Progress {
             set_aside: Some(change),
@@ -174,26 +174,26 @@ impl Runner {
         let change = progress.set_aside.clone();
         self.record(school, place, place.seq, progress).await?;
         let (kind, subject) = match &change {
-            Some(Change::Put(own)) => (own.kind, &own.subject),
+            Some(Change::Put(entry)) => (entry.kind, &entry.subject),
             Some(Change::Lift(kind, subject)) => (*kind, subject),
             None => return Ok(()),
         };
         place
             .set_aside
-            .retain(|own| own.kind != kind || own.subject != *subject);
-        if let Some(Change::Put(own)) = change {
-            place.set_aside.push(own);
+            .retain(|entry| entry.kind != kind || entry.subject != *subject);
+        if let Some(Change::Put(entry)) = change {
+            place.set_aside.push(entry);
         }
         Ok(())
     }
 
     /// Returns a dead letter for the events of a subject that is set aside, because retention has deleted them.
-    fn deleted_by_retention(&self, school: SchoolId, own: &SetAside, floor: u64) -> Progress {
-        let cause = match own.cause.as_str() {
+    fn deleted_by_retention(&self, school: SchoolId, entry: &SetAside, floor: u64) -> Progress {
+        let cause = match entry.cause.as_str() {
             "" => format!(
                 "events {} to {floor} of the subject are past retention; it is unknown whether the notifier \
                  wanted any of them",
-                own.seq
+                entry.seq
             ),
             cause => format!(
                 "past retention before delivery, together with the subject's following events up to {floor}; \
@@ -202,16 +202,16 @@ impl Runner {
         };
         let cause = one_line(&cause);
         tracing::warn!(
-            notifier.name = self.notifier.name(), school.id = %school, event.seq = own.seq, cause,
+            notifier.name = self.notifier.name(), school.id = %school, event.seq = entry.seq, cause,
             "retention deleted events before a notifier delivered them"
         );
         Progress {
             dead: Some(DeadLetter {
-                seq: own.seq,
-                event_type: own.event_type.clone(),
-                kind: own.kind.collection().to_owned(),
-                subject: own.subject.to_string(),
-                attempts: own.attempts,
+                seq: entry.seq,
+                event_type: entry.event_type.clone(),
+                kind: entry.kind.collection().to_owned(),
+                subject: entry.subject.to_string(),
+                attempts: entry.attempts,
                 cause,
                 at: Utc::now().trunc_subsecs(3),
             }),

@@ -50,22 +50,26 @@ pub(super) struct Summary {
 
 impl Summary {
     /// Summarises an event in a text of at most `max_bytes`.
-    pub(super) fn of(own: &Notification, max_bytes: usize) -> Summary {
-        let details = &own.details;
+    pub(super) fn of(notification: &Notification, max_bytes: usize) -> Summary {
+        let details = &notification.details;
         let is_bad = matches!(
-            own.status,
+            notification.status,
             "failed" | "error" | "offline" | "missed" | "out_of_control"
         );
-        let goes_on = matches!(
-            own.status,
+        let is_running = matches!(
+            notification.status,
             "in_progress" | "ready" | "placing" | "capturing" | "processing"
         );
-        let (urgency, mark) = match own.status {
-            _ if own.severity.as_deref() == Some("warning") => (Urgency::Normal, Mark::Warning),
-            _ if own.severity.as_deref() == Some("info") => (Urgency::Normal, Mark::News),
+        let (urgency, mark) = match notification.status {
+            _ if notification.severity.as_deref() == Some("warning") => {
+                (Urgency::Normal, Mark::Warning)
+            }
+            _ if notification.severity.as_deref() == Some("info") => (Urgency::Normal, Mark::News),
             _ if is_bad => (Urgency::Urgent, Mark::Bad),
-            _ if details.stalled || own.status == "late" => (Urgency::Urgent, Mark::Warning),
-            _ if goes_on => (Urgency::Quiet, Mark::Running),
+            _ if details.stalled || notification.status == "late" => {
+                (Urgency::Urgent, Mark::Warning)
+            }
+            _ if is_running => (Urgency::Quiet, Mark::Running),
             "completed" | "complete" | "online" | "on_time" | "in_control" => {
                 (Urgency::Normal, Mark::Good)
             }
@@ -73,9 +77,9 @@ impl Summary {
         };
         let mut text = match details.stalled {
             true => "stalled".to_owned(),
-            false => own.status.replace('_', " "),
+            false => notification.status.replace('_', " "),
         };
-        let progress = details.progress.filter(|_| goes_on);
+        let progress = details.progress.filter(|_| is_running);
         if let Some(progress) = progress {
             text.push_str(&format!(", {} %", progress.floor()));
         }
@@ -94,22 +98,28 @@ impl Summary {
             mark,
             text,
             progress,
-            eta_at: details.eta_at.filter(|_| goes_on),
-            is_live: goes_on || matches!(own.status, "pending" | "queued"),
+            eta_at: details.eta_at.filter(|_| is_running),
+            is_live: is_running || matches!(notification.status, "pending" | "queued"),
         }
     }
 }
 
 /// Returns the title of the subject, or else its id.
-pub(super) fn title(own: &Notification) -> &str {
-    own.title.as_deref().unwrap_or(&own.subject)
+pub(super) fn title(notification: &Notification) -> &str {
+    notification
+        .title
+        .as_deref()
+        .unwrap_or(&notification.subject)
 }
 
 /// Returns the tag that all notifications of a subject share, so that a phone replaces the last one: 32 hexadecimal
 /// digits. It is a digest for two reasons: receivers accept fewer characters than ids can have, and not everyone who sees
 /// the tag may see the id.
-pub(super) fn subject_tag(own: &Notification) -> String {
-    let subject = format!("{}\0{}\0{}", own.school_id, own.kind, own.subject);
+pub(super) fn subject_tag(notification: &Notification) -> String {
+    let subject = format!(
+        "{}\0{}\0{}",
+        notification.school_id, notification.kind, notification.subject
+    );
     let digest = Sha256::digest(subject.as_bytes());
     digest[..16]
         .iter()
@@ -130,7 +140,7 @@ mod tests {
             (Some("warning"), Urgency::Normal, Mark::Warning),
             (Some("info"), Urgency::Normal, Mark::News),
         ] {
-            let own = Notification {
+            let notification = Notification {
                 id: "00c0ffee-7-ops".into(),
                 school_id: 7,
                 kind: "characteristics",
@@ -143,7 +153,7 @@ mod tests {
                 details: EventDetails::default(),
                 json: Vec::new(),
             };
-            let summary = Summary::of(&own, 1_000);
+            let summary = Summary::of(&notification, 1_000);
             assert_eq!((summary.urgency, summary.mark), (urgency, mark));
         }
     }

@@ -61,7 +61,7 @@ impl Mqtt {
         let status = match &settings.status_topic {
             None => Some(default_status_topic(&topic, name)),
             Some(off) if off.is_empty() => None,
-            Some(own) => Some(parse_status_topic(own)?),
+            Some(status_topic) => Some(parse_status_topic(status_topic)?),
         };
         let route = Route::new(name, settings, status)?;
         Ok(Mqtt {
@@ -72,17 +72,17 @@ impl Mqtt {
     }
 
     fn connection_task(&self) -> Arc<ConnectionTask> {
-        let mut own = self.running();
-        if own.take_if(|own| own.has_panicked()).is_some() {
+        let mut running = self.running();
+        if running.take_if(|task| task.has_panicked()).is_some() {
             tracing::error!("the task of an MQTT connection panicked; starting another");
         }
         let start = || Arc::new(ConnectionTask::start(self.route.clone()));
-        Arc::clone(own.get_or_insert_with(start))
+        Arc::clone(running.get_or_insert_with(start))
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Arc<ConnectionTask>>> {
-        let own = self.connection_task.lock();
-        own.unwrap_or_else(PoisonError::into_inner)
+        let locked = self.connection_task.lock();
+        locked.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -108,7 +108,7 @@ impl Medium for Mqtt {
 
     fn start(&self) {
         // Replace a task that was stopped: it accepts no more deliveries.
-        let is_over = |own: &mut Arc<ConnectionTask>| own.deliveries.is_closed();
+        let is_over = |task: &mut Arc<ConnectionTask>| task.deliveries.is_closed();
         self.running().take_if(is_over);
         self.connection_task();
     }

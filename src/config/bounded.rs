@@ -96,7 +96,7 @@ impl<T: Whole, const MIN: u64, const MAX: u64> Bounded<T, MIN, MAX> {
     pub(crate) fn accepted() -> String {
         match Self::MOST {
             u64::MAX => format!("an integer of at least {MIN}"),
-            most => format!("an integer from {MIN} to {most}"),
+            max => format!("an integer from {MIN} to {max}"),
         }
     }
 }

@@ -147,12 +147,12 @@ fn sentence(error: &figment::Error, figment: &Figment) -> String {
 
 /// Returns a hint for an unknown name: the most similar known name, or else the page that lists all settings.
 pub(crate) fn nearest(name: &str, known: &[impl AsRef<str>]) -> String {
-    let distance = |other: &str| strsim::osa_distance(&name.to_lowercase(), other);
+    let distance = |candidate: &str| strsim::osa_distance(&name.to_lowercase(), candidate);
     let nearest = known
         .iter()
         .map(AsRef::as_ref)
-        .min_by_key(|other| distance(other));
-    match nearest.filter(|other| distance(other) <= other.len().div_ceil(TYPO_SHARE)) {
+        .min_by_key(|candidate| distance(candidate));
+    match nearest.filter(|candidate| distance(candidate) <= candidate.len().div_ceil(TYPO_SHARE)) {
         Some(nearest) => format!(": did you mean `{nearest}`?"),
         None => ": docs/configuration.md lists all of them".into(),
     }

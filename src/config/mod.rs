@@ -461,10 +461,10 @@ impl Settings {
 
     /// Returns where the database is.
     pub fn database(&self) -> Result<Database, ConfigError> {
-        let Some(own) = &self.database_url else {
+        let Some(database_url) = &self.database_url else {
             return Ok(Database::File(self.data_dir.join("tidings.db")));
         };
-        let url = own.reveal();
+        let url = database_url.reveal();
         let invalid = |problem: &str| {
             Err(ConfigError::Invalid {
                 key: "database_url",
@@ -474,7 +474,9 @@ impl Settings {
         let path = match url.split_once(':') {
             // `sqlite:///a/b` is `/a/b`; `sqlite://a/b` and `sqlite:a/b` are both relative.
             Some(("sqlite", path)) => path.strip_prefix("//").unwrap_or(path),
-            Some(("postgres" | "postgresql", _)) => return Ok(Database::Postgres(own.clone())),
+            Some(("postgres" | "postgresql", _)) => {
+                return Ok(Database::Postgres(database_url.clone()));
+            }
             Some((scheme, _)) if is_scheme(scheme) => {
                 return invalid(
                     "names neither a SQLite nor a Postgres database; write `sqlite:<path>`, the path alone, or `postgres://user:password@host:5432/database`",
@@ -548,13 +550,13 @@ impl Settings {
                 "schedules_per_school",
             ),
         ];
-        let most = |kind: &Kind| {
-            let own = settings.iter().find(|(own, ..)| own == kind);
-            own.map_or((*kind, SUBJECTS_PER_SCHOOL, None), |(_, most, name)| {
-                (*kind, *most, Some(*name))
+        let limit = |kind: &Kind| {
+            let setting = settings.iter().find(|(limited, ..)| limited == kind);
+            setting.map_or((*kind, SUBJECTS_PER_SCHOOL, None), |(_, max, name)| {
+                (*kind, *max, Some(*name))
             })
         };
-        kind::KINDS.iter().map(most).collect()
+        kind::KINDS.iter().map(limit).collect()
     }
 
     /// Returns the maximum numbers of concurrent streams.

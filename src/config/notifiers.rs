@@ -129,13 +129,13 @@ impl TryFrom<String> for Every {
         if text == "milestone" {
             return Ok(Every::Milestone);
         }
-        let unit = text.trim_start_matches(|own: char| own.is_ascii_digit());
+        let unit = text.trim_start_matches(|character: char| character.is_ascii_digit());
         let number = &text[..text.len() - unit.len()];
         let number: u32 = number.parse().map_err(|_| wrong())?;
         let every = match unit.trim() {
             "%" => u8::try_from(number)
                 .ok()
-                .filter(|own| *own <= 100)
+                .filter(|percent| *percent <= 100)
                 .map(Every::Percent),
             "s" => Some(Every::Seconds(number)),
             "min" => number.checked_mul(60).map(Every::Seconds),
@@ -159,8 +159,9 @@ impl From<Every> for String {
 impl Rule {
     /// Whether the rule matches the event.
     pub fn matches(&self, event: &Event) -> bool {
-        let named =
-            |list: &[String], name: &str| list.is_empty() || list.iter().any(|own| own == name);
+        let named = |list: &[String], name: &str| {
+            list.is_empty() || list.iter().any(|listed| listed == name)
+        };
         (self.ticks || self.every != Every::Milestone || !event.is_tick())
             && (self.schools.is_empty() || self.schools.contains(&event.school))
             && named(&self.kinds, event.kind.collection())
@@ -221,31 +222,34 @@ pub(super) fn check(notifiers: &[NotifierSettings]) -> Result<(), ConfigError> {
     if notifiers.len() > NOTIFIERS_MAX {
         return invalid(format!("must have at most {NOTIFIERS_MAX} entries"));
     }
-    for (index, own) in notifiers.iter().enumerate() {
-        let name = &own.name;
+    for (index, notifier) in notifiers.iter().enumerate() {
+        let name = &notifier.name;
         if !is_name(name) {
             return invalid(format!(
                 "has an entry named {name:?}; a name must have 1 to {NAME_MAX_BYTES} characters from a-z, 0-9 and `-`"
             ));
         }
-        if notifiers[..index].iter().any(|other| other.name == *name) {
+        if notifiers[..index]
+            .iter()
+            .any(|earlier| earlier.name == *name)
+        {
             return invalid(format!(
                 "has two entries named `{name}`; names must be unique"
             ));
         }
         let media = [
-            own.webhook.is_some(),
-            own.email.is_some(),
-            own.mqtt.is_some(),
-            own.ntfy.is_some(),
-            own.home_assistant.is_some(),
+            notifier.webhook.is_some(),
+            notifier.email.is_some(),
+            notifier.mqtt.is_some(),
+            notifier.ntfy.is_some(),
+            notifier.home_assistant.is_some(),
         ];
         if media.into_iter().filter(|given| *given).count() != 1 {
             return invalid(format!(
                 "`{name}` must have exactly one of `webhook`, `email`, `mqtt`, `ntfy` and `home_assistant`"
             ));
         }
-        for rule in &own.rules {
+        for rule in &notifier.rules {
             if let Err(problem) = rule.check() {
                 return invalid(format!("`{name}` {problem}"));
             }

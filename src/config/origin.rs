@@ -152,7 +152,7 @@ impl AllowedOrigin {
     fn names(&self, origin: &Origin) -> bool {
         match self {
             AllowedOrigin::Any => false,
-            AllowedOrigin::One(own) => own == origin,
+            AllowedOrigin::One(allowed) => allowed == origin,
             AllowedOrigin::Below(parent) => {
                 let (Host::Name(parent_name), Host::Name(name)) = (&parent.host, &origin.host)
                 else {

@@ -35,12 +35,12 @@ pub enum Form {
 
 /// Returns the message's `type`, and a JSON object with the fields in addition to those that every event has.
 pub(super) fn message_of(event: &Event, form: Form) -> (&'static str, Cow<'_, str>) {
-    let other = match form {
+    let reshaped = match form {
         Form::Flat if event.kind == characteristic::KIND => flat(event),
         Form::Upload if event.kind == job::KIND => upload(event),
         _ => None,
     };
-    match other {
+    match reshaped {
         Some((name, fields)) => (name, fields.into()),
         None => (
             event.draft.event_type.name,
@@ -290,8 +290,8 @@ fn file_id(job: &Report) -> Value {
         file_id: Option<Value>,
     }
     let filed = serde_json::from_str::<Filed>(job.metadata.get()).ok();
-    let own = filed.and_then(|filed| filed.file_id);
-    own.unwrap_or_else(|| job.job_id.as_str().into())
+    let file_id = filed.and_then(|filed| filed.file_id);
+    file_id.unwrap_or_else(|| job.job_id.as_str().into())
 }
 
 /// Returns the progress as a whole number. Rounds down, so that 100 means completed.

@@ -123,7 +123,7 @@ enum Step<'a> {
 /// Fails on the first number that would be rounded.
 fn exact(json: &str) -> Result<(), InexactNumber> {
     let bytes = json.as_bytes();
-    let (mut way, mut at, mut last_text) = (Vec::new(), 0, "");
+    let (mut path, mut at, mut last_text) = (Vec::new(), 0, "");
     while let Some(byte) = bytes.get(at) {
         let begun = at;
         at += 1;
@@ -132,18 +132,18 @@ fn exact(json: &str) -> Result<(), InexactNumber> {
                 at = end_of_text(bytes, at);
                 last_text = json.get(begun + 1..at - 1).unwrap_or_default();
             }
-            b'{' => way.push(Step::Member("")),
-            b'[' => way.push(Step::Item(0)),
+            b'{' => path.push(Step::Member("")),
+            b'[' => path.push(Step::Item(0)),
             b'}' | b']' => {
-                way.pop();
+                path.pop();
             }
             b':' => {
-                if let Some(Step::Member(name)) = way.last_mut() {
+                if let Some(Step::Member(name)) = path.last_mut() {
                     *name = last_text;
                 }
             }
             b',' => {
-                if let Some(Step::Item(index)) = way.last_mut() {
+                if let Some(Step::Item(index)) = path.last_mut() {
                     *index += 1;
                 }
             }
@@ -156,7 +156,7 @@ fn exact(json: &str) -> Result<(), InexactNumber> {
                 let number = &json[begun..at];
                 if !is_exact(number) {
                     return Err(InexactNumber {
-                        place: place(&way),
+                        place: place(&path),
                         number: shortened(number),
                     });
                 }
@@ -191,9 +191,9 @@ fn is_exact(number: &str) -> bool {
     read.is_ok_and(|read| read.is_finite() && (read == 0.0) == is_zero)
 }
 
-fn place(way: &[Step<'_>]) -> String {
+fn place(path: &[Step<'_>]) -> String {
     let mut place = String::new();
-    for step in way {
+    for step in path {
         match step {
             Step::Member(name) if place.is_empty() => place.push_str(name),
             Step::Member(name) => place.extend([".", name]),

@@ -80,10 +80,10 @@ impl Encoding {
 /// Returns an event's bytes in one encoding. They are encoded on the first call and shared afterwards.
 pub fn event(event: &Event, encoding: Encoding) -> &Arc<[u8]> {
     let whole = framed(event, encoding, Cut::Nothing);
-    let Some(most) = encoding.max_event_bytes else {
+    let Some(max_bytes) = encoding.max_event_bytes else {
         return whole;
     };
-    let fits = |frame: &[u8]| json_of(encoding.framing, frame).len() <= most;
+    let fits = |frame: &[u8]| json_of(encoding.framing, frame).len() <= max_bytes;
     if fits(whole) {
         return whole;
     }
@@ -360,9 +360,9 @@ mod tests {
             "r".repeat(1_000)
         );
         let sample = sample(&fields);
-        let read = |most| {
+        let read = |max_bytes| {
             let encoding = Encoding {
-                max_event_bytes: Some(most),
+                max_event_bytes: Some(max_bytes),
                 ..Encoding::new(Framing::WebSocket)
             };
             let json = json_of(encoding.framing, event(&sample, encoding));

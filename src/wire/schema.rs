@@ -44,16 +44,19 @@ pub(crate) fn title(name: &str) -> String {
 }
 
 /// Returns the schema of an event of this type, in the standard form.
-pub(crate) fn event(own: &EventType, generator: &mut SchemaGenerator) -> Value {
-    let fields = (own.fields)(generator);
-    message(own.name, &fields, generator)
+pub(crate) fn event(event_type: &EventType, generator: &mut SchemaGenerator) -> Value {
+    let fields = (event_type.fields)(generator);
+    message(event_type.name, &fields, generator)
 }
 
 /// Returns the schema of an event with this `type` and these fields.
 pub(super) fn message(name: &str, fields: &Schema, generator: &mut SchemaGenerator) -> Value {
     let mut all = EventFields::json_schema(generator).to_value();
-    let own = fields.as_value();
-    let (properties, required) = (own["properties"].as_object(), own["required"].as_array());
+    let fields = fields.as_value();
+    let (properties, required) = (
+        fields["properties"].as_object(),
+        fields["required"].as_array(),
+    );
     let properties = properties.expect("the fields of an event are an object");
     for (name, schema) in properties {
         // The event's own fields are part of its envelope.
@@ -69,7 +72,7 @@ pub(super) fn message(name: &str, fields: &Schema, generator: &mut SchemaGenerat
     }
     all["properties"]["type"] = json!({ "const": name });
     all["title"] = title(name).into();
-    all["description"] = own["description"].clone();
+    all["description"] = fields["description"].clone();
     if let Some(members) = all.as_object_mut() {
         members.remove("additionalProperties");
         members.retain(|_, value| !value.is_null());
@@ -85,12 +88,12 @@ pub(crate) fn absent_for_null(schema: &mut Value) {
             let required = members.get("required").cloned().unwrap_or_default();
             let is_required = |name: &str| {
                 let mut names = required.as_array().into_iter().flatten();
-                names.any(|own| *own == name)
+                names.any(|listed| *listed == name)
             };
             let properties = members.get_mut("properties").and_then(Value::as_object_mut);
-            for (name, own) in properties.into_iter().flatten() {
+            for (name, property) in properties.into_iter().flatten() {
                 if !is_required(name) {
-                    without_null(own);
+                    without_null(property);
                 }
             }
             members.values_mut().for_each(absent_for_null);
@@ -103,18 +106,18 @@ pub(crate) fn absent_for_null(schema: &mut Value) {
 fn without_null(schema: &mut Value) {
     let types = schema.get_mut("type").and_then(Value::as_array_mut);
     if let Some(types) = types {
-        types.retain(|own| own != "null");
+        types.retain(|type_name| type_name != "null");
         if let [one] = &types[..] {
             schema["type"] = one.clone();
         }
     }
     let values = schema.get_mut("enum").and_then(Value::as_array_mut);
     if let Some(values) = values {
-        values.retain(|own| !own.is_null());
+        values.retain(|value| !value.is_null());
     }
     let several = schema.get_mut("anyOf").and_then(Value::as_array_mut);
     if let Some(several) = several {
-        several.retain(|own| own["type"] != "null");
+        several.retain(|alternative| alternative["type"] != "null");
         if let [one] = &several[..] {
             let (one, about) = (one.clone(), schema["description"].take());
             *schema = one;
@@ -129,12 +132,12 @@ fn without_null(schema: &mut Value) {
 pub(crate) type Message = (String, Value);
 
 /// Returns the events of a kind, in all forms.
-pub(crate) fn of_kind(own: &Description, generator: &mut SchemaGenerator) -> Vec<Message> {
+pub(crate) fn of_kind(description: &Description, generator: &mut SchemaGenerator) -> Vec<Message> {
     let mut all: Vec<Message> = Vec::new();
-    for event_type in own.event_types {
+    for event_type in description.event_types {
         all.push((title(event_type.name), event(event_type, generator)));
     }
-    if own.kind == kind::characteristic::KIND {
+    if description.kind == kind::characteristic::KIND {
         all.extend(of_form(Form::Flat, generator));
     }
     for (_, schema) in &mut all {

@@ -37,7 +37,9 @@ impl Alarm {
     /// Whether it is due at `now`. If not, the task is woken once it is.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let registered = self.registered.as_ref();
-        if now < self.sleep.deadline() && registered.is_some_and(|own| own.will_wake(cx.waker())) {
+        if now < self.sleep.deadline()
+            && registered.is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
             return false;
         }
         // A task whose budget is exhausted would not be registered.

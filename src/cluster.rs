@@ -159,7 +159,9 @@ impl Cluster {
     pub async fn join(&self) -> Result<Result<(), Differs>, StoreError> {
         let nodes = self.exchange_reports().await?;
         let differing = differences(&nodes, self.id());
-        let differs = differing.into_iter().find(|own| own.setting == SECRET);
+        let differs = differing
+            .into_iter()
+            .find(|differs| differs.setting == SECRET);
         if differs.is_some() {
             self.leave().await;
         }
@@ -249,24 +251,24 @@ pub fn is_running(node: &Node) -> bool {
 }
 
 /// Returns the settings that all nodes must share and in which a running node differs from this one.
-fn differences(nodes: &[Node], own: &NodeId) -> Vec<Differs> {
-    let Some(own) = nodes.iter().find(|node| node.report.id == *own) else {
+fn differences(nodes: &[Node], this_id: &NodeId) -> Vec<Differs> {
+    let Some(this) = nodes.iter().find(|node| node.report.id == *this_id) else {
         return Vec::new();
     };
-    let own = &own.report;
+    let this = &this.report;
     let others = nodes
         .iter()
-        .filter(|node| node.report.id != own.id && is_running(node));
+        .filter(|node| node.report.id != this.id && is_running(node));
     let mut differing = Vec::new();
     for node in others {
         let report = &node.report;
-        let secret = (report.secret_fingerprint != own.secret_fingerprint).then_some(SECRET);
+        let secret = (report.secret_fingerprint != this.secret_fingerprint).then_some(SECRET);
         // The bus is compared only once both nodes have reached its server.
         let buses = report
             .bus_fingerprint
             .as_ref()
-            .zip(own.bus_fingerprint.as_ref());
-        let bus = buses.and_then(|(theirs, own)| (theirs != own).then_some(BUS));
+            .zip(this.bus_fingerprint.as_ref());
+        let bus = buses.and_then(|(theirs, ours)| (theirs != ours).then_some(BUS));
         let differs = |setting| Differs {
             setting,
             name: report.name.clone(),
@@ -278,7 +280,7 @@ fn differences(nodes: &[Node], own: &NodeId) -> Vec<Differs> {
 }
 
 impl Known {
-    fn take_in(&mut self, nodes: &[Node], own: &NodeId) {
+    fn take_in(&mut self, nodes: &[Node], this_id: &NodeId) {
         self.nodes = nodes.to_vec();
         self.read_at = Instant::now();
         self.reported
@@ -286,7 +288,7 @@ impl Known {
         if self.peers != Peers::Unclear {
             return;
         }
-        let before = |node: &&Node| node.report.id != *own;
+        let before = |node: &&Node| node.report.id != *this_id;
         let earlier: Vec<&Node> = nodes.iter().take_while(before).collect();
         let first = self.earlier_nodes.get_or_insert_with(|| {
             let seen_at = |node: &&Node| (node.report.id.clone(), node.seen_at);
@@ -338,18 +340,18 @@ mod tests {
     }
 
     /// A node that reported at this second, when it is another second.
-    fn node(own: &NodeReport, seen_at: u64, now: u64) -> Node {
+    fn node(report: &NodeReport, seen_at: u64, now: u64) -> Node {
         let at = |secs: u64| DateTime::UNIX_EPOCH + TimeDelta::seconds(secs.cast_signed());
         Node {
-            report: own.clone(),
+            report: report.clone(),
             since: at(0),
             seen_at: at(seen_at),
             silent: Duration::from_secs(now - seen_at),
         }
     }
 
-    /// What `own` concludes from reading these nodes, one round after the other.
-    fn conclusions(own: &NodeReport, rounds: &[&[Node]]) -> Vec<Peers> {
+    /// What the node of this report concludes from reading these nodes, one round after the other.
+    fn conclusions(report: &NodeReport, rounds: &[&[Node]]) -> Vec<Peers> {
         let mut known = Known {
             nodes: Vec::new(),
             read_at: Instant::now(),
@@ -358,7 +360,7 @@ mod tests {
             reported: HashSet::new(),
         };
         let conclude = |nodes: &&[Node]| {
-            known.take_in(nodes, &own.id);
+            known.take_in(nodes, &report.id);
             known.peers
         };
         rounds.iter().map(conclude).collect()
@@ -368,47 +370,47 @@ mod tests {
     fn a_node_is_alone_only_if_no_node_that_began_before_it_still_reports() {
         use Peers::{Absent, Running, Unclear};
         let gone = NODE_GONE.as_secs();
-        let (one, own, late) = (
+        let (one, this, late) = (
             report("1", "s", None),
             report("2", "s", None),
             report("3", "s", None),
         );
-        let alone = [node(&own, 5, 5), node(&late, 5, 5)];
+        let alone = [node(&this, 5, 5), node(&late, 5, 5)];
         assert_eq!(
-            conclusions(&own, &[&alone]),
+            conclusions(&this, &[&alone]),
             [Absent],
             "one that came later"
         );
-        let at = |one_seen_at, now| vec![node(&one, one_seen_at, now), node(&own, now, now)];
+        let at = |one_seen_at, now| vec![node(&one, one_seen_at, now), node(&this, now, now)];
         let long_gone = at(0, gone);
-        assert_eq!(conclusions(&own, &[&long_gone]), [Absent]);
+        assert_eq!(conclusions(&this, &[&long_gone]), [Absent]);
         // It may have been killed just now.
         let runs = [at(4, 5), at(4, 7), at(8, 9), at(8, 8 + gone)];
         let read: Vec<&[Node]> = runs.iter().map(Vec::as_slice).collect();
         assert_eq!(
-            conclusions(&own, &read),
+            conclusions(&this, &read),
             [Unclear, Unclear, Running, Running]
         );
         let killed = [at(4, 5), at(4, 3 + gone), at(4, 4 + gone), at(30, 30)];
         let read: Vec<&[Node]> = killed.iter().map(Vec::as_slice).collect();
         assert_eq!(
-            conclusions(&own, &read),
+            conclusions(&this, &read),
             [Unclear, Unclear, Absent, Absent],
             "once and for all"
         );
         // It ends in order meanwhile, so it was there.
-        let left = vec![node(&own, 7, 7)];
+        let left = vec![node(&this, 7, 7)];
         let first = at(4, 5);
-        assert_eq!(conclusions(&own, &[&first, &left]), [Unclear, Running]);
+        assert_eq!(conclusions(&this, &[&first, &left]), [Unclear, Running]);
         let old = report("0", "s", None);
         let first = [
             node(&old, 0, gone),
             node(&one, gone, gone),
-            node(&own, gone, gone),
+            node(&this, gone, gone),
         ];
-        let killed = [node(&one, gone, 2 * gone), node(&own, 2 * gone, 2 * gone)];
+        let killed = [node(&one, gone, 2 * gone), node(&this, 2 * gone, 2 * gone)];
         assert_eq!(
-            conclusions(&own, &[&first, &killed]),
+            conclusions(&this, &[&first, &killed]),
             [Unclear, Absent],
             "and another is forgotten"
         );
@@ -416,15 +418,15 @@ mod tests {
 
     #[test]
     fn a_running_node_with_another_secret_or_bus_is_named_and_one_that_is_gone_is_not() {
-        let own = report("1", "s", Some("b"));
+        let this = report("1", "s", Some("b"));
         let same = node(&report("2", "s", Some("b")), 5, 5);
         let secret = node(&report("3", "other", Some("b")), 5, 5);
         let bus = node(&report("4", "s", Some("other")), 5, 5);
         let unknown = node(&report("5", "s", None), 5, 5);
         let gone = NODE_GONE.as_secs();
         let both_gone = node(&report("6", "other", Some("other")), 0, gone);
-        let nodes = [node(&own, 5, 5), same, secret, bus, unknown, both_gone];
-        let found = differences(&nodes, &own.id);
+        let nodes = [node(&this, 5, 5), same, secret, bus, unknown, both_gone];
+        let found = differences(&nodes, &this.id);
         let found: Vec<(&str, &str)> = found
             .iter()
             .map(|differs| (differs.id.as_str(), differs.setting))

@@ -78,8 +78,8 @@ impl Publisher {
     }
 
     /// Returns the limit on what one request can produce, with the memory that is reserved for it.
-    pub fn allowance(&self, most: u64, reserved: Reserved) -> Arc<Allowance> {
-        Arc::new(Allowance::new(most, Arc::clone(&self.debts), reserved))
+    pub fn allowance(&self, limit: u64, reserved: Reserved) -> Arc<Allowance> {
+        Arc::new(Allowance::new(limit, Arc::clone(&self.debts), reserved))
     }
 
     /// Executes commands in order, independently of one another: a rejected command does not affect the others. Returns

@@ -28,7 +28,13 @@ impl RequestSource {
             _ => without_token(part),
         };
         let parts: Vec<&str> = path.split('/').map(without_secret).collect();
-        let shown = |own: char| if own.is_ascii_graphic() { own } else { '?' };
+        let shown = |character: char| {
+            if character.is_ascii_graphic() {
+                character
+            } else {
+                '?'
+            }
+        };
         let route: String = parts.join("/").chars().take(ROUTE_MAX_CHARS).collect();
         RequestSource {
             route: route.chars().map(shown).collect::<String>().into(),

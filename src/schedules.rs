@@ -74,7 +74,7 @@ struct Clock {
 }
 
 impl Clock {
-    fn look(&mut self, now: Moment) {
+    fn update(&mut self, now: Moment) {
         let changed = self.wall.look(now);
         let ahead = ahead(now);
         let was_suspended = (ahead - self.ahead) > TimeDelta::seconds(SCHEDULE_DRIFT_SECS);
@@ -201,7 +201,7 @@ impl Schedules {
     fn look_at_clock<T>(&self, then: impl FnOnce(&mut Clock) -> T) -> Option<T> {
         let now = Moment::now(self.store.uptime().now());
         lock(&self.clock).as_mut().map(|clock| {
-            clock.look(now);
+            clock.update(now);
             then(clock)
         })
     }
@@ -255,7 +255,7 @@ impl Schedules {
     pub async fn check_each(&self, due: &[Due]) -> Result<bool, StoreError> {
         let mut any = false;
         for part in due.chunks(SCHEDULES_AT_ONCE) {
-            let checked = join_all(part.iter().map(|own| self.check_one(own))).await;
+            let checked = join_all(part.iter().map(|due| self.check_one(due))).await;
             for is_checked in checked {
                 any |= is_checked?;
             }
@@ -288,10 +288,10 @@ impl Schedules {
         hint: Option<SubjectId>,
     ) -> Result<Option<Envelope>, StoreError> {
         let stored = self.store.subject(school, KIND, schedule.clone()).await?;
-        let Some(own) = stored.as_ref().and_then(|own| own.state.schedule()) else {
+        let Some(state) = stored.as_ref().and_then(|stored| stored.state.schedule()) else {
             return Ok(None);
         };
-        if own.finished_at.is_some() {
+        if state.finished_at.is_some() {
             return Ok(None);
         }
         let newest = ListQuery {
@@ -304,7 +304,7 @@ impl Schedules {
             .subjects(school, job::KIND, newest)
             .await?
             .subjects;
-        let known = own.last_run.as_ref().map(|run| run.job_id.clone());
+        let known = state.last_run.as_ref().map(|run| run.job_id.clone());
         for id in known.into_iter().chain(hint) {
             if !jobs.iter().any(|job| job.event.subject == id) {
                 jobs.extend(self.store.subject(school, job::KIND, id).await?);

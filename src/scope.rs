@@ -130,7 +130,7 @@ impl Scope {
 
     /// Removes a channel.
     pub fn remove(&mut self, channel: &Channel) {
-        self.channels.retain(|own| own != channel);
+        self.channels.retain(|included| included != channel);
     }
 
     /// Whether the scope includes the event.
@@ -169,7 +169,7 @@ impl Scope {
     /// Returns the subjects of `kind` that have their own channels.
     pub fn subjects(&self, kind: Kind) -> Vec<&SubjectId> {
         let of_kind = |channel| match channel {
-            &Channel::Subject(own, ref id) if own == kind => Some(id),
+            &Channel::Subject(subject_kind, ref id) if subject_kind == kind => Some(id),
             _ => None,
         };
         self.channels.iter().filter_map(of_kind).collect()

@@ -118,20 +118,20 @@ impl Accounts {
 
     /// Counts the task as running until the returned guard is dropped.
     fn running(self: &Arc<Self>, name: Arc<str>) -> Running {
-        self.change(&name, |own| own.running += 1);
+        self.change(&name, |account| account.running += 1);
         Running(Arc::clone(self), name)
     }
 
     fn starts(&self, name: &Arc<str>) {
         let steady = Instant::now() + TASK_STEADY;
-        self.change(name, |own| own.steady_from = Some(steady));
+        self.change(name, |account| account.steady_from = Some(steady));
     }
 
     /// Records a panic. Returns the number of consecutive panics.
     fn fails(&self, name: &Arc<str>) -> u32 {
-        self.change(name, |own| {
-            own.fails(Instant::now());
-            own.failures
+        self.change(name, |account| {
+            account.fails(Instant::now());
+            account.failures
         })
     }
 }
@@ -141,14 +141,14 @@ struct Running(Arc<Accounts>, Arc<str>);
 impl Running {
     /// Logs and counts a panic that ended the task.
     fn panicked(&self) {
-        self.0.change(&self.1, |own| own.panics += 1);
+        self.0.change(&self.1, |account| account.panics += 1);
         tracing::error!(task = &*self.1, "a task panicked");
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.change(&self.1, |own| own.running -= 1);
+        self.0.change(&self.1, |account| account.running -= 1);
     }
 }
 
@@ -177,7 +177,7 @@ impl Tasks {
             ends_itself,
         } = task;
         let (accounts, token) = (Arc::clone(&self.accounts), self.token.clone());
-        accounts.change(&name, |own| own.is_vital = is_vital);
+        accounts.change(&name, |account| account.is_vital = is_vital);
         let running = accounts.running(Arc::clone(&name));
         self.tracker.spawn(async move {
             let _running = running;
@@ -254,7 +254,7 @@ impl Tasks {
     pub fn panics(&self) -> Vec<(Arc<str>, u64)> {
         let accounts = self.accounts.lock();
         let all = accounts.iter();
-        all.map(|(name, own)| (Arc::clone(name), own.panics))
+        all.map(|(name, account)| (Arc::clone(name), account.panics))
             .collect()
     }
 
@@ -262,15 +262,15 @@ impl Tasks {
     pub fn failing(&self) -> Option<Arc<str>> {
         let now = Instant::now();
         let accounts = self.accounts.lock();
-        let mut vital = accounts.iter().filter(|(_, own)| own.is_vital);
-        let failing = vital.find(|(_, own)| own.keeps_failing(now));
+        let mut vital = accounts.iter().filter(|(_, account)| account.is_vital);
+        let failing = vital.find(|(_, account)| account.keeps_failing(now));
         failing.map(|(name, _)| Arc::clone(name))
     }
 
     /// Returns the tasks that have not ended, of this group and the groups that are counted with it.
     pub fn running(&self) -> Vec<Arc<str>> {
         let accounts = self.accounts.lock();
-        let running = accounts.iter().filter(|(_, own)| own.running > 0);
+        let running = accounts.iter().filter(|(_, account)| account.running > 0);
         running.map(|(name, _)| Arc::clone(name)).collect()
     }
 
@@ -403,13 +403,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn panics_that_are_far_apart_are_not_in_a_row() {
-        let mut own = Account::default();
+        let mut account = Account::default();
         for _ in 0..2 * TASK_FAILURES {
-            own.steady_from = Some(Instant::now());
-            own.fails(Instant::now());
-            assert!(!own.keeps_failing(Instant::now()));
+            account.steady_from = Some(Instant::now());
+            account.fails(Instant::now());
+            assert!(!account.keeps_failing(Instant::now()));
         }
-        assert_eq!(own.panics, u64::from(2 * TASK_FAILURES));
+        assert_eq!(account.panics, u64::from(2 * TASK_FAILURES));
     }
 
     #[tokio::test(start_paused = true)]

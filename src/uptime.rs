@@ -178,14 +178,14 @@ mod tests {
     };
 
     /// Returns the uptime in milliseconds at readings that are this many milliseconds after the start.
-    fn uptimes_at(looks: impl IntoIterator<Item = u64>) -> Vec<(u64, bool)> {
+    fn uptimes_at(readings: impl IntoIterator<Item = u64>) -> Vec<(u64, bool)> {
         let start = Instant::now();
         let mut ticks = Ticks::begin(Uptime::from_millis(1_000), GAPS, start);
         let mut read = |millis| {
             ticks.read(start + Duration::from_millis(millis));
             (ticks.now().millis(), ticks.is_catching_up())
         };
-        looks.into_iter().map(&mut read).collect()
+        readings.into_iter().map(&mut read).collect()
     }
 
     #[test]
@@ -214,8 +214,8 @@ mod tests {
     fn time_counts_in_full_however_often_and_unevenly_the_clock_is_looked_at() {
         let often = Instant::now();
         let mut ticks = Ticks::begin(Uptime::default(), GAPS, often);
-        for look in 1..=100_000 {
-            ticks.read(often + Duration::from_micros(look * 30));
+        for reading in 1..=100_000 {
+            ticks.read(often + Duration::from_micros(reading * 30));
         }
         assert_eq!(ticks.now(), Uptime::from_millis(3_000));
         assert_eq!(uptimes_at([400, 900, 1_000]).last(), Some(&(2_000, false)));

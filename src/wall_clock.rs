@@ -132,31 +132,31 @@ impl WallClock {
 
     /// Checks the clock, and returns what has changed.
     pub fn look(&mut self, now: Moment) -> Option<Change> {
-        let own = &mut self.record;
-        let moved = now.booted_at().saturating_sub(own.booted_at);
+        let record = &mut self.record;
+        let moved = now.booted_at().saturating_sub(record.booted_at);
         let is_step = |by: i64| by.unsigned_abs() >= millis(CLOCK_STEP_MIN).unsigned_abs();
         // Smaller differences than a step are followed, because clocks drift.
-        own.booted_at = now.booted_at();
-        own.looked_at = now.wall.timestamp_millis();
+        record.booted_at = now.booted_at();
+        record.looked_at = now.wall.timestamp_millis();
         let mut change = None;
         if is_step(moved) {
             let moved = TimeDelta::milliseconds(moved);
-            if is_step(own.booted_at.saturating_sub(own.relied_on)) {
-                own.set_at = Some(now.uptime.millis());
+            if is_step(record.booted_at.saturating_sub(record.relied_on)) {
+                record.set_at = Some(now.uptime.millis());
                 change = Some(Change::Set(moved));
             } else {
-                own.set_at = None;
+                record.set_at = None;
                 change = Some(Change::Back(moved));
             }
         }
-        if let Some(set_at) = own.set_at
+        if let Some(set_at) = record.set_at
             && now.uptime.since(Uptime::from_millis(set_at)) >= self.settle
         {
-            own.set_at = None;
+            record.set_at = None;
             change = change.or(Some(Change::Settled));
         }
-        if own.set_at.is_none() {
-            own.relied_on = own.booted_at;
+        if record.set_at.is_none() {
+            record.relied_on = record.booted_at;
         }
         change
     }
@@ -240,7 +240,7 @@ mod tests {
             }
         }
 
-        fn look(&mut self) -> Option<Change> {
+        fn check(&mut self) -> Option<Change> {
             self.clock
                 .look(moment(self.wall, self.since_boot, self.uptime))
         }
@@ -249,13 +249,13 @@ mod tests {
         fn work(&mut self, secs: i64) -> Option<Change> {
             (self.wall, self.since_boot) = (self.wall + secs, self.since_boot + secs);
             self.uptime += secs;
-            self.look()
+            self.check()
         }
 
         /// The clock is set by some seconds.
         fn set(&mut self, secs: i64) -> Option<Change> {
             self.wall += secs;
-            self.look()
+            self.check()
         }
 
         /// The server is down for some seconds.
@@ -275,7 +275,7 @@ mod tests {
             let now = moment(self.wall, self.since_boot, self.uptime);
             let saved = serde_json::from_str(&text).unwrap();
             self.clock = WallClock::resume(saved, self.boot.into(), now, settle());
-            self.look()
+            self.check()
         }
     }
 

@@ -89,8 +89,8 @@ async fn check_overdue(store: &dyn Store, schedules: &Schedules) -> Result<(), S
                     hint: None,
                 }),
                 command => {
-                    let own = by_school.entry(item.school).or_default();
-                    own.push(Envelope::new(item.subject, command));
+                    let envelopes = by_school.entry(item.school).or_default();
+                    envelopes.push(Envelope::new(item.subject, command));
                 }
             }
         }

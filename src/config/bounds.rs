@@ -3,6 +3,9 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+/// The maximum number of connections that wait to be accepted. The kernel lowers it to `net.core.somaxconn`.
+pub const ACCEPT_QUEUE: i32 = 65_535;
+
 /// Maximum of `workers`, the runtime's worker threads.
 pub const WORKERS_MAX: usize = 1_024;
 /// Maximum of `max_blocking`, the runtime's threads for blocking work.

@@ -4,6 +4,7 @@
 //! [`routes`] and [`catchers`] can be mounted at any base. [`fairing`] mounts them, starts Tidings from the application's
 //! own configuration, and closes its streams when the application stops. [`close`] then stops Tidings itself.
 
+mod backlog;
 mod badge;
 mod base_path;
 mod batch;
@@ -181,6 +182,7 @@ fn mount_at(
         .register(base, catchers())
         .attach(cors::fairing(base))
         .attach(stream::fairing())
+        .attach(backlog::Backlog)
         .attach(dead_peers::DeadPeers)
         .attach(idle_connections::IdleConnections::default())
         .attach(joining())

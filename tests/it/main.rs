@@ -17,6 +17,7 @@ mod support;
 mod access;
 mod acknowledgements;
 mod attacks;
+mod backlog;
 mod bad_input;
 mod behind_proxy;
 mod browsers;

@@ -100,6 +100,11 @@ pub(super) fn shut_down(
     platform::shut_down(inodes, how)
 }
 
+/// Lets more connections wait to be accepted at this address. The kernel limits their number to `net.core.somaxconn`.
+pub(super) fn extend_accept_queue(address: SocketAddr, connections: i32) -> io::Result<()> {
+    platform::extend_accept_queue(address, connections)
+}
+
 /// Returns the peers of the connections to a local port that neither end has closed.
 pub(super) fn open_to(port: u16) -> io::Result<HashSet<SocketAddr>> {
     platform::open_to(port)
@@ -128,6 +133,10 @@ mod platform {
 
     pub(super) fn open_to(_: u16) -> io::Result<HashSet<SocketAddr>> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn extend_accept_queue(_: SocketAddr, _: i32) -> io::Result<()> {
+        Ok(())
     }
 
     pub(super) fn accepted(_: SocketAddr) -> io::Result<Vec<super::Connection>> {
@@ -193,6 +202,12 @@ mod platform {
         tidings.tasks().supervise(Task::new("dead peers"), move || {
             check(Weak::clone(&weak), address.port(), timeout)
         });
+    }
+
+    pub(super) fn extend_accept_queue(address: SocketAddr, connections: i32) -> io::Result<()> {
+        // Listening again on a socket that listens already changes only the length of its queue.
+        let mut listeners = descriptors::listening_on(address)?.into_iter();
+        listeners.try_for_each(|listener| Ok(rustix::net::listen(listener, connections)?))
     }
 
     /// Sets the options that accepted sockets inherit.

@@ -263,7 +263,7 @@ pub(super) fn url(text: &str) -> Result<String, String> {
         matches!(uri.scheme_str(), Some("http" | "https"))
             && uri
                 .authority()
-                .is_some_and(|own| is_address(own.as_str(), own.host()))
+                .is_some_and(|authority| is_address(authority.as_str(), authority.host()))
             && uri.query().is_none()
             && !text.contains('#')
             && !text.contains('@')

@@ -119,7 +119,7 @@ struct Server {
 
 impl Server {
     fn put(&self, rule: &Rule) -> Result<Value, Failure> {
-        let secs = |time: Option<Duration>| time.map(|own| own.as_secs());
+        let secs = |time: Option<Duration>| time.map(|duration| duration.as_secs());
         let body = json!({
             "cron": rule.cron,
             "time_zone": rule.time_zone,
@@ -248,8 +248,8 @@ fn shortly(secs: u64) -> String {
     let unit = units
         .iter()
         .find(|(unit, _)| secs >= *unit && secs.is_multiple_of(*unit));
-    unit.map_or(format!("{secs}s"), |(own, name)| {
-        format!("{}{name}", secs / own)
+    unit.map_or(format!("{secs}s"), |(unit, name)| {
+        format!("{}{name}", secs / unit)
     })
 }
 
@@ -265,6 +265,6 @@ fn text(value: &Value) -> String {
 
 fn status(text: &str) -> Result<&'static str, String> {
     let known = DESCRIPTION.statuses;
-    let found = known.iter().copied().find(|own| *own == text);
+    let found = known.iter().copied().find(|status| *status == text);
     found.ok_or_else(|| format!("must be one of {}", known.join(", ")))
 }

@@ -196,7 +196,8 @@ impl Signals {
     pub(super) fn listen(figment: &Figment, all: bool) -> Result<Signals, Failure> {
         let shutdown = shutdown_settings(figment)?;
         let terminate = signal(SignalKind::terminate());
-        let streams = terminate.and_then(|own| Ok((own, signal(SignalKind::interrupt())?)));
+        let streams =
+            terminate.and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
         if let Err(error) = &streams {
             tracing::warn!(%error, "signals cannot be received");
         }

@@ -62,8 +62,8 @@ pub(super) fn describe(arguments: &Manual, command: Command) -> Result<(), Failu
 
 /// Writes the pages of a command and all of its subcommands.
 fn write(command: Command, folder: &Path) -> io::Result<()> {
-    for own in command.get_subcommands().cloned() {
-        write(own, folder)?;
+    for subcommand in command.get_subcommands().cloned() {
+        write(subcommand, folder)?;
     }
     let file = folder.join(Man::new(command.clone()).get_filename());
     fs::write(file, page(command)?)

@@ -57,11 +57,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 
 fn list(spool: &Spool, recipient: &Recipient) -> Result<(), Failure> {
     for entry in spool.entries()?.take(FILES_MAX) {
-        let own = entry.unreported;
-        let ended_at = own.ended_at.format("%Y-%m-%dT%H:%M:%SZ");
-        let (server, job) = (&own.recipient.server, own.job_id());
-        let mut text = format!("{ended_at} {server} {job} {}", own.text());
-        let differences = own.recipient.differences(recipient);
+        let unreported = entry.unreported;
+        let ended_at = unreported.ended_at.format("%Y-%m-%dT%H:%M:%SZ");
+        let (server, job) = (&unreported.recipient.server, unreported.job_id());
+        let mut text = format!("{ended_at} {server} {job} {}", unreported.text());
+        let differences = unreported.recipient.differences(recipient);
         if *server == recipient.server && !differences.is_empty() {
             text += &format!(" ({}: {})", NOT_FOR_TOKEN, listed(&differences));
         }
@@ -82,11 +82,13 @@ fn send(spool: &Spool, client: &Client, recipient: &Recipient) -> Result<(), Fai
     }
     if sent.foreign > 0 {
         let differences = listed(&sent.differences);
-        let kept = match sent.foreign {
+        let remaining = match sent.foreign {
             1 => "1 is still kept".to_owned(),
             count => format!("{count} are still kept"),
         };
-        terminal::complain(&format!("tidings: {kept}: {NOT_FOR_TOKEN}: {differences}"));
+        terminal::complain(&format!(
+            "tidings: {remaining}: {NOT_FOR_TOKEN}: {differences}"
+        ));
     }
     for rejected in &sent.rejected {
         terminal::complain(&format!("tidings: {rejected}"));

@@ -76,8 +76,8 @@ impl Reading {
     }
 }
 
-/// Returns a file, or up to `most` files in a directory, sorted by name. Skips hidden files and build output.
-pub(super) fn files(folder: &Path, most: usize) -> io::Result<Vec<PathBuf>> {
+/// Returns a file, or up to `limit` files in a directory, sorted by name. Skips hidden files and build output.
+pub(super) fn files(folder: &Path, limit: usize) -> io::Result<Vec<PathBuf>> {
     if folder.is_file() {
         return Ok(vec![folder.to_owned()]);
     }
@@ -108,7 +108,7 @@ pub(super) fn files(folder: &Path, most: usize) -> io::Result<Vec<PathBuf>> {
             } else if path.is_file() {
                 found.push(path);
             }
-            if found.len() == most {
+            if found.len() == limit {
                 return Ok(found);
             }
         }

@@ -118,17 +118,17 @@ impl Worker<'_> {
         let first = format!(
             "/api/jobs?job_type={JOB_TYPE}&status=pending&status=queued&status=in_progress&limit={PAGE}"
         );
-        let mut own = Vec::new();
+        let mut open_jobs = Vec::new();
         let mut address = first.clone();
         loop {
             let mut page = self.client.get(&address)?;
             if let Some(jobs) = page["jobs"].as_array_mut() {
                 let is_own = |job: &Value| job["metadata"]["source"] == SOURCE;
-                own.extend(std::mem::take(jobs).into_iter().filter(is_own));
+                open_jobs.extend(std::mem::take(jobs).into_iter().filter(is_own));
             }
             match page["next"].as_str() {
                 Some(next) => address = format!("{first}&page={next}"),
-                None => return Ok(own),
+                None => return Ok(open_jobs),
             }
         }
     }

@@ -95,19 +95,23 @@ impl Delivery {
 
     /// Whether both reports are about the same attempt. False if either does not name its attempt.
     pub(in crate::cli) fn is_of_same_attempt(&self, other: &Delivery) -> bool {
-        let attempt = |own: &Delivery| own.attempt.map(|attempt| (own.job_id.clone(), attempt));
-        attempt(self).is_some_and(|own| Some(own) == attempt(other))
+        let attempt = |delivery: &Delivery| {
+            delivery
+                .attempt
+                .map(|attempt| (delivery.job_id.clone(), attempt))
+        };
+        attempt(self).is_some_and(|identity| Some(identity) == attempt(other))
     }
 
     /// Returns the report as text for people.
     pub(in crate::cli) fn text(&self) -> String {
-        let said = |text: &Value| text.as_str().map(|text| format!(": {text}"));
+        let suffix = |text: &Value| text.as_str().map(|text| format!(": {text}"));
         match &*self.verb {
             "complete" => "completed".into(),
             "fail" => {
-                "failed".to_owned() + &said(&self.body["error"]["message"]).unwrap_or_default()
+                "failed".to_owned() + &suffix(&self.body["error"]["message"]).unwrap_or_default()
             }
-            _ => "cancelled".to_owned() + &said(&self.body["message"]).unwrap_or_default(),
+            _ => "cancelled".to_owned() + &suffix(&self.body["message"]).unwrap_or_default(),
         }
     }
 

@@ -262,7 +262,7 @@ fn reject_hyphens(what: &str) -> Result<(), Failure> {
     let Some(rest) = what.strip_prefix('-') else {
         return Ok(());
     };
-    let problem = if rest.starts_with(|own: char| own.is_ascii_digit() || own == '.') {
+    let problem = if rest.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
         format!(
             "{what} is negative; progress must be a percentage from 0 to 100 (55%), a count (40/200) or a message"
         )

@@ -135,10 +135,10 @@ mod tests {
             .spawn()
             .unwrap();
         let mut inputs = Inputs::default();
-        let looks = [inputs.look(reader.id()), inputs.look(reader.id())];
+        let percents = [inputs.look(reader.id()), inputs.look(reader.id())];
         reader.kill().unwrap();
         reader.wait().unwrap();
-        assert_eq!(looks, [None, Some(25.0)]);
+        assert_eq!(percents, [None, Some(25.0)]);
         assert_eq!(inputs.look(reader.id()), None);
     }
 }

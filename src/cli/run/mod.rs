@@ -116,7 +116,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     };
     let wait = Duration::from_secs(arguments.wait.into());
     if let Some(file) = &arguments.progress_file
-        && file.metadata().is_ok_and(|own| !own.is_file())
+        && file.metadata().is_ok_and(|metadata| !metadata.is_file())
     {
         let file = file.display();
         terminal::complain(&format!(
@@ -262,13 +262,13 @@ fn finish(board: &Board, outcome: Outcome, wait: Duration, reported: Result<Repo
 
 /// Returns the name of a program as a job's type.
 fn type_of(name: &str) -> String {
-    let is_allowed = |own: char| own.is_ascii_alphanumeric() || "._:~-".contains(own);
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._:~-".contains(c);
     let plain: String = name
         .chars()
-        .map(|own| if is_allowed(own) { own } else { '-' })
+        .map(|c| if is_allowed(c) { c } else { '-' })
         .collect();
     match plain.parse::<JobType>() {
-        Ok(own) => own.as_str().to_owned(),
+        Ok(job_type) => job_type.as_str().to_owned(),
         Err(_) => "command".to_owned(),
     }
 }

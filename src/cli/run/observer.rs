@@ -111,9 +111,9 @@ fn post(board: &Board, mut news: News) {
 }
 
 /// Cuts a text to a length in bytes, at a character.
-pub(in crate::cli) fn shorten(text: &mut String, most: usize) {
-    if text.len() > most {
-        let mut end = most;
+pub(in crate::cli) fn shorten(text: &mut String, max_bytes: usize) {
+    if text.len() > max_bytes {
+        let mut end = max_bytes;
         while !text.is_char_boundary(end) {
             end -= 1;
         }

@@ -52,7 +52,7 @@ pub(super) fn start(command: &[OsString]) -> io::Result<Started> {
 
 fn start_in_terminal(command: &[OsString], raw: Raw) -> io::Result<Started> {
     let (ours, theirs) = pseudo::open().map_err(io::Error::other)?;
-    tcsetattr(&theirs, OptionalActions::Now, raw.own())?;
+    tcsetattr(&theirs, OptionalActions::Now, raw.original())?;
     tty::resize(&ours);
     let mut child = pseudo::Command::new(&command[0]).args(&command[1..]);
     let mut outputs = Vec::new();

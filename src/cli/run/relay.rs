@@ -91,7 +91,11 @@ impl Relay {
         if poll(waited, timeout.as_ref()).is_err() {
             return (false, false);
         }
-        let came = |at: usize| waited.get(at).is_some_and(|own| !own.revents().is_empty());
+        let came = |at: usize| {
+            waited
+                .get(at)
+                .is_some_and(|polled| !polled.revents().is_empty())
+        };
         (came(0), came(1))
     }
 
@@ -129,8 +133,8 @@ enum Target {
 impl AsFd for Target {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Target::Output(own) => own.as_fd(),
-            Target::Errors(own) => own.as_fd(),
+            Target::Output(output) => output.as_fd(),
+            Target::Errors(errors) => errors.as_fd(),
         }
     }
 }

@@ -103,7 +103,7 @@ impl ProgressFile {
     }
 
     /// Returns its last complete line, if that is new.
-    pub(super) fn news(&mut self) -> Option<String> {
+    pub(super) fn new_line(&mut self) -> Option<String> {
         let line = self.read()?;
         if line == self.last {
             return None;
@@ -123,8 +123,8 @@ impl ProgressFile {
             file.seek(SeekFrom::End(-FILE_END_BYTES)).ok()?;
         }
         let mut end = Vec::new();
-        let most = u64::try_from(FILE_END_BYTES).unwrap_or(0);
-        file.take(most).read_to_end(&mut end).ok()?;
+        let max_bytes = u64::try_from(FILE_END_BYTES).unwrap_or(0);
+        file.take(max_bytes).read_to_end(&mut end).ok()?;
         let text = String::from_utf8_lossy(&end);
         // A script may write it without a line feed, in one go.
         let complete = match text.rfind('\n') {

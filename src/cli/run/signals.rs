@@ -41,7 +41,7 @@ impl Signals {
             Signal::from_named_raw(*signal)
                 .is_some_and(|signal| is_in_mask(&status, "SigIgn:", signal))
         };
-        let passed_on = PASSED_ON.into_iter().filter(|own| !is_ignored(own));
+        let passed_on = PASSED_ON.into_iter().filter(|signal| !is_ignored(signal));
         let received = passed_on.chain([SIGCHLD, SIGCONT, SIGWINCH]);
         SignalsInfo::new(received).map(Signals)
     }

@@ -137,11 +137,12 @@ impl Recipient {
     /// Returns the differences between two accounts of a server: `school`, or the names of claims. Empty if they are for the same
     /// user, schools and role.
     pub(in crate::cli) fn differences(&self, other: &Recipient) -> BTreeSet<String> {
-        let claims = |own: &Recipient| own.holder.as_object().cloned().unwrap_or_default();
-        let (own, others) = (claims(self), claims(other));
-        let names = own.keys().chain(others.keys());
+        let claims =
+            |recipient: &Recipient| recipient.holder.as_object().cloned().unwrap_or_default();
+        let (ours, theirs) = (claims(self), claims(other));
+        let names = ours.keys().chain(theirs.keys());
         let sorted = |claims: &Map<String, Value>, name: &str| claims.get(name).map(without_order);
-        let differs = |name: &&String| sorted(&own, name) != sorted(&others, name);
+        let differs = |name: &&String| sorted(&ours, name) != sorted(&theirs, name);
         let mut differing: BTreeSet<String> = names
             .filter(|name| is_of_holder(name))
             .filter(differs)
@@ -316,8 +317,9 @@ impl Spool {
         };
         let client = client.clone().until(until);
         let mut held_up = HashSet::new();
-        let own = entries.filter(|entry| entry.unreported.recipient.server == recipient.server);
-        for entry in own {
+        let server_entries =
+            entries.filter(|entry| entry.unreported.recipient.server == recipient.server);
+        for entry in server_entries {
             let differences = entry.unreported.recipient.differences(recipient);
             if !differences.is_empty() {
                 sent.foreign += 1;
@@ -380,7 +382,7 @@ fn read(path: &Path) -> Option<Unreported> {
 }
 
 fn is_left_behind(partial: &Path) -> bool {
-    let changed = fs::metadata(partial).and_then(|own| own.modified());
+    let changed = fs::metadata(partial).and_then(|metadata| metadata.modified());
     // After this time, no process is still writing it, even if the clock of the file system differs.
     changed.is_ok_and(|changed| Utc::now() - DateTime::<Utc>::from(changed) > KEEP)
 }
@@ -606,12 +608,12 @@ mod tests {
         let spool = Spool {
             folder: home.path().to_owned(),
         };
-        let own = recipient("http://127.0.0.1:1", None);
+        let account = recipient("http://127.0.0.1:1", None);
         let id: SubjectId = "j".parse().unwrap();
         let fail = serde_json::json!({"error": {"code": "exit", "message": "No space"}});
         let report = |verb, body| {
             let report = report::Delivery::new(&id, Some("t"), Some(1), verb, body);
-            Unreported::report(own.clone(), report)
+            Unreported::report(account.clone(), report)
         };
         spool.keep(&unreported(1, Utc::now())).unwrap();
         spool.keep(&report("fail", fail)).unwrap();

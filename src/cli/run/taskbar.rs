@@ -21,7 +21,7 @@ impl Wanted {
     /// includes only those that are known to support it.
     pub(in crate::cli) fn is_shown(self) -> bool {
         let is = |name: &str, values: &[&str]| {
-            std::env::var(name).is_ok_and(|own| values.iter().any(|value| own == *value))
+            std::env::var(name).is_ok_and(|variable| values.iter().any(|value| variable == *value))
         };
         match self {
             Wanted::Always => true,

@@ -51,35 +51,35 @@ impl Continuations {
 
 /// The terminal in raw mode. Its own mode is restored when this is dropped.
 pub(super) struct Raw {
-    own: Termios,
+    original: Termios,
 }
 
 impl Raw {
     /// Returns `None` if standard input is not a terminal, or if another process group is in its foreground.
     pub(super) fn enter() -> Option<Raw> {
-        let own = tcgetattr(io::stdin()).ok()?;
+        let original = tcgetattr(io::stdin()).ok()?;
         if tcgetpgrp(io::stdin()).ok()? != rustix::process::getpgrp() {
             return None;
         }
-        let raw = Raw { own };
+        let raw = Raw { original };
         raw.resume().ok()?;
         Some(raw)
     }
 
     /// Returns the mode that the user had, which the command gets.
-    pub(super) fn own(&self) -> &Termios {
-        &self.own
+    pub(super) fn original(&self) -> &Termios {
+        &self.original
     }
 
     fn resume(&self) -> rustix::io::Result<()> {
-        let mut mode = self.own.clone();
+        let mut mode = self.original.clone();
         mode.make_raw();
         tcsetattr(io::stdin(), OptionalActions::Drain, &mode)
     }
 
     fn restore(&self) {
         // Fails if the terminal is gone.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.own);
+        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.original);
     }
 }
 

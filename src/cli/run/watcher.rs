@@ -30,18 +30,18 @@ impl Watcher {
         let period = Timespec::try_from(PERIOD).ok()?;
         let mut memory_bytes = None;
         let mut inputs = Inputs::default();
-        for look in 0.. {
-            if look % PERIODS_PER_LOOK == 0 {
+        for tick in 0.. {
+            if tick % PERIODS_PER_LOOK == 0 {
                 self.look_at(&mut inputs);
             }
             // Not in the first period: the program is still being loaded.
-            if look % PERIODS_PER_LOOK == 1 {
+            if tick % PERIODS_PER_LOOK == 1 {
                 memory_bytes = memory_bytes.max(input::peak_memory(self.process));
             }
             let mut ended = [PollFd::new(&*self.ended, PollFlags::IN)];
             // An interruption counts as a timeout.
             let has_ended = poll(&mut ended, Some(&period)).is_ok_and(|count| count > 0);
-            if let Some(line) = self.file.as_mut().and_then(ProgressFile::news) {
+            if let Some(line) = self.file.as_mut().and_then(ProgressFile::new_line) {
                 self.observe(|observer| observer.reported(&line));
             }
             if has_ended {

@@ -66,7 +66,7 @@ impl Changes {
             .fold(status, |state, field| format!("{state} {}", message[field]));
         let has_violations = message["payload"]["violations"]
             .as_array()
-            .is_some_and(|own| !own.is_empty());
+            .is_some_and(|violations| !violations.is_empty());
         let has_room = self.states.len() < self.states.cap().get();
         let before = self.states.put((kind, id), state.clone());
         self.has_forgotten |= before.is_none() && !has_room;
@@ -81,8 +81,12 @@ impl Changes {
 /// Returns the kind and the id of the subject of an event. `None` for other messages.
 pub(super) fn subject(message: &Value) -> Option<(Kind, String)> {
     let name = message["type"].as_str()?;
-    let has_type =
-        |own: &&&crate::kind::Description| own.event_types.iter().any(|own| own.name == name);
+    let has_type = |description: &&&crate::kind::Description| {
+        description
+            .event_types
+            .iter()
+            .any(|event_type| event_type.name == name)
+    };
     let kind = DESCRIPTIONS.iter().find(has_type)?.kind;
     id(message, kind).map(|id| (kind, id))
 }

@@ -51,7 +51,7 @@ impl Goal {
     pub(super) fn new(words: Vec<String>, scopes: &[Scope]) -> Result<Goal, Failure> {
         let can_reach = |scope: &Scope, word: &String| {
             let mut kinds = scope.kinds.iter();
-            kinds.any(|kind| accepted(*kind).any(|own| own == *word))
+            kinds.any(|kind| accepted(*kind).any(|accepted_word| accepted_word == *word))
         };
         let usage = |words: &[String], scopes: &[Scope]| {
             let mut kinds: Vec<_> = scopes.iter().flat_map(|scope| &scope.kinds).collect();
@@ -122,8 +122,13 @@ fn accepted(kind: Kind) -> impl Iterator<Item = &'static str> {
     let description = kind::description(kind);
     let has_end = [job::KIND, enrollment::KIND, schedule::KIND].contains(&kind);
     let statuses = description.statuses.iter().copied();
-    let marks = MARKS.iter().filter(move |(_, own)| *own == kind);
-    let types = description.event_types.iter().map(|own| own.name);
+    let marks = MARKS
+        .iter()
+        .filter(move |(_, mark_kind)| *mark_kind == kind);
+    let types = description
+        .event_types
+        .iter()
+        .map(|event_type| event_type.name);
     statuses
         .chain(has_end.then_some(ENDED))
         .chain(marks.map(|(mark, _)| *mark))
@@ -174,7 +179,7 @@ mod tests {
     fn goal(words: &[&str], scopes: &[&str]) -> Result<(Goal, Vec<Scope>), Failure> {
         let scopes: Vec<_> = scopes
             .iter()
-            .map(|own| Scope::parse(own).unwrap())
+            .map(|scope| Scope::parse(scope).unwrap())
             .collect();
         let words = words.iter().map(|&word| word.to_owned()).collect();
         Goal::new(words, &scopes).map(|goal| (goal, scopes))

@@ -62,8 +62,10 @@ impl Facts {
             None => (String::new(), String::new()),
         };
         let error = &message["error"];
-        let said = [&error["message"], error, &message["message"]];
-        let said = said.into_iter().find(|own| own.is_string());
+        let candidates = [&error["message"], error, &message["message"]];
+        let explanation = candidates
+            .into_iter()
+            .find(|candidate| candidate.is_string());
         let progress = &message["progress"];
         let event = json_line(message);
         let status = status(message).unwrap_or_default();
@@ -78,9 +80,9 @@ impl Facts {
                     "TIDINGS_PROGRESS",
                     progress
                         .as_f64()
-                        .map_or(String::new(), |own| own.to_string()),
+                        .map_or(String::new(), |percent| percent.to_string()),
                 ),
-                ("TIDINGS_MESSAGE", said.map_or(String::new(), text)),
+                ("TIDINGS_MESSAGE", explanation.map_or(String::new(), text)),
                 ("TIDINGS_TIMESTAMP", text(&message["timestamp"])),
                 ("TIDINGS_EVENT", event.clone()),
             ],

@@ -23,16 +23,18 @@ pub(super) fn line(message: &Value) -> Option<String> {
         "violation" => violation(&message["payload"]),
         "ack_update" => acknowledgement(&message["payload"]),
         "control_limits" => limits(&message["payload"]),
-        name => other(name, message)?,
+        name => generic(name, message)?,
     };
     Some(plain(&text))
 }
 
 /// Returns the line for a subject whose kind has no specific format. None if the message is not an event.
-fn other(name: &str, message: &Value) -> Option<String> {
-    let kind = DESCRIPTIONS
-        .iter()
-        .find(|own| own.event_types.iter().any(|own| own.name == name))?;
+fn generic(name: &str, message: &Value) -> Option<String> {
+    let kind = DESCRIPTIONS.iter().find(|kind| {
+        kind.event_types
+            .iter()
+            .any(|event_type| event_type.name == name)
+    })?;
     let text = |field: &str| message[field].as_str().unwrap_or_default();
     let rest = format!("{}  {}", text("status"), text("message"));
     Some(columns(

@@ -157,14 +157,14 @@ impl Reader {
         match (end, closing) {
             (Some(end), _) => Err(Stop::Ended(end)),
             (None, Some(failure)) => Err(failure.into()),
-            (None, None) if is_ready && is_resumed => self.look().await,
+            (None, None) if is_ready && is_resumed => self.check_state().await,
             (None, None) => Ok(()),
         }
     }
 
     /// Reads the state of the only subject. It may have ended before the cursor, and then no further message
     /// arrives.
-    async fn look(&self) -> Result<(), Stop> {
+    async fn check_state(&self) -> Result<(), Stop> {
         let Some(single) = &self.scope.single else {
             return Ok(());
         };

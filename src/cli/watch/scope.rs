@@ -47,7 +47,7 @@ impl Scope {
         if !path.is_empty() {
             channels.push(kind::channel(path).map_err(named)?);
         }
-        let own = channels.first().cloned();
+        let path_channel = channels.first().cloned();
         let mut school = None;
         for (name, value) in fields(query) {
             match &*name {
@@ -72,11 +72,11 @@ impl Scope {
         }
         Ok(Scope {
             text: text.to_owned(),
-            address: match &own {
+            address: match &path_channel {
                 Some(channel) => format!("/{channel}{query}"),
                 None => query.to_owned(),
             },
-            single: match own {
+            single: match path_channel {
                 Some(Channel::Subject(kind, id)) if channels.len() == 1 => {
                     Some(Single { kind, id, school })
                 }
@@ -133,7 +133,9 @@ fn kinds(channels: &[Channel]) -> Vec<Kind> {
     let has = |kind: &Kind| {
         channels.iter().any(|channel| match channel {
             Channel::School(_) => true,
-            Channel::Collection(own) | Channel::Subject(own, _) => own == kind,
+            Channel::Collection(channel_kind) | Channel::Subject(channel_kind, _) => {
+                channel_kind == kind
+            }
         })
     };
     KINDS.iter().copied().filter(has).collect()

@@ -44,7 +44,7 @@ impl Screen {
     /// Returns the printer for messages that are not events.
     pub(super) fn notices(&self) -> Notices {
         Notices {
-            bars: self.bars.as_ref().map(|own| own.bars.clone()),
+            bars: self.bars.as_ref().map(|bars| bars.bars.clone()),
         }
     }
 
@@ -156,7 +156,7 @@ impl Jobs {
     }
 
     fn contains(&self, id: &str) -> bool {
-        self.groups.iter().any(|own| own.contains_key(id))
+        self.groups.iter().any(|jobs| jobs.contains_key(id))
     }
 
     fn all(&self) -> impl Iterator<Item = &Job> {
@@ -164,16 +164,16 @@ impl Jobs {
     }
 
     fn remove(&mut self, id: &str) {
-        for own in &mut self.groups {
-            own.shift_remove(id);
+        for jobs in &mut self.groups {
+            jobs.shift_remove(id);
         }
     }
 
     /// Adds a job, or updates it in its place unless its group changes.
     fn put(&mut self, group: Group, id: &str, job: Job) {
-        for (index, own) in self.groups.iter_mut().enumerate() {
+        for (index, jobs) in self.groups.iter_mut().enumerate() {
             if index != group as usize {
-                own.shift_remove(id);
+                jobs.shift_remove(id);
             }
         }
         self.groups[group as usize].insert(id.to_owned(), job);
@@ -183,9 +183,9 @@ impl Jobs {
     fn counts_beyond(&self, mut first: usize) -> String {
         let mut counts = Vec::new();
         for (group, name) in GROUPS {
-            let own = self.groups[group as usize].len();
-            let beyond = own.saturating_sub(first);
-            first = first.saturating_sub(own);
+            let count = self.groups[group as usize].len();
+            let beyond = count.saturating_sub(first);
+            first = first.saturating_sub(count);
             if beyond > 0 {
                 counts.push(format!("{beyond} {name}"));
             }
@@ -300,8 +300,8 @@ impl Bars {
             return;
         };
         let text = format!("and {more} more ({})", self.jobs.counts_beyond(shown));
-        let most = self.layout.columns.saturating_sub(1);
-        let text = truncate_str(&text, most, "…").into_owned();
+        let max_columns = self.layout.columns.saturating_sub(1);
+        let text = truncate_str(&text, max_columns, "…").into_owned();
         if let Some(slot) = &self.others {
             update(slot, "", &text, 0);
             return;
@@ -340,9 +340,9 @@ fn text(message: &Value) -> String {
         true => "STALLED ",
         false => "",
     };
-    let said = plain(message["message"].as_str().unwrap_or_default());
+    let message_text = plain(message["message"].as_str().unwrap_or_default());
     let left = time_left(message);
-    format!("{} {stalled}{left}{said}", job_percent(message))
+    format!("{} {stalled}{left}{message_text}", job_percent(message))
 }
 
 fn time_left(message: &Value) -> String {

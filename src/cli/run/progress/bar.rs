@@ -63,7 +63,7 @@ impl Bar {
 
     /// Whether a count is higher than the last one, with the same label and total. Remembers it as the last one.
     fn grows(&mut self, before: &str, part: f64, whole: f64) -> bool {
-        let label: String = before.chars().filter(|own| !own.is_ascii_digit()).collect();
+        let label: String = before.chars().filter(|c| !c.is_ascii_digit()).collect();
         let grows = self.last.as_ref().is_some_and(|last| {
             last.label == label && last.whole.total_cmp(&whole).is_eq() && last.part < part
         });
@@ -94,7 +94,7 @@ fn has_bar(text: &str) -> bool {
             .split_once(open)
             .and_then(|(_, rest)| rest.split_once(close));
         inner.is_some_and(|(inner, _)| {
-            let is_of_bar = |own: char| " .-#=>*o".contains(own) || BLOCKS.contains(own);
+            let is_of_bar = |c: char| " .-#=>*o".contains(c) || BLOCKS.contains(c);
             inner.chars().count() > BAR_MIN && inner.chars().all(is_of_bar)
         })
     })
@@ -102,11 +102,11 @@ fn has_bar(text: &str) -> bool {
 
 /// Reads the first percentage in a line, or else its first fraction. A line that is not redrawn can also be a heading of words.
 fn within(text: &str, is_redrawn: bool) -> Option<f64> {
-    let figures = || Figure::all(text).filter(|own| is_redrawn || !own.is_in_sentence());
-    let percent = figures().find(|own| matches!(own.value, Value::Percent(_)));
+    let figures = || Figure::all(text).filter(|figure| is_redrawn || !figure.is_in_sentence());
+    let percent = figures().find(|figure| matches!(figure.value, Value::Percent(_)));
     let figure = percent.or_else(|| {
-        let is_fraction = |own: &Figure<'_>| {
-            matches!(own.value, Value::Count { is_in_words, .. } if is_redrawn || !is_in_words)
+        let is_fraction = |figure: &Figure<'_>| {
+            matches!(figure.value, Value::Count { is_in_words, .. } if is_redrawn || !is_in_words)
         };
         figures().find(is_fraction)
     });
@@ -114,7 +114,7 @@ fn within(text: &str, is_redrawn: bool) -> Option<f64> {
         Some(figure) => figure.value.percent(),
         None => text
             .char_indices()
-            .filter(|(at, own)| own.is_ascii_digit() && text[..*at].ends_with(' '))
+            .filter(|(at, c)| c.is_ascii_digit() && text[..*at].ends_with(' '))
             .find_map(|(at, _)| sizes(&text[at..])),
     }
 }
@@ -124,7 +124,7 @@ fn sizes(text: &str) -> Option<f64> {
     let (part, rest) = leading_number(text)?;
     let (whole, rest) = leading_number(rest.strip_prefix('/')?)?;
     let unit = rest.trim_start_matches(' ');
-    let is_unit = unit.starts_with(|own: char| "kKMGTB".contains(own));
+    let is_unit = unit.starts_with(|c: char| "kKMGTB".contains(c));
     is_unit.then(|| percent_of(part, whole))?
 }
 
@@ -337,7 +337,7 @@ mod tests {
                     text,
                     is_redrawn: false,
                 };
-                percents.push(bar.read(line).and_then(|own| own.percent));
+                percents.push(bar.read(line).and_then(|reading| reading.percent));
             }
             percents
         };

@@ -199,9 +199,9 @@ impl Figure<'_> {
         let mut from = 0;
         std::iter::from_fn(move || {
             loop {
-                let at = from + text[from..].find(|own: char| own.is_ascii_digit())?;
-                let is_of_number = |own: char| own.is_ascii_digit() || ".,_".contains(own);
-                let number = text[at..].find(|own| !is_of_number(own));
+                let at = from + text[from..].find(|c: char| c.is_ascii_digit())?;
+                let is_of_number = |c: char| c.is_ascii_digit() || ".,_".contains(c);
+                let number = text[at..].find(|c| !is_of_number(c));
                 from = number.map_or(text.len(), |length| at + length);
                 if continues(&text[..at]) {
                     continue;
@@ -231,7 +231,8 @@ impl Figure<'_> {
                 (value, after)
             }
         };
-        let percent = || leading_percent(rest).map(|(own, after)| (Value::Percent(own), after));
+        let percent =
+            || leading_percent(rest).map(|(percent, after)| (Value::Percent(percent), after));
         let (value, after) = leading_fraction(rest)
             .map(count(false))
             .or_else(|| leading_count_of(rest).map(count(true)))
@@ -361,8 +362,8 @@ impl Figure<'_> {
 fn continues(before: &str) -> bool {
     let mut before = before.chars().rev();
     match before.next() {
-        Some(':') => before.next().is_some_and(|own| own.is_ascii_digit()),
-        Some(own) => own.is_alphanumeric() || "./+-_".contains(own),
+        Some(':') => before.next().is_some_and(|c| c.is_ascii_digit()),
+        Some(c) => c.is_alphanumeric() || "./+-_".contains(c),
         None => false,
     }
 }
@@ -370,7 +371,7 @@ fn continues(before: &str) -> bool {
 impl Tail {
     fn of(text: &str) -> Tail {
         let rest = text.trim_start();
-        let end = rest.find(|own: char| !own.is_alphanumeric());
+        let end = rest.find(|c: char| !c.is_alphanumeric());
         let (word, after) = rest.split_at(end.unwrap_or(rest.len()));
         let after = after.trim_start();
         let is_apart = |rest: &str| rest.is_empty() || rest.starts_with(is_separator);
@@ -390,8 +391,8 @@ impl Tail {
 impl Label {
     fn of(text: &str) -> Label {
         let is_name = text.trim_end().ends_with([':', '=']);
-        let text = text.trim_end_matches(|own: char| !own.is_alphanumeric());
-        let text = text.trim_start_matches(|own: char| !own.is_alphanumeric());
+        let text = text.trim_end_matches(|c: char| !c.is_alphanumeric());
+        let text = text.trim_start_matches(|c: char| !c.is_alphanumeric());
         let words = || text.split_whitespace();
         let (Some(first), Some(last)) = (words().next(), words().next_back()) else {
             return Label::None;
@@ -406,7 +407,7 @@ impl Label {
         if is_name && let Some(label) = Label::of_units(text) {
             return label;
         }
-        let first = first.trim_end_matches(|own: char| !own.is_alphanumeric());
+        let first = first.trim_end_matches(|c: char| !c.is_alphanumeric());
         let is_activity = first.len() > "ing".len() + 1
             && first.chars().all(char::is_alphabetic)
             && first.ends_with("ing")
@@ -438,29 +439,31 @@ impl Label {
 }
 
 fn is_one_of(word: &str, words: &[&str]) -> bool {
-    let word = word.trim_matches(|own: char| !own.is_alphanumeric());
-    words.iter().any(|own| own.eq_ignore_ascii_case(word))
+    let word = word.trim_matches(|c: char| !c.is_alphanumeric());
+    words
+        .iter()
+        .any(|candidate| candidate.eq_ignore_ascii_case(word))
 }
 
 fn is_plural_of(word: &str, unit: &str) -> bool {
-    let word = word.trim_matches(|own: char| !own.is_alphanumeric());
+    let word = word.trim_matches(|c: char| !c.is_alphanumeric());
     let ending = word.get(unit.len()..).unwrap_or_default();
     let begins = word.get(..unit.len());
-    begins.is_some_and(|own| own.eq_ignore_ascii_case(unit))
+    begins.is_some_and(|beginning| beginning.eq_ignore_ascii_case(unit))
         && ["s", "es"]
             .iter()
-            .any(|own| own.eq_ignore_ascii_case(ending))
+            .any(|plural| plural.eq_ignore_ascii_case(ending))
 }
 
-fn is_separator(own: char) -> bool {
-    ":;,.|()[]<>…–—-".contains(own)
+fn is_separator(c: char) -> bool {
+    ":;,.|()[]<>…–—-".contains(c)
 }
 
 /// Whether a text begins with a size in bytes: `10.00MiB`, `3 GB`.
 fn is_size(text: &str) -> bool {
-    let unit = text.trim_start_matches(|own: char| own.is_ascii_digit() || ".,~".contains(own));
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || ".,~".contains(c));
     let is_unit = |unit: &str| {
-        let unit = unit.split(|own: char| !own.is_alphanumeric()).next();
+        let unit = unit.split(|c: char| !c.is_alphanumeric()).next();
         let unit = unit.unwrap_or_default();
         unit.len() <= 3 && unit.ends_with(['B', 'b']) || matches!(unit, "bytes")
     };
@@ -490,10 +493,9 @@ fn without_tag(text: &str) -> Option<&str> {
 /// `2026-11-27`, `10:00:01,123`, `2026-11-27T10:00:01Z`.
 fn without_time(text: &str) -> Option<&str> {
     let (time, rest) = text.split_once(' ')?;
-    let is_of_time = |own: char| own.is_ascii_digit() || "-:.,+/TZ".contains(own);
+    let is_of_time = |c: char| c.is_ascii_digit() || "-:.,+/TZ".contains(c);
     let count = |mark| time.matches(mark).count();
-    let is_time =
-        time.starts_with(|own: char| own.is_ascii_digit()) && time.chars().all(is_of_time);
+    let is_time = time.starts_with(|c: char| c.is_ascii_digit()) && time.chars().all(is_of_time);
     (is_time && (count(':') >= 1 && !time.ends_with(':') || count('-') == 2 || count('/') == 2))
         .then_some(rest)
 }
@@ -502,7 +504,10 @@ fn without_time(text: &str) -> Option<&str> {
 fn without_level(text: &str) -> Option<&str> {
     let levels = ["TRACE", "DEBUG", "INFO", "NOTICE"];
     let rest = levels.iter().find_map(|level| text.strip_prefix(level))?;
-    if let Some(named) = rest.strip_prefix(':').filter(|own| !own.starts_with(' ')) {
+    if let Some(named) = rest
+        .strip_prefix(':')
+        .filter(|named| !named.starts_with(' '))
+    {
         return named.split_once(':').map(|(_, rest)| rest);
     }
     rest.starts_with([' ', ':'])
@@ -511,5 +516,5 @@ fn without_level(text: &str) -> Option<&str> {
 
 fn without_bullet(text: &str) -> Option<&str> {
     let (mark, rest) = text.split_once(' ')?;
-    (!mark.is_empty() && mark.chars().all(|own| "=>-*#•+".contains(own))).then_some(rest)
+    (!mark.is_empty() && mark.chars().all(|c| "=>-*#•+".contains(c))).then_some(rest)
 }

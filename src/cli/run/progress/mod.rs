@@ -166,8 +166,11 @@ impl Progress {
             text: text.trim(),
             is_redrawn: false,
         };
-        let mut programs = self.programs.iter_mut().filter(|own| own.is_for_programs());
-        if let Some(reading) = programs.find_map(|own| own.read(line)) {
+        let mut programs = self
+            .programs
+            .iter_mut()
+            .filter(|program| program.is_for_programs());
+        if let Some(reading) = programs.find_map(|program| program.read(line)) {
             return self.heard(Source::Script, reading, String::new());
         }
         // Read every line, even if its number counts by itself: the next count is compared with it.
@@ -191,7 +194,10 @@ impl Progress {
     }
 
     fn read(&mut self, line: Line<'_>) -> (Source, Reading) {
-        let found = self.programs.iter_mut().find_map(|own| own.read(line));
+        let found = self
+            .programs
+            .iter_mut()
+            .find_map(|program| program.read(line));
         match found {
             Some(reading) => (Source::Program, reading),
             None => (Source::Bar, self.bar.read(line).unwrap_or_default()),
@@ -225,8 +231,8 @@ fn stated(text: &str) -> Option<f64> {
 fn names(command: &[OsString], program: &str) -> bool {
     command.iter().any(|word| {
         let word = word.to_string_lossy();
-        word.split(|own: char| own.is_whitespace() || "|;&()".contains(own))
-            .any(|own| own.rsplit('/').next() == Some(program))
+        word.split(|c: char| c.is_whitespace() || "|;&()".contains(c))
+            .any(|part| part.rsplit('/').next() == Some(program))
     })
 }
 

@@ -20,7 +20,7 @@ pub(super) fn leading_fraction(text: &str) -> Option<(f64, f64, &str)> {
     let (part, rest) = leading_whole(text)?;
     let rest = rest.trim_start_matches(' ').strip_prefix('/')?;
     let (whole, rest) = leading_whole(rest.trim_start_matches(' '))?;
-    (!goes_on(rest)).then_some((part, whole, rest))
+    (!continues_number(rest)).then_some((part, whole, rest))
 }
 
 /// Reads a count in words at the beginning of a text: `40 of 200`. Returns both numbers and the rest.
@@ -29,14 +29,14 @@ pub(super) fn leading_count_of(text: &str) -> Option<(f64, f64, &str)> {
     let rest = rest.strip_prefix(' ')?.trim_start_matches(' ');
     let rest = rest.strip_prefix("out ").unwrap_or(rest);
     let (whole, rest) = leading_whole(rest.strip_prefix("of ")?.trim_start_matches(' '))?;
-    (!goes_on(rest)).then_some((part, whole, rest))
+    (!continues_number(rest)).then_some((part, whole, rest))
 }
 
 /// Whether what follows belongs to a number: a date (27/11/2026), a path (1/2/file), a version (1/2.3), a percentage.
-fn goes_on(rest: &str) -> bool {
+fn continues_number(rest: &str) -> bool {
     let mut next = rest.chars();
     match next.next() {
-        Some(own) if own.is_alphanumeric() || "/_%\"'″".contains(own) => true,
+        Some(c) if c.is_alphanumeric() || "/_%\"'″".contains(c) => true,
         // Otherwise it is punctuation.
         Some('.' | '-') => next.next().is_some_and(char::is_alphanumeric),
         _ => false,
@@ -46,11 +46,11 @@ fn goes_on(rest: &str) -> bool {
 /// Reads a non-negative number at the beginning of a text, with or without a fraction after a point or a comma. A comma before three
 /// digits separates thousands.
 fn leading_decimal(text: &str) -> Option<(f64, &str)> {
-    let is_digit = |own: &char| own.is_ascii_digit();
+    let is_digit = |c: &char| c.is_ascii_digit();
     let (number, rest) = leading_number(text)?;
     let whole = text[..text.len() - rest.len()].bytes();
     match rest.strip_prefix(',') {
-        Some(more) if whole.into_iter().all(|own| own.is_ascii_digit()) => {
+        Some(more) if whole.into_iter().all(|byte| byte.is_ascii_digit()) => {
             let count = more.chars().take_while(is_digit).count();
             match count {
                 0 | 3.. => None,
@@ -66,8 +66,8 @@ fn leading_decimal(text: &str) -> Option<(f64, &str)> {
 
 /// Reads a non-negative number at the beginning of a text, with or without a fraction.
 pub(super) fn leading_number(text: &str) -> Option<(f64, &str)> {
-    let is_of_number = |own: char| own.is_ascii_digit() || own == '.';
-    let end = text.find(|own| !is_of_number(own)).unwrap_or(text.len());
+    let is_of_number = |c: char| c.is_ascii_digit() || c == '.';
+    let end = text.find(|c| !is_of_number(c)).unwrap_or(text.len());
     let number = text[..end].parse().ok()?;
     Some((number, &text[end..]))
 }
@@ -75,7 +75,7 @@ pub(super) fn leading_number(text: &str) -> Option<(f64, &str)> {
 /// Reads a whole number at the beginning of a text, with or without separators of thousands: `1,234`, `1_234`.
 fn leading_whole(text: &str) -> Option<(f64, &str)> {
     let end = text
-        .find(|own: char| !own.is_ascii_digit() && own != ',' && own != '_')
+        .find(|c: char| !c.is_ascii_digit() && c != ',' && c != '_')
         .unwrap_or(text.len());
     // A comma at the end is punctuation.
     let end = text[..end].trim_end_matches([',', '_']).len();
@@ -88,7 +88,9 @@ pub(super) fn clock(text: &str) -> Option<f64> {
     let mut secs = 0.0;
     let mut parts = 0;
     for part in text.split(':') {
-        let is_number = part.bytes().all(|own| own.is_ascii_digit() || own == b'.');
+        let is_number = part
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.');
         let part: f64 = part.parse().ok().filter(|_| is_number)?;
         secs = secs * 60.0 + part;
         parts += 1;

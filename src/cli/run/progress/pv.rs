@@ -7,7 +7,8 @@ pub(super) struct Pv;
 
 impl Family for Pv {
     fn read(&mut self, line: Line<'_>) -> Option<Reading> {
-        let is_number = !line.text.is_empty() && line.text.bytes().all(|own| own.is_ascii_digit());
+        let is_number =
+            !line.text.is_empty() && line.text.bytes().all(|byte| byte.is_ascii_digit());
         let percent: f64 = line.text.parse().ok().filter(|_| is_number)?;
         (percent <= 100.0).then(|| Reading::at(percent))
     }

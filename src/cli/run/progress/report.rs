@@ -39,9 +39,9 @@ pub(in crate::cli) fn reported(first: &str, others: &str) -> (Option<f64>, Strin
     let words = format!("{} {others}", first.trim());
     let words = words.trim();
     // `40 of 200` can be three arguments.
-    let goes_on = Figure::leading(words)
+    let continues = Figure::leading(words)
         .is_some_and(|figure| words.len() - figure.after.len() > first.trim().len());
-    if !goes_on && let (Some(percent), "") = report(first) {
+    if !continues && let (Some(percent), "") = report(first) {
         return (Some(percent), others.trim().to_owned());
     }
     let (percent, message) = report(words);

@@ -30,7 +30,7 @@ impl Family for Rsync {
         let bytes = words.next()?;
         let percent = words.next()?.strip_suffix('%')?;
         let (rate, _time) = (words.next()?, words.next()?);
-        let is_size = bytes.starts_with(|own: char| own.is_ascii_digit());
+        let is_size = bytes.starts_with(|c: char| c.is_ascii_digit());
         if !is_size || !rate.ends_with("B/s") {
             return None;
         }

@@ -13,7 +13,7 @@ impl Family for Tqdm {
         if !counts.contains(" [") {
             return None;
         }
-        let digits = before.trim_end_matches(|own: char| own.is_ascii_digit());
+        let digits = before.trim_end_matches(|c: char| c.is_ascii_digit());
         let (rounded, _) = leading_percent(&line.text[digits.len()..])?;
         let counted = leading_fraction(counts.trim_start());
         let exact = counted.and_then(|(part, whole, _)| percent_of(part, whole));

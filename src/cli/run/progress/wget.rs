@@ -9,7 +9,7 @@ pub(super) struct Wget;
 impl Family for Wget {
     fn read(&mut self, line: Line<'_>) -> Option<Reading> {
         let (size, rest) = line.text.split_once("K ")?;
-        let is_size = !size.is_empty() && size.bytes().all(|own| own.is_ascii_digit());
+        let is_size = !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_digit());
         let rest = rest.trim_start_matches(['.', ' ', ',']);
         if !is_size || !line.text.contains("..........") {
             return None;

@@ -30,7 +30,7 @@ impl Backoff {
     }
 }
 
-/// Returns a random duration between this one and `most` times as much.
-pub(super) fn jittered(pause: Duration, most: f64) -> Duration {
-    pause.mul_f64(1.0 + (most - 1.0) * fastrand::f64())
+/// Returns a random duration between this one and `max_factor` times as much.
+pub(super) fn jittered(pause: Duration, max_factor: f64) -> Duration {
+    pause.mul_f64(1.0 + (max_factor - 1.0) * fastrand::f64())
 }

@@ -253,7 +253,8 @@ impl Driver {
             ));
         }
         let content_type = response.header(CONTENT_TYPE);
-        match response.status == 200 && content_type.is_some_and(|own| own.starts_with(media_type))
+        match response.status == 200
+            && content_type.is_some_and(|value| value.starts_with(media_type))
         {
             true => Ok(response),
             false => Err(Trouble::NotThisTransport),

@@ -441,9 +441,9 @@ mod tests {
             ),
             (uri, "use the URL of Tidings itself"),
         ] {
-            let said = redirection(base, uri, to);
-            assert!(said.contains(&format!("redirects to {to}, ")), "{said}");
-            assert!(said.ends_with(advice), "{said}");
+            let text = redirection(base, uri, to);
+            assert!(text.contains(&format!("redirects to {to}, ")), "{text}");
+            assert!(text.ends_with(advice), "{text}");
         }
     }
 }

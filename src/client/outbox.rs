@@ -296,7 +296,7 @@ impl Outbox {
         &mut self,
         worker: &str,
         now: Instant,
-        most: usize,
+        limit: usize,
     ) -> (Vec<String>, String) {
         let (mut keys, mut batch) = (Vec::new(), String::new());
         for queue in self.queues.values_mut() {
@@ -312,7 +312,7 @@ impl Outbox {
                 }
                 batch.push_str(line);
                 keys.push(report.key.clone());
-                if keys.len() >= most.min(BATCH_LINES) {
+                if keys.len() >= limit.min(BATCH_LINES) {
                     return (keys, batch);
                 }
                 if report.verb.is_barrier() {

@@ -66,7 +66,10 @@ impl Service<Uri> for Connector {
         if let Some(authorization) = proxy.basic_auth() {
             tunnel = tunnel.with_auth(authorization.clone());
         }
-        let address = proxy.uri().authority().map_or("", |own| own.as_str());
+        let address = proxy
+            .uri()
+            .authority()
+            .map_or("", |authority| authority.as_str());
         let named = format!("the proxy {address}");
         Box::pin(async move {
             let connected = tunnel.call(with_port(&server)?).await;

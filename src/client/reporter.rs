@@ -112,7 +112,7 @@ impl Shared {
 
     async fn run(self: Arc<Self>) {
         let mut backoff = Backoff::default();
-        let mut most = BATCH_MAX;
+        let mut limit = BATCH_MAX;
         let mut sent_at = None;
         loop {
             self.something_is_due(sent_at).await;
@@ -123,7 +123,7 @@ impl Shared {
                     "reports were given up, because they could not be delivered for hours"
                 );
             }
-            let (keys, batch) = self.lock().take(&self.worker, Instant::now(), most);
+            let (keys, batch) = self.lock().take(&self.worker, Instant::now(), limit);
             if keys.is_empty() {
                 self.rounds.send_modify(|rounds| *rounds += 1);
                 if self.is_abandoned() {
@@ -134,7 +134,7 @@ impl Shared {
             sent_at = Some(Instant::now());
             let pause = match self.client.batch_of(batch).await {
                 Ok(results) if results.len() <= keys.len() => {
-                    most = BATCH_MAX;
+                    limit = BATCH_MAX;
                     let is_cut_off = results.len() < keys.len();
                     let repeat = self.settle(&keys, &results).await;
                     repeat.or(is_cut_off.then_some(Duration::ZERO))
@@ -150,7 +150,7 @@ impl Shared {
                         self.lock().give_up(&keys[0]);
                         tracing::warn!(reason = %detail, "a report was rejected");
                     }
-                    most = keys.len().div_ceil(2);
+                    limit = keys.len().div_ceil(2);
                     None
                 }
                 Err(error) => {

@@ -427,9 +427,9 @@ mod tests {
         assert_eq!(story.cursor(), Some("e-2-t"));
         assert!(matches!(story.receive(job(2)), Received::Nothing));
         // Another history, with an event of the same number.
-        let other = json!({"type": "job_progress", "seq": 4, "cursor": "f-4-t"});
+        let other_history = json!({"type": "job_progress", "seq": 4, "cursor": "f-4-t"});
         assert!(matches!(
-            story.receive(message(other)),
+            story.receive(message(other_history)),
             Received::Message(_)
         ));
         story.receive(message(json!({"type": "ready", "cursor": "e-5-t"})));

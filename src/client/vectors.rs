@@ -70,8 +70,8 @@ impl Server {
         }
         let header = |name: &str| {
             let found = head.lines().find_map(|line| {
-                let (own, value) = line.split_once(':')?;
-                own.eq_ignore_ascii_case(name).then(|| value.trim())
+                let (field, value) = line.split_once(':')?;
+                field.eq_ignore_ascii_case(name).then(|| value.trim())
             });
             found.unwrap_or_default().to_owned()
         };
@@ -245,12 +245,12 @@ async fn run(case: &Value, transport: Transport) -> Result<(), String> {
     let expected = &case["expect"];
     let (mut delivered, mut outcome) = (Vec::new(), "watching");
     let mut error = None;
-    let goes_on = expected["outcome"] == "watching";
+    let keeps_watching = expected["outcome"] == "watching";
     let mut may_end = false;
     loop {
         let wanted = expected["delivered"].as_array().unwrap().len();
         let has_all = delivered.len() >= wanted && watch.cursor() == expected["cursor"].as_str();
-        if may_end && goes_on && has_all {
+        if may_end && keeps_watching && has_all {
             break;
         }
         tokio::select! {
@@ -287,7 +287,7 @@ fn compare(
         && delivered
             .iter()
             .zip(wanted)
-            .all(|(own, wanted)| fits(own, wanted));
+            .all(|(message, wanted)| fits(message, wanted));
     if !is_same {
         return Err(format!("delivered {delivered:?}"));
     }
@@ -303,9 +303,9 @@ fn compare(
         _ => (Value::Null, Value::Null),
     };
     for (name, value) in expected["error"].as_object().into_iter().flatten() {
-        let own = if name == "status" { &status } else { &code };
-        if own != value {
-            return Err(format!("`{name}` of the error is {own}, not {value}"));
+        let actual = if name == "status" { &status } else { &code };
+        if actual != value {
+            return Err(format!("`{name}` of the error is {actual}, not {value}"));
         }
     }
     Ok(())
@@ -317,7 +317,7 @@ async fn run_all(transport: Transport, name: &str) {
     let cases = vectors["cases"].as_array().unwrap();
     let fits = |case: &&Value| {
         let transports = case["transports"].as_array();
-        transports.is_none_or(|own| own.iter().any(|own| own == name))
+        transports.is_none_or(|transports| transports.iter().any(|transport| transport == name))
     };
     let cases: Vec<&Value> = cases.iter().filter(fits).collect();
     assert!(cases.len() > 20);

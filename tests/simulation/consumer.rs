@@ -297,15 +297,15 @@ impl Ledger {
             place.tried = progress.tried;
             let changed = progress.set_aside;
             let of = match &changed {
-                Some(Change::Put(own)) => Some((own.kind, own.subject.clone())),
+                Some(Change::Put(entry)) => Some((entry.kind, entry.subject.clone())),
                 Some(Change::Lift(kind, subject)) => Some((*kind, subject.clone())),
                 None => None,
             };
             place
                 .set_aside
-                .retain(|own| Some((own.kind, own.subject.clone())) != of);
-            if let Some(Change::Put(own)) = changed {
-                place.set_aside.push(own);
+                .retain(|entry| Some((entry.kind, entry.subject.clone())) != of);
+            if let Some(Change::Put(entry)) = changed {
+                place.set_aside.push(entry);
             }
             Ok(())
         });

@@ -55,8 +55,8 @@ impl Knowledge {
     pub(super) fn take_over(&mut self, subject: &SubjectId, from: Option<(&Knowledge, u64)>) {
         match from {
             None => self.known.remove(subject),
-            Some((other, at)) => {
-                let known = other.known.get(subject).copied().unwrap_or(0);
+            Some((earlier, at)) => {
+                let known = earlier.known.get(subject).copied().unwrap_or(0);
                 self.known.insert(subject.clone(), known.max(at))
             }
         };

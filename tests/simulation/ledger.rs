@@ -296,8 +296,8 @@ impl Ledger {
     pub(super) fn delay_writes(&self) {
         let mut inner = self.inner.lock().unwrap();
         let Inner { waiting, late, .. } = &mut *inner;
-        for own in std::mem::take(waiting) {
-            match own {
+        for call in std::mem::take(waiting) {
+            match call {
                 Waiting::Write(write) => late.push(write),
                 read @ Waiting::Read(_) => waiting.push(read),
             }
@@ -425,12 +425,12 @@ impl Log for Ledger {
             let mut last = HashMap::new();
             for event in log.events.iter().filter(|event| event.seq <= head) {
                 let category = event.draft.category.as_deref().map(str::to_owned);
-                let own = LastEvent {
+                let last_event = LastEvent {
                     seq: event.seq,
                     status: event.draft.status.to_owned(),
                     category,
                 };
-                last.insert((event.kind, event.subject.clone()), own);
+                last.insert((event.kind, event.subject.clone()), last_event);
             }
             Stretch {
                 events,

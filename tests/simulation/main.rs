@@ -355,7 +355,7 @@ impl World {
             // There was nothing to write.
             Ok(receipts) => !receipts
                 .iter()
-                .any(|own| matches!(own, Ok(Receipt::Committed(_)))),
+                .any(|receipt| matches!(receipt, Ok(Receipt::Committed(_)))),
         };
         if !answers.iter().all(is_correct) || self.ledger.heads() != heads {
             return Err("a commit that failed has had an effect".into());
@@ -484,42 +484,42 @@ impl World {
     }
 
     /// Lets a reader receive everything that is pending. A task that a round has woken acts in the next one.
-    async fn bring_up_to_date(&mut self, own: usize) -> Result<(), String> {
+    async fn bring_up_to_date(&mut self, index: usize) -> Result<(), String> {
         let mut quiet = 0;
         while quiet < 2 {
             let mut busy = self.dispatch() | self.disk();
             for _ in 0..YIELDS {
                 tokio::task::yield_now().await;
             }
-            busy |= self.readers[own].take(usize::MAX, &self.ledger)?;
+            busy |= self.readers[index].take(usize::MAX, &self.ledger)?;
             quiet = if busy { 0 } else { quiet + 1 };
         }
         Ok(())
     }
 
     /// Lets a multiplexed reader renew its token, and add or remove a channel.
-    async fn change_channels(&mut self, own: usize) -> Result<(), String> {
+    async fn change_channels(&mut self, index: usize) -> Result<(), String> {
         // Otherwise the reader may still wait for an earlier channel, and changes nothing.
         if self.rng.u8(0..4) > 0 {
-            self.bring_up_to_date(own).await?;
+            self.bring_up_to_date(index).await?;
         }
         if self.rng.u8(0..4) == 0 {
-            self.readers[own].renew();
+            self.readers[index].renew();
         }
         let channel = some_channel(&mut self.rng);
-        self.readers[own].change(channel, &mut self.rng);
+        self.readers[index].change(channel, &mut self.rng);
         // The channel may be added while events of the existing channels are pending: the reader has received one of
         // them, and others come before the channel is added.
         for _ in 0..self.rng.u8(0..=2) {
             self.publish()?;
             while self.dispatch() {}
-            self.readers[own].take(1, &self.ledger)?;
+            self.readers[index].take(1, &self.ledger)?;
         }
         Ok(())
     }
 
     async fn step(&mut self) -> Result<(), String> {
-        let own = self.rng.usize(0..self.readers.len());
+        let index = self.rng.usize(0..self.readers.len());
         match self.rng.u8(0..100) {
             0..=19 => self.publish()?,
             20..=44 => {
@@ -529,45 +529,45 @@ impl World {
                 self.disk();
             }
             60..=79 => {
-                let most = self.rng.usize(1..=4);
+                let limit = self.rng.usize(1..=4);
                 for reader in &mut self.readers {
                     if !reader.is_stalled && reader.rings() {
-                        reader.take(most, &self.ledger)?;
+                        reader.take(limit, &self.ledger)?;
                     }
                 }
             }
-            80..=88 if !self.readers[own].is_connected() => {
-                self.ledger.note_stale_head(self.readers[own].school());
+            80..=88 if !self.readers[index].is_connected() => {
+                self.ledger.note_stale_head(self.readers[index].school());
                 // Something may be committed before the reader connects.
                 if self.rng.bool() {
                     self.publish()?;
                     self.dispatch();
                 }
-                self.readers[own].connect(
+                self.readers[index].connect(
                     &self.server.subscriber,
                     Some(&self.server.sessions),
                     &self.ledger,
                     &mut self.rng,
                 );
             }
-            82..=84 => self.readers[own].leave(),
+            82..=84 => self.readers[index].leave(),
             85 => {
-                self.readers[own] = self.some_reader();
+                self.readers[index] = self.some_reader();
             }
             86..=88 => {
                 let can_change = |index: &usize| {
                     self.readers[*index].is_multiplexed() && self.readers[*index].is_connected()
                 };
-                let those: Vec<usize> = (0..self.readers.len()).filter(can_change).collect();
-                let Some(own) = self.rng.choice(those) else {
+                let multiplexed: Vec<usize> = (0..self.readers.len()).filter(can_change).collect();
+                let Some(index) = self.rng.choice(multiplexed) else {
                     return Ok(());
                 };
                 for _ in 0..self.rng.u8(1..=MOST_CHANGES) {
-                    self.change_channels(own).await?;
+                    self.change_channels(index).await?;
                 }
             }
             89..=91 => {
-                let reader = &mut self.readers[own];
+                let reader = &mut self.readers[index];
                 reader.is_stalled = !reader.is_stalled;
             }
             92..=96 => tokio::time::advance(Duration::from_millis(self.rng.u64(1..400))).await,

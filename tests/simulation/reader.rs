@@ -153,7 +153,7 @@ impl Reader {
         let head = ledger.head(self.school());
         if self
             .cursor
-            .is_some_and(|own| self.is_of_lost_history(own, ledger))
+            .is_some_and(|cursor| self.is_of_lost_history(cursor, ledger))
         {
             self.shadow.must_reset = true;
         } else {
@@ -175,10 +175,11 @@ impl Reader {
                 || knowledge.allows(cursor, all, scope, ledger).is_ok()
         };
         self.places
-            .retain(|own| is_whole(own.cursor, &own.knowledge, &own.scope));
+            .retain(|place| is_whole(place.cursor, &place.knowledge, &place.scope));
         let is_hit = lost.iter().any(|event| event.school == self.school());
         let cursor = self.cursor;
-        let is_partial = cursor.is_some_and(|own| !is_whole(own, &self.knowledge, &self.scope));
+        let is_partial =
+            cursor.is_some_and(|cursor| !is_whole(cursor, &self.knowledge, &self.scope));
         if is_partial && (self.session.is_none() || self.has_resumed) {
             self.leave();
             self.cursor = None;
@@ -309,10 +310,10 @@ impl Reader {
         }
     }
 
-    /// Takes up to `most` deliveries, while there are any. Returns whether there were any.
-    pub(super) fn take(&mut self, most: usize, ledger: &Ledger) -> Result<bool, String> {
+    /// Takes up to `limit` deliveries, while there are any. Returns whether there were any.
+    pub(super) fn take(&mut self, limit: usize, ledger: &Ledger) -> Result<bool, String> {
         let mut took = false;
-        for _ in 0..most {
+        for _ in 0..limit {
             let Some(session) = &mut self.session else {
                 break;
             };
@@ -493,8 +494,11 @@ impl Reader {
             session.line.unsubscribe(channel);
             let scope = &self.scope;
             let hears = |subject: &SubjectId| {
-                let own = Channel::Subject(tidings::kind::job::KIND, subject.clone());
-                scope.channels().iter().any(|channel| channel.covers(&own))
+                let subject_channel = Channel::Subject(tidings::kind::job::KIND, subject.clone());
+                scope
+                    .channels()
+                    .iter()
+                    .any(|channel| channel.covers(&subject_channel))
             };
             self.shadow.delivered.retain(|subject, _| hears(subject));
             self.knowledge.retain(hears);

@@ -63,8 +63,8 @@ impl Exchange {
         let mut state = self.state();
         inbox.is_connected(!state.is_down);
         inbox.may_have_missed();
-        if let Some(own) = state.nodes.get_mut(&number) {
-            own.inbox = Some(inbox);
+        if let Some(node) = state.nodes.get_mut(&number) {
+            node.inbox = Some(inbox);
         }
     }
 
@@ -77,7 +77,7 @@ impl Exchange {
         let mut state = self.state();
         state.is_down = now;
         state.on_the_way.clear();
-        let inboxes = state.nodes.values().filter_map(|own| own.inbox.clone());
+        let inboxes = state.nodes.values().filter_map(|node| node.inbox.clone());
         let inboxes: Vec<Inbox> = inboxes.collect();
         drop(state);
         for inbox in inboxes {
@@ -111,7 +111,7 @@ impl Exchange {
         let count = state.on_the_way.len();
         let index = state.rng.usize(0..count);
         let (to, payload) = state.on_the_way.swap_remove(index);
-        let inbox = state.nodes.get(&to).and_then(|own| own.inbox.clone());
+        let inbox = state.nodes.get(&to).and_then(|node| node.inbox.clone());
         drop(state);
         if let Some(inbox) = inbox {
             inbox.received(payload);
@@ -195,8 +195,8 @@ impl Bus for End {
 
     async fn subscribe(&self, schools: &[SchoolId]) -> Result<(), BusError> {
         let mut state = self.exchange.state();
-        if let Some(own) = state.nodes.get_mut(&self.number) {
-            own.schools.extend(schools);
+        if let Some(node) = state.nodes.get_mut(&self.number) {
+            node.schools.extend(schools);
         }
         match state.is_down {
             true => Err(BusError::Disconnected),
@@ -206,8 +206,8 @@ impl Bus for End {
 
     async fn unsubscribe(&self, schools: &[SchoolId]) -> Result<(), BusError> {
         let mut state = self.exchange.state();
-        if let Some(own) = state.nodes.get_mut(&self.number) {
-            own.schools.retain(|school| !schools.contains(school));
+        if let Some(node) = state.nodes.get_mut(&self.number) {
+            node.schools.retain(|school| !schools.contains(school));
         }
         Ok(())
     }

@@ -46,17 +46,20 @@ impl Cluster {
             let sent = self.some_request();
             commands += sent.len();
             let school = sent[0].school;
-            let envelopes = sent.iter().map(|own| own.envelope.clone()).collect();
+            let envelopes = sent
+                .iter()
+                .map(|request| request.envelope.clone())
+                .collect();
             pending.push((sent, self.send(number, school, envelopes)));
         }
         let is_alone = commands == 1 && !self.shared.has_in_flight();
         let mut writers: Vec<NodeWriter> = self
             .running_nodes()
-            .map(|own| Arc::clone(&own.writer))
+            .map(|node| Arc::clone(&node.writer))
             .collect();
         self.shared.rivals(writers.clone());
         self.rng.shuffle(&mut writers);
-        while writers.iter().any(|own| own.lock().unwrap().step()) {}
+        while writers.iter().any(|writer| writer.lock().unwrap().step()) {}
         self.shared.rivals(Vec::new());
         self.shared.check()?;
         for (sent, answer) in pending {
@@ -135,7 +138,7 @@ impl Cluster {
                 (Ok(Receipt::Repeated(event)), answered) => {
                     let is_same = answered.is_none_or(|place| place == event.place());
                     let is_lost =
-                        answered.is_some_and(|own| self.ledger.has_lost(sent.school, own));
+                        answered.is_some_and(|place| self.ledger.has_lost(sent.school, place));
                     if !(is_same || is_lost) {
                         return Err(format!("a repetition is answered with {}", event.seq));
                     }
@@ -143,7 +146,7 @@ impl Cluster {
                 }
                 (Err(CommandError::Rule(error)), answered) => {
                     let is_lost =
-                        answered.is_some_and(|own| self.ledger.has_lost(sent.school, own));
+                        answered.is_some_and(|place| self.ledger.has_lost(sent.school, place));
                     if answered.is_some() && !is_lost {
                         return Err(format!("a repetition is answered with {error}"));
                     }

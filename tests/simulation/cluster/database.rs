@@ -82,19 +82,19 @@ impl Group {
             (key.clone(), used)
         });
         let mut moves = moves.to_vec();
-        moves.sort_unstable_by_key(|own| own.school);
+        moves.sort_unstable_by_key(|school_move| school_move.school);
         let (states, parts) = (decisions.states.iter(), decisions.parts.iter());
         Group {
             moves,
             events: decisions.events.clone(),
             states: states
-                .map(|(own, stored)| (own.clone(), stored.clone()))
+                .map(|(address, stored)| (address.clone(), stored.clone()))
                 .collect(),
             tails: decisions.tails.clone(),
             keys: keys.collect(),
             past: decisions.past.clone(),
             parts: parts
-                .map(|(own, part)| (own.clone(), part.clone()))
+                .map(|(key, part)| (key.clone(), part.clone()))
                 .collect(),
         }
     }
@@ -180,7 +180,7 @@ impl Shared {
         state.now = rows;
         state.in_flight.clear();
         drop(state);
-        self.ledger.disk.offsets(|own| *own = offsets);
+        self.ledger.disk.offsets(|current| *current = offsets);
         Some(heads)
     }
 
@@ -207,33 +207,43 @@ impl Shared {
 
     /// Writes the schools that have the expected stamps, and returns them.
     fn carry_out(&self, state: &mut State, group: Group) -> Vec<SchoolId> {
-        let is_expected = |own: &&Move| {
-            let stamp = state.now.stamps.get(&own.school).copied();
-            stamp == own.expected || self.ledger.fault == Some(Fault::UncomparedStamps)
+        let is_expected = |school_move: &&Move| {
+            let stamp = state.now.stamps.get(&school_move.school).copied();
+            stamp == school_move.expected || self.ledger.fault == Some(Fault::UncomparedStamps)
         };
         let written: Vec<Move> = group.moves.iter().filter(is_expected).copied().collect();
-        let is_written = |school: SchoolId| written.iter().any(|own| own.school == school);
+        let is_written = |school: SchoolId| {
+            written
+                .iter()
+                .any(|school_move| school_move.school == school)
+        };
         let events = group
             .events
             .into_iter()
-            .filter(|own| is_written(own.school));
+            .filter(|event| is_written(event.school));
         let events: Vec<Arc<Event>> = events.collect();
         if let Err(problem) = self.ledger.append(&events) {
             state.broken.get_or_insert(problem);
         }
         let memory = &mut state.now.memory;
-        memory
-            .states
-            .extend(group.states.into_iter().filter(|own| is_written(own.0.0)));
+        memory.states.extend(
+            group
+                .states
+                .into_iter()
+                .filter(|entry| is_written(entry.0.0)),
+        );
         memory
             .tails
-            .extend(group.tails.into_iter().filter(|own| is_written(own.0)));
+            .extend(group.tails.into_iter().filter(|entry| is_written(entry.0)));
         memory
             .keys
-            .extend(group.keys.into_iter().filter(|own| is_written(own.0.0)));
-        memory
-            .parts
-            .extend(group.parts.into_iter().filter(|own| is_written(own.0.0.0)));
+            .extend(group.keys.into_iter().filter(|entry| is_written(entry.0.0)));
+        memory.parts.extend(
+            group
+                .parts
+                .into_iter()
+                .filter(|entry| is_written(entry.0.0.0)),
+        );
         for (school, category, past) in group.past {
             if is_written(school) {
                 memory
@@ -243,19 +253,25 @@ impl Shared {
                     .push(past);
             }
         }
-        for own in &written {
-            state.now.stamps.insert(own.school, own.stamp);
+        for school_move in &written {
+            state
+                .now
+                .stamps
+                .insert(school_move.school, school_move.stamp);
         }
         state.commits += 1;
         if !written.is_empty() {
-            let offsets = self.ledger.disk.offsets(|own| own.clone());
+            let offsets = self.ledger.disk.offsets(|offsets| offsets.clone());
             let kept = (state.now.clone(), self.ledger.heads(), offsets);
             state.kept.push_back(kept);
             if state.kept.len() > KEPT {
                 state.kept.pop_front();
             }
         }
-        written.iter().map(|own| own.school).collect()
+        written
+            .iter()
+            .map(|school_move| school_move.school)
+            .collect()
     }
 }
 
@@ -322,8 +338,10 @@ impl shared::Database for Client {
     fn states(&mut self, addresses: &[Address]) -> Result<HashMap<Address, Stored>, StoreError> {
         let state = self.ask()?;
         let of = |address: &Address| state.now.memory.states.get(address).cloned();
-        let mut found: Vec<(Address, Option<Stored>)> =
-            addresses.iter().map(|own| (own.clone(), of(own))).collect();
+        let mut found: Vec<(Address, Option<Stored>)> = addresses
+            .iter()
+            .map(|address| (address.clone(), of(address)))
+            .collect();
         drop(state);
         if self.shared.ledger.fault == Some(Fault::StaleCache) {
             for (address, stored) in &mut found {
@@ -333,7 +351,7 @@ impl shared::Database for Client {
         }
         let found = found.into_iter();
         Ok(found
-            .filter_map(|(own, stored)| Some((own, stored?)))
+            .filter_map(|(address, stored)| Some((address, stored?)))
             .collect())
     }
 
@@ -346,7 +364,7 @@ impl shared::Database for Client {
             .iter()
             .map(|(school, key)| (*school, (*key).to_owned()));
         Ok(owned
-            .filter(|own| state.now.memory.keys.contains_key(own))
+            .filter(|key| state.now.memory.keys.contains_key(key))
             .collect())
     }
 
@@ -446,14 +464,14 @@ impl shared::Database for Client {
             keys: keys.collect(),
         };
         let mut written = Vec::new();
-        for own in moves {
-            if traces.show(group, own.school)
-                || state.now.stamps.get(&own.school) == Some(&own.stamp)
+        for school_move in moves {
+            if traces.show(group, school_move.school)
+                || state.now.stamps.get(&school_move.school) == Some(&school_move.stamp)
             {
-                written.push(own.school);
+                written.push(school_move.school);
             } else if self.shared.ledger.fault != Some(Fault::UnsettledWrite) {
-                let other = state.rng.i64(..);
-                state.now.stamps.insert(own.school, other);
+                let new_stamp = state.rng.i64(..);
+                state.now.stamps.insert(school_move.school, new_stamp);
             }
         }
         Ok(written)
@@ -474,19 +492,19 @@ fn an_equal_event_of_another_node_is_no_trace_of_a_write_with_a_key() {
     };
     let place = ("00000001".parse().unwrap(), 1);
     let at = DateTime::UNIX_EPOCH;
-    let own = Event::new(place, school, KIND, "a".parse().unwrap(), at, draft);
-    let own = Arc::new(own);
+    let event = Event::new(place, school, KIND, "a".parse().unwrap(), at, draft);
+    let event = Arc::new(event);
     let key = (school, "k".to_owned());
     let used = NewKey {
         fingerprint: "f".into(),
-        event: Arc::clone(&own),
+        event: Arc::clone(&event),
     };
     let mut group = Decisions::default();
-    group.events.push(Arc::clone(&own));
+    group.events.push(Arc::clone(&event));
     group.keys.insert(key.clone(), used);
     let mut traces = Traces::default();
     assert!(!traces.show(&group, school), "nothing was written");
-    traces.events.insert((school, own.place()));
+    traces.events.insert((school, event.place()));
     assert!(!traces.show(&group, school), "the key was not written");
     traces.keys.insert(key.clone(), "other".into());
     assert!(!traces.show(&group, school), "it is of another request");

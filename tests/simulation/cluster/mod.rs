@@ -111,8 +111,8 @@ impl Cluster {
         self.starts += 1;
         self.note(format_args!("node {number} starts"));
         let (shared, exchange) = (&self.shared, &self.exchange);
-        let own = (number, self.starts);
-        let node = Node::start(&mut self.rng, shared, exchange, &self.receiver, own);
+        let identity = (number, self.starts);
+        let node = Node::start(&mut self.rng, shared, exchange, &self.receiver, identity);
         self.nodes[number] = Some(node);
     }
 
@@ -124,7 +124,7 @@ impl Cluster {
     /// Ends a node between two steps.
     fn crash(&mut self, number: usize) {
         self.note(format_args!("node {number} crashes"));
-        for (reader, _) in self.readers.iter_mut().filter(|own| own.1 == number) {
+        for (reader, _) in self.readers.iter_mut().filter(|entry| entry.1 == number) {
             reader.leave();
         }
         self.exchange.leave(number);
@@ -133,7 +133,7 @@ impl Cluster {
 
     /// Returns the nodes that run.
     fn running(&self) -> Vec<usize> {
-        let runs = |own: &Option<Node>| own.as_ref().is_some_and(|own| !own.is_frozen);
+        let runs = |node: &Option<Node>| node.as_ref().is_some_and(|node| !node.is_frozen);
         let numbers = 0..self.nodes.len();
         numbers
             .filter(|number| runs(&self.nodes[*number]))
@@ -141,13 +141,13 @@ impl Cluster {
     }
 
     fn running_nodes(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.iter().flatten().filter(|own| !own.is_frozen)
+        self.nodes.iter().flatten().filter(|node| !node.is_frozen)
     }
 
     /// Lets some of the reads that wait for the database continue. Returns whether there were any.
-    fn disk(&mut self, most: usize) -> bool {
+    fn disk(&mut self, limit: usize) -> bool {
         let mut did = false;
-        for _ in 0..most {
+        for _ in 0..limit {
             let waiting = self.ledger.waiting();
             if waiting == 0 || !self.shared.works() {
                 break;
@@ -158,35 +158,35 @@ impl Cluster {
         did
     }
 
-    fn take(&mut self, most: usize) -> Result<(), String> {
+    fn take(&mut self, limit: usize) -> Result<(), String> {
         for (reader, number) in &mut self.readers {
-            let Some(node) = self.nodes[*number].as_ref().filter(|own| !own.is_frozen) else {
+            let Some(node) = self.nodes[*number].as_ref().filter(|node| !node.is_frozen) else {
                 continue;
             };
             let _entered = node.runtime.enter();
             if !reader.is_stalled && reader.rings() {
-                reader.take(most, &self.ledger)?;
+                reader.take(limit, &self.ledger)?;
             }
         }
         Ok(())
     }
 
-    fn leave(&mut self, own: usize) {
-        let (reader, number) = &mut self.readers[own];
+    fn leave(&mut self, index: usize) {
+        let (reader, number) = &mut self.readers[index];
         let node = self.nodes[*number].as_ref();
-        let _entered = node.map(|own| own.runtime.enter());
+        let _entered = node.map(|node| node.runtime.enter());
         reader.leave();
     }
 
     /// Connects a reader to any node.
-    fn connect(&mut self, own: usize) {
+    fn connect(&mut self, index: usize) {
         let running = self.running();
         let Some(number) = self.rng.choice(&running).copied() else {
             return;
         };
         let node = self.nodes[number].as_ref().unwrap();
         let _entered = node.runtime.enter();
-        let (reader, at) = &mut self.readers[own];
+        let (reader, at) = &mut self.readers[index];
         *at = number;
         reader.connect(&node.subscriber, None, &self.ledger, &mut self.rng);
     }
@@ -196,14 +196,14 @@ impl Cluster {
         self.nodes
             .iter_mut()
             .flatten()
-            .for_each(|own| own.advance(by));
+            .for_each(|node| node.advance(by));
     }
 
     /// Lets a long time pass in which everything works on.
     fn advance_far(&mut self) {
         for _ in 0..self.rng.usize(5..60) {
             self.advance(TICK);
-            self.running_nodes().for_each(|own| own.drive(2));
+            self.running_nodes().for_each(|node| node.drive(2));
             self.disk(4);
         }
     }
@@ -219,7 +219,7 @@ impl Cluster {
         let fence = self.ledger.disk.last_fence();
         for _ in 0..ROUNDS_TO_TAKE_OVER {
             self.advance(TICK);
-            self.running_nodes().for_each(|own| own.drive(2));
+            self.running_nodes().for_each(|node| node.drive(2));
             if self.ledger.disk.last_fence() != fence {
                 break;
             }
@@ -234,7 +234,10 @@ impl Cluster {
         };
         let before = self.ledger.heads();
         let lost = self.ledger.cut(&heads);
-        let places: Vec<_> = lost.iter().map(|own| (own.school, own.place())).collect();
+        let places: Vec<_> = lost
+            .iter()
+            .map(|event| (event.school, event.place()))
+            .collect();
         self.note(format_args!("a failover loses {places:?}"));
         self.receiver.note_failover(&before);
         self.receiver.note_new_process();
@@ -254,7 +257,7 @@ impl Cluster {
         let Some(writer) = self.rng.choice(&running).copied() else {
             return Ok(());
         };
-        let others = running.into_iter().filter(|own| *own != writer);
+        let others = running.into_iter().filter(|number| *number != writer);
         let others: Vec<usize> = others.collect();
         for number in &others {
             self.nodes[*number].as_mut().unwrap().is_frozen = true;
@@ -265,7 +268,7 @@ impl Cluster {
                 break;
             }
             self.publish()?;
-            self.running_nodes().for_each(|own| own.drive(YIELDS));
+            self.running_nodes().for_each(|node| node.drive(YIELDS));
         }
         self.exchange.loses_all();
         for number in others {
@@ -275,7 +278,7 @@ impl Cluster {
     }
 
     fn step(&mut self) -> Result<(), String> {
-        let own = self.rng.usize(0..self.readers.len());
+        let index = self.rng.usize(0..self.readers.len());
         let number = self.rng.usize(0..self.nodes.len());
         match self.rng.u8(0..102) {
             0..=17 => self.publish()?,
@@ -291,21 +294,21 @@ impl Cluster {
                 }
             }
             49..=60 => {
-                let most = self.rng.usize(1..=4);
-                self.disk(most);
+                let limit = self.rng.usize(1..=4);
+                self.disk(limit);
             }
             61..=75 => {
-                let most = self.rng.usize(1..=4);
-                self.take(most)?;
+                let limit = self.rng.usize(1..=4);
+                self.take(limit)?;
             }
-            76..=84 if !self.readers[own].0.is_connected() => self.connect(own),
-            82..=84 => self.leave(own),
+            76..=84 if !self.readers[index].0.is_connected() => self.connect(index),
+            82..=84 => self.leave(index),
             85 => {
-                self.leave(own);
-                self.readers[own].0 = some_reader(&mut self.rng, false, self.fault);
+                self.leave(index);
+                self.readers[index].0 = some_reader(&mut self.rng, false, self.fault);
             }
             86..=87 => {
-                let reader = &mut self.readers[own].0;
+                let reader = &mut self.readers[index].0;
                 reader.is_stalled = !reader.is_stalled;
             }
             88..=91 => {
@@ -377,15 +380,15 @@ impl Cluster {
 
     /// Does what can be done. Returns what somebody lacks.
     fn round(&mut self) -> Result<Option<String>, String> {
-        for own in 0..self.readers.len() {
-            if !self.readers[own].0.is_connected() {
-                self.connect(own);
+        for index in 0..self.readers.len() {
+            if !self.readers[index].0.is_connected() {
+                self.connect(index);
             }
         }
-        self.running_nodes().for_each(|own| own.drive(YIELDS));
+        self.running_nodes().for_each(|node| node.drive(YIELDS));
         while self.exchange.deliver() {}
         self.disk(64);
-        self.running_nodes().for_each(|own| own.drive(YIELDS));
+        self.running_nodes().for_each(|node| node.drive(YIELDS));
         self.take(usize::MAX)?;
         self.advance(TICK);
         self.receiver.check()?;
@@ -403,8 +406,8 @@ impl Cluster {
         self.settle()?;
         let deliveries = self.readers.iter().map(|(reader, _)| reader.deliveries);
         let deliveries = deliveries.sum();
-        for own in 0..self.readers.len() {
-            self.leave(own);
+        for index in 0..self.readers.len() {
+            self.leave(index);
         }
         for node in self.nodes.iter().flatten() {
             node.hub.forget_idle(Duration::ZERO);

@@ -38,9 +38,9 @@ async fn measure(servers: &Servers, nodes: &mut Nodes, transport: Transport) -> 
     let mut open = Vec::new();
     for node in nodes.iter() {
         let reader = (node.address.as_str(), token.as_str());
-        let own = Subscribers::begin(reader, transport, of_a_node, AT_ONCE, path);
-        own.live(of_a_node).await;
-        open.push(own);
+        let subscribers = Subscribers::begin(reader, transport, of_a_node, AT_ONCE, path);
+        subscribers.live(of_a_node).await;
+        open.push(subscribers);
     }
     let cursor = nodes[0].cursor().await;
     let line = |n: usize| {
@@ -52,8 +52,8 @@ async fn measure(servers: &Servers, nodes: &mut Nodes, transport: Transport) -> 
     let missed: String = (0..MISSED).map(line).collect();
     let mut publisher = Connection::open(&nodes[0].address, token).await;
     publisher.post("/api/batch", &missed).await;
-    for own in &open {
-        own.wait_for((of_a_node * MISSED) as u64).await;
+    for subscribers in &open {
+        subscribers.wait_for((of_a_node * MISSED) as u64).await;
     }
     let path = |_| format!("/events/jobs?tick_ms=0&cursor={cursor}");
     let half = of_a_node / 2;
@@ -65,9 +65,9 @@ async fn measure(servers: &Servers, nodes: &mut Nodes, transport: Transport) -> 
         .iter()
         .map(|node| Subscribers::begin((&node.address, token), transport, half, half, path))
         .collect();
-    for own in &back {
-        own.live(half).await;
-        own.wait_for((half * MISSED) as u64).await;
+    for subscribers in &back {
+        subscribers.live(half).await;
+        subscribers.wait_for((half * MISSED) as u64).await;
     }
     let count = (half * back.len()) as f64;
     [

@@ -118,14 +118,14 @@ impl Servers {
             let (_, rest) = stat.rsplit_once(") ")?;
             let fields: Vec<&str> = rest.split(' ').collect();
             let ticks = |at: usize| fields[at].parse::<f64>().ok();
-            let own = ticks(11)? + ticks(12)?;
+            let of_process = ticks(11)? + ticks(12)?;
             let of_ended_children = ticks(13)? + ticks(14)?;
             match (
                 id == self.postmaster,
                 fields[1] == self.postmaster.to_string(),
             ) {
-                (true, _) => Some(own + of_ended_children),
-                (_, true) => Some(own),
+                (true, _) => Some(of_process + of_ended_children),
+                (_, true) => Some(of_process),
                 _ => None,
             }
         });

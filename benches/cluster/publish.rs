@@ -83,13 +83,13 @@ async fn measure(servers: &Servers, nodes: &Nodes, load: Load) -> Sample {
     for publisher in 0..load.publishers {
         let address = nodes.of(publisher).address.clone();
         // Each publisher has its own schools, or all share one.
-        let own = (0..load.schools).filter(|school| school % load.publishers == publisher);
-        let own = if load.schools == 1 {
+        let schools = (0..load.schools).filter(|school| school % load.publishers == publisher);
+        let schools = if load.schools == 1 {
             vec![0]
         } else {
-            own.collect()
+            schools.collect()
         };
-        let tokens: Vec<String> = own
+        let tokens: Vec<String> = schools
             .into_iter()
             .map(|school| servers.tokens[school].clone())
             .collect();
@@ -122,8 +122,8 @@ async fn measure(servers: &Servers, nodes: &Nodes, load: Load) -> Sample {
     let count = (acknowledged.load(Ordering::Relaxed) - first) as f64;
     let mut times = histogram();
     for task in tasks {
-        let own = task.await.expect("a publisher ends well");
-        times.add(own).expect("the same digits");
+        let publisher_times = task.await.expect("a publisher ends well");
+        times.add(publisher_times).expect("the same digits");
     }
     let micros = |before: f64, after: f64| (after - before) / count * 1e6;
     [

@@ -33,7 +33,7 @@ pub(crate) struct Row {
 
 impl Row {
     /// The score of Tidings' own rule.
-    pub(crate) fn own(&self) -> Score {
+    pub(crate) fn our_score(&self) -> Score {
         self.scores[0].expect("our rule has estimates")
     }
 
@@ -44,22 +44,22 @@ impl Row {
     /// The best factor of the other rules.
     pub(crate) fn best_factor(&self) -> f64 {
         self.others()
-            .map(|own| own.factor)
+            .map(|score| score.factor)
             .fold(f64::INFINITY, f64::min)
     }
 
     /// The smallest share of the other rules.
     pub(crate) fn least_off(&self) -> f64 {
         self.others()
-            .map(|own| own.off)
+            .map(|score| score.off)
             .fold(f64::INFINITY, f64::min)
     }
 
     /// Whether our rule is the best, or within 5 % of the best, and not far off for more than a tenth of a run where
     /// another rule achieves that.
     pub(crate) fn reaches_the_goal(&self) -> bool {
-        let own = self.own();
-        own.factor <= self.best_factor() * 1.05 && (own.off <= 0.10 || self.least_off() > 0.10)
+        let ours = self.our_score();
+        ours.factor <= self.best_factor() * 1.05 && (ours.off <= 0.10 || self.least_off() > 0.10)
     }
 }
 
@@ -104,9 +104,9 @@ fn follow(
     let mut field = Field::new(run);
     let mut reports = run.reports.iter().peekable();
     let mut off = [0.0; RULES.len()];
-    let (mut looks, mut within, mut ranges) = (0.0, 0, 0);
-    for look in 0..LOOKS {
-        let at = run.end * (look as f64 + 0.5) / LOOKS as f64;
+    let (mut checks, mut within, mut ranges) = (0.0, 0, 0);
+    for check in 0..LOOKS {
+        let at = run.end * (check as f64 + 0.5) / LOOKS as f64;
         while let Some((time, progress)) = reports.next_if(|(time, _)| *time <= at) {
             for rule in field.rules() {
                 rule.report(*time, *progress);
@@ -117,7 +117,7 @@ fn follow(
         if at < run.from || field.ours.is_stalled(at) || left.iter().all(Option::is_none) {
             continue;
         }
-        looks += 1.0;
+        checks += 1.0;
         let truth = run.end - at;
         for (rule, left) in left.iter().enumerate() {
             let factor = left.map(|left| {
@@ -134,7 +134,7 @@ fn follow(
             within += usize::from((low..=high).contains(&truth));
         }
     }
-    (off.map(|off| off / f64::max(looks, 1.0)), (within, ranges))
+    (off.map(|off| off / f64::max(checks, 1.0)), (within, ranges))
 }
 
 /// Measures a workload.
@@ -143,8 +143,10 @@ pub(crate) fn compare(workload: &Workload) -> Row {
     let mut off = [0.0; RULES.len()];
     let (mut within, mut ranges) = (0, 0);
     for run in &workload.runs {
-        let (own, held) = follow(run, &mut factors);
-        off.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+        let (run_off, held) = follow(run, &mut factors);
+        off.iter_mut()
+            .zip(run_off)
+            .for_each(|(sum, share)| *sum += share);
         within += held.0;
         ranges += held.1;
     }

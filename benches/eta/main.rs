@@ -14,7 +14,7 @@ mod workloads;
 
 fn main() {
     // Cargo adds `--bench`.
-    let mut numbers = std::env::args().filter_map(|own| own.parse().ok());
+    let mut numbers = std::env::args().filter_map(|argument| argument.parse().ok());
     let (jobs, seed) = (numbers.next().unwrap_or(40), numbers.next().unwrap_or(0));
     println!(
         "Median factor between estimated and true time left / share of the run off by more than 3×"
@@ -25,10 +25,10 @@ fn main() {
     for workload in workloads::all(jobs, seed) {
         let row = comparison::compare(&workload);
         let cells = row.scores.map(|score| match score {
-            Some(own) if own.factor >= 1000.0 => {
-                format!("{:>8} /{:>3.0} %", "> 1000", own.off * 100.0)
+            Some(score) if score.factor >= 1000.0 => {
+                format!("{:>8} /{:>3.0} %", "> 1000", score.off * 100.0)
             }
-            Some(own) => format!("{:>8.2} /{:>3.0} %", own.factor, own.off * 100.0),
+            Some(score) => format!("{:>8.2} /{:>3.0} %", score.factor, score.off * 100.0),
             None => format!("{:>15}", "–"),
         });
         let mark = if row.reaches_the_goal() { "" } else { "  !" };

@@ -146,7 +146,7 @@ impl Rule for Median {
 pub(crate) struct Ours {
     estimator: Estimator,
     eta: Option<Eta>,
-    look: Option<f64>,
+    check_at: Option<f64>,
     heard: f64,
     stall_after: Option<f64>,
 }
@@ -165,7 +165,7 @@ impl Ours {
         Ours {
             estimator: Estimator::starting(time(0.0), History::of(&past)),
             eta: None,
-            look: None,
+            check_at: None,
             heard: 0.0,
             stall_after: run.stall_after,
         }
@@ -184,8 +184,8 @@ impl Ours {
 
     fn update(&mut self, at: f64) {
         self.eta = self.estimator.estimate(time(at), Duration::ZERO);
-        let look = self.estimator.look_in(time(at), Duration::ZERO);
-        self.look = look.map(|wait| at + wait.as_secs_f64());
+        let wait = self.estimator.look_in(time(at), Duration::ZERO);
+        self.check_at = wait.map(|wait| at + wait.as_secs_f64());
     }
 
     /// Whether the job has been silent for so long that there is no estimate.
@@ -214,7 +214,9 @@ impl Rule for Ours {
         // As the watchdog does.
         while let Some(eta) = self.eta {
             let lapses = secs(eta.at).max(self.heard + 1.0);
-            let due = self.look.map_or(lapses, |look| look.min(lapses));
+            let due = self
+                .check_at
+                .map_or(lapses, |check_at| check_at.min(lapses));
             if due > at || self.is_stalled(due) {
                 break;
             }

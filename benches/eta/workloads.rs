@@ -201,8 +201,8 @@ fn value_every_second(rng: &mut Rng) -> Run {
     let reached = |at: f64| {
         run.reports
             .iter()
-            .rfind(|(own, _)| *own <= at)
-            .and_then(|own| own.1)
+            .rfind(|(time, _)| *time <= at)
+            .and_then(|report| report.1)
     };
     let seconds = (0..).map(f64::from).take_while(|at| *at < run.end);
     run.reports = seconds.map(|at| (at, reached(at))).collect();
@@ -322,7 +322,8 @@ pub(crate) fn all(jobs: u64, seed: u64) -> Vec<Workload> {
     add("restart at 50 %, history", EARLIER, &|rng| from_half(rng));
     add("unknown total, history", EARLIER, &unknown_total);
     add("total known at 40 %", 0, &|rng| {
-        Run::uneven(rng, 100, 0.2, |_| 1.0).map_progress(|own| (own >= 40.0).then_some(own))
+        Run::uneven(rng, 100, 0.2, |_| 1.0)
+            .map_progress(|progress| (progress >= 40.0).then_some(progress))
     });
     add("two phases, the second slower", 0, &|rng| {
         two_phases(rng, (1.0, 5.0))
@@ -345,10 +346,14 @@ pub(crate) fn all(jobs: u64, seed: u64) -> Vec<Workload> {
     add("three times as long as before", EARLIER, &|rng| {
         Run::uneven(rng, 100, 0.1, |_| 1.0)
     });
-    for run in all.last_mut().into_iter().flat_map(|own| &mut own.runs) {
-        let third = |own: Run| {
-            let end = own.end / 3.0;
-            own.scaled_to(end)
+    for run in all
+        .last_mut()
+        .into_iter()
+        .flat_map(|workload| &mut workload.runs)
+    {
+        let third = |earlier: Run| {
+            let end = earlier.end / 3.0;
+            earlier.scaled_to(end)
         };
         run.earlier = run.earlier.drain(..).map(third).collect();
     }

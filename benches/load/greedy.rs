@@ -44,14 +44,14 @@ pub(crate) async fn greedy(schools: u32) {
         let created = server.client(token).post("/api/jobs", &job).await;
         created.expect("a job");
     }
-    let other = server.token(OTHER);
+    let other_token = server.token(OTHER);
     let job = json!({"job_id": "j", "job_type": "load", "status": "in_progress"});
-    let created = server.client(&other).post("/api/jobs", &job).await;
+    let created = server.client(&other_token).post("/api/jobs", &job).await;
     created.expect("a job");
     let before = server.memory();
-    let calm = report(&server, &other).await;
+    let calm = report(&server, &other_token).await;
     let clients = Clients::start(&server, &tokens);
-    let busy = report(&server, &other).await;
+    let busy = report(&server, &other_token).await;
     drop(clients);
     let (peak, now) = (server.peak_memory(), server.memory());
     tokio::time::sleep(CALM_AFTER).await;

@@ -125,8 +125,8 @@ impl Peer {
                 Running::Other(Process::run(Command::new(bun()).arg(script)))
             }
             Kind::Nchan => {
-                let (process, own) = nginx();
-                folder = Some(own);
+                let (process, nginx_folder) = nginx();
+                folder = Some(nginx_folder);
                 Running::Other(process)
             }
         };

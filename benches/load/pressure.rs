@@ -108,7 +108,7 @@ pub(crate) async fn crowd(crowd: usize) {
         crowd / CHANNELS_EACH,
         |reader| {
             let channels = (0..CHANNELS_EACH)
-                .map(|own| format!("&channel=jobs/j{}", reader * CHANNELS_EACH + own + 1));
+                .map(|channel| format!("&channel=jobs/j{}", reader * CHANNELS_EACH + channel + 1));
             format!("/events?tick_ms=0{}", channels.collect::<String>())
         },
     )
@@ -344,7 +344,7 @@ async fn probe(address: String, token: String, probed: Arc<Mutex<Probed>>) {
 pub(crate) async fn rejections(times: usize) {
     let server = Server::start().await;
     server.create_jobs(1_000).await;
-    let other = server.token(2);
+    let other_token = server.token(2);
     let http = reqwest::Client::new();
     for (method, path) in [
         ("GET", "/api/jobs/*"),
@@ -364,7 +364,7 @@ pub(crate) async fn rejections(times: usize) {
             let request = http.request(method.parse().expect("a method"), url);
             let asked = Instant::now();
             let answer = request
-                .bearer_auth(&other)
+                .bearer_auth(&other_token)
                 .body("{}")
                 .send()
                 .await
@@ -373,7 +373,7 @@ pub(crate) async fn rejections(times: usize) {
             answer.bytes().await.expect("a body");
             taken[round % 2].saturating_record(asked.elapsed().as_nanos() as u64);
         }
-        let [theirs, nobody] = taken.map(|own| own.value_at_quantile(0.5) as f64 / 1e3);
+        let [theirs, nobody] = taken.map(|times| times.value_at_quantile(0.5) as f64 / 1e3);
         println!(
             "refusals  {method:<4} {path:<26} median {theirs:>6.1} us for another school's, {nobody:>6.1} us for one that does not exist: x{:.3}",
             theirs / nobody

@@ -102,7 +102,7 @@ pub(crate) async fn compare(scenario: &Scenario) {
             let ratios = costs
                 .iter()
                 .zip(&raw)
-                .map(|(own, raw)| own.cpu / raw)
+                .map(|(round, raw)| round.cpu / raw)
                 .collect();
             println!(
                 "{:<13} {transport:<10} {kind:<8} {:>6.2} us server CPU a delivery, {:>5.2} x raw  {:>9.0} deliveries/s  p50 {:>6.2} ms, p99 {:>6.2} ms",
@@ -280,8 +280,8 @@ pub(crate) async fn fold() {
             }
             println!(
                 "conflation    {transport:<10} {kind:<8} {:.2} ms server CPU an event with tick_ms=0, {:.2} ms with tick_ms=100: {:.2} times less",
-                median(costs.iter().map(|own| own[0]).collect()),
-                median(costs.iter().map(|own| own[1]).collect()),
+                median(costs.iter().map(|cost| cost[0]).collect()),
+                median(costs.iter().map(|cost| cost[1]).collect()),
                 median(ratios),
             );
         }

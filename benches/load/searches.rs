@@ -49,16 +49,16 @@ pub(crate) async fn searches(jobs: usize, searchers: usize, leavers: usize) {
         json!({"op": "jobs.complete", "job_id": "template"}),
     ];
     server.publish(&server.worker, &template).await;
-    let other = server.token(2);
+    let other_token = server.token(2);
     let others: Vec<Value> = (0..OTHERS_JOBS).map(create_job).collect();
-    server.publish(&other, &others).await;
+    server.publish(&other_token, &others).await;
     let begun = Instant::now();
     server.restart_after(|path| multiply(path, jobs));
     println!(
         "searches  {jobs} jobs, made in {:.0} s",
         begun.elapsed().as_secs_f64()
     );
-    let calm = measured(&server, &other, "calm").await;
+    let calm = measured(&server, &other_token, "calm").await;
     let stop = Arc::new(AtomicBool::new(false));
     let (answers, tasks) = (Arc::new(AtomicU64::new(0)), searchers);
     let tasks: Vec<_> = (0..tasks)
@@ -74,7 +74,7 @@ pub(crate) async fn searches(jobs: usize, searchers: usize, leavers: usize) {
             })
         })
         .collect();
-    let searched = measured(&server, &other, &format!("{searchers} search")).await;
+    let searched = measured(&server, &other_token, &format!("{searchers} search")).await;
     compare(&calm, &searched);
     stop.store(true, Ordering::Relaxed);
     for task in tasks {
@@ -99,7 +99,7 @@ pub(crate) async fn searches(jobs: usize, searchers: usize, leavers: usize) {
         })
     };
     let name = format!("{leavers} hang up every {} ms", HANG_UP_PERIOD.as_millis());
-    let left = measured(&server, &other, &name).await;
+    let left = measured(&server, &other_token, &name).await;
     compare(&calm, &left);
     hanging_up.abort();
     let (begun, cpu) = (Instant::now(), server.cpu_secs());

@@ -286,8 +286,8 @@ impl Shape {
                     ("Sec-WebSocket-Version", "13"),
                     ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
                 ];
-                for (own, value) in usual.iter().filter(|(own, _)| *own != name) {
-                    head.push_str(&format!("{own}: {value}\r\n"));
+                for (header, value) in usual.iter().filter(|(header, _)| *header != name) {
+                    head.push_str(&format!("{header}: {value}\r\n"));
                 }
                 head.push_str(&format!("{name}: {before}{input}\r\n"));
             }

@@ -41,7 +41,7 @@ fn main() {
     // Cargo adds `--bench`.
     let parts: Vec<String> = std::env::args()
         .skip(1)
-        .filter(|own| !own.starts_with('-'))
+        .filter(|argument| !argument.starts_with('-'))
         .collect();
     let is_asked =
         |route: &str| parts.is_empty() || parts.iter().any(|part| route.contains(&**part));
@@ -71,7 +71,10 @@ fn main() {
 fn print_tables(all: &BTreeMap<&str, Vec<(&str, Costs)>>) {
     print_head("route");
     for route in ROUTES {
-        let costs = all.values().flatten().filter(|(own, _)| own == route);
+        let costs = all
+            .values()
+            .flatten()
+            .filter(|(measured, _)| measured == route);
         print_dearest(route, costs.map(|(_, costs)| costs).collect());
     }
     println!();

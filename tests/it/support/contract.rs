@@ -52,12 +52,12 @@ impl Messages {
         let Some(known) = kind.and_then(|kind| self.0.get(kind)) else {
             panic!("no message of this type is described: {message}");
         };
-        if known.iter().any(|own| own.is_valid(message)) {
+        if known.iter().any(|schema| schema.is_valid(message)) {
             return;
         }
         let faults: Vec<String> = known
             .iter()
-            .flat_map(|own| own.iter_errors(message))
+            .flat_map(|schema| schema.iter_errors(message))
             .map(|fault| format!("{fault} at {}", fault.instance_path()))
             .collect();
         panic!("{message} is not as described: {}", faults.join("; "));
@@ -133,13 +133,13 @@ static OPERATIONS: LazyLock<Vec<(String, Vec<String>, Answers)>> = LazyLock::new
 pub(crate) fn check_answer(method: &str, path: &str, status: u16, answer: &Value) {
     let path: Vec<&str> = path.trim_end_matches('/').split('/').collect();
     let fits = |known: &[String]| {
-        let same = |(known, own): (&String, &&str)| known.starts_with('{') || known == own;
+        let same = |(known, given): (&String, &&str)| known.starts_with('{') || known == given;
         known.len() == path.len() && known.iter().zip(&path).all(same)
     };
     // A literal segment takes precedence over a parameter.
     let found = OPERATIONS
         .iter()
-        .filter(|(own, known, _)| own == method && fits(known))
+        .filter(|(known_method, known, _)| known_method == method && fits(known))
         .min_by_key(|(_, known, _)| known.iter().filter(|part| part.starts_with('{')).count());
     let Some((_, known, answers)) = found else {
         return;

@@ -32,10 +32,10 @@ impl Forwarder {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let shared = Arc::<Shared>::default();
-        let own = Arc::clone(&shared);
+        let for_connections = Arc::clone(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (target, shared) = (target.clone(), Arc::clone(&own));
+                let (target, shared) = (target.clone(), Arc::clone(&for_connections));
                 std::thread::spawn(move || forward(&stream.unwrap(), &target, &shared));
             }
         });

@@ -108,11 +108,11 @@ pub(crate) async fn receive_any(socket: &mut Socket) -> Result<Value, Option<u16
 
 /// Returns all messages until the close, and the code of the close frame.
 pub(crate) async fn until_closed(socket: &mut Socket) -> (Vec<Value>, Option<u16>) {
-    let mut said = Vec::new();
+    let mut messages = Vec::new();
     loop {
         match receive(socket).await {
-            Ok(message) => said.push(message),
-            Err(code) => return (said, code),
+            Ok(message) => messages.push(message),
+            Err(code) => return (messages, code),
         }
     }
 }

@@ -99,8 +99,8 @@ impl Facts for Memory {
     fn has_part(&mut self, school: SchoolId, kind: Kind, own_id: &str) -> Result<bool, StoreError> {
         let of_kind =
             |((address, _), _): &(&(Address, u64), &Part)| (address.0, address.1) == (school, kind);
-        let mut own = self.parts.iter().filter(of_kind);
-        Ok(own.any(|(_, part)| part.own_id().is_some_and(|own| **own == *own_id)))
+        let mut parts = self.parts.iter().filter(of_kind);
+        Ok(parts.any(|(_, part)| part.own_id().is_some_and(|id| **id == *own_id)))
     }
 }
 

@@ -276,7 +276,7 @@ pub(crate) fn admin_of(school: i64) -> String {
 /// Returns a token for these schools.
 pub(crate) fn for_schools(schools: &[i64], role: Role) -> String {
     let mut claims = claims(None, role);
-    let schools = schools.iter().map(|own| (*own).try_into().unwrap());
+    let schools = schools.iter().map(|school| (*school).try_into().unwrap());
     claims.schools = Some(schools.collect());
     sign(&claims)
 }

@@ -51,12 +51,12 @@ impl Network {
             format!("-n {near} link set lo up"),
         ];
         for (cable, far) in network.far.iter().enumerate() {
-            let (own, other) = (address(cable, 1), address(cable, 2));
+            let (near_address, far_address) = (address(cable, 1), address(cable, 2));
             commands.extend([
                 format!("netns add {far}"),
                 format!("-n {near} link add cable{cable} type veth peer name cable netns {far}"),
-                format!("-n {near} addr add {own}/30 dev cable{cable}"),
-                format!("-n {far} addr add {other}/30 dev cable"),
+                format!("-n {near} addr add {near_address}/30 dev cable{cable}"),
+                format!("-n {far} addr add {far_address}/30 dev cable"),
                 format!("-n {near} link set cable{cable} up"),
                 format!("-n {far} link set cable up"),
             ]);

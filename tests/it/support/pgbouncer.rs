@@ -24,7 +24,7 @@ impl PgBouncer {
             return None;
         };
         let server = cluster.url().rsplit_once('@').unwrap().1.to_owned();
-        let mut said = String::new();
+        let mut log = String::new();
         for _ in 0..ATTEMPTS {
             let (folder, port) = (part::folder("pgbouncer"), part::free_port());
             let (host, server_port) = server.split_once(':').unwrap();
@@ -53,9 +53,9 @@ impl PgBouncer {
             if runs {
                 return Some(PgBouncer { port, _part: part });
             }
-            said = part.log();
+            log = part.log();
         }
-        panic!("PgBouncer does not start: {said}");
+        panic!("PgBouncer does not start: {log}");
     }
 
     /// Returns the URL of a database behind it.

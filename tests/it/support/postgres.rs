@@ -106,7 +106,7 @@ pub(crate) fn programs() -> Option<PathBuf> {
 impl Cluster {
     /// Creates a server with these settings in addition to the tests' own, and waits until it responds.
     pub(crate) fn start(bin: &Path, settings: &[&str]) -> Cluster {
-        let mut said = String::new();
+        let mut log = String::new();
         let started = (0..ATTEMPTS).find_map(|_| {
             let folder = part::folder("postgres");
             create(bin, &folder);
@@ -114,13 +114,13 @@ impl Cluster {
             let mut part = serve(bin, folder, port, settings);
             let url = format!("postgres://{USER}@127.0.0.1:{port}");
             let Some(clerk) = clerk(&url, || part.runs()) else {
-                said = part.log();
+                log = part.log();
                 return None;
             };
             Some((url, clerk, part))
         });
         let (url, clerk, part) =
-            started.unwrap_or_else(|| panic!("PostgreSQL does not start: {said}"));
+            started.unwrap_or_else(|| panic!("PostgreSQL does not start: {log}"));
         Cluster {
             url,
             clerk,

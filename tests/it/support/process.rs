@@ -72,15 +72,15 @@ pub(crate) fn with_clock<'a>(command: &'a mut Command, clock: &Path) -> &'a mut 
 /// Builds a library from `tests/chaos`.
 fn library(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let own = folder.join(format!("{name}-{}.so", std::process::id()));
+    let built = folder.join(format!("{name}-{}.so", std::process::id()));
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chaos");
     let mut build = Command::new("cc");
-    build.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&own);
+    build.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&built);
     build.arg(sources.join(format!("{name}.c"))).arg("-ldl");
     assert!(build.status().unwrap().success());
     // Renamed atomically, because another run of the tests may be using it.
     let library = folder.join(format!("{name}.so"));
-    std::fs::rename(own, &library).unwrap();
+    std::fs::rename(built, &library).unwrap();
     library
 }
 

@@ -194,19 +194,19 @@ impl Proxy {
             // The server's public port, to which the tunnels lead.
             everywhere.push(("443", upstream.to_owned()));
         }
-        let mut own = program.substitutions(dir);
-        own.extend(replaced.iter().map(|(from, to)| (*from, (*to).to_owned())));
+        let mut substitutions = program.substitutions(dir);
+        substitutions.extend(replaced.iter().map(|(from, to)| (*from, (*to).to_owned())));
         let blocks = program.blocks();
         let texts: Vec<String> = blocks.iter().map(|(title, _)| block(title)).collect();
-        for (from, _) in &own {
+        for (from, _) in &substitutions {
             assert!(
                 texts.iter().any(|text| text.contains(from)),
                 "docs/proxies.md does not say {from:?} of {program:?}"
             );
         }
-        own.extend(everywhere);
+        substitutions.extend(everywhere);
         for (text, (_, file)) in texts.iter().zip(blocks) {
-            std::fs::write(folder.join(file), substituted(text, &own)).unwrap();
+            std::fs::write(folder.join(file), substituted(text, &substitutions)).unwrap();
         }
         let log = folder.join("log");
         let output = std::fs::File::create(&log).unwrap();

@@ -88,7 +88,11 @@ impl RedisServer {
 
     /// Returns the value of a command-line option.
     fn option(&self, name: &str) -> &str {
-        let at = self.options.iter().position(|own| own == name).unwrap();
+        let at = self
+            .options
+            .iter()
+            .position(|option| option == name)
+            .unwrap();
         &self.options[at + 1]
     }
 
@@ -129,7 +133,7 @@ impl RedisServer {
         let options = self.options.iter().map(String::as_str);
         let arguments = fixed.into_iter().chain(in_memory).chain(options);
         let mut part = run(arguments, folder.clone());
-        if self.options.iter().any(|own| own == "--requirepass") {
+        if self.options.iter().any(|option| option == "--requirepass") {
             wait("it listens", || {
                 std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
             });
@@ -140,7 +144,7 @@ impl RedisServer {
         // Another test's server may answer on the port.
         wait("it answers", || {
             runs = part.runs();
-            !runs || self.folder().is_some_and(|own| own == folder)
+            !runs || self.folder().is_some_and(|current| current == folder)
         });
         if !runs {
             return false;

@@ -14,7 +14,7 @@ pub(crate) fn rust_files(folder: &Path) -> Vec<PathBuf> {
         false => vec![path],
     };
     let mut found: Vec<PathBuf> = entries.flat_map(of_entry).collect();
-    found.retain(|path| path.extension().is_some_and(|own| own == "rs"));
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
     found
 }
 

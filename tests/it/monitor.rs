@@ -452,8 +452,8 @@ async fn what_people_write_is_text_and_nothing_comes_from_elsewhere() {
     let server = server().await;
     let evil = "</td><script>alert(1)</script>";
     server.running_job("j").await;
-    let said = json!({"message": evil, "metadata": {"title": evil}});
-    server.report("/api/jobs/j/progress", said).await;
+    let report = json!({"message": evil, "metadata": {"title": evil}});
+    server.report("/api/jobs/j/progress", report).await;
     let put = server.request("PUT", "/api/characteristics/c", &worker(1));
     assert_eq!(answer(put.json(&json!({"name": evil}))).await.0, 200);
     server
@@ -529,14 +529,14 @@ async fn the_system_page_shows_a_school_its_own_and_everything_to_those_who_reac
     };
     let here = listener("/jobs", 1).await;
     let there = listener("/devices", 2).await;
-    let own = page(&server, "/monitor/schools/1/system", &admin_of(1)).await;
+    let school_page = page(&server, "/monitor/schools/1/system", &admin_of(1)).await;
     assert!(
-        own.contains("1 × SSE") && own.contains("<code>jobs</code>"),
-        "{own}"
+        school_page.contains("1 × SSE") && school_page.contains("<code>jobs</code>"),
+        "{school_page}"
     );
     assert!(
-        !own.contains("<code>devices</code>") && !own.contains("per commit"),
-        "{own}"
+        !school_page.contains("<code>devices</code>") && !school_page.contains("per commit"),
+        "{school_page}"
     );
     let whole = page(&server, "/monitor/system", &admin()).await;
     for part in [
@@ -576,17 +576,21 @@ async fn light_or_dark_is_chosen_without_a_script() {
     );
     let cookie = answer.headers()[SET_COOKIE].to_str().unwrap();
     assert!(cookie.starts_with("tidings_theme=dark;"), "{cookie}");
-    let look = async |cookie: &str| {
+    let sign_in_page = async |cookie: &str| {
         let request = browser().get(format!("{}/monitor/sign-in", server.url));
         let answer = request.header(COOKIE, cookie).send().await.unwrap();
         answer.text().await.unwrap()
     };
     assert!(
-        look("tidings_theme=dark")
+        sign_in_page("tidings_theme=dark")
             .await
             .contains(r#"data-theme="dark""#)
     );
-    assert!(!look("tidings_theme=%22%3E").await.contains("data-theme"));
+    assert!(
+        !sign_in_page("tidings_theme=%22%3E")
+            .await
+            .contains("data-theme")
+    );
     let other = send(&server, "/monitor/look", None, "http://evil.example", form).await;
     assert!(other.headers().get(SET_COOKIE).is_none());
 }
@@ -663,7 +667,7 @@ async fn the_root_leads_to_the_monitor_except_that_of_another_application() {
     let application = crate::embed::example::application(figment(&folder, &json!({})));
     let server = launch(application, folder).await;
     leads(&server, "/live", "/live/monitor").await;
-    let own = http.get(format!("{}/", server.url)).send().await.unwrap();
-    assert_eq!(own.status(), 200);
-    assert!(own.text().await.unwrap().starts_with("An application"));
+    let root = http.get(format!("{}/", server.url)).send().await.unwrap();
+    assert_eq!(root.status(), 200);
+    assert!(root.text().await.unwrap().starts_with("An application"));
 }

@@ -180,10 +180,13 @@ async fn a_form_that_came_too_late_says_what_has_changed_and_leads_back_to_its_p
         .await;
     page.until("document.querySelector('h1')?.textContent === 'Request failed'")
         .await;
-    let said = page
+    let main_text = page
         .evaluate("document.querySelector('main').innerText")
         .await;
-    assert!(said.as_str().unwrap().contains("attempt"), "{said}");
+    assert!(
+        main_text.as_str().unwrap().contains("attempt"),
+        "{main_text}"
+    );
     assert_eq!(status_of(&server, "j").await, "in_progress");
     page.evaluate("document.querySelector('main a').click()")
         .await;
@@ -278,8 +281,8 @@ async fn progress_that_nobody_has_reported_is_not_drawn_as_0_percent() {
             );
         }
     }
-    let own = format!("{jobs}/j");
-    let seen = text(&server, &own, &viewer(1)).await;
+    let job_path = format!("{jobs}/j");
+    let seen = text(&server, &job_path, &viewer(1)).await;
     assert!(seen.contains("No progress reported") && !seen.contains("<polyline"));
     assert!(
         !seen.contains("aria-valuenow") && !seen.contains("0 %"),
@@ -293,7 +296,7 @@ async fn progress_that_nobody_has_reported_is_not_drawn_as_0_percent() {
         .report("/api/jobs/j/progress", json!({"progress": 40}))
         .await;
     assert_eq!(drawn(&server, &jobs, "j").await, (true, Some("40".into())));
-    let seen = text(&server, &own, &viewer(1)).await;
+    let seen = text(&server, &job_path, &viewer(1)).await;
     assert!(seen.contains("1 reports, the last of 40 %"), "{seen}");
     // A new attempt begins without any.
     let error = json!({"error": {"code": "no", "message": "No"}});
@@ -302,7 +305,7 @@ async fn progress_that_nobody_has_reported_is_not_drawn_as_0_percent() {
     assert_eq!(drawn(&server, &jobs, "j").await, (false, None));
     server.report("/api/jobs/j/start", json!({})).await;
     assert_eq!(drawn(&server, &jobs, "j").await, (true, None));
-    let seen = text(&server, &own, &viewer(1)).await;
+    let seen = text(&server, &job_path, &viewer(1)).await;
     assert!(
         seen.contains("the last of 40 %"),
         "no line falls to 0: {seen}"

@@ -294,7 +294,7 @@ async fn every_page_is_accessible() {
         ("school-system", format!("{school}/system"), admin_of(1)),
         ("system", "/monitor/system".to_owned(), admin()),
     ] {
-        for (look, width, dark) in [
+        for (window, width, dark) in [
             ("light", 1280, false),
             ("dark", 1280, true),
             ("phone", 390, false),
@@ -309,14 +309,14 @@ async fn every_page_is_accessible() {
             let found = page
                 .evaluate("axe.run().then(({violations}) => JSON.stringify(violations.map(v => [v.id, v.nodes.map(n => n.html + n.failureSummary)])))")
                 .await;
-            assert_eq!(found, "[]", "{name} {look}");
+            assert_eq!(found, "[]", "{name} {window}");
             let fits = page
                 .evaluate(
                     "document.documentElement.scrollWidth <= document.documentElement.clientWidth",
                 )
                 .await;
-            assert_eq!(fits, true, "{name} is wider than a {look}");
-            page.screenshot(&kept.join(format!("{name}-{look}.png")))
+            assert_eq!(fits, true, "{name} is wider than a {window}");
+            page.screenshot(&kept.join(format!("{name}-{window}.png")))
                 .await;
         }
     }

@@ -73,9 +73,10 @@ async fn hostile_school(server: &Server) {
         let device = json!({"name": cut(text, 256), "info": {"firmware": text, cut(text, 100): 1}});
         server.put(&format!("/api/devices/{escaped}"), device).await;
         let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
-        let own = json!({"name": cut(text, 256), "unit": cut(text, 256), "limits": limits});
+        let characteristic =
+            json!({"name": cut(text, 256), "unit": cut(text, 256), "limits": limits});
         let path = format!("/api/characteristics/{escaped}");
-        server.put(&path, own).await;
+        server.put(&path, characteristic).await;
         let sample = json!({"value": 9.0, "sample_id": id, "zone": cut(text, 256)});
         server.report(&format!("{path}/samples"), sample).await;
         for (number, is_known) in [(1, true), (2, false)] {
@@ -217,7 +218,7 @@ async fn a_crowd_is_counted_and_the_overview_shows_ten_of_each() {
     let server = server().await;
     crowded_school(&server).await;
     let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("monitor-looks");
-    for (window, most) in [("phone", 14_000), ("desk", 5_000)] {
+    for (window, max_height) in [("phone", 14_000), ("desk", 5_000)] {
         match window {
             "phone" => page.phone().await,
             _ => page.look(1280, false).await,
@@ -226,7 +227,7 @@ async fn a_crowd_is_counted_and_the_overview_shows_ten_of_each() {
         page.screenshot(&kept.join(format!("crowd-{window}.png")))
             .await;
         let height = page.evaluate("document.documentElement.scrollHeight").await;
-        assert!(height.as_u64().unwrap() < most, "{window}: {height}");
+        assert!(height.as_u64().unwrap() < max_height, "{window}: {height}");
         assert_eq!(fits(&mut page).await, true, "{window}");
     }
     let lists = "JSON.stringify([...document.querySelectorAll('main ul:not(.totals)')].map(own => own.children.length))";

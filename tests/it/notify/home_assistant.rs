@@ -17,7 +17,7 @@ use crate::support::*;
 fn notify(body: String, authorization: Authorization, sent: &State<Sent>) -> Status {
     let body: Value = serde_json::from_str(&body).unwrap();
     let tag = body["data"]["tag"].as_str().unwrap();
-    let plain = |own: u8| own.is_ascii_alphanumeric() || own == b'-' || own == b'_';
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     // As iOS accepts it.
     if !(1..=64).contains(&tag.len()) || !tag.bytes().all(plain) || !body["message"].is_string() {
         return Status::BadRequest;
@@ -39,8 +39,8 @@ async fn notifying(receiver: &Server, rules: Value) -> Server {
         "token": "long-lived",
         "monitor_url": "https://tidings.example/monitor/",
     });
-    let own = json!({"name": "phone", "rules": rules, "home_assistant": home_assistant});
-    server_with(json!({ "notifiers": [own] })).await
+    let notifier = json!({"name": "phone", "rules": rules, "home_assistant": home_assistant});
+    server_with(json!({ "notifiers": [notifier] })).await
 }
 
 /// Returns the bodies until one has this message.
@@ -49,7 +49,7 @@ async fn bodies(
     last: &str,
 ) -> Vec<Value> {
     let mut all: Vec<Value> = Vec::new();
-    while all.last().is_none_or(|own| own["message"] != last) {
+    while all.last().is_none_or(|body| body["message"] != last) {
         let next = tokio::time::timeout(PATIENCE, received.recv()).await;
         let (authorization, body) = next.unwrap_or_else(|_| panic!("{last}: {all:#?}")).unwrap();
         assert_eq!(authorization.as_deref(), Some("Bearer long-lived"));
@@ -66,14 +66,14 @@ async fn a_job_is_a_live_notification_that_is_replaced_by_its_result() {
     let sent = bodies(&mut received, "failed: No space").await;
     let (live, end) = sent.split_at(sent.len() - 2);
     let tag = &live[0]["data"]["tag"];
-    for own in live {
-        let data = &own["data"];
-        assert_eq!((&data["tag"], &own["title"]), (tag, &json!("Prüfung")));
+    for update in live {
+        let data = &update["data"];
+        assert_eq!((&data["tag"], &update["title"]), (tag, &json!("Prüfung")));
         assert!(
             data["live_update"] == true && data["alert_once"] == true,
-            "{own}"
+            "{update}"
         );
-        assert_eq!(data["push"]["interruption-level"], "passive", "{own}");
+        assert_eq!(data["push"]["interruption-level"], "passive", "{update}");
         let page = "https://tidings.example/monitor/schools/1/jobs/%C3%A9";
         assert_eq!(
             (&data["url"], &data["clickAction"]),
@@ -158,9 +158,9 @@ async fn a_running_job_counts_down_to_its_estimated_end() {
         (&json!(true), &json!(eta.timestamp()))
     );
     // A countdown would go on below zero.
-    for own in [unknown, over] {
-        assert!(own.get("chronometer").is_none(), "{own}");
-        assert!(own.get("when").is_none(), "{own}");
+    for update in [unknown, over] {
+        assert!(update.get("chronometer").is_none(), "{update}");
+        assert!(update.get("when").is_none(), "{update}");
     }
 }
 

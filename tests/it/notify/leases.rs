@@ -186,8 +186,8 @@ impl Cluster {
 
     fn heard_by(&self, node: usize) -> Vec<String> {
         let heard = self.heard.lock().unwrap();
-        let own = heard.iter().filter(|(by, _)| *by == node);
-        own.map(|(_, subject)| subject.clone()).collect()
+        let of_node = heard.iter().filter(|(by, _)| *by == node);
+        of_node.map(|(_, subject)| subject.clone()).collect()
     }
 }
 

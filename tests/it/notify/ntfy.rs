@@ -32,7 +32,7 @@ impl<'r> rocket::request::FromRequest<'r> for Authorization {
 fn publish(body: String, authorization: Authorization, sent: &State<Sent>) -> Status {
     let body: Value = serde_json::from_str(&body).unwrap();
     let is_sound = |id: &str| {
-        let plain = |own: u8| own.is_ascii_alphanumeric() || own == b'-' || own == b'_';
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         (1..=64).contains(&id.len()) && id.bytes().all(plain)
     };
     if !is_sound(body["sequence_id"].as_str().unwrap()) {
@@ -57,8 +57,8 @@ pub(super) async fn receiver(
 async fn notifying(receiver: &Server, rules: Value) -> Server {
     let ntfy =
         json!({"url": format!("{}/receiver", receiver.url), "topic": "school-1", "token": "tk_x"});
-    let own = json!({"name": "phone", "rules": rules, "ntfy": ntfy});
-    server_with(json!({ "notifiers": [own] })).await
+    let notifier = json!({"name": "phone", "rules": rules, "ntfy": ntfy});
+    server_with(json!({ "notifiers": [notifier] })).await
 }
 
 /// Runs a job that fails.
@@ -113,22 +113,28 @@ async fn a_subject_has_one_notification_that_is_updated_when_the_progress_passes
     let sent = messages(&mut received, 2).await;
     let ids: std::collections::BTreeSet<&str> = sent
         .iter()
-        .map(|own| own["sequence_id"].as_str().unwrap())
+        .map(|body| body["sequence_id"].as_str().unwrap())
         .collect();
     assert_eq!(ids.len(), 2, "one for each subject: {sent:#?}");
     let of = |id: &Value| -> Vec<&str> {
-        let own = sent.iter().filter(|own| own["sequence_id"] == *id);
-        own.map(|own| own["message"].as_str().unwrap()).collect()
+        let of_subject = sent.iter().filter(|body| body["sequence_id"] == *id);
+        of_subject
+            .map(|body| body["message"].as_str().unwrap())
+            .collect()
     };
-    let said = of(&sent[0]["sequence_id"]);
+    let messages_of_job = of(&sent[0]["sequence_id"]);
     // The first tick is news, because a job that has reported nothing has no percentage.
     let steps = [
         "in progress, 25 %: Rows",
         "in progress, 80 %: Rows",
         "failed: No space",
     ];
-    assert_eq!(said[said.len() - 3..], steps, "{said:?}");
-    assert!(said.len() <= 5, "{said:?}");
+    assert_eq!(
+        messages_of_job[messages_of_job.len() - 3..],
+        steps,
+        "{messages_of_job:?}"
+    );
+    assert!(messages_of_job.len() <= 5, "{messages_of_job:?}");
     assert!(sent[0]["priority"] == 2, "quietly: {}", sent[0]);
 }
 

@@ -35,12 +35,12 @@ impl Receiver {
     }
 
     fn new(child: Child, output: Box<dyn AsyncRead + Send + Unpin>) -> Receiver {
-        let (said, lines) = mpsc::unbounded_channel();
+        let (sender, lines) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             let mut output = BufReader::new(output).lines();
             while let Ok(Some(line)) = output.next_line().await {
                 // The test may have ended.
-                said.send(line).ok();
+                sender.send(line).ok();
             }
         });
         Receiver { child, lines }
@@ -154,8 +154,8 @@ pub(crate) async fn rerun_trusting(directory: &Path, module: &str, name: &str) {
         .kill_on_drop(true)
         .output();
     let output = timeout(2 * PATIENCE, rerun).await.unwrap().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("1 passed"), "{output:?}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains("1 passed"), "{output:?}");
 }
 
 /// An event of a failed job.

@@ -48,7 +48,10 @@ pub(super) async fn state(server: &Server, school: i64, name: &str) -> Value {
     let (status, answer) = server.get(&path, &admin()).await;
     assert_eq!(status, 200, "{answer}");
     let all = answer["notifiers"].as_array().unwrap();
-    all.iter().find(|own| own["name"] == name).unwrap().clone()
+    all.iter()
+        .find(|notifier| notifier["name"] == name)
+        .unwrap()
+        .clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,9 +91,9 @@ async fn what_a_rule_names_is_delivered_signed_and_nothing_else() {
         state(&server, 1, "ops").await["delivered"] == 1
     })
     .await;
-    let own = state(&server, 1, "ops").await;
+    let notifier = state(&server, 1, "ops").await;
     assert_eq!(
-        (&own["medium"], &own["lag"]),
+        (&notifier["medium"], &notifier["lag"]),
         (&json!("webhook"), &json!(0))
     );
     assert_eq!(
@@ -150,10 +153,15 @@ async fn events_from_while_the_receiver_and_the_server_were_down_are_delivered_i
         state(&first, 1, "ops").await["retry"]["attempts"] == 1
     })
     .await;
-    let own = state(&first, 1, "ops").await;
-    assert_eq!(own["delivered"], 0);
-    assert!(own["lag"].as_u64().unwrap() >= 9, "{own}");
-    assert!(own["cause"].as_str().unwrap().contains("connection failed"));
+    let notifier = state(&first, 1, "ops").await;
+    assert_eq!(notifier["delivered"], 0);
+    assert!(notifier["lag"].as_u64().unwrap() >= 9, "{notifier}");
+    assert!(
+        notifier["cause"]
+            .as_str()
+            .unwrap()
+            .contains("connection failed")
+    );
     let folder = first.stop().await;
 
     let (mut receiver, port) = Receiver::python("webhook.py", &[SECRET, "500,200"]).await;
@@ -170,8 +178,8 @@ async fn events_from_while_the_receiver_and_the_server_were_down_are_delivered_i
     ids.dedup();
     assert_eq!(ids.len(), 5);
     until("all are counted", async || {
-        let own = state(&server, 1, "ops").await;
-        own["delivered"] == 5 && own["lag"] == 0
+        let notifier = state(&server, 1, "ops").await;
+        notifier["delivered"] == 5 && notifier["lag"] == 0
     })
     .await;
 }
@@ -198,9 +206,9 @@ async fn after_the_last_attempt_an_event_is_a_dead_letter_and_the_next_ones_go_o
         state(&server, 1, "ops").await["delivered"] == 1
     })
     .await;
-    let own = state(&server, 1, "ops").await;
+    let notifier = state(&server, 1, "ops").await;
     assert_eq!(
-        (&own["failed_attempts"], &own["dead_letters"]),
+        (&notifier["failed_attempts"], &notifier["dead_letters"]),
         (&json!(4), &json!(2))
     );
     let path = "/api/notifiers/ops/dead-letters?school_id=1";
@@ -208,7 +216,7 @@ async fn after_the_last_attempt_an_event_is_a_dead_letter_and_the_next_ones_go_o
     let letters = page["dead_letters"].as_array().unwrap();
     let shown: Vec<_> = letters
         .iter()
-        .map(|own| (&own["subject_id"], &own["attempts"], &own["cause"]))
+        .map(|letter| (&letter["subject_id"], &letter["attempts"], &letter["cause"]))
         .collect();
     assert_eq!(
         shown,
@@ -308,7 +316,7 @@ async fn a_school_whose_delivery_fails_does_not_hold_up_the_others() {
         .lock()
         .unwrap()
         .iter()
-        .map(|own| own.school_id)
+        .map(|event| event.school_id)
         .collect();
     assert_eq!(schools, [2, 2, 2]);
 }
@@ -400,12 +408,12 @@ async fn a_notifier_that_panics_hinders_nobody_and_goes_on() {
         }
         until("it goes on", async || {
             let got = faulty.got.lock().unwrap();
-            got.iter().filter(|own| own.status == "failed").count() == 3
+            got.iter().filter(|event| event.status == "failed").count() == 3
         })
         .await;
-        let own = state(&server, 1, "faulty").await;
-        assert_eq!(own["failed_attempts"], 1);
-        assert_eq!(own["cause"], "the notifier panicked");
+        let notifier = state(&server, 1, "faulty").await;
+        assert_eq!(notifier["failed_attempts"], 1);
+        assert_eq!(notifier["cause"], "the notifier panicked");
     }
 }
 
@@ -505,12 +513,12 @@ async fn a_backlog_of_one_school_does_not_starve_the_others() {
     })
     .await;
     let got = kept.got.lock().unwrap();
-    let last = got.iter().rposition(|own| own.school_id != 1).unwrap();
+    let last = got.iter().rposition(|event| event.school_id != 1).unwrap();
     assert!(last < 1_500, "they had their turns in between: {last}");
     let of_first: Vec<&str> = got
         .iter()
-        .filter(|own| own.school_id == 1)
-        .map(|own| own.subject.as_str())
+        .filter(|event| event.school_id == 1)
+        .map(|event| event.subject.as_str())
         .collect();
     let expected: Vec<String> = (0..2_000).map(|number| format!("j{number}")).collect();
     assert_eq!(of_first, expected, "and each school's order is kept");
@@ -588,7 +596,7 @@ async fn a_new_notifier_does_not_receive_past_events() {
         .lock()
         .unwrap()
         .iter()
-        .map(|own| own.subject.clone())
+        .map(|event| event.subject.clone())
         .collect();
     subjects.sort();
     assert_eq!(subjects, ["a-school-that-is-new", "after"]);
@@ -601,11 +609,17 @@ async fn only_an_administrator_of_the_school_looks_at_notifiers() {
     for (token, status) in [(viewer(1), 403), (worker(1), 403), (admin(), 400)] {
         assert_eq!(server.get("/api/notifiers", &token).await.0, status);
     }
-    let own = sign(&claims(Some(1), tidings::auth::Role::Admin));
-    assert_eq!(server.get("/api/notifiers", &own).await.0, 200);
-    assert_eq!(server.get("/api/notifiers?school_id=2", &own).await.0, 404);
+    let school_admin = sign(&claims(Some(1), tidings::auth::Role::Admin));
+    assert_eq!(server.get("/api/notifiers", &school_admin).await.0, 200);
+    assert_eq!(
+        server
+            .get("/api/notifiers?school_id=2", &school_admin)
+            .await
+            .0,
+        404
+    );
     let missing = "/api/notifiers/nobody/dead-letters";
-    assert_eq!(server.get(missing, &own).await.0, 404);
+    assert_eq!(server.get(missing, &school_admin).await.0, 404);
 }
 
 #[test]
@@ -645,9 +659,9 @@ fn settings_that_cannot_work_stop_the_start_and_show_no_secret() {
             "secret",
         ),
     ] {
-        let error = hook(&|own| {
+        let error = hook(&|hook_settings| {
             for (key, value) in change.as_object().unwrap() {
-                own[key] = value.clone();
+                hook_settings[key] = value.clone();
             }
         });
         assert!(error.contains(word), "{change}: {error:?}");

@@ -65,7 +65,9 @@ fn failing(jobs: &[String]) -> String {
 }
 
 fn names(prefix: &str, count: usize) -> Vec<String> {
-    (0..count).map(|own| format!("{prefix}{own}")).collect()
+    (0..count)
+        .map(|number| format!("{prefix}{number}"))
+        .collect()
 }
 
 async fn list(server: &Server, what: &str) -> Vec<Value> {
@@ -93,17 +95,17 @@ async fn an_event_that_is_always_rejected_delays_its_subject_and_not_the_school(
     let of_school: Vec<_> = got.iter().filter(|job| job.starts_with('j')).collect();
     assert_eq!(of_school, others.iter().collect::<Vec<_>>(), "in order");
     until("all is counted", async || {
-        let own = state(&server, 1, "ops").await;
-        own["delivered"] == 1_000 && own["lag"] == 0
+        let notifier = state(&server, 1, "ops").await;
+        notifier["delivered"] == 1_000 && notifier["lag"] == 0
     })
     .await;
-    let own = state(&server, 1, "ops").await;
+    let notifier = state(&server, 1, "ops").await;
     assert_eq!(
-        (&own["set_aside"], &own["dead_letters"]),
+        (&notifier["set_aside"], &notifier["dead_letters"]),
         (&json!(1), &json!(0))
     );
     assert_eq!(
-        (&own["failed_attempts"], &own["retry"]),
+        (&notifier["failed_attempts"], &notifier["retry"]),
         (&json!(1), &Value::Null)
     );
     assert_eq!(state(&server, 2, "ops").await["set_aside"], 0);
@@ -167,8 +169,8 @@ async fn a_subject_that_was_set_aside_is_delivered_in_order_once_it_is_accepted_
     assert_eq!(got["o"], expected["o"], "the other one goes on");
     assert!(got["s"].is_empty());
     until("the cursor has passed what waits", async || {
-        let own = state(&server, 1, "ops").await;
-        (&own["lag"], &own["set_aside"]) == (&json!(0), &json!(1))
+        let notifier = state(&server, 1, "ops").await;
+        (&notifier["lag"], &notifier["set_aside"]) == (&json!(0), &json!(1))
     })
     .await;
 
@@ -212,7 +214,7 @@ async fn a_rejected_event_is_given_up_in_the_end_and_the_next_of_its_subject_has
     let letters = list(&server, "dead-letters").await;
     let shown: Vec<_> = letters
         .iter()
-        .map(|own| (&own["seq"], &own["attempts"], &own["cause"]))
+        .map(|letter| (&letter["seq"], &letter["attempts"], &letter["cause"]))
         .collect();
     let cause = json!("answered 400");
     let three = json!(3);
@@ -257,8 +259,8 @@ async fn a_receiver_that_is_down_is_no_events_fault_and_sets_nothing_aside() {
         let (mut receiver, port) = match answer {
             "nobody" => (None, free_port()),
             answer => {
-                let (own, port) = Receiver::python("webhook.py", &[SECRET, answer]).await;
-                (Some(own), port)
+                let (receiver, port) = Receiver::python("webhook.py", &[SECRET, answer]).await;
+                (Some(receiver), port)
             }
         };
         let server = server_with(ops(port, 600)).await;
@@ -267,10 +269,10 @@ async fn a_receiver_that_is_down_is_no_events_fault_and_sets_nothing_aside() {
             state(&server, 1, "ops").await["retry"]["attempts"] == 1
         })
         .await;
-        let own = state(&server, 1, "ops").await;
-        assert_eq!(own["set_aside"], 0, "{answer}: {own}");
+        let notifier = state(&server, 1, "ops").await;
+        assert_eq!(notifier["set_aside"], 0, "{answer}: {notifier}");
         assert_eq!(
-            own["failed_attempts"], 1,
+            notifier["failed_attempts"], 1,
             "{answer}: the first event's only"
         );
         if let Some(receiver) = receiver.take() {
@@ -298,14 +300,21 @@ async fn a_receiver_that_fails_on_everything_is_taken_to_be_down() {
             > 100
     })
     .await;
-    let own = state(&server, 1, "ops").await;
-    assert_eq!(own["set_aside"], 10, "not every one in turn: {own}");
+    let notifier = state(&server, 1, "ops").await;
+    assert_eq!(
+        notifier["set_aside"], 10,
+        "not every one in turn: {notifier}"
+    );
     answers(port, json!({})).await;
     let got: HashSet<_> = taken_jobs(&mut receiver, 40).await.into_iter().collect();
     assert_eq!(got, jobs.into_iter().collect());
     until("all is well", async || {
-        let own = state(&server, 1, "ops").await;
-        (&own["lag"], &own["set_aside"], &own["dead_letters"]) == (&json!(0), &json!(0), &json!(0))
+        let notifier = state(&server, 1, "ops").await;
+        (
+            &notifier["lag"],
+            &notifier["set_aside"],
+            &notifier["dead_letters"],
+        ) == (&json!(0), &json!(0), &json!(0))
     })
     .await;
 }
@@ -323,19 +332,19 @@ async fn when_as_many_are_set_aside_as_may_be_the_school_waits_and_no_other_scho
     let server = server_with(ops(port, 1)).await;
     server.batch(&worker(1), failing(&jobs)).await;
     until("the bound is reached", async || {
-        let own = state(&server, 1, "ops").await;
-        own["set_aside"] == 100 && own["retry"].is_object()
+        let notifier = state(&server, 1, "ops").await;
+        notifier["set_aside"] == 100 && notifier["retry"].is_object()
     })
     .await;
     fail(&server, 1, "behind").await;
     fail(&server, 2, "other").await;
     assert_eq!(taken(&mut receiver).await.0, "other");
-    let own = state(&server, 1, "ops").await;
+    let notifier = state(&server, 1, "ops").await;
     assert_eq!(
-        (&own["set_aside"], &own["delivered"]),
+        (&notifier["set_aside"], &notifier["delivered"]),
         (&json!(100), &json!(0))
     );
-    assert!(own["lag"].as_u64().unwrap() > 0, "{own}");
+    assert!(notifier["lag"].as_u64().unwrap() > 0, "{notifier}");
     answers(port, json!({})).await;
     let got: HashSet<_> = taken_jobs(&mut receiver, 151).await.into_iter().collect();
     assert!(got.contains("behind") && got.is_superset(&jobs.into_iter().collect()));
@@ -474,7 +483,7 @@ async fn sigkill_loses_nothing_of_what_is_set_aside_and_keeps_each_subjects_orde
         delivered.push(one);
     }
     for job in &jobs {
-        let of_job = delivered.iter().filter(|(own, _)| own == job);
+        let of_job = delivered.iter().filter(|(subject, _)| subject == job);
         let mut first = 0;
         let mut known = HashSet::new();
         for (_, seq) in of_job {

@@ -63,7 +63,7 @@ impl Notes {
         if self.is_back {
             return;
         }
-        let newest = || self.heard.iter().map(|own| own.seq).max();
+        let newest = || self.heard.iter().map(|event| event.seq).max();
         let seq = seq.or_else(newest).unwrap_or(0);
         self.places.push(Place {
             cursor: cursor.to_owned(),
@@ -78,7 +78,7 @@ impl Notes {
         if let (Some(seq), Some(job)) = (message["seq"].as_u64(), message["job_id"].as_str()) {
             self.heard.push(Heard {
                 seq,
-                job: JOBS.into_iter().find(|own| *own == job).unwrap(),
+                job: JOBS.into_iter().find(|known| *known == job).unwrap(),
                 snapshot: message["snapshot"] == true,
             });
         }
@@ -97,9 +97,9 @@ fn missing(committed: &[(u64, &'static str)], place: &Place, heard: &[Heard]) ->
     let hears =
         |job: &str| place.scope.contains("jobs") || place.scope.contains(&format!("jobs/{job}"));
     let is_known = |seq: u64, job: &str| {
-        let of_job = |own: &&Heard| own.job == job;
-        let first = heard.iter().position(|own| own.job == job);
-        let is_state = |own: &Heard| own.snapshot && seq <= own.seq;
+        let of_job = |event: &&Heard| event.job == job;
+        let first = heard.iter().position(|event| event.job == job);
+        let is_state = |event: &Heard| event.snapshot && seq <= event.seq;
         // Of a job that goes on while it would be delivered, the next event is the state. After a cursor that cannot be: from
         // there on every milestone must come.
         let begins_later = first.is_some_and(|first| {
@@ -110,7 +110,7 @@ fn missing(committed: &[(u64, &'static str)], place: &Place, heard: &[Heard]) ->
             || heard
                 .iter()
                 .filter(of_job)
-                .any(|own| own.seq == seq || is_state(own))
+                .any(|event| event.seq == seq || is_state(event))
     };
     let lost = committed
         .iter()
@@ -244,10 +244,10 @@ async fn take(socket: &mut Socket, notes: &mut Notes) -> Value {
                 "unsubscribed" => {
                     notes.sent(message["cursor"].as_str().unwrap(), "unsubscribed", None);
                     let left = channels(&message);
-                    notes.scope.retain(|own| !left.contains(own));
+                    notes.scope.retain(|channel| !left.contains(channel));
                     // If it comes again without a cursor, its state is sent again.
-                    let is_left = |own: &Heard| left.contains(&format!("jobs/{}", own.job));
-                    notes.heard.retain(|own| !is_left(own));
+                    let is_left = |event: &Heard| left.contains(&format!("jobs/{}", event.job));
+                    notes.heard.retain(|event| !is_left(event));
                     return message;
                 }
                 _ => {}
@@ -299,8 +299,8 @@ async fn multiplexed(server: &Server, rng: &mut Rng, known: &[Place]) -> Notes {
             ask["type"] = json!("unsubscribe");
         } else if let Some(place) = rng.choice(places).filter(|_| rng.bool()) {
             ask["cursor"] = json!(place.cursor);
-            let own = |heard: &&Heard| channel == format!("jobs/{}", heard.job);
-            notes.heard.extend(place.heard.iter().filter(own));
+            let is_of_channel = |heard: &&Heard| channel == format!("jobs/{}", heard.job);
+            notes.heard.extend(place.heard.iter().filter(is_of_channel));
         }
         socket.send(Message::text(ask.to_string())).await.unwrap();
         // At any moment the next is asked, also in the midst of a replay; but one channel is not asked for twice.
@@ -356,8 +356,8 @@ async fn whatever_cursor_was_ever_sent_coming_back_with_it_misses_no_milestone()
                 }
             }
             let cursor = place.map(|place| place.cursor.clone());
-            let most = rng.usize(1..200);
-            let enough = |notes: &Notes| notes.places.len() >= most;
+            let max_places = rng.usize(1..200);
+            let enough = |notes: &Notes| notes.places.len() >= max_places;
             listen(&server, transport, cursor.as_deref(), &mut notes, enough).await;
             notes
         };
@@ -492,7 +492,7 @@ async fn every_page_of_a_list_has_a_cursor_that_loses_no_change_of_an_earlier_pa
     assert!(
         messages
             .iter()
-            .any(|own| own["job_id"] == changed && own["status"] == "completed")
+            .any(|message| message["job_id"] == changed && message["status"] == "completed")
     );
 }
 
@@ -502,9 +502,13 @@ async fn a_channel_that_is_added_from_a_cursor_is_delivered_to_its_end_however_l
     let server = server_with(json!({"publishes_per_sec": 0})).await;
     server.running_job("a").await;
     let start = server.running_job("b").await;
-    let messages: Vec<String> = (0..2 * READ_PAGE).map(|own| own.to_string()).collect();
+    let messages: Vec<String> = (0..2 * READ_PAGE)
+        .map(|number| number.to_string())
+        .collect();
     let line = |message| json!({"op": "jobs.progress", "job_id": "b", "message": message});
-    let lines = messages.iter().map(|own| format!("{}\n", line(own)));
+    let lines = messages
+        .iter()
+        .map(|message| format!("{}\n", line(message)));
     let answers = server.batch(&worker(1), lines.collect::<String>()).await;
     let has_cursor = |answer: &Value| answer["event"]["cursor"].is_string();
     assert!(answers.iter().all(has_cursor), "{answers:?}");
@@ -518,7 +522,7 @@ async fn a_channel_that_is_added_from_a_cursor_is_delivered_to_its_end_however_l
         .iter()
         .filter(|message| message["type"] == "job_progress");
     let texts: Vec<&str> = reports
-        .map(|own| own["message"].as_str().unwrap())
+        .map(|message| message["message"].as_str().unwrap())
         .collect();
     assert_eq!(texts, messages);
 }

@@ -150,9 +150,9 @@ over_every_transport! {
         assert_eq!(other.until_ready().await.len(), 2, "no snapshot of another school's job");
         server.report("/api/jobs/a/complete", json!({})).await;
         // What is heard next is the other school's own: nothing came before it.
-        let (status, own) = server.post("/api/jobs", &worker(2), json!({"job_id": "a", "job_type": "test"})).await;
-        assert_eq!((status, &own["seq"]), (201, &json!(1)), "ids and numbers are a school's own");
-        assert_eq!(other.next().await.unwrap(), own);
+        let (status, created) = server.post("/api/jobs", &worker(2), json!({"job_id": "a", "job_type": "test"})).await;
+        assert_eq!((status, &created["seq"]), (201, &json!(1)), "ids and numbers are a school's own");
+        assert_eq!(other.next().await.unwrap(), created);
     }
 
     /// What is out of scope moves the cursor all the same: a quiet channel does not run out of retention.
@@ -295,16 +295,16 @@ async fn a_limit_on_the_size_of_events_cuts_what_is_large_and_says_so() {
     let result = json!({"result": {"text": "r".repeat(9_000)}});
     server.report("/api/jobs/a/complete", result).await;
     for transport in Transport::ALL {
-        for (most, result, note) in [
+        for (max_bytes, result, note) in [
             (20_000, true, true),
             (6_000, false, true),
             (1_024, false, false),
         ] {
-            let scope = format!("/jobs/a?max_event_bytes={most}");
+            let scope = format!("/jobs/a?max_event_bytes={max_bytes}");
             let messages = server.listen(transport, &scope).await.until_ready().await;
             let job = messages
                 .iter()
-                .find(|own| own["type"] == "job_progress")
+                .find(|message| message["type"] == "job_progress")
                 .unwrap();
             assert_eq!(
                 (
@@ -312,7 +312,7 @@ async fn a_limit_on_the_size_of_events_cuts_what_is_large_and_says_so() {
                     job["metadata"]["note"].is_string()
                 ),
                 (result, note),
-                "{transport:?} {most}"
+                "{transport:?} {max_bytes}"
             );
             assert_eq!(job["truncated"] == true, !(result && note));
             assert_eq!(

@@ -72,8 +72,11 @@ pub(super) async fn a_notifier_moves_only_under_the_last_fence_of_its_lease(open
     let after = bench.store.notifier_offset("ops", school(1)).await.unwrap();
     assert_eq!(after, offset, "nothing was written");
     let (standings, _) = bench.store.notifiers(school(1)).await.unwrap();
-    let own = &standings[0];
-    assert_eq!((own.delivered, own.failed, own.dead), (0, 0, 0));
+    let standing = &standings[0];
+    assert_eq!(
+        (standing.delivered, standing.failed, standing.dead),
+        (0, 0, 0)
+    );
     let letters = bench.store.dead_letters("ops", school(1), None, 1).await;
     assert!(letters.unwrap().letters.is_empty());
     let begun = bench.store.notifier_begins("ops").await.unwrap();
@@ -187,9 +190,17 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     let fence = leads(&bench, "ops").await;
     let (standings, head) = bench.store.notifiers(school(1)).await.unwrap();
     assert_eq!((standings.len(), head), (1, 3));
-    let own = &standings[0];
-    assert_eq!((own.seq, own.delivered, own.failed, own.dead), (3, 1, 1, 1));
-    assert_eq!(own.last_failure, Some((now, "answered 500".into())));
+    let standing = &standings[0];
+    assert_eq!(
+        (
+            standing.seq,
+            standing.delivered,
+            standing.failed,
+            standing.dead
+        ),
+        (3, 1, 1, 1)
+    );
+    assert_eq!(standing.last_failure, Some((now, "answered 500".into())));
     // Two schools: three events each, of which this one is done with.
     let other = ["a", "b", "c"].map(create).to_vec();
     bench.append(2, other).await;
@@ -256,7 +267,7 @@ pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: 
     let all = ["a", "b", "c"].map(create).to_vec();
     bench.append(1, all.clone()).await;
     bench.append(2, all).await;
-    let own = |id: &str, seq, attempts| SetAside {
+    let entry = |id: &str, seq, attempts| SetAside {
         kind: KIND,
         subject: id.parse().unwrap(),
         seq,
@@ -279,12 +290,12 @@ pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: 
         seq: 3,
         attempts: 2,
     });
-    moves(school(1), 1, changes(Change::Put(own("a", 1, 1)))).await;
-    moves(school(1), 2, changes(Change::Put(own("b", 2, 1)))).await;
+    moves(school(1), 1, changes(Change::Put(entry("a", 1, 1)))).await;
+    moves(school(1), 2, changes(Change::Put(entry("b", 2, 1)))).await;
     let again = Progress {
         tried,
         not_before: Some(now),
-        ..changes(Change::Put(own("a", 1, 2)))
+        ..changes(Change::Put(entry("a", 1, 2)))
     };
     moves(school(1), 2, again).await;
     for number in [1, 2] {
@@ -299,9 +310,9 @@ pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: 
     assert_eq!(other.behind.len(), 2);
     assert_eq!(other.not_before, None);
     let mut offset = bench.store.notifier_offset("ops", school(1)).await.unwrap();
-    offset.set_aside.sort_by_key(|own| own.seq);
+    offset.set_aside.sort_by_key(|event| event.seq);
     assert_eq!((offset.seq, offset.tried), (3, None));
-    assert_eq!(offset.set_aside, [own("a", 1, 2), own("b", 2, 1)]);
+    assert_eq!(offset.set_aside, [entry("a", 1, 2), entry("b", 2, 1)]);
     for (name, number) in [("ops", 2), ("other", 1)] {
         let offset = bench.store.notifier_offset(name, school(number)).await;
         assert_eq!(offset.unwrap().set_aside, []);
@@ -317,7 +328,7 @@ pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: 
         .notifier_moves("ops", fence, school(1), 3, lifted);
     moved.await.unwrap();
     let offset = bench.store.notifier_offset("ops", school(1)).await.unwrap();
-    assert_eq!(offset.set_aside, [own("b", 2, 1)]);
+    assert_eq!(offset.set_aside, [entry("b", 2, 1)]);
 }
 
 pub(super) async fn a_notifier_that_has_not_begun_is_behind_by_all_events(open: Open) {

@@ -166,7 +166,7 @@ pub(super) async fn answers_are_kept_within_their_bytes_and_no_key_is_carried_ou
     let answers = answers_of(bench.append(1, asked()).await);
     let dropped = answers
         .iter()
-        .take_while(|own| **own == (true, last))
+        .take_while(|answer| **answer == (true, last))
         .count();
     assert!(
         (2 * KEPT - 1..=2 * KEPT + 2).contains(&dropped),
@@ -181,7 +181,7 @@ pub(super) async fn answers_are_kept_within_their_bytes_and_no_key_is_carried_ou
     let again = bench.append(1, asked()).await;
     let gone = again
         .iter()
-        .take_while(|own| matches!(own, Err(CommandError::AnswerGone)));
+        .take_while(|answer| matches!(answer, Err(CommandError::AnswerGone)));
     assert_eq!(gone.count(), dropped, "{again:?}");
     assert_eq!(answers_of(again.into_iter().skip(dropped).collect()), kept);
 }

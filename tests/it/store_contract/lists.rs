@@ -30,7 +30,7 @@ pub(super) async fn a_list_is_read_from_either_end_page_by_page(open: Open) {
             let ids = page
                 .subjects
                 .iter()
-                .map(|own| own.event.subject.to_string());
+                .map(|stored| stored.event.subject.to_string());
             listed.extend(ids);
             beyond = page.next;
             if beyond.is_none() {
@@ -80,7 +80,7 @@ pub(super) async fn what_has_stalled_is_listed_within_its_status_or_apart_from_i
             };
             let page = bench.store.subjects(school(1), KIND, query).await.unwrap();
             let ids = page.subjects.iter();
-            listed.extend(ids.map(|own| own.event.subject.to_string()));
+            listed.extend(ids.map(|stored| stored.event.subject.to_string()));
             beyond = page.next;
             if beyond.is_none() {
                 return listed;
@@ -121,7 +121,7 @@ pub(super) async fn a_search_finds_texts_and_values_in_any_case(open: Open) {
         let ids = page
             .subjects
             .iter()
-            .map(|own| own.event.subject.to_string());
+            .map(|stored| stored.event.subject.to_string());
         ids.collect::<String>()
     };
     for text in ["GRÖSSE_", "line\né", "e\u{301}", "7.5", "A"] {
@@ -161,20 +161,20 @@ const SEARCHES: [&str; 14] = [
 ];
 
 /// A job's texts, straight from its event.
-fn texts_of(own: &StoredSubject) -> Vec<String> {
+fn texts_of(stored: &StoredSubject) -> Vec<String> {
     fn values(value: &serde_json::Value, texts: &mut Vec<String>) {
         match value {
             serde_json::Value::String(text) => texts.push(text.clone()),
             serde_json::Value::Number(number) => texts.push(number.to_string()),
-            serde_json::Value::Array(items) => items.iter().for_each(|own| values(own, texts)),
+            serde_json::Value::Array(items) => items.iter().for_each(|item| values(item, texts)),
             serde_json::Value::Object(members) => {
-                members.values().for_each(|own| values(own, texts));
+                members.values().for_each(|member| values(member, texts));
             }
             _ => {}
         }
     }
-    let fields: serde_json::Value = serde_json::from_str(&own.event.draft.fields).unwrap();
-    let mut texts = vec![own.event.subject.to_string()];
+    let fields: serde_json::Value = serde_json::from_str(&stored.event.draft.fields).unwrap();
+    let mut texts = vec![stored.event.subject.to_string()];
     for name in ["message", "metadata", "error"] {
         values(&fields[name], &mut texts);
     }
@@ -258,7 +258,7 @@ pub(super) async fn a_search_finds_what_a_look_at_every_job_finds_whatever_has_h
             2 => bench = bench.cut_off(open),
             _ => {}
         }
-        let list = async |query: ListQuery, most: usize| {
+        let list = async |query: ListQuery, limit: usize| {
             let (mut listed, mut beyond) = (Vec::new(), None);
             loop {
                 let query = ListQuery {
@@ -267,7 +267,8 @@ pub(super) async fn a_search_finds_what_a_look_at_every_job_finds_whatever_has_h
                 };
                 let page = bench.store.subjects(school(1), KIND, query).await.unwrap();
                 // Nothing is looked at twice, nor what is gone.
-                let is_whole = |own: Searched| own.is_complete && own.rows <= most as u64;
+                let is_whole =
+                    |searched: Searched| searched.is_complete && searched.rows <= limit as u64;
                 assert!(page.searched.is_none_or(is_whole), "round {round}");
                 listed.extend(page.subjects);
                 beyond = page.next;
@@ -291,25 +292,28 @@ pub(super) async fn a_search_finds_what_a_look_at_every_job_finds_whatever_has_h
                 &["pending"],
             ][chance.usize(..4)];
             let categories = [&[][..], &["scan"], &["a", "import"]][chance.usize(..3)];
-            let fits = |own: &&StoredSubject| {
-                let draft = &own.event.draft;
+            let fits = |stored: &&StoredSubject| {
+                let draft = &stored.event.draft;
                 let category = draft.category.as_deref().unwrap_or_default();
                 (statuses.is_empty() || statuses.contains(&draft.status))
                     && (categories.is_empty() || categories.contains(&category))
-                    && texts_of(own)
-                        .iter()
-                        .any(|own| own.contains(&text.to_lowercase().replace('\u{df}', "ss")))
+                    && texts_of(stored).iter().any(|stored_text| {
+                        stored_text.contains(&text.to_lowercase().replace('\u{df}', "ss"))
+                    })
             };
             let expected = all.iter().filter(fits);
-            let expected: Vec<&SubjectId> = expected.map(|own| &own.event.subject).collect();
+            let expected: Vec<&SubjectId> = expected.map(|stored| &stored.event.subject).collect();
             let query = ListQuery {
                 text: Some(text.into()),
                 statuses: statuses.to_vec(),
-                categories: categories.iter().map(|own| (*own).to_owned()).collect(),
+                categories: categories
+                    .iter()
+                    .map(|category| (*category).to_owned())
+                    .collect(),
                 ..query.clone()
             };
             let found = list(query, all.len()).await;
-            let found: Vec<&SubjectId> = found.iter().map(|own| &own.event.subject).collect();
+            let found: Vec<&SubjectId> = found.iter().map(|stored| &stored.event.subject).collect();
             assert_eq!(
                 found, expected,
                 "round {round}: {text:?} {statuses:?} {categories:?}"
@@ -340,8 +344,8 @@ pub(super) async fn texts_of_jobs_that_end_fill_a_commit_sooner_than_others(open
     let end = |number: usize| envelope(&format!("j{number}"), "complete", json!({}));
     let ended = commits(&mut bench, (0..EACH).map(end).collect()).await;
     assert_eq!(ended.iter().sum::<usize>(), EACH);
-    let most = GROUP_MAX_BYTES / (INDEXED_TEXT_MAX_BYTES * INDEXED_TEXT_WEIGHT) + 1;
-    assert!(ended.iter().all(|count| *count <= most), "{ended:?}");
+    let max_count = GROUP_MAX_BYTES / (INDEXED_TEXT_MAX_BYTES * INDEXED_TEXT_WEIGHT) + 1;
+    assert!(ended.iter().all(|count| *count <= max_count), "{ended:?}");
 }
 
 pub(super) async fn what_ended_is_counted_by_its_time_and_listed_by_its_end(open: Open) {
@@ -359,7 +363,7 @@ pub(super) async fn what_ended_is_counted_by_its_time_and_listed_by_its_end(open
     let ended = async |status, limit| {
         let ended = bench.store.ended(school(1), KIND, status, limit);
         let ended = ended.await.unwrap();
-        let ids = ended.iter().map(|own| own.event.subject.to_string());
+        let ids = ended.iter().map(|stored| stored.event.subject.to_string());
         ids.collect::<String>()
     };
     assert_eq!(ended("completed", 10).await, "ac", "the last first");
@@ -389,7 +393,9 @@ pub(super) async fn what_ended_is_counted_by_its_time_and_listed_by_its_end(open
     }
     let counts = counted(1, since).await;
     let sum = |status| {
-        let of_status = counts.iter().filter(|(own, _)| *own == status);
+        let of_status = counts
+            .iter()
+            .filter(|(counted_status, _)| *counted_status == status);
         of_status.map(|(_, count)| count).sum::<u64>()
     };
     assert_eq!(
@@ -514,11 +520,11 @@ pub(super) async fn a_page_is_bounded_in_bytes_and_nothing_is_left_out(open: Ope
                     ..ListQuery::default()
                 };
                 let page = bench.store.subjects(school(1), KIND, query).await.unwrap();
-                let texts = page.subjects.iter().map(|own| own.state.text_bytes());
+                let texts = page.subjects.iter().map(|stored| stored.state.text_bytes());
                 let before_last: usize = texts.rev().skip(1).sum();
                 assert!(before_last <= LIST_PAGE_BYTES, "{before_last}");
                 let subjects = page.subjects.iter();
-                listed.extend(subjects.map(|own| own.event.subject.to_string()));
+                listed.extend(subjects.map(|stored| stored.event.subject.to_string()));
                 beyond = page.next;
                 if beyond.is_none() {
                     break;

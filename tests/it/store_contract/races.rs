@@ -144,8 +144,10 @@ pub(super) async fn each_subject_is_counted_once_if_two_nodes_change_it(
     }
     let counts = pair.bench.store.counts(school(1), KIND).await.unwrap();
     let of = |statuses: &[&str]| -> u64 {
-        let own = counts.iter().filter(|(own, _)| statuses.contains(own));
-        own.map(|(_, count)| count).sum()
+        let matching = counts
+            .iter()
+            .filter(|(status, _)| statuses.contains(status));
+        matching.map(|(_, count)| count).sum()
     };
     assert_eq!(of(&["completed", "failed"]), RACES as u64, "{counts:?}");
     assert_eq!(of(&["pending", "in_progress"]), 0, "{counts:?}");

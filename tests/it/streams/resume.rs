@@ -190,7 +190,9 @@ async fn a_foreign_last_event_id_is_a_reset_and_an_empty_one_a_fresh_start() {
         };
         let (status, answer) = answer(request).await;
         let types = answer["messages"].as_array().map(|messages| {
-            let types = messages.iter().map(|own| own["type"].as_str().unwrap());
+            let types = messages
+                .iter()
+                .map(|message| message["type"].as_str().unwrap());
             types.collect::<Vec<_>>().join(" ")
         });
         (status, types.unwrap_or_default())
@@ -239,7 +241,7 @@ async fn what_polyfills_send_in_place_of_last_event_id_is_the_cursor() {
             let messages = server.listen(transport, &query).await.until_ready().await;
             let texts: Vec<_> = messages
                 .iter()
-                .filter_map(|own| own["message"].as_str())
+                .filter_map(|message| message["message"].as_str())
                 .collect();
             assert_eq!(texts, ["Connected", "one", "two"], "{transport:?} {query}");
         }

@@ -301,7 +301,7 @@ async fn a_ping_is_answered_while_a_subscription_waits_for_earlier_messages() {
     socket.send(Message::Ping(vec![1].into())).await.unwrap();
     let (mut answered, mut ticks) = (Vec::new(), 0);
     while answered.last() != Some(&"unsubscribed".to_owned()) {
-        let said = match socket.next().await.unwrap().unwrap() {
+        let message_type = match socket.next().await.unwrap().unwrap() {
             Message::Text(text) => {
                 let message: Value = serde_json::from_str(&text).unwrap();
                 message["type"].as_str().unwrap().to_owned()
@@ -309,18 +309,21 @@ async fn a_ping_is_answered_while_a_subscription_waits_for_earlier_messages() {
             Message::Pong(_) => "answer".to_owned(),
             _ => continue,
         };
-        match said.as_str() {
+        match message_type.as_str() {
             "job_progress" => ticks += 1,
-            "subscribed" | "unsubscribed" | "pong" | "answer" => answered.push(said),
+            "subscribed" | "unsubscribed" | "pong" | "answer" => answered.push(message_type),
             _ => {}
         }
         let is_answered = ["pong", "answer"]
             .iter()
-            .all(|own| answered.iter().any(|said| said == own));
+            .all(|expected| answered.iter().any(|answer| answer == expected));
         assert!(is_answered || ticks < TICKS / 2, "{answered:?}");
     }
     assert_eq!(
-        answered.iter().filter(|own| *own == "subscribed").count(),
+        answered
+            .iter()
+            .filter(|answer| *answer == "subscribed")
+            .count(),
         2
     );
     assert!(ticks >= TICKS, "{ticks}: and nothing is left out");

@@ -7,7 +7,7 @@ use crate::support::listener::{Socket, receive, rejected, send, socket, socket_u
 use crate::support::*;
 
 /// Returns the next message that is no heartbeat. Between two steps of a slow machine, there may be some.
-async fn news(ws: &mut Socket) -> Value {
+async fn next_message(ws: &mut Socket) -> Value {
     loop {
         let message = receive(ws).await.unwrap();
         if message["type"] != "heartbeat" {
@@ -46,7 +46,7 @@ async fn progress_clients_get_what_they_were_promised() {
 
     for text in ["ping", "{", "nonsense"] {
         send(&mut ws, text).await;
-        let error = news(&mut ws).await;
+        let error = next_message(&mut ws).await;
         assert_eq!(
             (&error["type"], &error["error"]),
             (&json!("error"), &json!("Invalid JSON format")),
@@ -54,20 +54,20 @@ async fn progress_clients_get_what_they_were_promised() {
         );
     }
     send(&mut ws, r#"{"type":"ping"}"#).await;
-    assert_eq!(news(&mut ws).await["type"], "pong");
+    assert_eq!(next_message(&mut ws).await["type"], "pong");
     send(&mut ws, r#"{"type":"subscribe","job_id":"b"}"#).await;
     assert_eq!(
-        news(&mut ws).await["job_id"],
+        next_message(&mut ws).await["job_id"],
         "b",
         "no acknowledgement: the status itself"
     );
     send(&mut ws, r#"{"type":"subscribe","job_id":"nobody"}"#).await;
-    assert_eq!(news(&mut ws).await["error"], "Job nobody not found");
+    assert_eq!(next_message(&mut ws).await["error"], "Job nobody not found");
     let silent = receive(&mut ws).await.unwrap();
     assert_eq!(silent["type"], "heartbeat", "after a client's silence");
     assert!(silent["timestamp"].is_string());
     server.report("/api/jobs/a/complete", json!({})).await;
-    assert_eq!(news(&mut ws).await["status"], "completed");
+    assert_eq!(next_message(&mut ws).await["status"], "completed");
 
     let mut ws = socket(&server.url, "/progress/ws/nobody", &viewer(1)).await;
     let error = receive(&mut ws).await.unwrap();
@@ -164,7 +164,12 @@ async fn ids_that_are_plain_integers_are_numbers_where_clients_compare_them_so()
         (&mut text, json!("7"), json!("5")),
     ] {
         let messages = until_type(ws, "ack_update").await;
-        let of = |name: &str| messages.iter().find(|own| own["type"] == name).unwrap();
+        let of = |name: &str| {
+            messages
+                .iter()
+                .find(|message| message["type"] == name)
+                .unwrap()
+        };
         let sample = of("sample");
         assert_eq!(sample["characteristic_id"], id);
         assert_eq!(
@@ -208,7 +213,7 @@ async fn id_type_is_understood_on_every_stream() {
             let mut listener = server.listen(transport, scope).await;
             let messages = listener.until_ready().await;
             let id = |name: &str| {
-                let mut ids = messages.iter().filter_map(|own| own.get(name));
+                let mut ids = messages.iter().filter_map(|message| message.get(name));
                 ids.next().cloned().unwrap()
             };
             let expected = match number {

@@ -293,7 +293,8 @@ fn main() {
             places_are_given_once_and_given_back,
         ),
     ];
-    let is_full = std::env::args().any(|own| own == "--include-ignored" || own == "--ignored");
+    let is_full =
+        std::env::args().any(|argument| argument == "--include-ignored" || argument == "--ignored");
     let schedules = if is_full { SCHEDULES } else { SCHEDULES_QUICK };
     for (name, scenario) in scenarios {
         shuttle::check_dfs(scenario, Some(schedules));

@@ -20,7 +20,12 @@ async fn an_acknowledgement_reaches_every_connection_of_the_school() {
     server.running_job("a").await;
     let limited = |channels: &[&str]| {
         let mut limited = claims(Some(1), tidings::auth::Role::Viewer);
-        limited.channels = Some(channels.iter().map(|own| (*own).to_owned()).collect());
+        limited.channels = Some(
+            channels
+                .iter()
+                .map(|channel| (*channel).to_owned())
+                .collect(),
+        );
         sign(&limited)
     };
     let mut hearing = Vec::new();
@@ -76,7 +81,7 @@ async fn an_acknowledgement_reaches_every_connection_of_the_school() {
         assert!(
             messages
                 .iter()
-                .all(|own| other.contains(&own["type"].as_str().unwrap())),
+                .all(|message| other.contains(&message["type"].as_str().unwrap())),
             "{path}: {messages:?}"
         );
     }
@@ -90,7 +95,9 @@ async fn an_acknowledgement_reaches_every_connection_of_the_school() {
     send(ws, &start.to_string()).await;
     let messages = until_type(ws, "ready").await;
     assert!(
-        messages.iter().all(|own| own["type"] != "ack_update"),
+        messages
+            .iter()
+            .all(|message| message["type"] != "ack_update"),
         "{messages:?}"
     );
 }
@@ -131,12 +138,16 @@ async fn acknowledgements_before_the_first_subscription_leave_no_gap() {
     send(&mut with_cursor, r#"{"type":"subscribe","job_id":"a"}"#).await;
     let received = until_type(&mut with_cursor, "ready").await;
     let acks = |messages: &[Value]| -> Vec<Value> {
-        let acks = messages.iter().filter(|own| own["type"] == "ack_update");
-        acks.map(|own| own["seq"].clone()).collect()
+        let acks = messages
+            .iter()
+            .filter(|message| message["type"] == "ack_update");
+        acks.map(|message| message["seq"].clone()).collect()
     };
     let messages = |messages: &[Value]| -> Vec<Value> {
-        let reports = messages.iter().filter(|own| own["type"] == "job_progress");
-        reports.map(|own| own["message"].clone()).collect()
+        let reports = messages
+            .iter()
+            .filter(|message| message["type"] == "job_progress");
+        reports.map(|message| message["message"].clone()).collect()
     };
     assert_eq!(acks(&received), [first.clone(), second.clone()]);
     assert_eq!(messages(&received), ["one", "two"]);
@@ -185,8 +196,11 @@ impl Acknowledging<'_> {
 }
 
 fn acks(messages: &[Value]) -> Vec<u64> {
-    let acks = messages.iter().filter(|own| own["type"] == "ack_update");
-    acks.map(|own| own["seq"].as_u64().unwrap()).collect()
+    let acks = messages
+        .iter()
+        .filter(|message| message["type"] == "ack_update");
+    acks.map(|message| message["seq"].as_u64().unwrap())
+        .collect()
 }
 
 /// Each milestone that has a commit of its own waits for the disk.

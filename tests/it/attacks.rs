@@ -136,10 +136,13 @@ async fn headers_tokens_and_addresses_beyond_their_bounds_are_rejected_before_th
         }
     }
     // Below the bound of all headers, that of tokens.
-    let most = TOKEN_MAX_BYTES;
+    let max_bytes = TOKEN_MAX_BYTES;
     for (bytes, expected) in [
-        (most, "it is not three parts"),
-        (most + 1, "it has 16385 bytes; at most 16384 are accepted"),
+        (max_bytes, "it is not three parts"),
+        (
+            max_bytes + 1,
+            "it has 16385 bytes; at most 16384 are accepted",
+        ),
     ] {
         let token = "a".repeat(bytes);
         let cookie = format!("Cookie: tidings_token={token}\r\n");

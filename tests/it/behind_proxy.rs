@@ -406,9 +406,9 @@ async fn a_trusted_proxy_forwards_the_name_that_the_browser_knows() {
             "{headers:?} {origin}"
         );
     }
-    let own = wary.url.as_str();
+    let wary_url = wary.url.as_str();
     assert_eq!(
-        write(&wary, own, &[(PROTO, "https")]).await,
+        write(&wary, wary_url, &[(PROTO, "https")]).await,
         200,
         "nobody says that it is encrypted"
     );

@@ -205,8 +205,8 @@ async fn node_of(medium: &dyn Medium, epoch: &str) -> Node {
     let hints = committed.hints().clone();
     let metrics = Arc::<BusMetrics>::default();
     let (inbox, arrivals) = Inbox::new(hints.clone(), Arc::clone(&metrics));
-    let own = Arc::clone(&bus);
-    let running = tokio::spawn(async move { own.run(inbox).await });
+    let running_bus = Arc::clone(&bus);
+    let running = tokio::spawn(async move { running_bus.run(inbox).await });
     let node = Node {
         bus,
         party: Party {
@@ -219,8 +219,8 @@ async fn node_of(medium: &dyn Medium, epoch: &str) -> Node {
         running,
         _batches: batches,
     };
-    let look = patiently("it is connected", node.hints.asked()).await;
-    assert!(look.all, "what happened before the connection is unknown");
+    let asked = patiently("it is connected", node.hints.asked()).await;
+    assert!(asked.all, "what happened before the connection is unknown");
     assert!(node.metrics.read().connected);
     node
 }
@@ -354,8 +354,8 @@ async fn a_restarted_server_is_found_again_and_what_was_missed_is_looked_at(
     receiver.bus.unsubscribe(&[school(9)]).await.ok();
     medium.restart().await;
     for node in [&sender, &receiver] {
-        let look = patiently("it works again", node.hints.asked()).await;
-        assert!(look.all, "everything may have been missed");
+        let asked = patiently("it works again", node.hints.asked()).await;
+        assert!(asked.all, "everything may have been missed");
         assert_eq!(node.metrics.read().disconnections, 1);
     }
     // What was subscribed to before and meanwhile is in force.
@@ -372,8 +372,8 @@ async fn a_receiver_that_takes_nothing_does_not_grow(medium: &mut dyn Medium) {
     for seq in 1..=many {
         sender.publish(&[event(1, seq, "more")]).await;
     }
-    let look = patiently("something is dropped", receiver.hints.asked()).await;
-    assert!(look.all, "the log has what was dropped");
+    let asked = patiently("something is dropped", receiver.hints.asked()).await;
+    assert!(asked.all, "the log has what was dropped");
     patiently("everything has arrived", async {
         loop {
             let reading = receiver.metrics.read();
@@ -409,7 +409,9 @@ async fn events_that_are_too_large_become_numbers(medium: &mut dyn Medium) {
     }
     sender.publish(&events).await;
     assert_eq!(receiver.next_seqs().await, (1, vec![1]));
-    assert!(matches!(receiver.next().await, Hint::UpTo(own, 2) if own == school(1)));
+    assert!(
+        matches!(receiver.next().await, Hint::UpTo(heard_school, 2) if heard_school == school(1))
+    );
     assert_eq!(receiver.next_seqs().await, (1, vec![3]));
     assert_eq!(receiver.next_seqs().await, (1, vec![4]));
 }
@@ -437,8 +439,8 @@ async fn what_no_node_has_sent_is_ignored(medium: &mut dyn Medium) {
     }
     let huge = vec![b'x'; BUS_INBOX_BYTES + 1];
     if medium.inject(epoch, school(1), &huge).await {
-        let look = patiently("it is dropped", receiver.hints.asked()).await;
-        assert!(look.all);
+        let asked = patiently("it is dropped", receiver.hints.asked()).await;
+        assert!(asked.all);
     }
     sender.publish(&[event(1, 1, "after all")]).await;
     assert_eq!(receiver.next_seqs().await, (1, vec![1]));
@@ -456,9 +458,9 @@ async fn two_installations_do_not_hear_one_another(medium: &mut dyn Medium) {
 
 async fn nodes_that_hear_one_another_have_one_fingerprint(medium: &mut dyn Medium) {
     let (one, other) = (node(medium).await, node(medium).await);
-    let own = one.bus.fingerprint();
-    assert!(own.is_some());
-    assert_eq!(own, other.bus.fingerprint());
+    let fingerprint = one.bus.fingerprint();
+    assert!(fingerprint.is_some());
+    assert_eq!(fingerprint, other.bus.fingerprint());
 }
 
 /// The tests of a medium. `$medium` is `None` if it is not installed.
@@ -536,8 +538,8 @@ async fn a_redis_that_answers_no_more_is_given_up_and_connected_again() {
     .await;
     server.freeze(process, false);
     for node in [&sender, &receiver] {
-        let look = patiently("it works again", node.hints.asked()).await;
-        assert!(look.all);
+        let asked = patiently("it works again", node.hints.asked()).await;
+        assert!(asked.all);
     }
     sender.publish(&[event(1, 2, "after")]).await;
     let seqs = loop {
@@ -619,7 +621,7 @@ fn a_message_of_a_neighbouring_version_is_understood_or_counts_as_a_number() {
         assert!(text.contains(old), "{old} in {text}");
         let changed = hint(&text.replace(old, new));
         assert!(
-            matches!(changed, Hint::UpTo(own, _) if own == school(1)),
+            matches!(changed, Hint::UpTo(heard_school, _) if heard_school == school(1)),
             "{new}"
         );
     }

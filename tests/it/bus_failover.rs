@@ -64,8 +64,8 @@ async fn the_replica_that_a_sentinel_promotes_is_found() {
     assert_eq!(receiver.next_seqs().await, (1, vec![1]));
     watched.server.kill();
     for node in [&sender, &receiver] {
-        let look = patiently("it is connected again", node.hints.asked()).await;
-        assert!(look.all, "everything may have been missed");
+        let asked = patiently("it is connected again", node.hints.asked()).await;
+        assert!(asked.all, "everything may have been missed");
     }
     hears_again(&sender, &mut receiver, 1).await;
     let replica = watched.replica.as_ref().unwrap();
@@ -93,8 +93,8 @@ async fn the_replica_that_takes_a_failed_masters_place_in_a_cluster_is_found() {
         assert_eq!(receiver.next_seqs().await, (*school, vec![1]));
     }
     cluster.masters[1].kill();
-    let look = patiently("the receiver is connected again", receiver.hints.asked()).await;
-    assert!(look.all, "everything may have been missed");
+    let asked = patiently("the receiver is connected again", receiver.hints.asked()).await;
+    assert!(asked.all, "everything may have been missed");
     // Before that, a replica passes messages on too.
     patiently("the replica is promoted", async {
         while !cluster.replicas[1].says("INFO replication", "role:master") {
@@ -122,8 +122,8 @@ async fn a_channel_that_moves_within_a_cluster_is_subscribed_to_again() {
     assert_eq!(receiver.metrics.read().disconnections, 0);
     let (from, slot) = home(&cluster, 1);
     cluster.move_slot(slot, from, (from + 1) % 3);
-    let look = patiently("the receiver subscribes again", receiver.hints.asked()).await;
-    assert!(look.all, "everything may have been missed");
+    let asked = patiently("the receiver subscribes again", receiver.hints.asked()).await;
+    assert!(asked.all, "everything may have been missed");
     hears_again(&sender, &mut receiver, 1).await;
 }
 

@@ -80,15 +80,18 @@ async fn means_limits_and_verdicts_agree_with_exact_fractions() {
                 "{place}"
             );
             let point = &payload["dispersion"];
-            let own = (!point.is_null()).then(|| json!([point["value"], point["zone"]]));
-            assert_eq!(json!(own), *dispersion, "{place}");
+            let plotted = (!point.is_null()).then(|| json!([point["value"], point["zone"]]));
+            assert_eq!(json!(plotted), *dispersion, "{place}");
             for rule in rules.as_array().unwrap() {
                 *verdicts.entry(rule.as_u64()).or_insert(0) += 1;
             }
         }
         let now = payload(&server, &id).await;
         for name in ["center_line", "ucl", "lcl", "dispersion"] {
-            let expected = case.limits.as_ref().map_or(&Value::Null, |own| &own[name]);
+            let expected = case
+                .limits
+                .as_ref()
+                .map_or(&Value::Null, |limits| &limits[name]);
             assert_eq!(now[name], *expected, "{name} of {}", case.register);
         }
     }
@@ -205,7 +208,7 @@ async fn moving_ranges_are_judged_by_their_own_limits_if_their_rule_is_on() {
     );
     let payloads = samples(&server, "off", values).await;
     assert!(
-        payloads.iter().all(|own| own["in_control"] == true),
+        payloads.iter().all(|payload| payload["in_control"] == true),
         "{payloads:?}"
     );
     assert_eq!(
@@ -243,7 +246,7 @@ async fn a_dispersion_chart_may_be_given_and_is_there_after_a_restart() {
     let of_type = |name: &str| {
         before
             .iter()
-            .find(|own| own["type"] == name)
+            .find(|message| message["type"] == name)
             .unwrap()
             .clone()
     };

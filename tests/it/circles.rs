@@ -90,25 +90,26 @@ fn imports(root: &Path, folder: &Path) -> Imports {
         .unwrap()
         .map(|entry| entry.unwrap().path())
     {
-        let own = entry.file_stem().unwrap().to_str().unwrap().to_owned();
-        let is_source = entry.is_dir() || entry.extension().is_some_and(|own| own == "rs");
-        if is_source && !["mod", "lib", "main"].contains(&&*own) {
-            modules.entry(own).or_default().extend(files(&entry));
+        let module = entry.file_stem().unwrap().to_str().unwrap().to_owned();
+        let is_source =
+            entry.is_dir() || entry.extension().is_some_and(|extension| extension == "rs");
+        if is_source && !["mod", "lib", "main"].contains(&&*module) {
+            modules.entry(module).or_default().extend(files(&entry));
         }
     }
     let mut absolute = String::from("crate::");
     for part in folder.strip_prefix(root).unwrap() {
         absolute.push_str(&format!("{}::", part.to_str().unwrap()));
     }
-    let of_module = |(own, files): (&String, &Vec<(PathBuf, usize)>)| {
+    let of_module = |(module, files): (&String, &Vec<(PathBuf, usize)>)| {
         let mut all = BTreeSet::new();
         for (file, depth) in files {
             let code = code(file);
             all.extend(taken(&code, &absolute));
             all.extend(taken(&code, &"super::".repeat(*depth)));
         }
-        all.retain(|other| other != own && modules.contains_key(other));
-        (own.clone(), all)
+        all.retain(|other| other != module && modules.contains_key(other));
+        (module.clone(), all)
     };
     modules.iter().map(of_module).collect()
 }
@@ -127,12 +128,16 @@ fn reached<'a>(imports: &'a Imports, from: &str) -> BTreeSet<&'a str> {
 
 /// Returns the groups of modules of which each imports every other one, directly or not.
 fn circles(imports: &Imports) -> BTreeSet<Vec<&str>> {
-    let all = imports.keys().map(|own| (&**own, reached(imports, own)));
+    let all = imports
+        .keys()
+        .map(|module| (&**module, reached(imports, module)));
     let all: BTreeMap<&str, BTreeSet<&str>> = all.collect();
-    let on_a_circle = all.iter().filter(|(own, reached)| reached.contains(**own));
+    let on_a_circle = all
+        .iter()
+        .filter(|(module, reached)| reached.contains(**module));
     on_a_circle
-        .map(|(own, reached)| {
-            let others = reached.iter().filter(|other| all[**other].contains(own));
+        .map(|(module, reached)| {
+            let others = reached.iter().filter(|other| all[**other].contains(module));
             others.copied().collect()
         })
         .collect()

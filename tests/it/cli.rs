@@ -54,8 +54,8 @@ fn an_unknown_or_invalid_setting_stops_the_start_and_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let output = run(command(folder.path()).arg("serve").env(name, value));
         assert_eq!(output.status.code(), Some(1), "{name}");
-        let said = text(&output.stderr).to_lowercase();
-        assert!(said.contains(word), "{name}={value}: {said}");
+        let stderr = text(&output.stderr).to_lowercase();
+        assert!(stderr.contains(word), "{name}={value}: {stderr}");
         assert!(
             !folder.path().join("data/tidings.db").exists(),
             "nothing was begun"
@@ -67,10 +67,10 @@ fn an_unknown_or_invalid_setting_stops_the_start_and_is_named() {
         "[default.tidings]\nheartbeets = 3\n",
     )
     .unwrap();
-    let said = text(&run(command(folder.path()).arg("serve")).stderr);
+    let stderr = text(&run(command(folder.path()).arg("serve")).stderr);
     assert!(
-        said.contains("heartbeets") && said.contains("Rocket.toml"),
-        "{said}"
+        stderr.contains("heartbeets") && stderr.contains("Rocket.toml"),
+        "{stderr}"
     );
 }
 
@@ -119,17 +119,17 @@ fn a_usage_error_is_found_before_anything_is_connected_to() {
         "schools/x",
     ] {
         let output = watched(&nobody, scope);
-        let said = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{scope}: {said}");
-        assert!(said.starts_with("error: "), "{said}");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{scope}: {stderr}");
+        assert!(stderr.starts_with("error: "), "{stderr}");
     }
     for cursor in ["zzz", "1-2", "", "0123456789abcdef-x"] {
         let mut watching = command(folder.path());
         watching.args(["watch", "jobs", "--url", &nobody, "--cursor", cursor]);
         let output = run(&mut watching);
-        let said = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{cursor}: {said}");
-        assert!(said.contains("<epoch>-<seq>-<tag>"), "{said}");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{cursor}: {stderr}");
+        assert!(stderr.contains("<epoch>-<seq>-<tag>"), "{stderr}");
     }
     for url in [
         "http://127.0.0.1:99999",
@@ -141,9 +141,9 @@ fn a_usage_error_is_found_before_anything_is_connected_to() {
         "tidings.example",
     ] {
         let output = watched(url, "jobs");
-        let said = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{url}: {said}");
-        assert!(said.contains("from 1 to 65535"), "{said}");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{url}: {stderr}");
+        assert!(stderr.contains("from 1 to 65535"), "{stderr}");
     }
     for scope in [
         "?channel=jobs",
@@ -178,17 +178,17 @@ async fn the_demo_works_through_real_documents() {
     demo.arg("demo")
         .arg(&documents)
         .args(["--pause-ms", "0", "--part-bytes", "4096", "--exit"]);
-    let (code, said) = blocking(move || {
+    let (code, stdout) = blocking(move || {
         let mut process = Process::start(&mut demo);
-        let mut said = String::new();
-        process.stdout.read_to_string(&mut said).unwrap();
-        (process.wait(), said)
+        let mut stdout = String::new();
+        process.stdout.read_to_string(&mut stdout).unwrap();
+        (process.wait(), stdout)
     })
     .await;
-    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(code, Some(0), "{stdout}");
     assert!(
-        said.contains("curl -N 'http://127.0.0.1:") && said.contains(" watch jobs"),
-        "{said}"
+        stdout.contains("curl -N 'http://127.0.0.1:") && stdout.contains(" watch jobs"),
+        "{stdout}"
     );
 
     let server = Process::start(command(folder.path()).arg("serve"));

@@ -288,8 +288,8 @@ impl Timed {
         let before = wall_clock(self.path());
         let mut last = None;
         until("the sweep has come round", async || {
-            last = wall_clock(self.path()).filter(|own| before.as_ref() != Some(own));
-            let looked_at = last.as_ref().and_then(|own| own["looked_at"].as_i64());
+            last = wall_clock(self.path()).filter(|clock| before.as_ref() != Some(clock));
+            let looked_at = last.as_ref().and_then(|clock| clock["looked_at"].as_i64());
             let set = Utc::now() + TimeDelta::days(days);
             looked_at.is_some_and(|at| (at - set.timestamp_millis()).abs() < 3_600_000)
         })
@@ -445,7 +445,7 @@ async fn a_machine_that_was_off_for_days_sweeps_in_the_end() {
         .unwrap();
     let _server = start();
     until("the clock is not trusted", async || {
-        wall_clock(folder.path()).is_some_and(|own| own["set_at"].is_u64())
+        wall_clock(folder.path()).is_some_and(|clock| clock["set_at"].is_u64())
     })
     .await;
     assert_eq!(count(folder.path(), "events"), 1);

@@ -15,7 +15,7 @@ fn operations(document: &Value) -> Vec<(String, String, Value)> {
         let methods = methods.as_object().unwrap();
         methods
             .iter()
-            .map(|(method, own)| (method.to_uppercase(), path.clone(), own.clone()))
+            .map(|(method, operation)| (method.to_uppercase(), path.clone(), operation.clone()))
     });
     all.collect()
 }
@@ -26,7 +26,7 @@ fn serves(route: &str, path: &str) -> bool {
     for part in route.split('/').filter(|part| !part.is_empty()) {
         match (part.ends_with("..>"), path.next()) {
             (true, _) => return true,
-            (false, Some(own)) if part.starts_with('<') || part == own => {}
+            (false, Some(segment)) if part.starts_with('<') || part == segment => {}
             (false, _) => return false,
         }
     }
@@ -52,18 +52,23 @@ async fn every_route_is_described_and_nothing_else_is() {
         let (method, uri) = (route.method.as_str(), route.uri.path());
         let described = operations
             .iter()
-            .filter(|(own, path, _)| own == method && serves(uri, path));
+            .filter(|(described_method, path, _)| described_method == method && serves(uri, path));
         assert!(described.count() > 0, "{method} {uri} is not described");
         // Parameters that the route itself declares.
         for field in route.uri.query().unwrap_or_default().split('&') {
             let name = field.trim_matches(['<', '>', '.']);
-            let has = |own: &Value| {
-                let parameters = own["parameters"].as_array().cloned().unwrap_or_default();
-                parameters.iter().any(|own| own["name"] == name)
+            let has = |operation: &Value| {
+                let parameters = operation["parameters"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default();
+                parameters.iter().any(|parameter| parameter["name"] == name)
             };
             let described = operations
                 .iter()
-                .any(|(own, path, operation)| own == method && serves(uri, path) && has(operation));
+                .any(|(described_method, path, operation)| {
+                    described_method == method && serves(uri, path) && has(operation)
+                });
             assert!(name.is_empty() || described, "{method} {uri}?{field}");
         }
     }
@@ -76,14 +81,14 @@ async fn every_route_is_described_and_nothing_else_is() {
             "{method} {path} is described, but no route serves it"
         );
     }
-    for own in DESCRIPTIONS {
-        let collection = own.kind.collection();
-        for verb in own.verbs {
-            let id = own.id_field;
+    for description in DESCRIPTIONS {
+        let collection = description.kind.collection();
+        for verb in description.verbs {
+            let id = description.id_field;
             let path = format!("/api/{collection}/{{{id}}}/{verb}");
             let found = operations
                 .iter()
-                .any(|(method, own, _)| method == "POST" && *own == path);
+                .any(|(method, described, _)| method == "POST" && *described == path);
             assert!(found, "{path}");
         }
     }
@@ -112,7 +117,7 @@ fn every_problem_is_described_with_an_example() {
     let others = others
         .unwrap()
         .iter()
-        .filter_map(|own| own["code"].as_str());
+        .filter_map(|entry| entry["code"].as_str());
     assert!(others.clone().count() <= 2);
     named.extend(others.map(str::to_owned));
     for (_, uri, _) in PROBLEMS {
@@ -134,7 +139,7 @@ fn every_parameter_that_a_stream_reads_is_described() {
     let known: BTreeSet<_> = parameters
         .iter()
         .chain(collection)
-        .filter_map(|own| own["name"].as_str())
+        .filter_map(|parameter| parameter["name"].as_str())
         .collect();
     let mut read = 0;
     for opening in [
@@ -159,9 +164,11 @@ fn every_message_of_every_kind_is_described() {
     let has = |name: &str| {
         messages
             .values()
-            .any(|own| own["payload"]["properties"]["type"]["const"] == name)
+            .any(|message| message["payload"]["properties"]["type"]["const"] == name)
     };
-    let types = DESCRIPTIONS.iter().flat_map(|own| own.event_types);
+    let types = DESCRIPTIONS
+        .iter()
+        .flat_map(|description| description.event_types);
     for event_type in types {
         assert!(has(event_type.name), "{}", event_type.name);
     }

@@ -59,7 +59,7 @@ impl Outbox for Output {
             Outgoing::Control(control) => tidings::wire::control(control, Framing::WebSocket),
             Outgoing::Json(json) => json.to_vec(),
             Outgoing::BarePong => b"\"pong\"".to_vec(),
-            Outgoing::Ping(cursor) => json!({ "ping": cursor.map(|own| own.to_string()) })
+            Outgoing::Ping(cursor) => json!({ "ping": cursor.map(|cursor| cursor.to_string()) })
                 .to_string()
                 .into_bytes(),
         };
@@ -186,7 +186,7 @@ async fn a_conversation_needs_no_socket() {
     assert_eq!(messages[0]["channels"], json!(["jobs/b"]));
     let states: Vec<_> = messages
         .iter()
-        .filter(|own| own["snapshot"] == true)
+        .filter(|message| message["snapshot"] == true)
         .collect();
     assert_eq!(states.len(), 1, "{messages:?}");
     assert_eq!(states[0]["job_id"], "a");
@@ -318,7 +318,7 @@ async fn a_credential_receives_acknowledgements_only_if_it_reaches_a_characteris
         (Some("jobs"), false),
     ] {
         let access = Access {
-            channels: channel.map(|own| vec![kind::channel(own).unwrap()]),
+            channels: channel.map(|name| vec![kind::channel(name).unwrap()]),
             ..access(Role::Viewer)
         };
         let receives = |dialect: Dialect| dialect.receives_acknowledgements(&access, school(1));

@@ -176,13 +176,13 @@ async fn clients_go_on_with_their_cursors_on_the_copy_and_no_key_is_carried_out_
     let ping = format!("{}{}", node.url, key["url"].as_str().unwrap());
     assert_eq!(reqwest::get(ping).await.unwrap().status(), 204);
     // Devices are unknown after a start: their status is a new event.
-    let is_of_devices = |own: &Value| own["devices"].is_array();
+    let is_of_devices = |shown: &Value| shown["devices"].is_array();
     for (school, before) in (1..).zip(before) {
         let after = seen(&node, school).await;
         for (before, after) in before
             .iter()
             .zip(&after)
-            .filter(|(own, _)| !is_of_devices(own))
+            .filter(|(shown, _)| !is_of_devices(shown))
         {
             assert_eq!(without_times(before), without_times(after));
         }
@@ -191,12 +191,12 @@ async fn clients_go_on_with_their_cursors_on_the_copy_and_no_key_is_carried_out_
         let after = answer["seq"].as_u64().unwrap();
         let messages = comes_back(&node, &answer["cursor"]).await;
         assert!(
-            messages.iter().all(|own| own["type"] != "reset"),
+            messages.iter().all(|message| message["type"] != "reset"),
             "{messages:?}"
         );
         let seqs: Vec<u64> = messages
             .iter()
-            .filter_map(|own| own["seq"].as_u64())
+            .filter_map(|message| message["seq"].as_u64())
             .collect();
         // A later event may have superseded the only tick, the progress.
         let is_tick = |seq: u64| requests()[4].1.ends_with("/progress") && answers[4]["seq"] == seq;
@@ -248,7 +248,7 @@ fn without_times(value: &Value) -> Value {
             let kept = object
                 .iter()
                 .filter(|(name, _)| !changes.contains(&name.as_str()));
-            kept.map(|(name, own)| (name.clone(), without_times(own)))
+            kept.map(|(name, value)| (name.clone(), without_times(value)))
                 .collect()
         }
         Value::Array(items) => items.iter().map(without_times).collect(),
@@ -317,7 +317,7 @@ async fn a_copy_that_was_interrupted_is_not_opened_and_is_repeated_with_what_cam
 #[test]
 fn what_cannot_be_copied_is_a_usage_error() {
     let folder = tempfile::tempdir().unwrap();
-    for (arguments, expected, said) in [
+    for (arguments, expected, reason) in [
         (
             vec!["--to", "sqlite:x.db"],
             2,
@@ -342,7 +342,7 @@ fn what_cannot_be_copied_is_a_usage_error() {
         let (code, output) = copy(folder.path(), &arguments);
         assert_eq!(code, Some(expected), "{output}");
         assert!(
-            output.contains(said) && !output.contains("secret"),
+            output.contains(reason) && !output.contains("secret"),
             "{output}"
         );
     }

@@ -221,12 +221,12 @@ struct Tcp {
 
 fn tcp(server: &Server, client: &TcpStream) -> Option<Tcp> {
     let end = |port: u16| format!(":{port:04X}");
-    let (own, peer) = (end(port(server)), end(client.local_addr().unwrap().port()));
+    let (server_end, peer) = (end(port(server)), end(client.local_addr().unwrap().port()));
     let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
     let line = table
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .find(|fields| fields[1].ends_with(&own) && fields[2].ends_with(&peer))?;
+        .find(|fields| fields[1].ends_with(&server_end) && fields[2].ends_with(&peer))?;
     let first = |field: usize| line[field].split(':').next().unwrap();
     Some(Tcp {
         queued: u64::from_str_radix(first(4), 16).unwrap(),
@@ -283,7 +283,7 @@ fn a_server_that_cannot_reach_its_listening_socket_says_so_once_and_serves() {
     assert!(answer.contains("200 OK"), "{answer}");
     let mut stderr = server.stderr();
     server.terminate();
-    let mut said = String::new();
-    stderr.read_to_string(&mut said).unwrap();
-    assert_eq!(said.matches("TCP_USER_TIMEOUT").count(), 1, "{said}");
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    assert_eq!(log.matches("TCP_USER_TIMEOUT").count(), 1, "{log}");
 }

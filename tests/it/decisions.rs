@@ -187,7 +187,7 @@ fn an_id_of_a_violation_is_used_once_within_a_group_and_afterwards() {
                 Err(CommandError::Rule(RuleError::AlreadyExists { .. }))
             )
         };
-        let accepted: Vec<bool> = receipts.iter().map(|own| !is_taken(own)).collect();
+        let accepted: Vec<bool> = receipts.iter().map(|receipt| !is_taken(receipt)).collect();
         assert_eq!(accepted, expected, "{receipts:?}");
         facts.take_in(&mut decisions);
         decisions = Decisions::default();
@@ -265,7 +265,7 @@ fn a_group_says_how_a_subject_was_counted_before_it() {
     let complete = job("a", "complete", json!({}));
     let second = [start, complete, create("b")];
     decided(&rules, &mut facts, &mut decisions, &second);
-    let statuses = decisions.before.values().map(|own| own.status);
+    let statuses = decisions.before.values().map(|subject| subject.status);
     assert_eq!(statuses.collect::<Vec<_>>(), ["pending"]);
 }
 
@@ -274,10 +274,15 @@ fn a_key_is_used_once_within_a_group_and_afterwards() {
     let rules = rules(10);
     let mut facts = Memory::default();
     let mut decisions = Decisions::default();
-    let own = || with_key(create("a"), "k", "1");
-    let other = || with_key(create("b"), "k", "2");
+    let create_a = || with_key(create("a"), "k", "1");
+    let create_b = || with_key(create("b"), "k", "2");
     for _ in 0..2 {
-        let receipts = decided(&rules, &mut facts, &mut decisions, &[own(), own(), other()]);
+        let receipts = decided(
+            &rules,
+            &mut facts,
+            &mut decisions,
+            &[create_a(), create_a(), create_b()],
+        );
         assert!(matches!(&receipts[1], Ok(Receipt::Repeated(event)) if event.seq == 1));
         assert_eq!(receipts[2].as_ref().unwrap_err(), &CommandError::KeyReused);
         facts.take_in(&mut decisions);

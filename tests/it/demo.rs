@@ -38,9 +38,10 @@ fn end(mut process: Process) -> String {
     let began = Instant::now();
     assert_eq!(process.terminate(), Some(0));
     assert!(began.elapsed() < PATIENCE / 3, "{:?}", began.elapsed());
-    let mut said = String::new();
-    errors.read_to_string(&mut said).unwrap();
-    said.lines()
+    let mut complaints = String::new();
+    errors.read_to_string(&mut complaints).unwrap();
+    complaints
+        .lines()
         .filter(|line| {
             line.contains("tries again") || line.contains("ERROR") || line.starts_with("demo: ")
         })
@@ -238,8 +239,8 @@ async fn a_simulator_that_is_rejected_says_why_and_hinders_no_other() {
         http.post(format!("{somebodys}/samples"))
             .json(&json!({"value": 1})),
     ] {
-        let (status, said) = answer(request.bearer_auth(worker(1))).await;
-        assert_eq!(status, 200, "{said}");
+        let (status, answered) = answer(request.bearer_auth(worker(1))).await;
+        assert_eq!(status, 200, "{answered}");
     }
     assert_eq!(server.terminate(), Some(0));
     let mut process = start(folder.path(), &[]);
@@ -270,14 +271,14 @@ async fn the_school_ends_with_the_documents_if_asked_and_can_be_left_out() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [&["--exit", "--no-simulators"][..], &["--exit"]] {
         let mut process = start(folder.path(), arguments);
-        let mut said = String::new();
-        process.stdout.read_to_string(&mut said).unwrap();
+        let mut stdout = String::new();
+        process.stdout.read_to_string(&mut stdout).unwrap();
         let mut complaints = String::new();
         process.stderr().read_to_string(&mut complaints).unwrap();
         assert_eq!(process.wait(), Some(0), "{complaints}");
         assert!(!complaints.contains("tries again"), "{complaints}");
         let school = arguments.len() == 1;
-        assert_eq!(said.contains(" watch devices"), school, "{said}");
+        assert_eq!(stdout.contains(" watch devices"), school, "{stdout}");
         if !school {
             let server = Process::start(command(folder.path()).arg("serve"));
             for collection in ["devices", "enrollments", "characteristics"] {
@@ -388,12 +389,12 @@ async fn what_a_killed_demo_has_left_is_cancelled_by_the_next() {
     let quickly = ["--exit", "--no-simulators", "--pause-ms", "0"];
     let mut next = start(folder.path(), &quickly);
     // It writes to the end.
-    let mut said = String::new();
-    next.stdout.read_to_string(&mut said).unwrap();
+    let mut stdout = String::new();
+    next.stdout.read_to_string(&mut stdout).unwrap();
     assert_eq!(next.wait(), Some(0));
     assert_eq!(titles(folder.path(), &OPEN).await, BTreeSet::new());
     let completed = titles(folder.path(), &["completed"]).await;
-    assert_eq!(completed, set(&["a", "b"]), "{said}");
+    assert_eq!(completed, set(&["a", "b"]), "{stdout}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -415,10 +416,10 @@ async fn no_rejection_of_the_server_ends_the_demo() {
             "0",
         ]);
         let output = blocking(move || run(&mut demo)).await;
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(0), "{said}");
-        let lines = said.lines().filter(|line| line.contains(" is skipped: "));
-        assert_eq!(lines.count(), rejected, "{said}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        let lines = stderr.lines().filter(|line| line.contains(" is skipped: "));
+        assert_eq!(lines.count(), rejected, "{stderr}");
     }
 }
 
@@ -451,22 +452,22 @@ async fn after_its_documents_the_demo_goes_on_with_new_ones_and_what_is_tried_ag
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: a whole demo"]
 async fn a_demo_without_documents_says_so_and_what_goes_on() {
-    for (arguments, goes_on) in [
+    for (arguments, continuation) in [
         (&[][..], Some("The school continues without documents")),
         (&["--no-simulators"], Some("nothing is reported to it")),
         (&["--exit"], None),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let mut process = start(folder.path(), arguments);
-        let mut said = String::new();
-        let expected = goes_on.unwrap_or("There are no documents in");
-        while !said.contains(expected) {
-            let length = std::io::BufRead::read_line(&mut process.stdout, &mut said).unwrap();
-            assert!(length > 0, "{said}");
+        let mut stdout = String::new();
+        let expected = continuation.unwrap_or("There are no documents in");
+        while !stdout.contains(expected) {
+            let length = std::io::BufRead::read_line(&mut process.stdout, &mut stdout).unwrap();
+            assert!(length > 0, "{stdout}");
         }
-        assert!(said.contains("There are no documents in"), "{said}");
-        assert!(!said.contains("All documents"), "{said}");
-        match goes_on {
+        assert!(stdout.contains("There are no documents in"), "{stdout}");
+        assert!(!stdout.contains("All documents"), "{stdout}");
+        match continuation {
             Some(_) => assert_eq!(end(process), ""),
             None => assert_eq!(process.wait(), Some(0)),
         }
@@ -479,9 +480,9 @@ fn a_demo_whose_documents_cannot_be_read_fails_before_it_listens() {
     let output = run(command(folder.path()).args(["demo", "/nope"]));
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.starts_with("tidings: "), "{said}");
-    assert!(said.contains("/nope"), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("tidings: "), "{stderr}");
+    assert!(stderr.contains("/nope"), "{stderr}");
     assert!(!folder.path().join("data").exists(), "nothing was begun");
 }
 
@@ -502,8 +503,8 @@ fn a_demo_whose_server_cannot_issue_tokens_fails_before_it_listens() {
         .env("TIDINGS_JWT_PUBLIC_KEY_FILE", key));
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("cannot issue"), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("cannot issue"), "{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -514,9 +515,9 @@ async fn a_demo_works_with_tokens_as_short_as_the_settings_permit() {
     let output = run(command(folder.path())
         .args(["demo", "--no-simulators", "--pause-ms", "0", "--exit"])
         .env("TIDINGS_MAX_TOKEN_SECS", "60"));
-    let said = String::from_utf8_lossy(&output.stdout);
+    let stdout = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(said.contains("completed"), "{said}");
+    assert!(stdout.contains("completed"), "{stdout}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -51,7 +51,10 @@ fn every_dependency_is_from_the_registry_and_under_a_permissive_licence() {
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
     assert!(packages.len() > 100);
-    for package in packages.iter().filter(|own| own["name"] != "tidings") {
+    for package in packages
+        .iter()
+        .filter(|package| package["name"] != "tidings")
+    {
         let name = &package["name"];
         let source = package["source"].as_str().unwrap_or("a folder");
         assert!(source.starts_with("registry+"), "{name} is from {source}");

@@ -159,14 +159,14 @@ impl Shared {
 
 impl Node {
     fn start(&self) {
-        let own = Arc::clone(&self.presence);
-        let watch = move || Arc::clone(&own).watch();
+        let presence = Arc::clone(&self.presence);
+        let watch = move || Arc::clone(&presence).watch();
         self.tasks.supervise(Task::new("presence"), watch);
-        let own = Arc::clone(&self.presence);
-        let keep_all = move || Arc::clone(&own).keep_all();
+        let presence = Arc::clone(&self.presence);
+        let keep_all = move || Arc::clone(&presence).keep_all();
         self.tasks.supervise(Task::new("all"), keep_all);
-        let own = Arc::clone(&self.cluster);
-        let watch = move || Arc::clone(&own).watch();
+        let cluster = Arc::clone(&self.cluster);
+        let watch = move || Arc::clone(&cluster).watch();
         self.tasks.supervise(Task::new("nodes"), watch);
     }
 
@@ -213,11 +213,13 @@ async fn many_devices_are_heard_and_shared_in_batches() {
     const DEVICES: usize = 10_000;
     let shared = Shared::open();
     let (one, other) = (shared.node().await, shared.node().await);
-    let ids: Vec<SubjectId> = (0..DEVICES).map(|own| id(&format!("d{own}"))).collect();
+    let ids: Vec<SubjectId> = (0..DEVICES)
+        .map(|number| id(&format!("d{number}")))
+        .collect();
     for part in ids.chunks(500) {
-        let register = |own: &SubjectId| {
+        let register = |subject: &SubjectId| {
             let body = json!({"lease_secs": 600});
-            command(own.as_str(), body, device::Command::Register)
+            command(subject.as_str(), body, device::Command::Register)
         };
         let answers = shared
             .store

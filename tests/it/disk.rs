@@ -87,11 +87,11 @@ pub(crate) fn rejection_of(command: &mut Command) -> String {
     let stdout = Patient(rejected.0.stdout.take().unwrap());
     BufReader::new(stdout).read_line(&mut line).unwrap();
     assert_eq!(line, "", "it has started");
-    let mut said = String::new();
+    let mut complaint = String::new();
     let mut stderr = Patient(rejected.0.stderr.take().unwrap());
-    stderr.read_to_string(&mut said).unwrap();
-    assert_eq!(status_of(&mut rejected.0).code(), Some(1), "{said}");
-    said
+    stderr.read_to_string(&mut complaint).unwrap();
+    assert_eq!(status_of(&mut rejected.0).code(), Some(1), "{complaint}");
+    complaint
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,10 +107,11 @@ async fn a_damaged_database_is_not_served_and_not_changed() {
     let cut = whole[..whole.len() / 2].to_vec();
     for damaged in [scratched, cut] {
         std::fs::write(&path, &damaged).unwrap();
-        let said = rejection(folder.path());
+        let complaint = rejection(folder.path());
         assert!(
-            said.contains("tidings.db") && (said.contains("damaged") || said.contains("malformed")),
-            "{said}"
+            complaint.contains("tidings.db")
+                && (complaint.contains("damaged") || complaint.contains("malformed")),
+            "{complaint}"
         );
         assert_eq!(std::fs::read(&path).unwrap(), damaged, "as it was");
     }
@@ -173,9 +174,9 @@ async fn a_database_that_may_not_be_written_is_rejected() {
     }
     let rejected = run(&mut command);
     set("u+w", folder.path());
-    let said = String::from_utf8_lossy(&rejected.stderr).into_owned();
-    assert_eq!(rejected.status.code(), Some(1), "{said}");
-    assert!(said.contains("tidings.db"), "{said}");
+    let complaint = String::from_utf8_lossy(&rejected.stderr).into_owned();
+    assert_eq!(rejected.status.code(), Some(1), "{complaint}");
+    assert!(complaint.contains("tidings.db"), "{complaint}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -221,15 +222,15 @@ async fn a_full_disk_is_reported_and_every_acknowledged_event_is_stored_once_in_
     // The log tells that it is so, and not each time.
     let mut log_lines = server.stderr();
     server.kill();
-    let mut said = String::new();
-    log_lines.read_to_string(&mut said).unwrap();
-    let lines = said.lines().filter(|line| line.contains("ERROR"));
+    let mut stderr = String::new();
+    log_lines.read_to_string(&mut stderr).unwrap();
+    let lines = stderr.lines().filter(|line| line.contains("ERROR"));
     let lines: Vec<_> = lines.collect();
     let about_commits = lines
         .iter()
         .filter(|line| line.contains("a commit failed and had no effect"));
-    assert_eq!(about_commits.count(), 1, "{said}");
-    assert!(lines.len() <= 2, "{said}");
+    assert_eq!(about_commits.count(), 1, "{stderr}");
+    assert!(lines.len() <= 2, "{stderr}");
     let server = Process::start(command(folder.path()).arg("serve"));
     let logged = log(&server.url).await;
     assert_eq!(logged, (1..=acknowledged).collect::<Vec<u64>>());
@@ -258,13 +259,13 @@ async fn reads_that_fail_are_logged_a_bounded_number_of_times() {
     assert!(failed > 40, "{failed} of 100 reads failed");
     let mut log_lines = server.stderr();
     server.kill();
-    let mut said = String::new();
-    log_lines.read_to_string(&mut said).unwrap();
-    let lines = said
+    let mut stderr = String::new();
+    log_lines.read_to_string(&mut stderr).unwrap();
+    let lines = stderr
         .lines()
         .filter(|line| line.contains("a request failed"));
     let count = lines.count();
-    assert!((1..=40).contains(&count), "{count} lines: {said}");
+    assert!((1..=40).contains(&count), "{count} lines: {stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -143,8 +143,8 @@ fn anchor(heading: &str) -> String {
     let heading = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = heading
         .chars()
-        .filter(|own| own.is_alphanumeric() || " -_".contains(*own));
-    kept.map(|own| if own == ' ' { '-' } else { own }).collect()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn every_page_is_in_the_readme_and_every_link_leads_to_a_heading_that_exists() {
                 let target = std::fs::read_to_string(&path).unwrap();
                 let mut headings = target.lines().filter(|line| line.starts_with('#'));
                 assert!(
-                    headings.any(|own| anchor(own) == heading),
+                    headings.any(|line| anchor(line) == heading),
                     "{page}: #{heading} in {file}"
                 );
             }

@@ -56,13 +56,13 @@ async fn an_application_publishes_from_its_own_handler_and_serves_streams_beside
         problem.headers()["content-type"],
         "application/problem+json"
     );
-    let own = http
+    let missing = http
         .get(format!("{}/nothing", server.url))
         .send()
         .await
         .unwrap();
     assert_ne!(
-        own.headers()["content-type"],
+        missing.headers()["content-type"],
         "application/problem+json",
         "the application's own errors stay its own"
     );

@@ -167,14 +167,14 @@ impl Endpoint {
     }
 
     /// Which of the answers to writes is the event that is sent here.
-    fn own<'a>(&self, answers: &'a [Value]) -> &'a Value {
-        let own = |answer: &&Value| match answer["type"].as_str().unwrap() {
+    fn event_in<'a>(&self, answers: &'a [Value]) -> &'a Value {
+        let is_sent_here = |answer: &&Value| match answer["type"].as_str().unwrap() {
             "job_progress" => self.scope.starts_with("/jobs"),
             "device_status_update" => self.scope.starts_with("/devices"),
             "sample" => self.scope.starts_with("/characteristics"),
             _ => self.scope.starts_with("/enrollments"),
         };
-        answers.iter().find(own).unwrap()
+        answers.iter().find(is_sent_here).unwrap()
     }
 }
 
@@ -256,7 +256,7 @@ async fn until_live(
     let mut is_ready = endpoint.path.split('?').next() != Some("/ws");
     loop {
         let events = happen(server, 1, step).await;
-        let seq = endpoint.own(&events)["seq"].clone();
+        let seq = endpoint.event_in(&events)["seq"].clone();
         let last = loop {
             let message = client.next().await;
             is_ready |= message["type"] == "ready";

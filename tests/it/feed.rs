@@ -37,7 +37,7 @@ struct Counted {
     /// The next read of a stretch panics.
     panics: AtomicBool,
     /// Maximum number of events in a stretch.
-    most: AtomicU64,
+    limit: AtomicU64,
     /// What happens after the next read of a stretch.
     afterwards: Mutex<Option<BoxFuture<'static, ()>>>,
 }
@@ -76,7 +76,7 @@ impl Log for Counted {
     ) -> Result<Stretch, StoreError> {
         self.stretches.fetch_add(1, Ordering::SeqCst);
         assert!(!self.panics.swap(false, Ordering::SeqCst), "as it is to");
-        let upto = upto.min(after.saturating_add(self.most.load(Ordering::SeqCst)));
+        let upto = upto.min(after.saturating_add(self.limit.load(Ordering::SeqCst)));
         let stretch = self.now().read_stretch(school, after, upto).await;
         let afterwards = self.afterwards.lock().unwrap().take();
         if let Some(afterwards) = afterwards {
@@ -111,7 +111,7 @@ struct Node {
     subscriber: Subscriber,
     committed: Committed,
     /// What the store commits, which the test hands on, or not.
-    own: Batches,
+    batches: Batches,
     /// What the feed receives.
     hints: Option<Batches>,
     place: TempDir,
@@ -124,7 +124,7 @@ fn school(number: i64) -> SchoolId {
 fn node() -> Node {
     let place = tempfile::tempdir().unwrap();
     let settings = Settings::default();
-    let (to_test, own) = Committed::channel(1_000);
+    let (to_test, batches) = Committed::channel(1_000);
     let store = SqliteStore::open(&settings, &place.path().join("test.db"), to_test, &[]).unwrap();
     let log = Arc::new(Counted {
         store,
@@ -133,7 +133,7 @@ fn node() -> Node {
         bounds: AtomicUsize::new(0),
         heads: AtomicUsize::new(0),
         panics: AtomicBool::new(false),
-        most: AtomicU64::new(u64::MAX),
+        limit: AtomicU64::new(u64::MAX),
         afterwards: Mutex::default(),
     });
     let hub = Hub::new(
@@ -148,7 +148,7 @@ fn node() -> Node {
         log,
         hub,
         committed,
-        own,
+        batches,
         hints: Some(hints),
         place,
     }
@@ -161,7 +161,7 @@ impl Node {
         for receipt in receipts.await.unwrap() {
             receipt.unwrap();
         }
-        std::iter::from_fn(|| self.own.try_recv())
+        std::iter::from_fn(|| self.batches.try_recv())
             .flatten()
             .collect()
     }
@@ -356,13 +356,13 @@ async fn missing_events_are_read_again_after_a_read_that_panicked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn being_up_to_date_waits_for_its_own_school_only() {
     let mut node = node();
-    let own = make(&mut node, 1, 1).await;
+    let ours = make(&mut node, 1, 1).await;
     let other = make(&mut node, 2, 1).await;
     node.committed.send(other).await.unwrap();
     let mut quiet = node.open(1, None);
     // Nobody follows: what the other school has committed is on its way for good.
     assert_eq!(until_ready(&mut quiet).await.len(), 1);
-    node.committed.send(own).await.unwrap();
+    node.committed.send(ours).await.unwrap();
     let mut waiting = node.open(1, Some(1));
     let ready = until_ready(&mut waiting);
     futures_util::pin_mut!(ready);
@@ -445,7 +445,7 @@ async fn the_number_of_an_event_alone_has_it_read_from_the_log() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hints_about_a_school_without_listeners_cost_no_read_and_no_memory() {
     let mut node = node();
-    let own = make(&mut node, 1, 1).await;
+    let ours = make(&mut node, 1, 1).await;
     let others = make(&mut node, 2, 1).await;
     let following = node.follow();
     let hints = node.committed.hints().clone();
@@ -453,7 +453,7 @@ async fn hints_about_a_school_without_listeners_cost_no_read_and_no_memory() {
     hints.give(Hint::UpTo(school(2), 1_000));
     hints.give(Hint::HistoryChanged(school(2)));
     // Nor is what this node commits kept for nobody.
-    node.committed.send(own).await.unwrap();
+    node.committed.send(ours).await.unwrap();
     node.committed.round_trip().await.unwrap();
     support::until("the hints are taken", async || hints.counts().late == 3).await;
     assert_eq!(node.hub.schools(), 0);
@@ -692,7 +692,7 @@ async fn events_that_are_read_while_the_log_fails_over_are_of_one_history() {
         node.report(text).await;
     }
     // Two events that will be lost are in the first part.
-    node.log.most.store(5, Ordering::SeqCst);
+    node.log.limit.store(5, Ordering::SeqCst);
     let log = Arc::clone(&node.log);
     let fails_over = async move {
         fail_over();

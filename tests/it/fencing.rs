@@ -7,9 +7,9 @@ use crate::support::*;
 
 /// A token of school 1 for somebody.
 fn token(sub: &str, role: Role) -> String {
-    let mut own = claims(Some(1), role);
-    own.sub = sub.into();
-    sign(&own)
+    let mut claims = claims(Some(1), role);
+    claims.sub = sub.into();
+    sign(&claims)
 }
 
 /// A report with a token, and what became of it.

@@ -87,7 +87,8 @@ fn floor(module: &str) -> Option<u8> {
 fn imports_go_strictly_down() {
     let mut seen = 0;
     for (module, path, text) in sources() {
-        let own = floor(&module).unwrap_or_else(|| panic!("{} stands on no floor", path.display()));
+        let ours =
+            floor(&module).unwrap_or_else(|| panic!("{} stands on no floor", path.display()));
         for line in text
             .lines()
             .filter(|line| !line.trim_start().starts_with("//"))
@@ -102,8 +103,8 @@ fn imports_go_strictly_down() {
                 };
                 seen += 1;
                 assert!(
-                    theirs < own,
-                    "{}: floor {own} knows {other} on floor {theirs}: {line}",
+                    theirs < ours,
+                    "{}: floor {ours} knows {other} on floor {theirs}: {line}",
                     path.display()
                 );
             }

@@ -40,10 +40,10 @@ async fn publish(server: &Server) -> (Value, Value) {
 async fn flat(server: &Server, cursor: &str, last: &Value) -> Vec<Value> {
     let scope = "/characteristics?shape=flat&tick_ms=0&id_type=number";
     let mut listener = server.resume(Transport::EventSource, scope, cursor).await;
-    let messages = listener.take_until(|own| own["seq"] == *last).await;
+    let messages = listener.take_until(|message| message["seq"] == *last).await;
     messages
         .into_iter()
-        .filter(|own| own["seq"].is_u64())
+        .filter(|message| message["seq"].is_u64())
         .collect()
 }
 
@@ -55,7 +55,7 @@ async fn uploads(server: &Server, cursor: &str, last: &Value) -> Vec<Value> {
     loop {
         let message = receive(&mut socket).await.expect("it stays open");
         let is_last = message["seq"] == *last;
-        events.extend(Some(message).filter(|own| own["seq"].is_u64()));
+        events.extend(Some(message).filter(|message| message["seq"].is_u64()));
         if is_last {
             return events;
         }
@@ -76,7 +76,10 @@ async fn a_form_is_the_same_of_an_event_from_memory_and_of_one_from_the_log() {
     for name in ["sample", "violation", "ack_update", "limits_update"] {
         assert!(types.contains(&&json!(name)), "{name}: {types:?}");
     }
-    let sample = before.0.iter().find(|own| own["sample"]["id"] == "a.2");
+    let sample = before
+        .0
+        .iter()
+        .find(|message| message["sample"]["id"] == "a.2");
     let sample = sample.unwrap();
     assert_eq!(sample["sample"]["dispersion"]["chart"], "mr");
     assert_eq!(sample["violations"][0]["severity"], "CRITICAL");

@@ -172,14 +172,14 @@ async fn a_handshake_is_understood_in_every_spelling() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_sixteen_bytes_in_base64_and_there_once() {
     let server = server().await;
-    let own = |keys: &[&str]| -> String {
+    let key_lines = |keys: &[&str]| -> String {
         let lines: Vec<_> = keys
             .iter()
             .map(|key| format!("Sec-WebSocket-Key: {key}"))
             .collect();
         lines.join("\r\n")
     };
-    for (keys, said) in [
+    for (keys, reason) in [
         (&[][..], "missing"),
         (&[KEY, KEY], "more than once"),
         (&[KEY, "AAAAAAAAAAAAAAAAAAAAAA=="], "more than once"),
@@ -202,7 +202,7 @@ async fn a_key_is_sixteen_bytes_in_base64_and_there_once() {
                 "Upgrade: websocket",
                 "Sec-WebSocket-Version: 13",
             ];
-            let lines = own(keys);
+            let lines = key_lines(keys);
             let with_key: Vec<&str> = headers
                 .into_iter()
                 .chain((!keys.is_empty()).then_some(&*lines))
@@ -211,7 +211,7 @@ async fn a_key_is_sixteen_bytes_in_base64_and_there_once() {
             assert_eq!(answer.status(), "400", "{path} {keys:?}");
             let detail = answer.detail();
             assert!(
-                detail.contains("Sec-WebSocket-Key") && detail.contains(said),
+                detail.contains("Sec-WebSocket-Key") && detail.contains(reason),
                 "{detail}"
             );
         }

@@ -71,17 +71,17 @@ impl Machine {
 
     /// Runs a block line by line, and returns what its commands wrote to standard output.
     fn run(&mut self, block: &str) -> String {
-        let mut said = String::new();
+        let mut output = String::new();
         for line in block.lines() {
             match line.strip_prefix("sudo systemctl ") {
                 Some("daemon-reload") => {}
                 Some("enable --now tidings" | "start tidings") => self.start(),
                 Some("stop tidings") => self.stop(),
                 Some(other) => panic!("systemctl {other}"),
-                None => said.push_str(&self.shell(line)),
+                None => output.push_str(&self.shell(line)),
             }
         }
-        said
+        output
     }
 
     fn shell(&self, line: &str) -> String {
@@ -172,10 +172,12 @@ pub(crate) async fn comes_back(
     let request = reqwest::Client::new().get(address).bearer_auth(token);
     let (_, page) = answer(request.header("Accept", "application/json")).await;
     let messages = page["messages"].as_array().unwrap();
-    if let Some(reset) = messages.iter().find(|own| own["type"] == "reset") {
+    if let Some(reset) = messages.iter().find(|message| message["type"] == "reset") {
         return Err(reset["reason"].as_str().unwrap().to_owned());
     }
-    let jobs = messages.iter().filter_map(|own| own["job_id"].as_str());
+    let jobs = messages
+        .iter()
+        .filter_map(|message| message["job_id"].as_str());
     Ok(jobs.map(str::to_owned).collect())
 }
 
@@ -254,9 +256,9 @@ fn the_unit_is_valid_and_fits_the_settings() {
     let program = binary().display().to_string();
     std::fs::write(&copy, unit.replace("/usr/local/bin/tidings", &program)).unwrap();
     let verified = run(Command::new("systemd-analyze").arg("verify").arg(&copy));
-    let said = String::from_utf8_lossy(&verified.stderr);
+    let stderr = String::from_utf8_lossy(&verified.stderr);
     assert!(
-        verified.status.success() && !said.contains("tidings.service"),
-        "{said}"
+        verified.status.success() && !stderr.contains("tidings.service"),
+        "{stderr}"
     );
 }

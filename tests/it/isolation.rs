@@ -169,11 +169,11 @@ async fn not_there_for(other: &str, query: &str) {
     let mut lines =
         vec![json!({"op": "violations.ack", "violation_id": "theirs.1", "reason": "z"})];
     for kind in KINDS {
-        let (collection, own) = (kind.collection(), description(*kind));
-        for verb in own.verbs {
+        let (collection, description) = (kind.collection(), description(*kind));
+        for verb in description.verbs {
             let mut line = body(collection, verb);
             line["op"] = json!(format!("{collection}.{verb}"));
-            line[own.id_field] = json!("theirs");
+            line[description.id_field] = json!("theirs");
             lines.push(line);
         }
     }
@@ -362,12 +362,12 @@ async fn channel_limits_escaped_within_a_websocket() {
         ("/ws/enrollment", 1008),
         ("/ws/enrollment?session_id=theirs", 1008),
     ] {
-        let (said, closed) =
+        let (messages, closed) =
             messages_until_close(&socket_url(&server.url, path, Some(&token), None)).await;
-        assert_eq!(closed, Some(code), "{path}: {said:?}");
+        assert_eq!(closed, Some(code), "{path}: {messages:?}");
         assert!(
-            said.iter().all(|message| message["type"] == "error"),
-            "{path}: {said:?}"
+            messages.iter().all(|message| message["type"] == "error"),
+            "{path}: {messages:?}"
         );
     }
     for path in [
@@ -508,10 +508,10 @@ async fn ticket_reuse_outside_its_scope() {
     let server = server_with(json!({"max_streams_per_user": 2})).await;
     things(&server).await;
     server.running_job("other").await;
-    let mut own = claims(Some(1), Role::Viewer);
+    let mut viewer_claims = claims(Some(1), Role::Viewer);
     let wanted = json!({"channels": ["jobs/theirs"]});
     let (status, ticket) = server
-        .post("/api/tickets", &sign(&own), wanted.clone())
+        .post("/api/tickets", &sign(&viewer_claims), wanted.clone())
         .await;
     assert_eq!(status, 201, "{ticket}");
     let ticket = ticket["ticket"].as_str().unwrap();
@@ -521,14 +521,14 @@ async fn ticket_reuse_outside_its_scope() {
         "/ws/enrollment",
         "/ws/upload-progress",
     ] {
-        let (said, code) = messages_until_close(&format!(
+        let (messages, code) = messages_until_close(&format!(
             "{}?ticket={ticket}",
             socket_url(&server.url, path, None, None)
         ))
         .await;
         assert!(
-            code.is_some() && said.iter().all(|message| message["type"] == "error"),
-            "{path}: {said:?}"
+            code.is_some() && messages.iter().all(|message| message["type"] == "error"),
+            "{path}: {messages:?}"
         );
     }
     for (name, value) in [
@@ -562,8 +562,10 @@ async fn ticket_reuse_outside_its_scope() {
     );
 
     // Its streams count as its user's, and end with the token that it was made with.
-    own.exp = (chrono::Utc::now().timestamp_millis() + 5_000) as f64 / 1000.0;
-    let (_, ticket) = server.post("/api/tickets", &sign(&own), wanted).await;
+    viewer_claims.exp = (chrono::Utc::now().timestamp_millis() + 5_000) as f64 / 1000.0;
+    let (_, ticket) = server
+        .post("/api/tickets", &sign(&viewer_claims), wanted)
+        .await;
     let ticket = ticket["ticket"].as_str().unwrap();
     let url = format!(
         "{}?ticket={ticket}",
@@ -572,9 +574,9 @@ async fn ticket_reuse_outside_its_scope() {
     let mut first = connect_async(&url).await.unwrap().0;
     let _second = connect_async(&url).await.unwrap();
     assert_eq!(rejected(&url).await, 429);
-    let (said, code) = until_closed(&mut first).await;
+    let (messages, code) = until_closed(&mut first).await;
     assert_eq!(
-        (code, &said.last().unwrap()["code"]),
+        (code, &messages.last().unwrap()["code"]),
         (Some(4401), &json!(4401))
     );
 }

@@ -284,7 +284,7 @@ fn silence_is_flagged_and_then_ends_the_job() {
 #[test]
 fn silence_is_uptime_whatever_the_wall_clock_says() {
     let job = job_in(Status::InProgress);
-    let look = |job: &Job, wall: i64, uptime: i64| {
+    let check = |job: &Job, wall: i64, uptime: i64| {
         let context = Context {
             now: at(wall),
             uptime: up(uptime),
@@ -294,29 +294,32 @@ fn silence_is_uptime_whatever_the_wall_clock_says() {
     };
     // Years of downtime, or of a clock that was wrong, and one that was set back.
     for wall in [100_000_000, 59, -100_000_000] {
-        let looked = look(&job, wall, 59);
+        let looked = check(&job, wall, 59);
         assert!(looked.drafts.is_empty() && looked.state.check_uptime == Some(up(60)));
-        let stalled = look(&looked.state, wall, 60).state;
+        let stalled = check(&looked.state, wall, 60).state;
         assert!(stalled.stalled);
-        assert_eq!(look(&stalled, wall, 299).state.status, Status::InProgress);
-        assert_eq!(look(&stalled, wall, 300).state.status, Status::Failed);
+        assert_eq!(check(&stalled, wall, 299).state.status, Status::InProgress);
+        assert_eq!(check(&stalled, wall, 300).state.status, Status::Failed);
     }
 }
 
 #[test]
 fn a_busy_job_is_never_looked_at_and_rarely_moves_its_next_look() {
     let mut job = job_in(Status::InProgress);
-    let mut looks = std::collections::HashSet::new();
+    let mut check_times = std::collections::HashSet::new();
     for secs in 1..100 {
         job = run(Some(&job), &progress(secs as f64), secs).unwrap().state;
-        let look = job.check_uptime.unwrap();
-        assert!(look > up(secs) && look <= up(secs + 60), "{look:?}");
-        looks.insert(look);
+        let check_time = job.check_uptime.unwrap();
+        assert!(
+            check_time > up(secs) && check_time <= up(secs + 60),
+            "{check_time:?}"
+        );
+        check_times.insert(check_time);
     }
     assert!(
-        looks.len() < 40,
+        check_times.len() < 40,
         "{} different times in 99 reports",
-        looks.len()
+        check_times.len()
     );
 }
 

@@ -52,7 +52,7 @@ async fn transitions(
 ) -> String {
     let mut rows = Vec::new();
     let mut number = 0;
-    for (status, way) in statuses {
+    for (status, steps) in statuses {
         let mut row = vec![code(status)];
         for (_, verb, body) in commands {
             number += 1;
@@ -61,11 +61,11 @@ async fn transitions(
                 .report(&format!("/api/{collection}"), create(&id))
                 .await;
             let mut at = Value::Null;
-            for (verb, body) in *way {
+            for (verb, body) in *steps {
                 let path = format!("/api/{collection}/{id}/{verb}");
                 at = server.report(&path, body.clone()).await;
             }
-            assert!(way.is_empty() || at["status"] == *status, "{at}");
+            assert!(steps.is_empty() || at["status"] == *status, "{at}");
             let path = format!("/api/{collection}/{id}/{verb}");
             row.push(cell(server, &path, body.clone()).await);
         }
@@ -82,21 +82,21 @@ fn fields(messages: &[Value], payload: bool) -> String {
     let mut order = Vec::new();
     for message in messages {
         let name = message["type"].as_str().unwrap();
-        let own = match payload {
+        let object = match payload {
             true => message["payload"].as_object().unwrap(),
             false => message.as_object().unwrap(),
         };
-        let names = |own: &Map<String, Value>| -> Vec<String> {
-            let own = own
+        let names = |object: &Map<String, Value>| -> Vec<String> {
+            let keys = object
                 .keys()
                 .filter(|key| payload || !COMMON.contains(&key.as_str()));
-            own.map(|key| code(key)).collect()
+            keys.map(|key| code(key)).collect()
         };
         if !seen.contains_key(name) {
             order.push(name);
         }
         let all = seen.entry(name).or_default();
-        for field in names(own) {
+        for field in names(object) {
             if !all.contains(&field) {
                 all.push(field);
             }
@@ -276,19 +276,19 @@ async fn characteristic_tables(server: &Server) -> Vec<(&'static str, String)> {
     let of = async |scope: &str| -> Vec<Value> {
         let mut listener = server.resume(Transport::WebSocket, scope, since).await;
         let messages = listener.until_ready().await;
-        let mut own = vec![];
+        let mut states = vec![];
         let fresh = format!("{scope}{}", if scope.contains('?') { "&" } else { "?" });
         let mut snapshot = server.listen(Transport::WebSocket, &fresh).await;
-        own.extend(
+        states.extend(
             snapshot
                 .until_ready()
                 .await
                 .into_iter()
                 .filter(|message| message["snapshot"] == true),
         );
-        own.retain(|message| message["type"] != "sample");
-        own.extend(messages[1..messages.len() - 1].iter().cloned());
-        own
+        states.retain(|message| message["type"] != "sample");
+        states.extend(messages[1..messages.len() - 1].iter().cloned());
+        states
     };
     let enveloped = of("/characteristics/a").await;
     let flat = of("/characteristics/a?shape=flat").await;
@@ -329,8 +329,8 @@ async fn schedule_tables(server: &Server) -> Vec<(&'static str, String)> {
             let seen = async |wanted: &str| {
                 until("the run is seen", async || {
                     let path = format!("/api/schedules/{id}");
-                    let own = server.get(&path, &worker(1)).await.1;
-                    own["last_run"]["status"] == wanted || own["status"] == "removed"
+                    let schedule = server.get(&path, &worker(1)).await.1;
+                    schedule["last_run"]["status"] == wanted || schedule["status"] == "removed"
                 })
                 .await;
             };
@@ -362,8 +362,8 @@ async fn schedule_tables(server: &Server) -> Vec<(&'static str, String)> {
                 }
             }
             let path = format!("/api/schedules/{id}");
-            let own = server.get(&path, &worker(1)).await.1;
-            row.push(own["status"].as_str().unwrap().to_owned());
+            let schedule = server.get(&path, &worker(1)).await.1;
+            row.push(schedule["status"].as_str().unwrap().to_owned());
         }
         rows.push(row);
     }

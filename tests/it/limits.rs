@@ -17,9 +17,9 @@ async fn rejections(server: &Server, code: &str, limit: &str) -> u64 {
 }
 
 fn user(name: &str) -> String {
-    let mut own = claims(Some(1), tidings::auth::Role::Worker);
-    own.sub = name.into();
-    sign(&own)
+    let mut claims = claims(Some(1), tidings::auth::Role::Worker);
+    claims.sub = name.into();
+    sign(&claims)
 }
 
 /// Opens a stream, and keeps it open as long as the answer.
@@ -130,7 +130,10 @@ async fn a_client_that_sends_too_much_gets_an_error_and_is_closed() {
     }
     let (heard, code) = listener::until_closed(&mut socket).await;
     let types = field(&heard, "type");
-    let pongs = types.iter().filter(|own| **own == "pong").count();
+    let pongs = types
+        .iter()
+        .filter(|message_type| **message_type == "pong")
+        .count();
     assert!((10..50).contains(&pongs), "{pongs} were answered");
     assert_eq!(types[types.len() - 2..], ["error", "closing"]);
     assert_eq!(heard[heard.len() - 2]["code"], "too_fast");
@@ -380,9 +383,9 @@ async fn streams_are_counted_over_every_transport() {
         "/ws/upload-progress",
     ] {
         let mut rejected = listener::socket(&server.url, path, &token).await;
-        let (said, code) = listener::until_closed(&mut rejected).await;
-        assert_eq!(code, Some(1013), "{path}: {said:?}");
-        assert_eq!(said[0]["code"], "too-many-streams", "{path}");
+        let (messages, code) = listener::until_closed(&mut rejected).await;
+        assert_eq!(code, Some(1013), "{path}: {messages:?}");
+        assert_eq!(messages[0]["code"], "too-many-streams", "{path}");
     }
     assert_eq!(
         rejections(&server, "too-many-streams", "max_streams_per_user").await,
@@ -435,7 +438,7 @@ async fn the_figures_are_for_administrators_of_all_schools() {
         "# TYPE tidings_replay_duration_seconds histogram",
     ] {
         assert!(
-            text.lines().any(|own| own == line),
+            text.lines().any(|written| written == line),
             "{line} is not in:\n{text}"
         );
     }

@@ -57,7 +57,7 @@ async fn a_badge_shows_state_and_percentage_to_whoever_has_the_link() {
     let url = badge_of(&server, "jobs/a%20b").await;
     assert_eq!(badge(&server, &url).await, (404, "a b: not found".into()));
     // Each of these is another badge: one is shown for some seconds.
-    for (id, path, body, said) in [
+    for (id, path, body, expected) in [
         ("p", "", json!({}), "p: in progress"),
         ("q", "progress", json!({"progress": 40.9}), "q: 40 %"),
         ("r", "complete", json!({}), "r: completed"),
@@ -78,7 +78,7 @@ async fn a_badge_shows_state_and_percentage_to_whoever_has_the_link() {
         let url = badge_of(&server, &format!("jobs/{id}")).await;
         let seen = badge(&server, &url).await;
         let is_asked = id == "t" && seen.1 == "t: in progress";
-        assert!(seen == (200, said.into()) || is_asked, "{seen:?}");
+        assert!(seen == (200, expected.into()) || is_asked, "{seen:?}");
     }
     server
         .put("/api/devices/door", json!({"name": "Door"}))
@@ -144,18 +144,18 @@ async fn what_publishers_write_stays_text_in_a_badge() {
     let url = badge_of(&server, "jobs/a").await;
     let (_, _, image) = fetch(&server, &url, ("Accept", "*/*")).await;
     assert!(!image.contains("<script"), "{image}");
-    let said = "&lt;/title&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;&quot;";
-    assert!(image.contains(said), "{image}");
-    let is_plain = |own: char| !own.is_control() && own != '\u{202e}';
+    let escaped = "&lt;/title&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;&quot;";
+    assert!(image.contains(escaped), "{image}");
+    let is_plain = |c: char| !c.is_control() && c != '\u{202e}';
     assert!(image.chars().all(is_plain), "{image}");
     // However long a title is, the badge is short.
     let title = "ab".repeat(400);
     let body = json!({"job_id": "b", "job_type": "t", "metadata": {"title": title}});
     server.report("/api/jobs", body).await;
     let url = badge_of(&server, "jobs/b").await;
-    let (_, said) = badge(&server, &url).await;
-    assert!(said.contains("ba…: "), "{said}");
-    assert!(said.chars().count() < 60, "{said}");
+    let (_, shown) = badge(&server, &url).await;
+    assert!(shown.contains("ba…: "), "{shown}");
+    assert!(shown.chars().count() < 60, "{shown}");
 }
 
 #[tokio::test]
@@ -176,7 +176,7 @@ async fn a_link_opens_what_it_was_signed_for_and_nothing_else() {
         panic!("{query}");
     };
     // Everything is signed: the channel, the school, the expiry and the view. The order and additions are not.
-    for (changed, status, said) in [
+    for (changed, status, reason) in [
         (
             format!("/badge/jobs/b.svg?{query}"),
             403,
@@ -233,7 +233,7 @@ async fn a_link_opens_what_it_was_signed_for_and_nothing_else() {
         let (got, text) = badge(&server, &changed).await;
         assert_eq!(
             (got, text),
-            (status, format!("status: {said}")),
+            (status, format!("status: {reason}")),
             "{changed}"
         );
     }
@@ -276,17 +276,17 @@ async fn a_link_is_made_for_what_its_maker_reaches_and_for_as_long() {
         assert_eq!(got, status, "{channel}: {answer}");
     }
     // An admin's link can stay; others end with their token.
-    let (_, own) = server.post("/api/links", &admin_of(1), asked("jobs")).await;
-    assert!(own["expires_at"].is_null(), "{own}");
+    let (_, created_link) = server.post("/api/links", &admin_of(1), asked("jobs")).await;
+    assert!(created_link["expires_at"].is_null(), "{created_link}");
     let token = sign(&claims(Some(1), Role::Worker));
     let end = claims(Some(1), Role::Worker).exp as i64;
     for secs in [None, Some(1_000_000_000)] {
         let mut body = asked("jobs");
         body["expires_in_secs"] = json!(secs);
-        let (_, own) = server.post("/api/links", &token, body).await;
-        let at = own["expires_at"].as_str().unwrap();
+        let (_, created_link) = server.post("/api/links", &token, body).await;
+        let at = created_link["expires_at"].as_str().unwrap();
         let at = chrono::DateTime::parse_from_rfc3339(at).unwrap();
-        assert!(at.timestamp() <= end + 60, "{own}");
+        assert!(at.timestamp() <= end + 60, "{created_link}");
     }
     let anonymous = server.http.post(format!("{}/api/links", server.url));
     let (status, _) = answer(anonymous.json(&asked("jobs"))).await;
@@ -345,9 +345,9 @@ async fn an_embedded_page_gets_tickets_for_its_channel_until_its_link_expires() 
     }
     let (status, rejected) = ticket(json!(["schools/2"])).await;
     assert_eq!(status, 404, "{rejected}");
-    let (status, own) = ticket(json!(["jobs/a"])).await;
-    assert_eq!(status, 201, "{own}");
-    let stream = format!("{}{}", server.url, own["url"].as_str().unwrap());
+    let (status, granted) = ticket(json!(["jobs/a"])).await;
+    assert_eq!(status, 201, "{granted}");
+    let stream = format!("{}{}", server.url, granted["url"].as_str().unwrap());
     let stream = server
         .http
         .get(stream)
@@ -371,7 +371,11 @@ async fn only_the_origins_of_the_setting_can_show_a_page_in_a_frame() {
         for name in ["content-security-policy", "x-frame-options"] {
             assert_eq!(valid.get(name), rejected.get(name));
         }
-        let text = |name: &str| valid.get(name).map(|own| own.to_str().unwrap().to_owned());
+        let text = |name: &str| {
+            valid
+                .get(name)
+                .map(|value| value.to_str().unwrap().to_owned())
+        };
         let policy = text("content-security-policy").unwrap();
         let (_, ancestors) = policy.split_once("frame-ancestors ").unwrap();
         assert!(page.contains("<tidings-jobs"), "{page}");

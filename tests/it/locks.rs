@@ -48,10 +48,10 @@ async fn no_path_to_a_database_lets_a_second_process_open_it() {
         }
         for path in &paths {
             for arguments in [&["serve"][..], &["new-epoch", "--yes"]] {
-                let said = rejection_by(folder.path(), path, arguments);
+                let problem = rejection_by(folder.path(), path, arguments);
                 assert!(
-                    said.contains("is in use by another process"),
-                    "{path:?}: {said}"
+                    problem.contains("is in use by another process"),
+                    "{path:?}: {problem}"
                 );
             }
         }
@@ -139,13 +139,13 @@ async fn a_store_lets_go_of_its_database_when_it_is_closed_and_not_before() {
 #[cfg(target_os = "linux")]
 fn shared_with_a_child(folder: &Path) -> Vec<std::os::fd::OwnedFd> {
     use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-    let own = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let process = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
     let open = std::fs::read_dir("/proc/self/fd").unwrap();
     open.filter_map(|entry| {
         let entry = entry.unwrap();
         let number = entry.file_name().to_str()?.parse().ok()?;
         let is_inside = std::fs::read_link(entry.path()).is_ok_and(|path| path.starts_with(folder));
-        is_inside.then(|| pidfd_getfd(&own, number, PidfdGetfdFlags::empty()).unwrap())
+        is_inside.then(|| pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).unwrap())
     })
     .collect()
 }

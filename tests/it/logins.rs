@@ -118,7 +118,7 @@ fn claims_are_found_by_name_or_by_json_pointer() {
 fn a_default_stands_in_for_what_is_absent_and_null_means_all_schools_where_the_token_says_its_role()
 {
     let listed = |all: &[i64]| {
-        let schools = all.iter().map(|own| (*own).try_into().unwrap());
+        let schools = all.iter().map(|school| (*school).try_into().unwrap());
         Ok(Schools::Listed(schools.collect()))
     };
     let none = json!({});
@@ -294,8 +294,9 @@ fn a_school_or_subject_of_another_form_is_rejected_and_named() {
 #[test]
 fn a_map_says_what_our_own_names_mean_in_another_login() {
     let settings = json!({"jwt_roles": {"admin": "viewer", "root": "admin"}});
-    let role =
-        |name: &str| read(&settings, json!({"school_id": 1, "role": name})).map(|own| own.role);
+    let role = |name: &str| {
+        read(&settings, json!({"school_id": 1, "role": name})).map(|caller| caller.role)
+    };
     assert_eq!(role("admin"), Ok(Role::Viewer), "the map goes first");
     assert_eq!(role("root"), Ok(Role::Admin));
     assert_eq!(

@@ -161,7 +161,7 @@ async fn every_address_is_exact(server: &Server, base: &str) {
             let response = request.send().await.unwrap();
             let (status, allow) = (response.status().as_u16(), response.headers().get(ALLOW));
             let what = format!("{method} {base}{path}: {status} {allow:?}");
-            if allowed.split(", ").any(|own| own == method) {
+            if allowed.split(", ").any(|known| known == method) {
                 assert!(
                     ![404, 405, 500].contains(&status) && allow.is_none(),
                     "{what}"
@@ -193,9 +193,9 @@ async fn every_address_takes_exactly_the_methods_that_it_names_wherever_it_is_mo
     let application = example::application(figment(&folder, &json!({})));
     let server = launch(application, folder).await;
     every_address_is_exact(&server, "/live").await;
-    let own = server.http.delete(format!("{}/import", server.url));
+    let deletion = server.http.delete(format!("{}/import", server.url));
     assert_eq!(
-        own.send().await.unwrap().status(),
+        deletion.send().await.unwrap().status(),
         404,
         "the application's own"
     );
@@ -209,8 +209,8 @@ fn every_route_is_in_the_table() {
         let form = parts(route.uri.path());
         ADDRESSES.iter().any(|(path, allowed)| {
             let path = parts(path);
-            let fits = |(form, own): (&String, &String)| form.starts_with('<') || form == own;
-            let is_one = |own| own == route.method.as_str();
+            let fits = |(form, part): (&String, &String)| form.starts_with('<') || form == part;
+            let is_one = |method| method == route.method.as_str();
             let is_open = form.last().is_some_and(|last| last.ends_with("..>"));
             (is_open || form.len() == path.len())
                 && form.iter().zip(&path).all(fits)

@@ -84,10 +84,10 @@ async fn while_the_database_is_opened_the_server_lives_and_is_not_ready() {
     assert_eq!(post(&url, "/api/jobs", body).await.0, 201);
     drop(idle);
     child.0.kill().unwrap();
-    let mut said = String::new();
+    let mut printed = String::new();
     let mut stdout = Patient(child.0.stdout.take().unwrap());
-    stdout.read_to_string(&mut said).unwrap();
-    assert_eq!(said, format!("Tidings listens on {url}\n"), "once");
+    stdout.read_to_string(&mut printed).unwrap();
+    assert_eq!(printed, format!("Tidings listens on {url}\n"), "once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,14 +249,14 @@ async fn a_database_of_a_newer_program_or_of_another_one_is_left_as_it_is() {
         .batch_execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('99999999999999')")
         .unwrap();
     let before = std::fs::read(&path).unwrap();
-    let said = rejection(folder.path());
+    let complaint = rejection(folder.path());
     let newest = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite"));
     let names = newest.unwrap().map(|entry| entry.unwrap().file_name());
     let newest = names.max().unwrap().into_string().unwrap();
     let newest = newest.split('_').next().unwrap();
     assert!(
-        said.contains("99999999999999") && said.contains(newest),
-        "{said}"
+        complaint.contains("99999999999999") && complaint.contains(newest),
+        "{complaint}"
     );
     assert_eq!(std::fs::read(&path).unwrap(), before);
 
@@ -267,8 +267,11 @@ async fn a_database_of_a_newer_program_or_of_another_one_is_left_as_it_is() {
         .batch_execute("CREATE TABLE recipes (name TEXT)")
         .unwrap();
     let before = std::fs::read(&path).unwrap();
-    let said = rejection(folder.path());
-    assert!(said.contains("a database of another program"), "{said}");
+    let complaint = rejection(folder.path());
+    assert!(
+        complaint.contains("a database of another program"),
+        "{complaint}"
+    );
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 
@@ -301,11 +304,11 @@ async fn nobody_else_may_read_the_files_that_a_server_makes() {
     let mut server = Process::start(&mut serve);
     assert_eq!(mode(&database(folder.path())), 0o644);
     server.terminate();
-    let mut said = String::new();
-    server.stderr().read_to_string(&mut said).unwrap();
+    let mut stderr = String::new();
+    server.stderr().read_to_string(&mut stderr).unwrap();
     assert!(
-        said.contains("every user of this machine can reach the database"),
-        "{said}"
+        stderr.contains("every user of this machine can reach the database"),
+        "{stderr}"
     );
 }
 
@@ -346,10 +349,18 @@ async fn files_that_are_removed_or_replaced_while_the_server_runs_stop_writing_u
         }
     }
     assert_eq!(server.terminate(), Some(0));
-    let mut said = String::new();
-    server.stderr().read_to_string(&mut said).unwrap();
-    assert_eq!(said.matches("was removed or replaced").count(), 4, "{said}");
-    assert_eq!(said.matches("is back in its place").count(), 4, "{said}");
+    let mut stderr = String::new();
+    server.stderr().read_to_string(&mut stderr).unwrap();
+    assert_eq!(
+        stderr.matches("was removed or replaced").count(),
+        4,
+        "{stderr}"
+    );
+    assert_eq!(
+        stderr.matches("is back in its place").count(),
+        4,
+        "{stderr}"
+    );
     let server = Process::start(command(folder.path()).arg("serve"));
     assert_eq!(log(&server.url).await, [1, 2, 3, 4, 5]);
 }

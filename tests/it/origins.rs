@@ -160,7 +160,7 @@ fn has(headers: &HeaderMap, name: &str, item: &str) -> bool {
     let mut lines = headers.get_all(name).iter();
     lines.any(|line| {
         let mut items = line.to_str().unwrap().split(',').map(str::trim);
-        items.any(|own| own.eq_ignore_ascii_case(item))
+        items.any(|listed| listed.eq_ignore_ascii_case(item))
     })
 }
 

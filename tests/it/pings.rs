@@ -30,8 +30,8 @@ async fn ping(server: &Server, method: &str, path: &str, body: &str) -> (u16, St
 }
 
 async fn get(server: &Server, path: &str) {
-    let (status, said) = ping(server, "GET", path, "").await;
-    assert_eq!((status, said.as_str()), (204, ""), "{path}");
+    let (status, reply) = ping(server, "GET", path, "").await;
+    assert_eq!((status, reply.as_str()), (204, ""), "{path}");
 }
 
 /// The jobs of a type, the oldest first.
@@ -54,22 +54,22 @@ async fn a_run_is_reported_from_its_start_to_its_end_by_any_method() {
     let mut listener = server.listen(Transport::EventSource, "/jobs").await;
     listener.until_ready().await;
     get(&server, &format!("{key}/start")).await;
-    let (status, said) = ping(&server, "HEAD", &format!("{key}/progress/40"), "").await;
-    assert_eq!((status, said.as_str()), (204, ""));
+    let (status, reply) = ping(&server, "HEAD", &format!("{key}/progress/40"), "").await;
+    assert_eq!((status, reply.as_str()), (204, ""));
     let path = format!("{key}/80/160");
     let (status, _) = ping(&server, "POST", &path, "Half\r\nof it\u{1b}[1m\0").await;
     assert_eq!(status, 204);
     let (status, _) = ping(&server, "POST", &format!("{key}/ok"), "Done").await;
     assert_eq!(status, 204);
     let heard = listener
-        .take_until(|own| own["status"] == "completed")
+        .take_until(|event| event["status"] == "completed")
         .await;
     let reported: Vec<_> = heard
         .iter()
-        .map(|own| {
+        .map(|event| {
             (
-                own["status"].as_str().unwrap(),
-                own["progress"].as_f64().unwrap(),
+                event["status"].as_str().unwrap(),
+                event["progress"].as_f64().unwrap(),
             )
         })
         .collect();
@@ -78,9 +78,9 @@ async fn a_run_is_reported_from_its_start_to_its_end_by_any_method() {
     let all = jobs(&server, "backup").await;
     assert_eq!(statuses(&all), ["completed"]);
     assert_eq!(all[0]["message"], "Done");
-    assert!(heard.iter().all(|own| own["stalled"] == false));
-    let half = heard.iter().find(|own| own["progress"] == 50.0);
-    assert!(half.is_none_or(|own| own["message"] == "Half\nof it[1m"));
+    assert!(heard.iter().all(|event| event["stalled"] == false));
+    let half = heard.iter().find(|event| event["progress"] == 50.0);
+    assert!(half.is_none_or(|event| event["message"] == "Half\nof it[1m"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,8 +130,8 @@ async fn one_ping_at_the_end_is_a_run_and_an_exit_code_says_how_it_ended() {
         "/1/2/3",
         "/-1",
     ] {
-        let (status, said) = ping(&server, "GET", &format!("{key}{end}"), "").await;
-        assert_eq!(status, 404, "{end} {said}");
+        let (status, reply) = ping(&server, "GET", &format!("{key}{end}"), "").await;
+        assert_eq!(status, 404, "{end} {reply}");
     }
     assert_eq!(jobs(&server, "t").await.len(), before);
 }
@@ -153,8 +153,8 @@ async fn a_plain_number_is_progress_with_a_key_that_was_created_for_it() {
     let (status, _) = ping(&server, "GET", &format!("{key}/101"), "").await;
     assert_eq!(status, 404);
     let new = json!({"job_type": "p", "numbers": "both"});
-    let (status, said) = server.post("/api/pings", &admin_of(1), new).await;
-    assert_eq!((status, &said["code"]), (422, &json!("invalid-body")));
+    let (status, problem) = server.post("/api/pings", &admin_of(1), new).await;
+    assert_eq!((status, &problem["code"]), (422, &json!("invalid-body")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,7 +179,7 @@ async fn a_repeated_ping_has_no_further_effect() {
     let path = format!("{key}/fail");
     let all = (0..8).map(|_| ping(&server, "GET", &path, ""));
     let answers = futures_util::future::join_all(all).await;
-    assert!(answers.iter().all(|own| own.0 == 204), "{answers:?}");
+    assert!(answers.iter().all(|answer| answer.0 == 204), "{answers:?}");
     let all = jobs(&server, "n").await;
     assert_eq!(statuses(&all), ["failed", "completed", "failed"]);
 }
@@ -206,13 +206,13 @@ async fn overlapping_runs_are_distinguished_by_their_rid() {
     // It is over, however often something else is said of it.
     for end in ["/start", "/progress/50", "/ok"] {
         let path = format!("{key}{end}?rid=1");
-        let (status, said) = ping(&server, "GET", &path, "").await;
-        assert_eq!(status, 409, "{end} {said}");
+        let (status, reply) = ping(&server, "GET", &path, "").await;
+        assert_eq!(status, 409, "{end} {reply}");
     }
     for rid in ["", "a%20b", "a/b", &"x".repeat(49)] {
         let path = format!("{key}/start?rid={rid}");
-        let (status, said) = ping(&server, "GET", &path, "").await;
-        assert_eq!(status, 400, "{rid} {said}");
+        let (status, reply) = ping(&server, "GET", &path, "").await;
+        assert_eq!(status, 400, "{rid} {reply}");
     }
     let (status, _) = ping(&server, "GET", &format!("{key}/start?run=1"), "").await;
     assert_eq!(status, 400, "a misspelt name must not mix runs");
@@ -257,8 +257,8 @@ async fn a_message_is_cut_at_its_limit_and_a_long_body_is_no_lost_ping() {
     let server = server_with(json!({"message_limit_bytes": 100, "body_limit_bytes": 1_000})).await;
     let (key, _) = key(&server, "m").await;
     let body = "é".repeat(5_000);
-    let (status, said) = ping(&server, "POST", &format!("{key}/fail"), &body).await;
-    assert_eq!(status, 204, "{said}");
+    let (status, reply) = ping(&server, "POST", &format!("{key}/fail"), &body).await;
+    assert_eq!(status, 204, "{reply}");
     let all = jobs(&server, "m").await;
     assert_eq!(all[0]["error"]["message"], "é".repeat(50));
 }
@@ -304,9 +304,9 @@ async fn a_key_that_is_unknown_revoked_or_malformed_is_not_there() {
         assert_eq!(rejected.status(), 405);
         assert_eq!(rejected.headers()["Allow"], "GET, HEAD, POST");
     }
-    assert!(answers.iter().all(|own| own.0 == 404), "{answers:?}");
+    assert!(answers.iter().all(|answer| answer.0 == 404), "{answers:?}");
     assert!(
-        answers.iter().all(|own| own.1 == answers[0].1),
+        answers.iter().all(|answer| answer.1 == answers[0].1),
         "{answers:?}"
     );
     assert_eq!(jobs(&server, "r").await.len(), 2);
@@ -358,8 +358,8 @@ async fn only_an_admin_of_all_jobs_manages_keys_and_no_list_has_one() {
         json!({"job_type": "a b"}),
         json!({"job_type": 7}),
     ] {
-        let (status, said) = server.post("/api/pings", &admin_of(3), wrong).await;
-        assert_eq!(status, 422, "{said}");
+        let (status, problem) = server.post("/api/pings", &admin_of(3), wrong).await;
+        assert_eq!(status, 422, "{problem}");
     }
 }
 
@@ -399,10 +399,10 @@ async fn the_printed_curl_line_reports_and_the_key_is_in_no_log_and_not_in_the_d
     let args = ["token", "--ping", "backup", "--school", "1"];
     let printed = process::run(token.args(args).args(["--url", &server.url]));
     assert!(printed.status.success(), "{printed:?}");
-    let said = String::from_utf8(printed.stdout).unwrap();
-    let lines: Vec<&str> = said.lines().collect();
+    let stdout = String::from_utf8(printed.stdout).unwrap();
+    let lines: Vec<&str> = stdout.lines().collect();
     let [key, curl] = lines[..] else {
-        panic!("{said}");
+        panic!("{stdout}");
     };
     assert_eq!(
         curl,
@@ -430,7 +430,7 @@ async fn the_printed_curl_line_reports_and_the_key_is_in_no_log_and_not_in_the_d
         let bytes = std::fs::read(file.unwrap().path()).unwrap_or_default();
         let found = bytes
             .windows(secret.len())
-            .any(|own| own == secret.as_bytes());
+            .any(|window| window == secret.as_bytes());
         assert!(!found);
     }
 }
@@ -447,17 +447,17 @@ async fn the_school_of_a_key_is_that_of_the_token_in_use_or_else_must_be_named()
         process::run(&mut command)
     };
     let unknown = ping("", "");
-    let said = String::from_utf8(unknown.stderr).unwrap();
+    let stderr = String::from_utf8(unknown.stderr).unwrap();
     assert_eq!(unknown.status.code(), Some(2));
     for word in ["--school 1", "TIDINGS_SCHOOL_ID", "TIDINGS_TOKEN"] {
-        assert!(said.contains(word), "{said}");
+        assert!(stderr.contains(word), "{stderr}");
     }
     let made = ping("TIDINGS_TOKEN", &admin_of(1));
     assert!(made.status.success(), "{made:?}");
     let several = ping("TIDINGS_TOKEN", &for_schools(&[1, 2], Role::Admin));
-    let said = String::from_utf8(several.stderr).unwrap();
-    assert_eq!(several.status.code(), Some(2), "{said}");
-    assert!(said.contains("--school or TIDINGS_SCHOOL_ID"), "{said}");
+    let stderr = String::from_utf8(several.stderr).unwrap();
+    assert_eq!(several.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("--school or TIDINGS_SCHOOL_ID"), "{stderr}");
     let rejected = ping("TIDINGS_TOKEN", &worker(1));
     assert_eq!(rejected.status.code(), Some(3), "{rejected:?}");
 }

@@ -58,7 +58,7 @@ impl Batch {
         lines.send(nothing).await.unwrap();
         let body = futures_util::stream::poll_fn(move |cx| {
             sent.poll_recv(cx)
-                .map(|own| own.map(Ok::<_, std::io::Error>))
+                .map(|part| part.map(Ok::<_, std::io::Error>))
         });
         let path = format!("/api/batch?stream=1{query}");
         let request = server.request("POST", &path, token);
@@ -447,7 +447,10 @@ async fn a_command_is_repeated_safely_on_the_socket_in_a_stream_and_in_a_batch()
     answers.push(batch.result().await["event"].clone());
     answers.push(server.batch(&worker(1), command.to_string()).await[0]["event"].clone());
     assert!(answers[0].is_object());
-    assert!(answers.iter().all(|own| *own == answers[0]), "{answers:?}");
+    assert!(
+        answers.iter().all(|answer| *answer == answers[0]),
+        "{answers:?}"
+    );
     command["progress"] = 6.into();
     send(&mut ws, &publish(3, command)).await;
     assert_eq!(receive(&mut ws).await.unwrap()["status"], 422);

@@ -100,8 +100,8 @@ async fn reads_and_small_writes_of_a_frozen_database_end_in_time_and_work_again_
         tokio::join!(reads, lists, writes)
     };
     // However many connections are idle.
-    let most = POSTGRES_TIMEOUT * 3;
-    let (read, list, write) = tokio::time::timeout(most, all).await.expect("in time");
+    let limit = POSTGRES_TIMEOUT * 3;
+    let (read, list, write) = tokio::time::timeout(limit, all).await.expect("in time");
     for failed in [read, list, write] {
         assert!(failed.is_err_and(is_unavailable));
     }

@@ -68,7 +68,7 @@ async fn the_school_leads_every_key() {
         .map(|row| row.get(0))
         .collect();
     assert!(
-        without.iter().all(|own| OF_ALL.contains(&own.as_str())),
+        without.iter().all(|name| OF_ALL.contains(&name.as_str())),
         "{without:?}"
     );
 }
@@ -129,7 +129,7 @@ async fn counting(database: &str, text: &'static [u8]) -> (String, Arc<AtomicUsi
     let (before, name) = database.rsplit_once('/').unwrap();
     let postgres = before.rsplit_once('@').unwrap().1.to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let own = listener.local_addr().unwrap();
+    let address = listener.local_addr().unwrap();
     let count = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&count);
     tokio::spawn(async move {
@@ -143,7 +143,7 @@ async fn counting(database: &str, text: &'static [u8]) -> (String, Arc<AtomicUsi
                 let (mut part, mut tail) = (vec![0; 64 * 1024], Vec::new());
                 while let Ok(read @ 1..) = asks.read(&mut part).await {
                     tail.extend_from_slice(&part[..read]);
-                    let found = tail.windows(text.len()).filter(|own| *own == text);
+                    let found = tail.windows(text.len()).filter(|window| *window == text);
                     counted.fetch_add(found.count(), Ordering::SeqCst);
                     // What may be its beginning.
                     tail.drain(..tail.len().saturating_sub(text.len() - 1));
@@ -154,7 +154,7 @@ async fn counting(database: &str, text: &'static [u8]) -> (String, Arc<AtomicUsi
             });
         }
     });
-    (format!("postgres://tidings@{own}/{name}"), count)
+    (format!("postgres://tidings@{address}/{name}"), count)
 }
 
 /// Otherwise each commit would be two round trips, and Postgres would plan it anew, which takes longer than the commit.

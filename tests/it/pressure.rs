@@ -366,14 +366,14 @@ async fn messages_are_judged_by_when_they_arrive_and_not_by_when_they_are_answer
     let (mut reading, mut writing) = stream.split();
     let too_many = ping.repeat(2 * AT_ONCE);
     // It may be closed before it has taken them all.
-    let (_, said) = tokio::join!(writing.write_all(&too_many), async {
-        let mut said = Vec::new();
-        while count(&said, "too_fast") == 0 {
-            hear(&mut reading, &mut said).await;
+    let (_, heard) = tokio::join!(writing.write_all(&too_many), async {
+        let mut heard = Vec::new();
+        while count(&heard, "too_fast") == 0 {
+            hear(&mut reading, &mut heard).await;
         }
-        said
+        heard
     });
-    assert!((1..2 * AT_ONCE).contains(&count(&said, r#""type":"pong""#)));
+    assert!((1..2 * AT_ONCE).contains(&count(&heard, r#""type":"pong""#)));
 }
 
 async fn hear(stream: &mut (impl AsyncRead + Unpin), heard: &mut Vec<u8>) {

@@ -33,12 +33,12 @@ fn a_number_outside_of_its_range_is_rejected_with_its_setting_and_the_range() {
     let mut rejected = 0;
     for name in defaults.keys() {
         let Some(range) = range(name) else { continue };
-        let (least, most) = match range.split_once(" to ") {
-            Some((least, most)) => (least, Some(most.parse::<u64>().unwrap())),
+        let (least, max) = match range.split_once(" to ") {
+            Some((least, max)) => (least, Some(max.parse::<u64>().unwrap())),
             None => (range.trim_start_matches("at least "), None),
         };
         let least: u64 = least.parse().unwrap();
-        for outside in [least.checked_sub(1), most.map(|most| most + 1)] {
+        for outside in [least.checked_sub(1), max.map(|max| max + 1)] {
             let Some(outside) = outside else { continue };
             let error = error(name, outside).unwrap_or_else(|| panic!("{name} = {outside}"));
             assert!(error.contains(&format!("`{name}`")), "{error}");
@@ -46,7 +46,7 @@ fn a_number_outside_of_its_range_is_rejected_with_its_setting_and_the_range() {
             assert!(error.contains("outside that range"), "{error}");
             rejected += 1;
         }
-        for inside in [Some(least), most].into_iter().flatten() {
+        for inside in [Some(least), max].into_iter().flatten() {
             let error = error(name, inside).unwrap_or_default();
             assert!(!error.contains("outside that range"), "{error}");
         }

@@ -402,10 +402,10 @@ async fn a_stream_that_reads_long_for_nothing_gives_signs_of_life_by_which_a_dep
             .unwrap();
         let began = tokio::time::Instant::now();
         for _ in 0..3 {
-            let said = subscription.next().await;
+            let delivery = subscription.next().await;
             assert!(
-                matches!(said, Some(Delivery::Control(Control::Heartbeat { .. }))),
-                "{said:?}"
+                matches!(delivery, Some(Delivery::Control(Control::Heartbeat { .. }))),
+                "{delivery:?}"
             );
         }
         assert!(began.elapsed() < Duration::from_secs(5));

@@ -197,7 +197,7 @@ async fn stays_connected(script: impl Fn(&str, &str) -> Command) {
         let messages = messages();
         messages
             .iter()
-            .filter_map(|own| own["seq"].as_u64())
+            .filter_map(|message| message["seq"].as_u64())
             .collect()
     };
     let hears = async |seq: u64| {
@@ -226,7 +226,7 @@ async fn stays_connected(script: impl Fn(&str, &str) -> Command) {
     assert_eq!(seqs(), [1, 2, 3], "each once and in order");
     let snapshots = messages()
         .iter()
-        .filter(|own| own["snapshot"] == true)
+        .filter(|message| message["snapshot"] == true)
         .count();
     assert_eq!(snapshots, 1, "and it never began anew");
 }

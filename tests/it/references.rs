@@ -53,13 +53,16 @@ fn values(schema: &Value, document: &Value) -> String {
     if let Some(names) = schema["enum"].as_array() {
         let names: Vec<_> = names
             .iter()
-            .map(|own| format!("`{}`", own.as_str().unwrap_or("null")))
+            .map(|name| format!("`{}`", name.as_str().unwrap_or("null")))
             .collect();
         return names.join(", ");
     }
     for several in ["anyOf", "oneOf"] {
         if let Some(each) = schema[several].as_array() {
-            let each: Vec<_> = each.iter().map(|own| values(own, document)).collect();
+            let each: Vec<_> = each
+                .iter()
+                .map(|alternative| values(alternative, document))
+                .collect();
             return each.join(" or ");
         }
     }
@@ -67,7 +70,7 @@ fn values(schema: &Value, document: &Value) -> String {
         Value::String(one) => vec![one.clone()],
         Value::Array(several) => several
             .iter()
-            .filter_map(|own| own.as_str().map(str::to_owned))
+            .filter_map(|kind| kind.as_str().map(str::to_owned))
             .collect(),
         _ => vec!["any JSON".to_owned()],
     };
@@ -80,7 +83,7 @@ fn values(schema: &Value, document: &Value) -> String {
     }
     let bound = |name: &str| schema[name].as_f64().filter(|bound| bound.abs() < 1e9);
     match (bound("minimum"), bound("maximum")) {
-        (Some(least), Some(most)) => drop(write!(shown, ", {least} to {most}")),
+        (Some(least), Some(max)) => drop(write!(shown, ", {least} to {max}")),
         (Some(least), None) if least > 0.0 => drop(write!(shown, ", {least} or more")),
         _ => {}
     }
@@ -100,54 +103,58 @@ fn rows(page: &mut String, prefix: &str, schema: &Value, document: &Value) {
         .into_iter()
         .flatten()
         .collect();
-    for (name, own) in schema["properties"].as_object().into_iter().flatten() {
-        let presence = if required.iter().any(|own| *own == name) {
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        let presence = if required.iter().any(|required_name| *required_name == name) {
             ""
         } else {
             ", optional"
         };
-        let own = if own["description"].is_null() {
-            resolved(own, document)
+        let property = if property["description"].is_null() {
+            resolved(property, document)
         } else {
-            own
+            property
         };
-        let meaning = own["description"].as_str().unwrap_or_default();
-        let value = values(own, document);
+        let meaning = property["description"].as_str().unwrap_or_default();
+        let value = values(property, document);
         let _ = writeln!(
             page,
             "| `{prefix}{name}` | {}{presence} | {} |",
             cell(&value),
             cell(meaning)
         );
-        let inner = resolved(own, document);
+        let inner = resolved(property, document);
         if inner["properties"].is_object() {
             rows(page, &format!("{prefix}{name}."), inner, document);
         }
     }
 }
 
-fn operation(page: &mut String, method: &str, path: &str, own: &Value, document: &Value) {
+fn operation(page: &mut String, method: &str, path: &str, operation: &Value, document: &Value) {
     let _ = writeln!(page, "### `{} {path}`\n", method.to_uppercase());
-    let summary = own["summary"].as_str().unwrap();
-    let about = own["description"].as_str().unwrap_or_default();
+    let summary = operation["summary"].as_str().unwrap();
+    let about = operation["description"].as_str().unwrap_or_default();
     let _ = writeln!(page, "{summary}. {about}\n");
-    let parameters: Vec<_> = own["parameters"].as_array().into_iter().flatten().collect();
+    let parameters: Vec<_> = operation["parameters"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .collect();
     let shown: Vec<_> = parameters
         .iter()
-        .filter(|own| own["in"] != "path")
+        .filter(|parameter| parameter["in"] != "path")
         .collect();
     if !shown.is_empty() {
         page.push_str("| parameter | value | meaning |\n| --- | --- | --- |\n");
-        for own in shown {
-            let place = if own["in"] == "header" {
+        for parameter in shown {
+            let place = if parameter["in"] == "header" {
                 " (header)"
             } else {
                 ""
             };
-            let name = own["name"].as_str().unwrap();
-            let meaning = own["description"].as_str().unwrap_or_default();
-            let mut value = values(&own["schema"], document);
-            if let Some(usual) = own["schema"].get("default") {
+            let name = parameter["name"].as_str().unwrap();
+            let meaning = parameter["description"].as_str().unwrap_or_default();
+            let mut value = values(&parameter["schema"], document);
+            if let Some(usual) = parameter["schema"].get("default") {
                 let _ = write!(value, ", default {usual}");
             }
             let _ = writeln!(
@@ -159,7 +166,7 @@ fn operation(page: &mut String, method: &str, path: &str, own: &Value, document:
         }
         page.push('\n');
     }
-    for (media, body) in own["requestBody"]["content"]
+    for (media, body) in operation["requestBody"]["content"]
         .as_object()
         .into_iter()
         .flatten()
@@ -179,7 +186,7 @@ fn operation(page: &mut String, method: &str, path: &str, own: &Value, document:
         }
     }
     page.push_str("| status | answer |\n| --- | --- |\n");
-    for (status, answer) in own["responses"].as_object().unwrap() {
+    for (status, answer) in operation["responses"].as_object().unwrap() {
         let about = answer["description"].as_str().unwrap();
         let problems = &answer["content"]["application/problem+json"]["examples"];
         let codes: Vec<_> = problems
@@ -211,9 +218,9 @@ fn the_reference_of_the_http_api_is_what_the_code_describes() {
             tag["description"].as_str().unwrap()
         );
         for (path, methods) in document["paths"].as_object().unwrap() {
-            for (method, own) in methods.as_object().unwrap() {
-                if own["tags"][0] == name && name != "Monitor" {
-                    operation(&mut page, method, path, own, &document);
+            for (method, described) in methods.as_object().unwrap() {
+                if described["tags"][0] == name && name != "Monitor" {
+                    operation(&mut page, method, path, described, &document);
                 }
             }
         }
@@ -261,7 +268,14 @@ fn the_reference_of_the_messages_is_what_the_code_describes() {
             let operation = &document["operations"][format!("{name}.{action}")];
             let each = operation["messages"].as_array().unwrap().iter();
             let names: Vec<_> = each
-                .map(|own| own["$ref"].as_str().unwrap().rsplit('/').next().unwrap())
+                .map(|message| {
+                    message["$ref"]
+                        .as_str()
+                        .unwrap()
+                        .rsplit('/')
+                        .next()
+                        .unwrap()
+                })
                 .collect();
             names.join(", ")
         };

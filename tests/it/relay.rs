@@ -91,7 +91,7 @@ impl Log for Shared {
 /// The database, and what it commits, which a test hands to the node that is to have committed it.
 struct Database {
     log: Arc<Shared>,
-    own: Batches,
+    batches: Batches,
     _place: TempDir,
 }
 
@@ -119,13 +119,13 @@ fn school(number: i64) -> SchoolId {
 
 fn database() -> Database {
     let place = tempfile::tempdir().unwrap();
-    let (committed, own) = Committed::channel(1_000);
+    let (committed, batches) = Committed::channel(1_000);
     let path = place.path().join("test.db");
     let store = SqliteStore::open(&Settings::default(), &path, committed, &[]).unwrap();
     let stretches = AtomicUsize::new(0);
     Database {
         log: Arc::new(Shared { store, stretches }),
-        own,
+        batches,
         _place: place,
     }
 }
@@ -194,8 +194,8 @@ impl Database {
         receipts
             .unwrap()
             .into_iter()
-            .for_each(|own| drop(own.unwrap()));
-        while let Some(events) = self.own.try_recv() {
+            .for_each(|receipt| drop(receipt.unwrap()));
+        while let Some(events) = self.batches.try_recv() {
             node.committed.send(events).await.unwrap();
         }
         self.log.bounds(school(number)).await.unwrap().head.seq
@@ -223,7 +223,7 @@ impl Node {
     }
 
     async fn subscribes(&self, exchange: &Exchange, number: usize, expected: &[i64]) {
-        let expected: HashSet<SchoolId> = expected.iter().map(|own| school(*own)).collect();
+        let expected: HashSet<SchoolId> = expected.iter().map(|id| school(*id)).collect();
         until("the subscriptions follow the readers", async || {
             exchange.subscriptions(number) == expected
         })

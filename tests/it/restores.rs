@@ -83,10 +83,11 @@ async fn a_database_whose_journal_is_gone_is_rejected_and_a_new_epoch_resets_eve
     remove_journal(folder.path());
     let before = std::fs::read(&path).unwrap();
     for _ in 0..2 {
-        let said = rejection(folder.path());
+        let complaint = rejection(folder.path());
         assert!(
-            said.contains("its journal (-wal) is missing") && said.contains("tidings new-epoch"),
-            "{said}"
+            complaint.contains("its journal (-wal) is missing")
+                && complaint.contains("tidings new-epoch"),
+            "{complaint}"
         );
     }
     assert_eq!(std::fs::read(&path).unwrap(), before, "as it was");
@@ -98,8 +99,8 @@ async fn a_database_whose_journal_is_gone_is_rejected_and_a_new_epoch_resets_eve
     std::fs::write(&path, &before).unwrap();
     remove_journal(folder.path());
 
-    let (code, out, said) = new_epoch(folder.path(), &["--yes"]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, out, complaint) = new_epoch(folder.path(), &["--yes"]);
+    assert_eq!(code, Some(0), "{complaint}");
     assert!(out.contains("All clients receive a reset"), "{out}");
     let mut server = start(folder.path());
     assert_eq!(resets(&server, &[&kept, &lost]).await, ["unknown_epoch"; 2]);
@@ -153,7 +154,10 @@ async fn after_a_power_loss_a_reader_of_lost_ticks_is_reset_and_every_other_one_
         };
         let messages = open(&kept).await;
         let progress = field(&messages, "progress");
-        let progress: Vec<_> = progress.into_iter().filter(|own| own.is_f64()).collect();
+        let progress: Vec<_> = progress
+            .into_iter()
+            .filter(|value| value.is_f64())
+            .collect();
         assert_eq!(progress, [10.0, 11.0, 12.0, 13.0], "{transport:?}");
         let messages = open(&lost[1]).await;
         assert_eq!(messages[1]["reason"], "history_changed", "{transport:?}");
@@ -180,12 +184,12 @@ async fn a_database_that_is_gone_or_emptied_is_not_begun_anew_until_its_traces_a
             if is_emptied {
                 std::fs::write(&path, "").unwrap();
             }
-            let said = rejection(folder.path());
+            let complaint = rejection(folder.path());
             let lock = lock_file(folder.path()).display().to_string();
             assert!(
-                said.contains("is missing or empty")
-                    && said.contains(&format!("for a fresh start remove {lock}")),
-                "{said}"
+                complaint.contains("is missing or empty")
+                    && complaint.contains(&format!("for a fresh start remove {lock}")),
+                "{complaint}"
             );
             let size = std::fs::metadata(&path).ok().map(|file| file.len());
             assert_eq!(size, is_emptied.then_some(0), "as it was");
@@ -215,11 +219,11 @@ fn a_secret_without_its_database_is_a_trace_too() {
     let was = std::fs::read(&secret).unwrap();
     std::fs::remove_file(database(folder.path())).unwrap();
     std::fs::remove_file(lock_file(folder.path())).unwrap();
-    let said = rejection_of(&mut serve());
+    let complaint = rejection_of(&mut serve());
     let shown = secret.display().to_string();
     assert!(
-        said.contains(&format!("for a fresh start remove {shown}")),
-        "{said}"
+        complaint.contains(&format!("for a fresh start remove {shown}")),
+        "{complaint}"
     );
     assert!(!database(folder.path()).exists());
     // An empty lock file says that a fresh start is meant, and the secret stays.
@@ -326,15 +330,15 @@ async fn over_an_older_copy_that_was_written_on_every_transport_honours_and_rese
             let received = back.until_ready().await;
             let resets: Vec<_> = received
                 .iter()
-                .filter(|own| own["type"] == "reset")
+                .filter(|message| message["type"] == "reset")
                 .collect();
-            let reasons: Vec<_> = resets.iter().map(|own| &own["reason"]).collect();
+            let reasons: Vec<_> = resets.iter().map(|reset| &reset["reason"]).collect();
             let reason = json!("history_changed");
             let wanted: &[&Value] = if is_reset { &[&reason] } else { &[] };
             assert_eq!(reasons, wanted, "{transport:?} {cursor}");
             let ids: Vec<&str> = received
                 .iter()
-                .filter_map(|own| own["job_id"].as_str())
+                .filter_map(|message| message["job_id"].as_str())
                 .collect();
             assert_eq!(ids, expected, "{transport:?} {cursor}");
         }
@@ -370,10 +374,10 @@ async fn a_copy_without_its_journal_and_another_database_are_rejected_and_not_ch
             ),
         ] {
             put(copy, folder.path());
-            let said = rejection(folder.path());
+            let complaint = rejection(folder.path());
             assert!(
-                said.contains(reason) && said.contains("tidings new-epoch"),
-                "{copy:?}: {said}"
+                complaint.contains(reason) && complaint.contains("tidings new-epoch"),
+                "{copy:?}: {complaint}"
             );
             let was = std::fs::read(copy).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), was, "as it was");
@@ -384,16 +388,16 @@ async fn a_copy_without_its_journal_and_another_database_are_rejected_and_not_ch
     server.kill();
     // The journal of another database would damage the copy.
     std::fs::copy(&whole, &path).unwrap();
-    let said = rejection(folder.path());
+    let complaint = rejection(folder.path());
     assert!(
-        said.contains("(-wal) next to it belongs to another"),
-        "{said}"
+        complaint.contains("(-wal) next to it belongs to another"),
+        "{complaint}"
     );
-    let (code, _, said) = new_epoch(folder.path(), &["--yes"]);
+    let (code, _, complaint) = new_epoch(folder.path(), &["--yes"]);
     assert_eq!(code, Some(1));
     assert!(
-        said.contains("(-wal) next to it belongs to another"),
-        "{said}"
+        complaint.contains("(-wal) next to it belongs to another"),
+        "{complaint}"
     );
     put(&database(elsewhere.path()), folder.path());
     assert_eq!(new_epoch(folder.path(), &["--yes"]).0, Some(0));
@@ -456,28 +460,28 @@ async fn of_a_copy_in_another_place_is_recognised_what_the_page_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_epoch_asks_first_and_says_by_its_exit_code_how_it_ended() {
     let folder = tempfile::tempdir().unwrap();
-    let (code, _, said) = new_epoch(folder.path(), &["--yes"]);
-    assert_eq!(code, Some(4), "{said}");
+    let (code, _, complaint) = new_epoch(folder.path(), &["--yes"]);
+    assert_eq!(code, Some(4), "{complaint}");
     assert!(!database(folder.path()).exists());
     let mut server = start(folder.path());
     let cursor = create(&server, "a").await;
     server.terminate();
     let before = std::fs::read(database(folder.path())).unwrap();
-    let (code, _, said) = new_epoch(folder.path(), &[]);
+    let (code, _, complaint) = new_epoch(folder.path(), &[]);
     assert_eq!(code, Some(2));
-    assert!(said.contains("--yes is required"), "{said}");
+    assert!(complaint.contains("--yes is required"), "{complaint}");
     if needs("script") {
         for (answer, expected) in [("n", 1), ("", 1), ("yes", 0)] {
             assert_eq!(std::fs::read(database(folder.path())).unwrap(), before);
-            let mut own = command(folder.path());
-            let program = own.get_program().to_str().unwrap().to_owned();
+            let mut new_epoch_command = command(folder.path());
+            let program = new_epoch_command.get_program().to_str().unwrap().to_owned();
             let on_a_terminal =
                 format!("printf '{answer}\\n' | script -qefc '{program} new-epoch' /dev/null");
             let mut shell = std::process::Command::new("sh");
             shell
                 .args(["-c", &on_a_terminal])
                 .current_dir(folder.path());
-            for (name, value) in own.env("TERM", "dumb").get_envs() {
+            for (name, value) in new_epoch_command.env("TERM", "dumb").get_envs() {
                 shell.env(name, value.unwrap_or_default());
             }
             let output = shell.output().unwrap();

@@ -272,14 +272,14 @@ async fn what_cannot_be_watched_ends_with_the_reason() {
         let mut messages = client.watch(scope).start();
         let error = messages.next().await.unwrap().unwrap_err();
         let ClientError::Rejected {
-            status: own,
+            status: rejected_status,
             code: named,
             ..
         } = error
         else {
             panic!("{error}");
         };
-        assert_eq!((own, named.as_deref()), (status, Some(code)));
+        assert_eq!((rejected_status, named.as_deref()), (status, Some(code)));
         assert!(messages.next().await.is_none());
     }
     for url in [
@@ -360,11 +360,11 @@ async fn a_redirect_ends_a_watch() {
 }
 
 /// Returns the next news of the connection. Skips messages.
-async fn news(watch: &mut Watch) -> Event {
+async fn next_change(watch: &mut Watch) -> Event {
     loop {
         match watch.next_event().await.expect("it goes on").unwrap() {
             Event::Message(_) | Event::Control(_) => {}
-            news => return news,
+            change => return change,
         }
     }
 }
@@ -394,20 +394,20 @@ async fn a_watch_says_when_it_is_connected_and_why_it_is_not() {
     }
     assert_eq!(types, ["connected", "ready"]);
     server.kill();
-    let lost = news(&mut watch).await;
+    let lost = next_change(&mut watch).await;
     assert!(matches!(lost, Event::Lost { .. }), "{lost:?}");
     let Event::Lost {
         error: Some(ClientError::Unreachable(_)),
         was_accepted: false,
         pause,
         ..
-    } = news(&mut watch).await
+    } = next_change(&mut watch).await
     else {
         panic!("nobody listens");
     };
     assert!(!pause.is_zero());
     server = start(&port);
-    while !matches!(news(&mut watch).await, Event::Connected(_)) {}
+    while !matches!(next_change(&mut watch).await, Event::Connected(_)) {}
     server.terminate();
     // Its `closing` says why.
     loop {
@@ -465,8 +465,8 @@ async fn the_proxy_of_the_environment_is_used_and_left_out_where_it_is_to_be() {
         blocking(move || run(&mut list))
     };
     let output = list("").await;
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
     let head = requests.recv().await.unwrap();
     let first = "CONNECT tidings.invalid:80 HTTP/1.1\r\n";
     assert!(head.starts_with(first), "{head}");

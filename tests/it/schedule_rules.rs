@@ -39,12 +39,12 @@ fn context(secs: i64) -> Context<'static> {
 
 /// What becomes of a schedule by a command, and the class of its event.
 fn after(
-    own: Option<&Schedule>,
+    schedule: Option<&Schedule>,
     command: &Command,
     secs: i64,
 ) -> Result<(Schedule, Option<Class>), RuleError> {
     let id: SubjectId = "backup".parse().unwrap();
-    let outcome = apply(&id, own, command, &context(secs))?;
+    let outcome = apply(&id, schedule, command, &context(secs))?;
     assert!(outcome.drafts.len() <= 1);
     let class = outcome.drafts.first().map(|draft| draft.class);
     Ok((outcome.state, class))
@@ -83,11 +83,11 @@ fn jumped(run: Option<Run>) -> Command {
 }
 
 /// Applies checks one after the other: the time, the run that is seen. Tells the status and the class of the event of each.
-fn lives(own: &Schedule, checks: &[(i64, Option<Run>)]) -> Vec<(Status, Option<Class>)> {
-    let mut own = own.clone();
+fn lives(schedule: &Schedule, checks: &[(i64, Option<Run>)]) -> Vec<(Status, Option<Class>)> {
+    let mut schedule = schedule.clone();
     let mut published = Vec::new();
     for (secs, run) in checks {
-        let (next, class) = after(Some(&own), &check(run.clone()), *secs).unwrap();
+        let (next, class) = after(Some(&schedule), &check(run.clone()), *secs).unwrap();
         // The same check of another node changes nothing.
         let (again, twice) = after(Some(&next), &check(run.clone()), *secs).unwrap();
         assert_eq!(
@@ -96,7 +96,7 @@ fn lives(own: &Schedule, checks: &[(i64, Option<Run>)]) -> Vec<(Status, Option<C
         );
         assert!(next.check_uptime.is_some());
         published.push((next.status, class));
-        own = next;
+        schedule = next;
     }
     published
 }
@@ -162,45 +162,47 @@ fn a_run_that_does_not_end_in_time_is_late_until_it_ends() {
 /// A server that was down for weeks says so once, and while runs are missed in a row the milestone comes back.
 #[test]
 fn runs_missed_during_a_downtime_are_published_once() {
-    let (own, class) = after(Some(&nightly()), &check(None), 10 * 24 * HOUR + 4 * HOUR).unwrap();
+    let (schedule, class) =
+        after(Some(&nightly()), &check(None), 10 * 24 * HOUR + 4 * HOUR).unwrap();
     assert_eq!(
-        (own.status, class),
+        (schedule.status, class),
         (Status::Missed, Some(Class::Milestone))
     );
-    assert_eq!(own.missed_since, Some(at(3 * HOUR)));
-    assert_eq!(own.missed_at, Some(at(10 * 24 * HOUR + 3 * HOUR)));
-    assert_eq!(own.due_at, at(11 * 24 * HOUR + 3 * HOUR));
-    let (own, class) = after(Some(&own), &check(None), 11 * 24 * HOUR + 4 * HOUR).unwrap();
+    assert_eq!(schedule.missed_since, Some(at(3 * HOUR)));
+    assert_eq!(schedule.missed_at, Some(at(10 * 24 * HOUR + 3 * HOUR)));
+    assert_eq!(schedule.due_at, at(11 * 24 * HOUR + 3 * HOUR));
+    let (schedule, class) =
+        after(Some(&schedule), &check(None), 11 * 24 * HOUR + 4 * HOUR).unwrap();
     assert_eq!(
-        (own.status, class),
+        (schedule.status, class),
         (Status::Missed, Some(Class::Milestone))
     );
-    assert_eq!(own.missed_since, Some(at(3 * HOUR)));
+    assert_eq!(schedule.missed_since, Some(at(3 * HOUR)));
     // A run each minute: not a milestone each minute.
     let body = json!({"cron": "* * * * *", "grace_secs": 1});
-    let mut own = after(None, &put(body), 0).unwrap().0;
+    let mut schedule = after(None, &put(body), 0).unwrap().0;
     let mut milestones = Vec::new();
     for secs in 1..3 * HOUR {
-        let (next, class) = after(Some(&own), &check(None), secs).unwrap();
+        let (next, class) = after(Some(&schedule), &check(None), secs).unwrap();
         milestones.extend((class == Some(Class::Milestone)).then_some(secs));
-        own = next;
+        schedule = next;
     }
     assert_eq!(milestones.len(), 3, "{milestones:?}");
     assert!(
         milestones
             .windows(2)
-            .all(|own| own[1] - own[0] >= MISSED_AGAIN_SECS)
+            .all(|pair| pair[1] - pair[0] >= MISSED_AGAIN_SECS)
     );
 }
 
 #[test]
 fn a_clock_that_is_set_forward_or_back_does_not_count_as_silence() {
-    let own = nightly();
+    let schedule = nightly();
     let year = 365 * 24 * HOUR;
     let going = || Some(run("a", 3 * HOUR, None));
-    let begun = after(Some(&own), &check(going()), 3 * HOUR).unwrap().0;
-    for own in [own, begun] {
-        let (ahead, class) = after(Some(&own), &jumped(going()), year).unwrap();
+    let begun = after(Some(&schedule), &check(going()), 3 * HOUR).unwrap().0;
+    for schedule in [schedule, begun] {
+        let (ahead, class) = after(Some(&schedule), &jumped(going()), year).unwrap();
         assert_eq!((ahead.status, class), (Status::OnTime, Some(Class::Tick)));
         assert_eq!(ahead.due_at, at(year + 3 * HOUR));
         // What was being waited for starts anew.
@@ -218,18 +220,26 @@ fn a_clock_that_is_set_forward_or_back_does_not_count_as_silence() {
 #[test]
 fn a_period_is_counted_from_the_start_of_the_last_run() {
     let body = json!({"period_secs": 600, "grace_secs": 60});
-    let own = after(None, &put(body), 0).unwrap().0;
-    assert_eq!(own.due_at, at(600));
-    let (own, _) = after(Some(&own), &check(Some(run("a", 100, Some(110)))), 120).unwrap();
-    assert_eq!(own.due_at, at(700));
-    let (own, class) = after(Some(&own), &check(Some(run("a", 100, Some(110)))), 760).unwrap();
+    let schedule = after(None, &put(body), 0).unwrap().0;
+    assert_eq!(schedule.due_at, at(600));
+    let (schedule, _) =
+        after(Some(&schedule), &check(Some(run("a", 100, Some(110)))), 120).unwrap();
+    assert_eq!(schedule.due_at, at(700));
+    let (schedule, class) =
+        after(Some(&schedule), &check(Some(run("a", 100, Some(110)))), 760).unwrap();
     assert_eq!(
-        (own.status, class),
+        (schedule.status, class),
         (Status::Missed, Some(Class::Milestone))
     );
-    assert_eq!((own.missed_at, own.due_at), (Some(at(700)), at(1_300)));
-    let (own, _) = after(Some(&own), &check(Some(run("b", 800, None))), 800).unwrap();
-    assert_eq!((own.status, own.due_at), (Status::OnTime, at(1_400)));
+    assert_eq!(
+        (schedule.missed_at, schedule.due_at),
+        (Some(at(700)), at(1_300))
+    );
+    let (schedule, _) = after(Some(&schedule), &check(Some(run("b", 800, None))), 800).unwrap();
+    assert_eq!(
+        (schedule.status, schedule.due_at),
+        (Status::OnTime, at(1_400))
+    );
 }
 
 #[test]
@@ -252,7 +262,10 @@ fn a_rule_is_checked_and_the_same_rule_changes_nothing() {
         ),
     ] {
         match after(None, &put(body.clone()), 0) {
-            Err(RuleError::Invalid { field: own, .. }) => assert_eq!(own, field, "{body}"),
+            Err(RuleError::Invalid {
+                field: rejected_field,
+                ..
+            }) => assert_eq!(rejected_field, field, "{body}"),
             other => panic!("{body}: {other:?}"),
         }
     }
@@ -261,8 +274,8 @@ fn a_rule_is_checked_and_the_same_rule_changes_nothing() {
         after(None, &long, 0),
         Err(RuleError::TooLarge { .. })
     ));
-    let own = nightly();
-    let (missed, _) = after(Some(&own), &check(None), 4 * HOUR).unwrap();
+    let schedule = nightly();
+    let (missed, _) = after(Some(&schedule), &check(None), 4 * HOUR).unwrap();
     let same = json!({"cron": " 0 3  * * * ", "time_zone": "UTC", "grace_secs": 600, "max_run_secs": 7_200});
     let (same, class) = after(Some(&missed), &put(same), 4 * HOUR).unwrap();
     assert_eq!((same.status, class), (Status::Missed, None));
@@ -289,6 +302,6 @@ fn a_rule_is_checked_and_the_same_rule_changes_nothing() {
         (Status::OnTime, Some(Class::Milestone))
     );
     // Nobody has looked: nothing is judged.
-    let (unseen, class) = after(Some(&own), &Command::Check(None), 100 * HOUR).unwrap();
+    let (unseen, class) = after(Some(&schedule), &Command::Check(None), 100 * HOUR).unwrap();
     assert_eq!((unseen.status, class), (Status::OnTime, None));
 }

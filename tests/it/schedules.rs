@@ -24,14 +24,16 @@ async fn a_late_run_is_delivered_by_every_transport_and_shown_until_it_ends() {
     }
     let mut listeners = Vec::new();
     for transport in Transport::ALL {
-        let mut own = server.listen(transport, "/schedules/import").await;
-        own.until_ready().await;
-        listeners.push(own);
+        let mut listener = server.listen(transport, "/schedules/import").await;
+        listener.until_ready().await;
+        listeners.push(listener);
     }
     let new = json!({"job_id": "i", "job_type": "import", "status": "in_progress"});
     server.report("/api/jobs", new).await;
-    for own in &mut listeners {
-        let heard = own.take_until(|own| own["status"] == "late").await;
+    for listener in &mut listeners {
+        let heard = listener
+            .take_until(|message| message["status"] == "late")
+            .await;
         assert_eq!(heard.last().unwrap()["last_run"]["job_id"], "i");
     }
     let theirs = server.get("/api/schedules/import", &worker(2)).await.1;
@@ -65,8 +67,10 @@ async fn a_late_run_is_delivered_by_every_transport_and_shown_until_it_ends() {
         assert!(list.contains(part), "{part}: {list}");
     }
     server.report("/api/jobs/i/complete", json!({})).await;
-    for own in &mut listeners {
-        let heard = own.take_until(|own| own["status"] == "on_time").await;
+    for listener in &mut listeners {
+        let heard = listener
+            .take_until(|message| message["status"] == "on_time")
+            .await;
         assert_eq!(heard.last().unwrap()["last_run"]["status"], "completed");
     }
     assert!(!page("").await.contains("Overdue schedules"));
@@ -75,18 +79,21 @@ async fn a_late_run_is_delivered_by_every_transport_and_shown_until_it_ends() {
     let (_, key) = server.post("/api/pings", &admin_of(1), new).await;
     let url = format!("{}{}", server.url, key["url"].as_str().unwrap());
     assert_eq!(server.http.get(url).send().await.unwrap().status(), 204);
-    for own in &mut listeners {
-        own.take_until(|own| {
-            let job = own["last_run"]["job_id"].as_str();
-            job.is_some_and(|job| job.starts_with("import:"))
-                && own["last_run"]["status"] == "completed"
-        })
-        .await;
+    for listener in &mut listeners {
+        listener
+            .take_until(|message| {
+                let job = message["last_run"]["job_id"].as_str();
+                job.is_some_and(|job| job.starts_with("import:"))
+                    && message["last_run"]["status"] == "completed"
+            })
+            .await;
     }
     let remove = server.request("DELETE", "/api/schedules/import", &worker(1));
     assert_eq!(answer(remove).await.1["status"], "removed");
-    for own in &mut listeners {
-        own.take_until(|own| own["status"] == "removed").await;
+    for listener in &mut listeners {
+        listener
+            .take_until(|message| message["status"] == "removed")
+            .await;
     }
     for (method, path, status) in [
         ("DELETE", "/api/schedules/nothing", 404),
@@ -110,13 +117,13 @@ struct Clocked {
 
 impl Clocked {
     fn start() -> Clocked {
-        let mut own = Clocked {
+        let mut clocked = Clocked {
             folder: tempfile::tempdir().unwrap(),
             server: None,
         };
-        own.set(0);
-        own.serve();
-        own
+        clocked.set(0);
+        clocked.serve();
+        clocked
     }
 
     fn set(&self, offset_secs: i64) {
@@ -185,13 +192,13 @@ async fn a_clock_that_jumps_causes_no_storm_on_a_running_server() {
     }
     let clocked = Clocked::start();
     let paths: Vec<String> = (0..20)
-        .map(|own| format!("/api/schedules/s{own}"))
+        .map(|number| format!("/api/schedules/s{number}"))
         .collect();
     for path in &paths {
         let rule = json!({"cron": "0 3 * * *", "grace_secs": 1});
         clocked.ask("PUT", path, rule).await;
     }
-    let day = |own: &Value| own["due_at"].as_str().unwrap()[..10].to_owned();
+    let day = |schedule: &Value| schedule["due_at"].as_str().unwrap()[..10].to_owned();
     let today = day(&clocked.get(&paths[0]).await);
     for offset_days in [10_i64, -10, 0] {
         clocked.set(offset_days * 86_400);
@@ -214,10 +221,10 @@ async fn a_clock_that_jumps_causes_no_storm_on_a_running_server() {
     let transport = Transport::EventSource;
     let mut log = Listener::open(transport, url, query, &sign(&claims), Some(&from)).await;
     let story = log.until_ready().await;
-    let events = story.iter().filter(|own| own["seq"].is_u64());
+    let events = story.iter().filter(|event| event["seq"].is_u64());
     assert!(events.clone().count() >= 80);
     assert!(
-        events.clone().all(|own| own["status"] == "on_time"),
+        events.clone().all(|event| event["status"] == "on_time"),
         "{story:?}"
     );
 }

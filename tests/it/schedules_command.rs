@@ -56,10 +56,10 @@ async fn a_schedule_is_set_listed_and_removed_from_the_command_line() {
         ("grace_secs", json!(900)),
         ("max_run_secs", json!(90)),
     ] {
-        let own = &kept.1[field];
+        let actual = &kept.1[field];
         assert!(
-            *own == value || (field == "cron" && *own == "@yearly"),
-            "{field}: {own}"
+            *actual == value || (field == "cron" && *actual == "@yearly"),
+            "{field}: {actual}"
         );
     }
     let set = ["set", "import", "--every", "1d", "--grace", "1h", "--json"];
@@ -77,8 +77,8 @@ async fn a_schedule_is_set_listed_and_removed_from_the_command_line() {
         .await;
     server.report("/api/jobs/i/complete", json!({})).await;
     until("the run is seen", async || {
-        let own = server.get("/api/schedules/import", &viewer(1)).await.1;
-        own["last_run"]["status"] == "completed"
+        let schedule = server.get("/api/schedules/import", &viewer(1)).await.1;
+        schedule["last_run"]["status"] == "completed"
     })
     .await;
     let table = lines(schedules(&server, &["list"])).await;
@@ -163,11 +163,11 @@ async fn what_is_wrong_with_a_schedule_is_named() {
         (&["list", "--school", "2"], 4, "not found"),
     ] {
         let output = ended(schedules(&server, arguments)).await;
-        let said = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
         assert!(
-            said.to_lowercase().contains(&word.to_lowercase()),
-            "{arguments:?}: {said}"
+            stderr.to_lowercase().contains(&word.to_lowercase()),
+            "{arguments:?}: {stderr}"
         );
         assert_eq!(text(&output.stdout), "");
     }
@@ -184,9 +184,9 @@ async fn what_is_wrong_with_a_schedule_is_named() {
     // A token for several schools selects one.
     let both = for_schools(&[1, 2], Role::Worker);
     for (school, code) in [(&["--school", "2"][..], 0), (&[], 2)] {
-        let mut own = schedules(&server, &[&set, school].concat());
-        own.env("TIDINGS_TOKEN", &both);
-        let output = ended(own).await;
+        let mut command = schedules(&server, &[&set, school].concat());
+        command.env("TIDINGS_TOKEN", &both);
+        let output = ended(command).await;
         assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
     }
     let (_, theirs) = server.get("/api/schedules", &viewer(2)).await;

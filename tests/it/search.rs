@@ -81,11 +81,11 @@ async fn a_search_finds_what_differs_only_in_case_in_any_script() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_reads_the_values_of_metadata_and_neither_its_names_nor_its_syntax() {
     let server = server().await;
-    let own = json!({
+    let metadata = json!({
         "title": "Report \"7\"\nof\u{e9}t\u{e9} D:\\files",
         "deep": [{"serial": 18_446_744_073_709_551_615_u64, "ratio": 0.25}, [true, null]],
     });
-    job(&server, "a", "", own).await;
+    job(&server, "a", "", metadata).await;
     job(&server, "plain", "", json!({"title": "plain"})).await;
     for wanted in [
         "report \"7\"",

@@ -5,7 +5,7 @@ use crate::support::process::{Process, command, run};
 const NO_VALUE: &str = "hunter2-hunter2-hunter2-hunter2-hunter2";
 
 /// What a command says that must not succeed, with this file and environment.
-fn said(arguments: &[&str], file: &str, environment: &[(&str, &str)]) -> String {
+fn complaint(arguments: &[&str], file: &str, environment: &[(&str, &str)]) -> String {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("Rocket.toml"), file).unwrap();
     let mut command = command(folder.path());
@@ -13,43 +13,43 @@ fn said(arguments: &[&str], file: &str, environment: &[(&str, &str)]) -> String 
         .args(arguments)
         .envs(environment.iter().copied())
         .env("RUST_BACKTRACE", "0"));
-    let said = String::from_utf8(output.stderr).unwrap();
-    let case = format!("{arguments:?} {file} {environment:?}: {said}");
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    let case = format!("{arguments:?} {file} {environment:?}: {complaint}");
     assert_eq!(output.status.code(), Some(1), "{case}");
-    assert!(said.starts_with("tidings: "), "{case}");
-    assert!(!said.contains(NO_VALUE), "{case}");
+    assert!(complaint.starts_with("tidings: "), "{case}");
+    assert!(!complaint.contains(NO_VALUE), "{case}");
     assert!(!folder.path().join("data/tidings.db").exists(), "{case}");
-    said
+    complaint
 }
 
 fn rejected(file: &str, words: &[&str]) {
-    let said = said(&["serve"], file, &[]);
+    let complaint = complaint(&["serve"], file, &[]);
     for word in words {
-        assert!(said.contains(word), "{word} is not in: {said}");
+        assert!(complaint.contains(word), "{word} is not in: {complaint}");
     }
 }
 
 #[test]
 fn a_setting_in_a_wrong_table_is_named_with_the_right_one() {
-    let own = "heartbeat_secs = 5\n";
+    let setting = "heartbeat_secs = 5\n";
     for (file, words) in [
         (
-            format!("[tidings]\n{own}"),
+            format!("[tidings]\n{setting}"),
             ["`[tidings]`", "`[default.tidings]`"],
         ),
         (
-            format!("[default]\n{own}"),
+            format!("[default]\n{setting}"),
             ["default.heartbeat_secs", "`[default.tidings]`"],
         ),
         (
-            format!("[global]\n{own}"),
+            format!("[global]\n{setting}"),
             ["global.heartbeat_secs", "`[default.tidings]`"],
         ),
         (
-            format!("[release]\n{own}"),
+            format!("[release]\n{setting}"),
             ["release.heartbeat_secs", "`[default.tidings]`"],
         ),
-        (own.to_owned(), ["`heartbeat_secs`", "`[default]`"]),
+        (setting.to_owned(), ["`heartbeat_secs`", "`[default]`"]),
         (
             format!("jwt_secret = \"{NO_VALUE}\"\n"),
             ["`jwt_secret`", "`[default]`"],
@@ -79,15 +79,15 @@ fn a_setting_in_a_wrong_table_is_named_with_the_right_one() {
             ["default.tidings.tls", "`[default]`"],
         ),
         (
-            format!("[default.tiding]\n{own}"),
+            format!("[default.tiding]\n{setting}"),
             ["default.tiding", "did you mean `tidings`"],
         ),
         (
-            format!("[defualt.tidings]\n{own}"),
+            format!("[defualt.tidings]\n{setting}"),
             ["`[defualt]`", "`[default]`"],
         ),
         (
-            format!("[production.tidings]\n{own}"),
+            format!("[production.tidings]\n{setting}"),
             ["`[production]`", "ROCKET_PROFILE=production"],
         ),
         (
@@ -181,9 +181,9 @@ fn an_environment_variable_that_nothing_reads_is_named_by_every_command_that_rea
     ] {
         let token = ["token", "--school", "1", "--role", "viewer"];
         for arguments in [&["serve"][..], &["demo", "--exit"], &token] {
-            let said = said(arguments, "", &[(name, value)]).to_uppercase();
+            let complaint = complaint(arguments, "", &[(name, value)]).to_uppercase();
             let named = name.strip_prefix("TIDINGS_").unwrap_or(name);
-            assert!(said.contains(named), "{name}: {said}");
+            assert!(complaint.contains(named), "{name}: {complaint}");
         }
     }
 }
@@ -202,9 +202,9 @@ fn a_setting_of_rockets_that_cannot_be_used_is_named_without_its_value() {
         ),
         ("ROCKET_TLS", "{certs=\"a\"}"),
     ] {
-        let said = said(&["serve"], "", &[(name, value)]).to_uppercase();
+        let complaint = complaint(&["serve"], "", &[(name, value)]).to_uppercase();
         let named = name.trim_start_matches("ROCKET_");
-        assert!(said.contains(named), "{name}: {said}");
+        assert!(complaint.contains(named), "{name}: {complaint}");
     }
     rejected(
         &format!("[default.tidings]\njwt_secret = {NO_VALUE}\n"),
@@ -330,13 +330,13 @@ fn a_value_that_cannot_be_used_is_reported_in_a_sentence_with_its_key_and_place(
         ),
         ("TIDINGS_LOG", "a=b=c", ["TIDINGS_LOG", "debug"]),
     ] {
-        let said = said(&["serve"], "", &[(name, value)]);
-        assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(said.len() < 300, "one short sentence: {said}");
+        let complaint = complaint(&["serve"], "", &[(name, value)]);
+        assert_eq!(complaint.lines().count(), 1, "{complaint}");
+        assert!(complaint.len() < 300, "one short sentence: {complaint}");
         for word in words.into_iter().chain([name]) {
             assert!(
-                said.contains(word),
-                "{name}={value}: {word} is not in: {said}"
+                complaint.contains(word),
+                "{name}={value}: {word} is not in: {complaint}"
             );
         }
     }
@@ -371,11 +371,11 @@ fn a_value_that_cannot_be_used_is_reported_in_a_sentence_with_its_key_and_place(
             &["demo", "--exit"],
             &["token", "--role", "admin"],
         ] {
-            let said = said(arguments, file, &[]);
-            assert_eq!(said.lines().count(), 1, "{said}");
+            let complaint = complaint(arguments, file, &[]);
+            assert_eq!(complaint.lines().count(), 1, "{complaint}");
             assert!(
-                said.contains(word) && said.contains("Rocket.toml"),
-                "{file}: {said}"
+                complaint.contains(word) && complaint.contains("Rocket.toml"),
+                "{file}: {complaint}"
             );
         }
     }
@@ -388,10 +388,13 @@ fn tls_files_that_cannot_be_used_are_reported_with_the_settings_place() {
     let mut command = command(folder.path());
     let files = "{certs=\"a\",key=\"b\"}";
     let output = run(command.arg("serve").env("ROCKET_TLS", files));
-    let said = String::from_utf8(output.stderr).unwrap();
+    let complaint = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     let named = "tidings: the files in the setting `tls` (ROCKET_TLS in the environment)";
-    assert!(said.lines().last().unwrap().starts_with(named), "{said}");
+    assert!(
+        complaint.lines().last().unwrap().starts_with(named),
+        "{complaint}"
+    );
 }
 
 #[test]
@@ -420,13 +423,13 @@ fn a_database_is_made_in_a_folder_that_exists_or_in_data_dir_and_nowhere_else() 
             .env("TIDINGS_DATABASE_URL", url)
             .env_remove("TIDINGS_JWT_SECRET");
         let output = run(command.arg("serve"));
-        let said = String::from_utf8(output.stderr).unwrap();
+        let complaint = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1));
         let missing = folder.path().join(url.trim_start_matches("sqlite:"));
         let missing = missing.parent().unwrap().display().to_string();
         assert!(
-            said.contains(&missing) && said.contains("database_url"),
-            "{said}"
+            complaint.contains(&missing) && complaint.contains("database_url"),
+            "{complaint}"
         );
         let begun = std::fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(begun, 0, "nothing was begun");
@@ -439,11 +442,11 @@ fn settings_of_profiles_and_of_rocket_that_have_an_effect_are_accepted() {
     let all = "[default]\naddress = \"127.0.0.1\"\nworkers = 2\nmax_blocking = 64\nident = false\nip_header = false\nkeep_alive = 0\n\
          [default.limits]\nform = \"8KiB\"\n[default.shutdown]\ngrace = 1\nmercy = 1\nsignals = [\"term\"]\nctrlc = true\nforce = true\n\
          [default.tidings]\nheartbeat_secs = 5\n[debug.tidings]\ntick_ms = 1\n[release.tidings]\ntick_ms = 2\n[global.tidings]\nwindow_events = 9\n";
-    let own = "[staging.tidings]\ntick_ms = 1\n[production.tidings]\ntick_ms = 2\n";
+    let custom = "[staging.tidings]\ntick_ms = 1\n[production.tidings]\ntick_ms = 2\n";
     for (file, environment) in [
         (all, &[][..]),
-        (own, &[("ROCKET_PROFILE", "staging")]),
-        (own, &[("ROCKET_PROFILE", "release")]),
+        (custom, &[("ROCKET_PROFILE", "staging")]),
+        (custom, &[("ROCKET_PROFILE", "release")]),
         ("", &[("ROCKET_PROFILE", "production")]),
         ("", &[("ROCKET_TIDINGS", "{heartbeat_secs=5}")]),
     ] {
@@ -457,10 +460,10 @@ fn settings_of_profiles_and_of_rocket_that_have_an_effect_are_accepted() {
         let mut server = Process::start(&mut command);
         assert_eq!(server.terminate(), Some(0), "{file} {environment:?}");
     }
-    let said = said(&["serve"], own, &[("ROCKET_PROFILE", "stagging")]);
+    let complaint = complaint(&["serve"], custom, &[("ROCKET_PROFILE", "stagging")]);
     assert!(
-        said.contains("`[stagging]`") && said.contains("ROCKET_PROFILE"),
-        "{said}"
+        complaint.contains("`[stagging]`") && complaint.contains("ROCKET_PROFILE"),
+        "{complaint}"
     );
 }
 
@@ -526,8 +529,8 @@ fn a_text_of_digits_in_the_environment_needs_no_quotes() {
                 .args(["token", "--school", "1", "--role", "viewer"])
                 .env(name, &value);
             let output = run(&mut command);
-            let said = String::from_utf8(output.stderr).unwrap();
-            assert!(output.status.success(), "{name}={value}: {said}");
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.success(), "{name}={value}: {stderr}");
             let token = String::from_utf8(output.stdout).unwrap();
             let claims = token.split('.').nth(1).unwrap();
             let claims =
@@ -554,8 +557,8 @@ fn the_nearest_rocket_toml_at_or_above_the_folder_is_read() {
     for (file, setting) in [("Rocket.toml", "outer"), ("a/Rocket.toml", "nearer")] {
         let wrong = format!("[default.tidings]\n{setting} = 1\n");
         std::fs::write(folder.path().join(file), wrong).unwrap();
-        let said = String::from_utf8(start().stderr).unwrap();
-        assert!(said.contains(setting), "{said}");
+        let stderr = String::from_utf8(start().stderr).unwrap();
+        assert!(stderr.contains(setting), "{stderr}");
     }
 }
 

@@ -67,8 +67,8 @@ impl Shared {
             let page = self.store.replay(Arc::clone(&scope), after, false).await;
             let page = page.unwrap();
             for event in &page.events {
-                let own = statuses.entry(event.subject.to_string()).or_default();
-                own.push(event.draft.status);
+                let seen = statuses.entry(event.subject.to_string()).or_default();
+                seen.push(event.draft.status);
             }
             if page.through == page.head {
                 return statuses;
@@ -235,14 +235,14 @@ async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_up
     .await;
     assert!(store.uptime().now() >= ahead);
     let metrics = read("/metrics").await;
-    let own = server.tidings.cluster().id();
+    let this_node = server.tidings.cluster().id();
     for line in [
         format!("tidings_node_info{{{other},version=\"9.8.7\",bus=\"cut off\"}} 1"),
         format!("tidings_node_streams{{{other}}} 4321"),
         format!("tidings_node_events_per_second{{{other}}} 12.25"),
         format!("tidings_node_lag_events{{{other}}} 17"),
         format!("tidings_node_silent_seconds{{{other}}} "),
-        format!("tidings_node_up{{node=\"{own}\","),
+        format!("tidings_node_up{{node=\"{this_node}\","),
     ] {
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
     }
@@ -254,7 +254,7 @@ async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_up
         "4\u{202f}321",
         "cut off",
         "this node",
-        own.as_str(),
+        this_node.as_str(),
     ] {
         assert!(page.contains(text), "{text} is not in {page}");
     }

@@ -95,9 +95,10 @@ async fn a_batch_carries_commands_for_several_schools_each_line_for_the_one_that
     let numbers = field(&answers, "line");
     assert!((1..).zip(numbers).all(|(number, line)| line == number));
     let of = |school: i64| -> Vec<(Value, Value)> {
-        let own = answers.iter().map(|answer| &answer["event"]);
-        let own = own.filter(|event| event["school_id"] == school);
-        own.map(|event| (event["seq"].clone(), event["status"].clone()))
+        let events = answers.iter().map(|answer| &answer["event"]);
+        let events = events.filter(|event| event["school_id"] == school);
+        events
+            .map(|event| (event["seq"].clone(), event["status"].clone()))
             .collect()
     };
     let expected = |all: &[(u64, &str)]| -> Vec<(Value, Value)> {
@@ -127,10 +128,10 @@ async fn a_batch_carries_commands_for_several_schools_each_line_for_the_one_that
     // Without a school of its own a line is for that of the request.
     let path = "/api/batch?school_id=2";
     let line = json!({"op": "jobs.create", "job_id": "c", "job_type": "t"});
-    let own = json!({"op": "jobs.create", "job_id": "c", "job_type": "t", "school_id": 1});
+    let for_school_1 = json!({"op": "jobs.create", "job_id": "c", "job_type": "t", "school_id": 1});
     let request = server.request("POST", path, &token);
     let text = request
-        .body(lines(&[line.clone(), own]))
+        .body(lines(&[line.clone(), for_school_1]))
         .send()
         .await
         .unwrap();
@@ -149,8 +150,13 @@ async fn a_batch_carries_commands_for_several_schools_each_line_for_the_one_that
 async fn a_token_for_one_school_needs_no_school_in_a_line_and_reaches_no_other() {
     let server = server().await;
     let job = |school: Value| json!({"op": "jobs.create", "job_type": "t", "school_id": school});
-    let own = json!({"op": "jobs.create", "job_type": "t"});
-    let text = lines(&[own, job(json!(1)), job(json!("1")), job(json!(2))]);
+    let without_school = json!({"op": "jobs.create", "job_type": "t"});
+    let text = lines(&[
+        without_school,
+        job(json!(1)),
+        job(json!("1")),
+        job(json!(2)),
+    ]);
     let answers = server.batch(&worker(1), text).await;
     assert_eq!(statuses(&answers), [200, 200, 200, 404]);
     assert_eq!(answers[2]["event"]["school_id"], 1);
@@ -285,9 +291,9 @@ async fn a_stream_of_such_a_token_is_of_one_school_and_hears_no_other() {
     for path in ["/events/schools/3", "/events/jobs?school_id=3"] {
         assert_eq!(server.get(path, &token).await.0, 404, "{path}");
     }
-    let (said, code) = until_closed(&mut socket(&server.url, "/ws", &token).await).await;
+    let (messages, code) = until_closed(&mut socket(&server.url, "/ws", &token).await).await;
     assert_eq!(
-        (code, &said[0]["code"]),
+        (code, &messages[0]["code"]),
         (Some(1008), &json!("school-required"))
     );
     let mut ws = socket(&server.url, "/ws?school_id=1", &token).await;

@@ -19,9 +19,9 @@ fn script(folder: &Path, shell: &str) {
 }
 
 fn succeeded(output: &Output) -> String {
-    let said = text(&output.stdout) + &text(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    said
+    let printed = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success(), "{printed}");
+    printed
 }
 
 #[test]
@@ -48,14 +48,14 @@ fn bash_completes_a_command_line_when_a_user_presses_tab() {
         tidings wat\t jobs --unt\tcompleted\ntidings schedules rem\t x\ntidings completions z\t\nexit\n";
     let mut keys = terminal.stdin.take().unwrap();
     keys.write_all(typed.as_bytes()).unwrap();
-    let said = succeeded(&output_of(terminal));
+    let printed = succeeded(&output_of(terminal));
     drop(keys);
     for line in [
         "ran: watch jobs --until completed",
         "ran: schedules remove x",
         "ran: completions zsh",
     ] {
-        assert!(said.contains(line), "{line}: {said}");
+        assert!(printed.contains(line), "{line}: {printed}");
     }
 }
 
@@ -86,8 +86,8 @@ fn zsh_and_fish_complete_a_command_line() {
             ("tidings schedules rem", "remove\t"),
         ] {
             let load = format!("source script.fish; complete -C '{line}'");
-            let said = shell("fish", &["--no-config", "-c", &load]);
-            assert!(said.starts_with(expected), "{line}: {said}");
+            let printed = shell("fish", &["--no-config", "-c", &load]);
+            assert!(printed.starts_with(expected), "{line}: {printed}");
         }
     }
 }

@@ -138,9 +138,12 @@ impl Crowd {
     async fn gather(place: &Place, open: usize, arriving: usize, connected: usize) -> Crowd {
         let progress = Arc::<Progress>::default();
         let listen = |count: usize, progress: &Arc<Progress>| {
-            let ways = TRANSPORTS.iter().cycle().take(count);
-            let hear = |way: &&'static str| hear(place.clone(), way, Arc::clone(progress));
-            ways.map(|way| tokio::spawn(hear(way))).collect::<Vec<_>>()
+            let transports = TRANSPORTS.iter().cycle().take(count);
+            let hear =
+                |transport: &&'static str| hear(place.clone(), transport, Arc::clone(progress));
+            transports
+                .map(|transport| tokio::spawn(hear(transport)))
+                .collect::<Vec<_>>()
         };
         let mut streams = Vec::new();
         while streams.len() < open {
@@ -164,7 +167,7 @@ impl Crowd {
     }
 
     /// Each stream that had begun got a close message, and at least these many had begun. Returns what the posts were answered.
-    async fn look(self, open: usize) -> Vec<(String, String)> {
+    async fn check_streams(self, open: usize) -> Vec<(String, String)> {
         let mut begun = 0;
         for stream in self.streams {
             let received = timeout(PATIENCE, stream).await.expect("it ends").unwrap();
@@ -214,7 +217,7 @@ async fn end(folder: &Path, command: &mut Command, open: usize, arriving: usize,
     let crowd = Crowd::gather(&place, open, arriving, connected).await;
     let code = blocking(move || process.terminate()).await;
     assert_eq!(code, Some(0));
-    let answers = crowd.look(open).await;
+    let answers = crowd.check_streams(open).await;
     check_posts(folder, answers).await;
 }
 
@@ -296,7 +299,7 @@ async fn every_stream_of_another_application_receives_a_close_message_even_if_it
         let crowd = Crowd::gather(&place, 30, 50, connected).await;
         shutdown.notify();
         let ended = running.await;
-        let answers = crowd.look(30).await;
+        let answers = crowd.check_streams(30).await;
         let folder = tempfile::TempDir::keep(Arc::into_inner(folder).unwrap());
         std::fs::create_dir(folder.join("data")).unwrap();
         for file in std::fs::read_dir(&folder).unwrap() {
@@ -346,9 +349,9 @@ async fn a_signal_that_is_not_to_stop_the_server_does_not_count_as_the_first_of_
     process.signal("INT");
     process.signal("INT");
     let ended = blocking(move || process.terminate());
-    let (said, code) = until_closed(&mut socket).await;
+    let (messages, code) = until_closed(&mut socket).await;
     assert_eq!(
-        (&said.last().unwrap()["type"], code),
+        (&messages.last().unwrap()["type"], code),
         (&json!("closing"), Some(1001))
     );
     assert_eq!(ended.await, Some(0));
@@ -373,9 +376,9 @@ async fn a_stream_that_opens_while_the_server_stops_receives_a_close_message_wit
         );
     }
     let mut socket = socket(&server.url, "/ws/device-status", &viewer(1)).await;
-    let (said, code) = until_closed(&mut socket).await;
+    let (messages, code) = until_closed(&mut socket).await;
     assert_eq!(
-        (&said.last().unwrap()["type"], code),
+        (&messages.last().unwrap()["type"], code),
         (&json!("closing"), Some(1001))
     );
     until("nobody is left", async || server.tidings.streams() == 0).await;

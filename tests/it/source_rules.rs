@@ -237,12 +237,12 @@ proptest! {
         for command in steps {
             let known = match &command {
                 characteristic::Command::Acknowledge(asked) | characteristic::Command::Unacknowledge(asked) => {
-                    violations.iter().find(|own| own.number == asked.number)
+                    violations.iter().find(|violation| violation.number == asked.number)
                 }
                 _ => None,
             };
-            let open = known.is_some_and(|own| own.acknowledgement.is_none());
-            let acknowledged = known.is_some_and(|own| own.acknowledgement.is_some());
+            let open = known.is_some_and(|violation| violation.acknowledgement.is_none());
+            let acknowledged = known.is_some_and(|violation| violation.acknowledgement.is_some());
             let part = known.cloned().map(Part::Characteristic);
             let outcome = characteristic::apply(&id(), state.as_ref(), &command, &context(0, seq + 1, part.as_ref()));
             if let characteristic::Command::Acknowledge { .. } = command {
@@ -256,8 +256,8 @@ proptest! {
             let first = seq + 1;
             seq += outcome.drafts.len() as u64;
             for violation in outcome.parts.iter().filter_map(Part::characteristic) {
-                match violations.iter_mut().find(|own| own.number == violation.number) {
-                    Some(own) => *own = violation.clone(),
+                match violations.iter_mut().find(|earlier| earlier.number == violation.number) {
+                    Some(earlier) => *earlier = violation.clone(),
                     None => {
                         let index = (violation.seq - first) as usize;
                         let fields = fields_of(&outcome.drafts[index]);

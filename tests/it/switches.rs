@@ -135,11 +135,11 @@ async fn a_reader_that_changes_its_transport_at_any_moment_under_load_misses_not
         for reader in readers {
             let (from_start, diary) = reader.await.unwrap();
             assert_eq!(diary.resets, 0);
-            for (id, own) in &whole.jobs {
+            for (id, job) in &whole.jobs {
                 let known = &diary.jobs[id];
                 assert_eq!(
                     (&known["status"], &known["seq"]),
-                    (&own["status"], &own["seq"])
+                    (&job["status"], &job["seq"])
                 );
             }
             if from_start && tick_ms == 0 {
@@ -188,7 +188,7 @@ async fn a_reset_in_mid_stream_is_followed_by_a_snapshot_on_any_transport() {
             assert_eq!(reset["reason"], "too_far_behind");
             let seqs: Vec<u64> = before
                 .iter()
-                .filter_map(|own| own["seq"].as_u64())
+                .filter_map(|message| message["seq"].as_u64())
                 .collect();
             assert!(seqs.is_sorted_by(|one, next| one < next));
             if amid {
@@ -197,29 +197,44 @@ async fn a_reset_in_mid_stream_is_followed_by_a_snapshot_on_any_transport() {
             }
             let after = match (transport, amid) {
                 // Of a poll's later answers the listener leaves `connected` and `ready` out.
-                (Transport::Poll, false) => listener.take_until(|own| own["job_id"] == "a").await,
+                (Transport::Poll, false) => {
+                    listener
+                        .take_until(|message| message["job_id"] == "a")
+                        .await
+                }
                 _ => listener.until_ready().await,
             };
             // The server sent these while jobs were still reported. Meanwhile a snapshot can become too old before it is complete,
             // so that another `reset` follows. Events that were committed after a snapshot follow it.
-            for sent in after.split(|own| own["type"] == "reset") {
-                let states = || sent.iter().filter(|own| own["seq"].is_u64());
-                assert!(states().is_sorted_by_key(|own| own["seq"].as_u64()));
-                let mut follows = states().skip_while(|own| own["snapshot"] == true);
-                assert!(follows.all(|own| own.get("snapshot").is_none()), "{sent:?}");
+            for sent in after.split(|message| message["type"] == "reset") {
+                let states = || sent.iter().filter(|message| message["seq"].is_u64());
+                assert!(states().is_sorted_by_key(|message| message["seq"].as_u64()));
+                let mut follows = states().skip_while(|message| message["snapshot"] == true);
+                assert!(
+                    follows.all(|message| message.get("snapshot").is_none()),
+                    "{sent:?}"
+                );
             }
-            let last = after.rsplit(|own| own["type"] == "reset").next().unwrap();
-            let states: Vec<&Value> = last.iter().filter(|own| own["seq"].is_u64()).collect();
-            let snapshots = states.iter().take_while(|own| own["snapshot"] == true);
+            let last = after
+                .rsplit(|message| message["type"] == "reset")
+                .next()
+                .unwrap();
+            let states: Vec<&Value> = last
+                .iter()
+                .filter(|message| message["seq"].is_u64())
+                .collect();
+            let snapshots = states
+                .iter()
+                .take_while(|message| message["snapshot"] == true);
             assert_eq!(snapshots.count(), 2);
             let newest = states.last().unwrap();
             // The socket may have taken it before the end was published.
             if newest["result"] != 1 {
-                let is_over = |own: &Value| own["result"] == 1;
+                let is_over = |message: &Value| message["result"] == 1;
                 listener.take_until(is_over).await;
             }
             let event = server.report("/api/jobs/b/complete", json!({})).await;
-            listener.take_until(|own| *own == event).await;
+            listener.take_until(|message| *message == event).await;
         }
     }
 }
@@ -255,18 +270,20 @@ async fn a_filtered_replay_is_what_a_filtered_reader_would_have_heard() {
                 let scope = format!("/jobs?{filter}");
                 let mut listener = server.resume(transport, &scope, start).await;
                 let messages = listener.until_ready().await;
-                let events: Vec<&Value> =
-                    messages.iter().filter(|own| own["seq"].is_u64()).collect();
+                let events: Vec<&Value> = messages
+                    .iter()
+                    .filter(|message| message["seq"].is_u64())
+                    .collect();
                 let got: Vec<u64> = events
                     .iter()
-                    .filter_map(|own| own["seq"].as_u64())
+                    .filter_map(|message| message["seq"].as_u64())
                     .collect();
                 assert_eq!(
                     got, seqs,
                     "{transport:?} {filter}, a window of {window_events}"
                 );
                 if filter.contains("upper") {
-                    assert!(events.iter().all(|own| own["status"] == "COMPLETED"));
+                    assert!(events.iter().all(|event| event["status"] == "COMPLETED"));
                 }
             }
         }
@@ -297,10 +314,15 @@ async fn a_set_of_several_kinds_is_one_ordered_stream() {
         let messages = listener.until_ready().await;
         let seqs: Vec<u64> = messages
             .iter()
-            .filter_map(|own| own["seq"].as_u64())
+            .filter_map(|message| message["seq"].as_u64())
             .collect();
         assert!(seqs.is_sorted_by(|one, next| one < next));
-        let ids = |field: &str| messages.iter().filter(|own| own[field].is_string()).count();
+        let ids = |field: &str| {
+            messages
+                .iter()
+                .filter(|message| message[field].is_string())
+                .count()
+        };
         assert!(ids("job_id") >= 300);
         assert!(
             ids("session_id") == 1 && seqs.len() >= 600,
@@ -340,15 +362,15 @@ async fn a_cursor_may_come_back_in_the_address_or_in_the_header_which_goes_first
             (Some(0), Some(2), 4),
             (Some(2), Some(0), 2),
         ] {
-            let query = query.map_or(String::new(), |own: usize| {
-                format!("&cursor={}", cursors[own])
+            let query = query.map_or(String::new(), |index: usize| {
+                format!("&cursor={}", cursors[index])
             });
             let path = format!("/events/jobs?tick_ms=0&wait=0{query}");
             let mut request = server
                 .request("GET", &path, &viewer(1))
                 .header("Accept", accept);
-            if let Some(own) = header {
-                request = request.header("Last-Event-ID", &cursors[own]);
+            if let Some(index) = header {
+                request = request.header("Last-Event-ID", &cursors[index]);
             }
             let mut answer = request.send().await.unwrap();
             let mut text = String::new();
@@ -374,12 +396,12 @@ async fn a_client_that_may_not_listen_gets_the_same_error_on_every_transport() {
     let server = server_with(settings).await;
     let now = chrono::Utc::now().timestamp();
     let token = |school: Option<i64>, role: Role, more: Value| {
-        let mut own = json!(claims(school, role));
-        own["aud"] = json!("tidings");
+        let mut claims = json!(claims(school, role));
+        claims["aud"] = json!("tidings");
         for (name, value) in more.as_object().unwrap() {
-            own[name] = value.clone();
+            claims[name] = value.clone();
         }
-        sign(&own)
+        sign(&claims)
     };
     let good = token(Some(1), Role::Worker, json!({}));
     let body = json!({"job_id": "a", "job_type": "t"});
@@ -514,7 +536,7 @@ async fn a_client_that_answers_no_ping_gets_a_close_message_before_it_is_disconn
         0x38,
     ];
     assert!(
-        heard.windows(4).any(|own| own == close),
+        heard.windows(4).any(|window| window == close),
         "and the close has the same code"
     );
 }

@@ -25,7 +25,7 @@ fn everything_runs_before_a_change_lands_and_the_readme_says_how() {
 fn a_test_is_left_out_of_the_fast_tier_for_being_slow_and_for_nothing_else() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut slow = 0;
-    for path in ["src", "tests/it", "tests/simulation"].map(|own| root.join(own)) {
+    for path in ["src", "tests/it", "tests/simulation"].map(|path| root.join(path)) {
         for path in rust_files(&path) {
             let source = std::fs::read_to_string(&path).unwrap();
             let attributes = source.lines().map(str::trim);
@@ -66,14 +66,14 @@ fn a_few_tests_that_fail_run_once_more_and_everything_else_fails_the_run() {
         let again = r#"all="$*"; again="${all#*--exact}"; [ "$again" != "$all" ] || again="#;
         let cargo = format!("{again}\n{cargo}");
         let output = with_cargo(&cargo, &[".ci/tests"]);
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        (output.status.success(), said)
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.success(), stdout)
     };
     let fails = "echo 'test a::b ... FAILED'; exit 101";
     let passes = "echo 'test result: ok. 1 passed; 0 failed'";
-    let (passed, said) = run(&format!("[ \"$again\" ] || {{ {fails}; }}; {passes}"));
-    assert!(passed, "{said}");
-    assert!(said.contains("run once more: a::b"), "{said}");
+    let (passed, stdout) = run(&format!("[ \"$again\" ] || {{ {fails}; }}; {passes}"));
+    assert!(passed, "{stdout}");
+    assert!(stdout.contains("run once more: a::b"), "{stdout}");
     for (what, cargo) in [
         ("it fails twice", fails.to_owned()),
         (
@@ -95,8 +95,8 @@ fn a_few_tests_that_fail_run_once_more_and_everything_else_fails_the_run() {
             r#"[ "$again" ] || { for one in 1 2 3 4; do echo "test a::$one ... FAILED"; done; exit 101; }; echo 'test result: ok. 4 passed'"#.to_owned(),
         ),
     ] {
-        let (passed, said) = run(&cargo);
-        assert!(!passed, "{what}: {said}");
+        let (passed, stdout) = run(&cargo);
+        assert!(!passed, "{what}: {stdout}");
     }
 }
 
@@ -105,9 +105,12 @@ fn a_few_tests_that_fail_run_once_more_and_everything_else_fails_the_run() {
 fn a_mutant_counts_as_detected_only_if_the_tests_pass_without_it() {
     let failing = "echo test store_contract::postgres::a_test ... FAILED\nexit 101\n";
     let output = with_cargo(failing, &[".ci/mutants", "a fence"]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("the tests fail without a mutant"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("the tests fail without a mutant"),
+        "{stderr}"
+    );
     assert!(output.stdout.is_empty());
 }
 

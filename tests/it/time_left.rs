@@ -142,10 +142,10 @@ fn an_estimated_end_that_passes_in_silence_is_published_again_until_the_job_is_s
     let mut job = reported(&[(0, 0.0), (2, 30.0), (4, 60.0), (6, 90.0)]);
     let mut updates = 0;
     while !job.stalled {
-        let look = job.check_uptime.unwrap();
-        let secs = i64::try_from(look.millis()).unwrap() / 1000 + 1;
+        let check_at = job.check_uptime.unwrap();
+        let secs = i64::try_from(check_at.millis()).unwrap() / 1000 + 1;
         let looked = run(Some(&job), &Command::Check, secs).unwrap();
-        assert!(looked.state.check_uptime > Some(look), "time goes on");
+        assert!(looked.state.check_uptime > Some(check_at), "time goes on");
         if let Some(eta) = looked.state.eta {
             assert!(eta.at > at(secs), "{eta:?} at {secs} s");
         }
@@ -233,14 +233,14 @@ fn no_published_rule_estimates_the_time_left_better() {
     let mut ranges = (0.0, 0.0);
     for workload in workloads::all(30, 1) {
         let row = comparison::compare(&workload);
-        let own = row.own();
+        let ours = row.our_score();
         assert!(
             row.reaches_the_goal(),
             "{}: off by {:.2}, another by {:.2}; far off for {:.1} %, another for {:.1} %",
             row.name,
-            own.factor,
+            ours.factor,
             row.best_factor(),
-            own.off * 100.0,
+            ours.off * 100.0,
             row.least_off() * 100.0
         );
         ranges.0 += row.coverage * row.ranges as f64;
@@ -317,8 +317,8 @@ fn of_a_job_at_100_percent_that_is_not_completed_yet_nothing_absurd_is_foretold(
             let eta = job.eta.unwrap();
             let now = at(secs);
             assert!(eta.low_at > now && eta.low_at <= eta.at && eta.at <= eta.high_at);
-            let most = secs_until(eta.high_at, secs);
-            assert!(most < 1_500.0, "{most} s at {secs} s, {eta:?}");
+            let max_secs = secs_until(eta.high_at, secs);
+            assert!(max_secs < 1_500.0, "{max_secs} s at {secs} s, {eta:?}");
             job = run(Some(&job), &message(), secs + 1).unwrap().state;
         }
     }

@@ -181,9 +181,9 @@ fn the_demo_works_over_tls() {
         .args(["demo", "read.txt", "--exit", "--pause-ms", "0"])
         .arg("--no-simulators")
         .env("ROCKET_TLS", r#"{certs="cert.pem",key="key.pem"}"#));
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("https://127.0.0.1:"), "{said}");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{stdout}");
+    assert!(stdout.contains("https://127.0.0.1:"), "{stdout}");
 }
 
 #[test]
@@ -205,8 +205,8 @@ fn a_certificate_or_key_that_cannot_be_used_stops_the_start_and_is_named() {
     ] {
         let tls = format!(r#"{{certs="{certs}",key="{key}"}}"#);
         let output = run(command(folder).arg("serve").env("ROCKET_TLS", tls));
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{certs} {key}: {said}");
-        assert!(said.contains("`tls`"), "{certs} {key}: {said}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{certs} {key}: {stderr}");
+        assert!(stderr.contains("`tls`"), "{certs} {key}: {stderr}");
     }
 }

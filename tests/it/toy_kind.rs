@@ -89,11 +89,11 @@ fn tree_with_parcels(tree: &Path) {
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         copy(&root().join(part), &to);
     }
-    for (path, own) in ADDED {
+    for (path, source) in ADDED {
         let to = tree.join(path);
         assert!(!to.exists(), "{path} is new");
         fs::create_dir_all(to.parent().unwrap()).unwrap();
-        copy(&root().join("tests/toy-kind").join(own), &to);
+        copy(&root().join("tests/toy-kind").join(source), &to);
     }
     for (path, before, line) in LINES {
         replace(&tree.join(path), before, &format!("{before}{line}"));
@@ -166,8 +166,8 @@ fn built() -> PathBuf {
     replace(&manifest, "[[bin]]\nname = \"tidings\"", &program);
     let version = env!("CARGO_PKG_VERSION");
     let package = |version: &str| format!("name = \"tidings\"\nversion = \"{version}\"");
-    let own = package(&format!("{version}-parcels"));
-    replace(&manifest, &package(version), &own);
+    let renamed = package(&format!("{version}-parcels"));
+    replace(&manifest, &package(version), &renamed);
     let default = format!("default-run = \"{PROGRAM}\"");
     replace(&manifest, "default-run = \"tidings\"", &default);
     let target = temporary.parent().unwrap();
@@ -179,7 +179,7 @@ fn built() -> PathBuf {
     for (name, _) in std::env::vars() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"]
             .iter()
-            .any(|own| name.starts_with(own))
+            .any(|prefix| name.starts_with(prefix))
         {
             build.env_remove(name);
         }
@@ -232,8 +232,8 @@ async fn a_new_kind_publishes_streams_lists_and_shows_on_the_monitor() {
             .bearer_auth(token)
     };
     let post = async |path: &str, body: Value| {
-        let (status, said) = answer(request("POST", path, &worker(1)).json(&body)).await;
-        (status, said)
+        let (status, answered) = answer(request("POST", path, &worker(1)).json(&body)).await;
+        (status, answered)
     };
 
     // Published.
@@ -242,18 +242,18 @@ async fn a_new_kind_publishes_streams_lists_and_shows_on_the_monitor() {
     let mut listeners = Vec::new();
     for transport in Transport::ALL {
         let scope = "/parcels?id_type=number";
-        let mut own = Listener::open(transport, &server.url, scope, &viewer(1), None).await;
-        let snapshot = own.until_ready().await;
+        let mut listener = Listener::open(transport, &server.url, scope, &viewer(1), None).await;
+        let snapshot = listener.until_ready().await;
         let states: Vec<_> = snapshot
             .iter()
-            .filter(|own| own["snapshot"] == true)
+            .filter(|parcel| parcel["snapshot"] == true)
             .collect();
         assert_eq!(states.len(), 1, "{transport:?} {snapshot:?}");
         assert_eq!(
             (&states[0]["parcel_id"], &states[0]["status"]),
             (&json!(7), &json!("sent"))
         );
-        listeners.push(own);
+        listeners.push(listener);
     }
     assert_eq!(post("/api/parcels/7/deliver", json!({})).await.0, 200);
     let (status, rejected) = post("/api/parcels/7/deliver", json!({})).await;
@@ -265,10 +265,14 @@ async fn a_new_kind_publishes_streams_lists_and_shows_on_the_monitor() {
     assert_eq!(answer(batch).await.1["status"], 200);
 
     // Streamed.
-    for mut own in listeners {
-        let delivered = own.take_until(|own| own["status"] == "delivered").await;
+    for mut listener in listeners {
+        let delivered = listener
+            .take_until(|message| message["status"] == "delivered")
+            .await;
         assert_eq!(delivered.last().unwrap()["recipient"], "Ada");
-        own.take_until(|own| own["parcel_id"] == "b").await;
+        listener
+            .take_until(|message| message["parcel_id"] == "b")
+            .await;
     }
 
     // Listed, filtered and searched; the other school has none.
@@ -276,7 +280,10 @@ async fn a_new_kind_publishes_streams_lists_and_shows_on_the_monitor() {
         let path = format!("/api/parcels{query}");
         let (_, list) = answer(request("GET", &path, token)).await;
         let parcels = list["parcels"].as_array().unwrap();
-        parcels.iter().map(|own| own["parcel_id"].clone()).collect()
+        parcels
+            .iter()
+            .map(|parcel| parcel["parcel_id"].clone())
+            .collect()
     };
     let viewer = viewer(1);
     assert_eq!(ids("", &viewer).await, ["b", "7"]);

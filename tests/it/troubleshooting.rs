@@ -15,7 +15,7 @@ fn source() -> String {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 gather(&path, all);
-            } else if path.extension().is_some_and(|own| own == "rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
                 all.push_str(&std::fs::read_to_string(&path).unwrap());
             }
         }
@@ -50,7 +50,7 @@ fn quotations() -> Vec<String> {
                     continue;
                 }
                 let inner = part.split("``").skip(1).step_by(2);
-                quoted.extend(inner.map(|own| own.trim().to_owned()));
+                quoted.extend(inner.map(|quote| quote.trim().to_owned()));
             }
         }
     }
@@ -132,8 +132,8 @@ async fn the_two_questions_of_the_page_are_answered_by_a_server_that_is_well() {
     let mut shell = shell(server.folder.path(), commands, &server.url);
     shell.env("TOKEN", viewer(1));
     let output = blocking(move || run(&mut shell)).await;
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{said}");
-    assert!(said.starts_with("ready"), "{said}");
-    assert!(said.contains(r#""job_id":"a""#), "{said}");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{stdout}");
+    assert!(stdout.starts_with("ready"), "{stdout}");
+    assert!(stdout.contains(r#""job_id":"a""#), "{stdout}");
 }

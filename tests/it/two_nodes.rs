@@ -83,8 +83,10 @@ async fn everything_reaches_everybody(nodes: &[Server; 2]) {
     for listener in &mut listeners {
         let ends = |message: &Value| message["status"] == "completed";
         let messages = listener.take_until(ends).await;
-        let events = messages.iter().filter(|own| own["type"] == "job_progress");
-        all.push(events.map(|own| own["cursor"].clone()).collect());
+        let events = messages
+            .iter()
+            .filter(|message| message["type"] == "job_progress");
+        all.push(events.map(|event| event["cursor"].clone()).collect());
     }
     assert!(all[0].len() >= 20, "{:?}", all[0]);
     assert!(
@@ -139,9 +141,14 @@ async fn a_cursor_of_one_server_resumes_on_another() {
     for transport in TRANSPORTS {
         let mut second = nodes[1].resume(transport, "/jobs?tick_ms=0", &cursor).await;
         let messages = second.until_ready().await;
-        let resets = messages.iter().filter(|own| own["type"] == "reset").count();
-        let events = messages.iter().filter(|own| own["type"] == "job_progress");
-        let percents: Vec<&Value> = events.map(|own| &own["progress"]).collect();
+        let resets = messages
+            .iter()
+            .filter(|message| message["type"] == "reset")
+            .count();
+        let events = messages
+            .iter()
+            .filter(|message| message["type"] == "job_progress");
+        let percents: Vec<&Value> = events.map(|event| &event["progress"]).collect();
         assert_eq!((resets, percents), (0, vec![&json!(20.0)]));
     }
 }
@@ -254,9 +261,9 @@ async fn a_node_that_would_listen_in_another_database_says_so() {
         .stderr(Stdio::piped());
     let mut node = Process::start(&mut command);
     let log = BufReader::new(node.stderr());
-    let said = log
+    let complaint = log
         .lines()
         .map(Result::unwrap)
         .find(|line| line.contains("`direct_url` leads to another database"));
-    assert!(said.is_some(), "the node ended without it");
+    assert!(complaint.is_some(), "the node ended without it");
 }

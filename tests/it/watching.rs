@@ -16,7 +16,7 @@ async fn ended(mut command: Command) -> Output {
     blocking(move || run(&mut command)).await
 }
 
-fn said(output: &Output) -> String {
+fn complaint(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -55,10 +55,10 @@ impl Watching {
                 .lines
                 .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
                 .collect();
-            let mut said = String::new();
+            let mut complaint = String::new();
             let mut errors = self.child.0.stderr.take().unwrap();
-            errors.read_to_string(&mut said).unwrap();
-            (status_of(&mut self.child.0).code(), messages, said)
+            errors.read_to_string(&mut complaint).unwrap();
+            (status_of(&mut self.child.0).code(), messages, complaint)
         });
         ended.await
     }
@@ -111,12 +111,19 @@ async fn watching_until_a_status_says_whether_it_was_reached() {
             arguments.extend(["--until", until]);
         }
         let output = ended(watch(&server, &arguments)).await;
-        let said = said(&output);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        let complaint = complaint(&output);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?}: {complaint}"
+        );
         match code {
-            2 => assert!(said.contains("; possible are "), "{said}"),
-            4 => assert!(said.starts_with("tidings: jobs/nobody: "), "{said}"),
-            _ => assert_eq!(said, ""),
+            2 => assert!(complaint.contains("; possible are "), "{complaint}"),
+            4 => assert!(
+                complaint.starts_with("tidings: jobs/nobody: "),
+                "{complaint}"
+            ),
+            _ => assert_eq!(complaint, ""),
         }
     }
 }
@@ -132,8 +139,8 @@ async fn of_a_collection_only_what_happens_from_then_on_ends_the_watch() {
     let arguments = ["jobs", "--until", "failed,stalled"];
     let watching = Watching::start(watch(&server, &arguments), 1);
     server.report("/api/jobs/new/fail", fail).await;
-    let (code, messages, said) = watching.end().await;
-    assert_eq!(code, Some(0), "{said}");
+    let (code, messages, complaint) = watching.end().await;
+    assert_eq!(code, Some(0), "{complaint}");
     let (last, id) = (messages.last().unwrap(), json!("new"));
     assert_eq!((&last["job_id"], &last["status"]), (&id, &json!("failed")));
 }
@@ -147,7 +154,7 @@ async fn a_status_that_was_reached_before_the_cursor_is_known() {
     let cursor = event["cursor"].as_str().unwrap();
     let arguments = ["devices/d7", "--until", "online", "--cursor", cursor];
     let output = ended(watch(&server, &arguments)).await;
-    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(0), "{}", complaint(&output));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,8 +173,8 @@ async fn several_scopes_end_when_the_last_one_has() {
     server
         .report("/api/jobs/b/cancel", json!({"force": true}))
         .await;
-    let (code, messages, said) = watching.end().await;
-    assert_eq!((code, said.as_str()), (Some(11), ""));
+    let (code, messages, complaint) = watching.end().await;
+    assert_eq!((code, complaint.as_str()), (Some(11), ""));
     let printed: Vec<_> = messages
         .iter()
         .filter(|message| message["job_id"].is_string())
@@ -207,7 +214,7 @@ async fn the_command_runs_for_each_change_with_the_facts_and_nothing_of_them_is_
     server.report("/api/jobs/j/cancel", json!({})).await;
     let failed = json!({"error": {"code": "x", "message": nasty}});
     server.report("/api/jobs/j/fail", failed).await;
-    let (code, messages, said) = watching.end().await;
+    let (code, messages, complaint) = watching.end().await;
     assert_eq!(code, Some(10));
     let shown = r#"'; touch pwned; $(touch pwned) `touch pwned` "\u{1b}[31m\nend"#;
     assert_eq!(
@@ -224,7 +231,7 @@ async fn the_command_runs_for_each_change_with_the_facts_and_nothing_of_them_is_
     assert_eq!(event, *messages.last().unwrap());
     assert_eq!(event["error"]["message"], nasty);
     let line = "the --exec command failed (exit status: 3): jobs/j\n";
-    assert_eq!(said, line.repeat(2));
+    assert_eq!(complaint, line.repeat(2));
     assert!(!folder.join("pwned").exists());
 }
 
@@ -240,7 +247,7 @@ async fn the_end_of_a_watch_always_runs_the_command() {
         let output = ended(watch(&server, &arguments)).await;
         assert_eq!(output.status.code(), Some(0));
         // Standard output has the events.
-        assert_eq!(said(&output), "jobs/j completed\n");
+        assert_eq!(complaint(&output), "jobs/j completed\n");
     }
 }
 
@@ -262,13 +269,13 @@ async fn a_slow_command_runs_for_every_change_in_order_and_never_twice_at_once()
     server.batch(&worker(1), lines).await;
     let last = json!({"force": true});
     server.report("/api/jobs/0/cancel", last).await;
-    let (code, _, said) = watching.end().await;
+    let (code, _, complaint) = watching.end().await;
     assert_eq!(code, Some(0));
     let mut expected: Vec<_> = (0..jobs).map(|number| format!("jobs/{number}")).collect();
     expected.push("jobs/0".into());
     assert_eq!(written(folder, "order"), expected);
     let behind = "the --exec command is 256 changes behind; reading waits for it\n";
-    assert_eq!(said, behind);
+    assert_eq!(complaint, behind);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -278,7 +285,7 @@ async fn what_the_command_prints_stands_above_the_bars_of_a_terminal() {
     }
     let server = server().await;
     server.running_job("j").await;
-    let own = watch(&server, &[]);
+    let prepared = watch(&server, &[]);
     let line =
         r#""$PROGRAM" watch jobs/j --exec 'printf "hook: $TIDINGS_STATUS \033[31m"; echo; exit 1'"#;
     let mut terminal = Command::new("script");
@@ -286,8 +293,8 @@ async fn what_the_command_prints_stands_above_the_bars_of_a_terminal() {
         .args(["-qefc", line, "/dev/null"])
         .current_dir(server.folder.path())
         .env("TERM", "xterm-256color")
-        .env("PROGRAM", own.get_program());
-    for (name, value) in own.get_envs() {
+        .env("PROGRAM", prepared.get_program());
+    for (name, value) in prepared.get_envs() {
         match value {
             Some(value) => terminal.env(name, value),
             None => terminal.env_remove(name),
@@ -347,11 +354,14 @@ async fn where_streams_do_not_pass_the_watch_goes_on_by_long_poll() {
     let mut watching = watch(&server, &["jobs/a"]);
     watching.env("TIDINGS_URL", &url);
     let output = ended(watching).await;
-    let said = said(&output);
-    assert_eq!(output.status.code(), Some(0), "{said}");
+    let complaint = complaint(&output);
+    assert_eq!(output.status.code(), Some(0), "{complaint}");
     let lost = format!("connection to {url} lost; trying again in ");
-    assert!(said.starts_with(&lost), "{said}");
-    assert!(said.ends_with(&format!("reconnected to {url}\n")), "{said}");
+    assert!(complaint.starts_with(&lost), "{complaint}");
+    assert!(
+        complaint.ends_with(&format!("reconnected to {url}\n")),
+        "{complaint}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -376,8 +386,11 @@ async fn a_token_for_several_schools_watches_the_one_that_is_named() {
     };
     let output = self::ended(watch(&["jobs/a", "--json"], "")).await;
     assert_eq!(output.status.code(), Some(2));
-    let said = said(&output);
-    assert!(said.contains("--school or TIDINGS_SCHOOL_ID"), "{said}");
+    let complaint = complaint(&output);
+    assert!(
+        complaint.contains("--school or TIDINGS_SCHOOL_ID"),
+        "{complaint}"
+    );
     for (arguments, variable) in [
         (&["jobs/a", "--json", "--school", "2"][..], ""),
         (&["jobs/a", "--json"], "2"),

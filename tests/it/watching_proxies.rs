@@ -91,8 +91,8 @@ async fn watched(server: &Server, proxy: Proxy, arguments: &[&str]) -> (Output, 
     let mut watching: Command = watch(server, arguments);
     watching.env("TIDINGS_URL", &url);
     let output = blocking(move || run(&mut watching)).await;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    (output, said, url)
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, complaint, url)
 }
 
 async fn server_with_a_completed_job() -> Server {
@@ -107,43 +107,43 @@ async fn server_with_a_completed_job() -> Server {
 #[ignore = "slow: waits for timeouts"]
 async fn where_not_even_the_head_of_a_stream_passes_the_watch_begins_by_long_poll() {
     let server = server_with_a_completed_job().await;
-    let (output, said, _) = watched(&server, Proxy::HoldsStreams, &["jobs/a"]).await;
-    assert_eq!((output.status.code(), said.as_str()), (Some(0), ""));
+    let (output, complaint, _) = watched(&server, Proxy::HoldsStreams, &["jobs/a"]).await;
+    assert_eq!((output.status.code(), complaint.as_str()), (Some(0), ""));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: waits for timeouts"]
 async fn a_watch_says_that_it_tries_again_now_if_it_does_not_pause() {
     let server = server_with_a_completed_job().await;
-    let (output, said, url) = watched(&server, Proxy::HoldsBodies, &["jobs/a"]).await;
+    let (output, complaint, url) = watched(&server, Proxy::HoldsBodies, &["jobs/a"]).await;
     let expected = format!("connection to {url} lost; trying again now\nreconnected to {url}\n");
-    assert_eq!((output.status.code(), said), (Some(0), expected));
+    assert_eq!((output.status.code(), complaint), (Some(0), expected));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: waits for timeouts"]
 async fn where_nothing_is_answered_the_watch_says_what_was_tried() {
     let server = server().await;
-    let (output, said, url) = watched(&server, Proxy::HoldsAll, &["jobs"]).await;
+    let (output, complaint, url) = watched(&server, Proxy::HoldsAll, &["jobs"]).await;
     let reason = "it does not answer, neither by an event stream nor by long poll";
-    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert_eq!(output.status.code(), Some(5), "{complaint}");
     assert!(
-        said.contains(&format!("cannot reach {url}: {reason}")),
-        "{said}"
+        complaint.contains(&format!("cannot reach {url}: {reason}")),
+        "{complaint}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redirect_ends_the_watch_with_the_url_to_use() {
     let server = server().await;
-    let (output, said, _) = watched(&server, Proxy::Redirects, &["jobs"]).await;
+    let (output, complaint, _) = watched(&server, Proxy::Redirects, &["jobs"]).await;
     assert_ne!(output.status.code(), Some(0));
     for part in [
         "redirects to https://new.example/events/jobs",
         "use https://new.example as the URL",
         "(HTTP 308)",
     ] {
-        assert!(said.contains(part), "{part}: {said}");
+        assert!(complaint.contains(part), "{part}: {complaint}");
     }
 }
 

@@ -364,12 +364,12 @@ fn bytes(conn: &mut SqliteConnection) -> (i64, i64) {
         let found: Counted = diesel::sql_query(query).get_result(conn).unwrap();
         found.bytes
     };
-    let said = one(conn, "SELECT bytes FROM schools WHERE school_id = 1");
+    let recorded = one(conn, "SELECT bytes FROM schools WHERE school_id = 1");
     let is = one(
         conn,
         "SELECT SUM(octet_length(fields) + octet_length(subject_id) + 128) AS bytes FROM events WHERE school_id = 1",
     );
-    (said, is)
+    (recorded, is)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -382,8 +382,8 @@ async fn a_log_is_kept_within_its_bytes_and_a_cursor_of_what_is_gone_is_answered
     let mut conn = database(&server);
     for round in 0..2 {
         server.batch(&worker(1), reports("big", 300)).await;
-        let (said, is) = bytes(&mut conn);
-        assert!(said == is && is > 3_000_000, "{said} {is}");
+        let (recorded, is) = bytes(&mut conn);
+        assert!(recorded == is && is > 3_000_000, "{recorded} {is}");
         let mut steps = 0;
         while server
             .tidings
@@ -395,8 +395,8 @@ async fn a_log_is_kept_within_its_bytes_and_a_cursor_of_what_is_gone_is_answered
             steps += 1;
         }
         assert!(steps >= 2, "in small steps, not {steps}");
-        let (said, is) = bytes(&mut conn);
-        assert_eq!(said, is, "round {round}");
+        let (recorded, is) = bytes(&mut conn);
+        assert_eq!(recorded, is, "round {round}");
         assert!((MOST - 11_000..=MOST).contains(&is), "{is} are kept");
     }
     let cursor = first["cursor"].as_str().unwrap();
@@ -415,8 +415,8 @@ async fn a_log_is_kept_within_its_bytes_and_a_cursor_of_what_is_gone_is_answered
     // It is counted on after a restart.
     let server = server_in(server.stop().await, settings).await;
     server.batch(&worker(1), reports("big", 5)).await;
-    let (said, is) = bytes(&mut database(&server));
-    assert_eq!(said, is);
+    let (recorded, is) = bytes(&mut database(&server));
+    assert_eq!(recorded, is);
 }
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");

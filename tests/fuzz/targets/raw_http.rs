@@ -102,7 +102,7 @@ impl Mutation<'_> {
                     .iter_mut()
                     .skip(place)
                     .take(1)
-                    .for_each(|own| *own = byte);
+                    .for_each(|target| *target = byte);
             }
             Mutation::Remove(place, count) => {
                 let from = at(place);

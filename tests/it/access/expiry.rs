@@ -80,7 +80,7 @@ async fn an_expired_ticket_reconnects_for_a_while_with_a_cursor() {
             .as_array()
             .unwrap()
             .iter()
-            .all(|own| own.get("job_id").is_none())
+            .all(|message| message.get("job_id").is_none())
     );
 }
 

@@ -130,9 +130,9 @@ async fn a_rejected_socket_or_renewal_gets_the_same_answer_as_a_rejected_request
     let reason = problem["detail"].clone();
     for path in ["/ws", "/ws/samples", "/progress/ws/a"] {
         let mut socket = listener::socket(&server.url, path, &bad).await;
-        let (said, _) = listener::until_closed(&mut socket).await;
+        let (messages, _) = listener::until_closed(&mut socket).await;
         assert_eq!(
-            (&said[0]["type"], &said[0]["message"]),
+            (&messages[0]["type"], &messages[0]["message"]),
             (&json!("error"), &reason),
             "{path}"
         );

@@ -35,8 +35,8 @@ async fn limits_are_computed_from_the_first_samples_by_moving_range() {
         .await;
     let limits = &heard.last().unwrap()["payload"];
     let near = |name: &str, published: f64| {
-        let own = limits[name].as_f64().unwrap();
-        assert!((own - published).abs() < 5e-5, "{name}: {own}");
+        let actual = limits[name].as_f64().unwrap();
+        assert!((actual - published).abs() < 5e-5, "{name}: {actual}");
     };
     near("center_line", 50.81);
     near("ucl", 55.8041);
@@ -87,8 +87,8 @@ async fn limits_of_subgroups_are_computed_by_their_ranges() {
     let limits = &ring["payload"];
     // Means 74.0102 and 74.0006, ranges 0.038 and 0.019: X-bar-bar ± 3 · R-bar / (2.326 · √5).
     let near = |name: &str, expected: f64| {
-        let own = limits[name].as_f64().unwrap();
-        assert!((own - expected).abs() < 1e-9, "{name}: {own}");
+        let actual = limits[name].as_f64().unwrap();
+        assert!((actual - expected).abs() < 1e-9, "{name}: {actual}");
     };
     near("center_line", 74.0054);
     near("ucl", 74.0054 + 3.0 * 0.0285 / (2.326 * 5_f64.sqrt()));

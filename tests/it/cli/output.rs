@@ -117,8 +117,8 @@ fn colours_are_for_terminals_and_for_those_who_want_them() {
     ] {
         let output = run(&mut called(arguments));
         assert_eq!(output.status.code(), Some(code));
-        let said = text(&output.stderr);
-        assert!(!said.is_empty() && !said.contains('\u{1b}'), "{said}");
+        let stderr = text(&output.stderr);
+        assert!(!stderr.is_empty() && !stderr.contains('\u{1b}'), "{stderr}");
         if !needs("script") {
             continue;
         }
@@ -126,8 +126,8 @@ fn colours_are_for_terminals_and_for_those_who_want_them() {
             let mut terminal = in_terminal(&called(arguments), "");
             let output = run(terminal.env("NO_COLOR", no_colour));
             assert_eq!(output.status.code(), Some(code));
-            let said = text(&output.stdout);
-            assert_eq!(said.contains('\u{1b}'), is_wanted, "{said}");
+            let stdout = text(&output.stdout);
+            assert_eq!(stdout.contains('\u{1b}'), is_wanted, "{stdout}");
         }
     }
 }
@@ -149,12 +149,12 @@ async fn nothing_that_a_terminal_would_obey_reaches_it() {
         .arg(&documents)
         .args(["--exit", "--no-simulators"]);
     let output = blocking(move || run(&mut demo)).await;
-    let said = text(&output.stdout) + &text(&output.stderr);
+    let printed = text(&output.stdout) + &text(&output.stderr);
     assert!(
-        said.contains("completed") && said.contains("\\u{1b}[31m"),
-        "{said}"
+        printed.contains("completed") && printed.contains("\\u{1b}[31m"),
+        "{printed}"
     );
-    assert!(!said.contains(is_obeyed), "{said:?}");
+    assert!(!printed.contains(is_obeyed), "{printed:?}");
 
     let server = server().await;
     let body = json!({"job_id": "j", "job_type": "t", "status": "in_progress", "metadata": {"title": nasty}});
@@ -169,9 +169,9 @@ async fn nothing_that_a_terminal_would_obey_reaches_it() {
     ] {
         let mut watching = watch(&server, arguments);
         let output = blocking(move || run(&mut watching)).await;
-        let said = text(&output.stdout) + &text(&output.stderr);
-        assert!(said.contains(word), "{word}: {said}");
-        assert!(!said.contains(is_obeyed), "{said:?}");
+        let printed = text(&output.stdout) + &text(&output.stderr);
+        assert!(printed.contains(word), "{word}: {printed}");
+        assert!(!printed.contains(is_obeyed), "{printed:?}");
     }
 }
 

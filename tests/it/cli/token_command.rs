@@ -68,9 +68,9 @@ fn a_token_where_no_server_has_been_makes_no_secret_and_says_where_it_looked() {
         let output = make(arguments);
         assert_eq!(output.status.code(), Some(1));
         assert_eq!(text(&output.stdout), "");
-        let said = text(&output.stderr);
+        let stderr = text(&output.stderr);
         for word in [place.to_str().unwrap(), "--data-dir", "TIDINGS_DATA_DIR"] {
-            assert!(said.contains(word), "{word}: {said}");
+            assert!(stderr.contains(word), "{word}: {stderr}");
         }
     }
     assert_eq!(std::fs::read_dir(&here).unwrap().count(), 0);
@@ -133,8 +133,8 @@ fn tokens_have_one_source() {
         command.env("TIDINGS_JWT_JWKS_FILE", "keys.json");
         let output = run(command.arg("serve").env(name, value));
         assert_eq!(output.status.code(), Some(1), "{name}");
-        let said = text(&output.stderr);
-        assert!(said.contains(word), "{name}={value}: {said}");
+        let stderr = text(&output.stderr);
+        assert!(stderr.contains(word), "{name}={value}: {stderr}");
     }
 }
 

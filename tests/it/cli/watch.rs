@@ -211,10 +211,10 @@ async fn watching_says_why_it_cannot() {
             "{scope} {name}: {}",
             text(&output.stderr)
         );
-        let said = text(&output.stderr);
-        assert!(said.starts_with("tidings: ") || said.starts_with("error: "));
+        let stderr = text(&output.stderr);
+        assert!(stderr.starts_with("tidings: ") || stderr.starts_with("error: "));
         if code == 5 {
-            assert!(said.contains(&format!("http://{nobody}")), "{said}");
+            assert!(stderr.contains(&format!("http://{nobody}")), "{stderr}");
         }
     }
 }
@@ -225,12 +225,12 @@ fn an_empty_variable_of_watch_is_as_good_as_none() {
     let mut watching = command(folder.path());
     watching.args(["watch", "jobs"]);
     let output = run(watching.env("TIDINGS_URL", "").env("TIDINGS_TOKEN", ""));
-    let said = text(&output.stderr);
+    let stderr = text(&output.stderr);
     // The default port may be free, or belong to a server that does not accept the token.
-    assert!(matches!(output.status.code(), Some(3 | 5)), "{said}");
+    assert!(matches!(output.status.code(), Some(3 | 5)), "{stderr}");
     assert!(
-        said.contains("http://127.0.0.1:8000") || said.contains("HTTP 401"),
-        "{said}"
+        stderr.contains("http://127.0.0.1:8000") || stderr.contains("HTTP 401"),
+        "{stderr}"
     );
 }
 
@@ -316,17 +316,17 @@ async fn watching_resumes_after_a_lost_connection() {
     );
     report("/a/progress", json!({"progress": 10})).await;
     report("/a/complete", json!({})).await;
-    let (rest, said, code) = blocking(move || {
+    let (rest, complaint, code) = blocking(move || {
         let mut rest = Vec::new();
         loop {
             let message = next();
             let last = message["status"] == "completed";
             rest.push(message);
             if last {
-                let mut said = String::new();
+                let mut complaint = String::new();
                 let mut errors = Patient(child.0.stderr.take().unwrap());
-                errors.read_to_string(&mut said).unwrap();
-                return (rest, said, status_of(&mut child.0).code());
+                errors.read_to_string(&mut complaint).unwrap();
+                return (rest, complaint, status_of(&mut child.0).code());
             }
         }
     })
@@ -334,9 +334,9 @@ async fn watching_resumes_after_a_lost_connection() {
     assert_eq!(code, Some(0));
     let url = format!("http://127.0.0.1:{port}");
     let lost = format!("connection to {url} lost; trying again in");
-    assert!(said.starts_with(&lost), "{said}");
+    assert!(complaint.starts_with(&lost), "{complaint}");
     let back = format!("reconnected to {url}\n");
-    assert!(said.ends_with(&back), "{said}");
+    assert!(complaint.ends_with(&back), "{complaint}");
     let seqs: Vec<_> = rest
         .iter()
         .filter_map(|message| message["seq"].as_u64())

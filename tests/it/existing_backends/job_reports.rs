@@ -80,7 +80,7 @@ async fn a_job_that_was_never_started_is_completed_by_way_of_in_progress() {
                 .await;
             let statuses: Vec<_> = messages
                 .iter()
-                .filter_map(|own| own["status"].as_str())
+                .filter_map(|message| message["status"].as_str())
                 .collect();
             assert_eq!(statuses, ["in_progress", "completed"]);
         }

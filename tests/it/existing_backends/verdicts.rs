@@ -141,7 +141,7 @@ async fn a_verdict_that_comes_with_a_sample_is_passed_on_and_not_judged_again() 
             .as_array()
             .unwrap()
             .iter()
-            .any(|own| own["violation_id"] == "9002")
+            .any(|violation| violation["violation_id"] == "9002")
     );
     let body = json!({"reason": "again"});
     let (status, problem) = server

@@ -67,7 +67,7 @@ over_every_client! {
             write(&server, 1, "POST /api/characteristics/1/samples", json!({"value": 0.0})).await,
         ];
         for (endpoint, mut client, mut heard, scopes, source) in watched {
-            let last = endpoint.own(&ends);
+            let last = endpoint.event_in(&ends);
             heard.extend(events_until(&mut client, last).await);
             let mut all_messages = Vec::new();
             for (mut listener, mut messages) in scopes {

@@ -122,7 +122,7 @@ over_every_client! {
             }
             assert_eq!(client.ask(r#"{"type":"dance"}"#).await["code"], "unknown_type", "{path}");
             let events = happen(&server, 1, &mut step).await;
-            assert_eq!(client.next().await["seq"], endpoint.own(&events)["seq"], "{path}: and goes on");
+            assert_eq!(client.next().await["seq"], endpoint.event_in(&events)["seq"], "{path}: and goes on");
             client.leave().await;
         }
         until("nothing is left", async || server.tidings.streams() == 0).await;
@@ -141,18 +141,18 @@ over_every_client! {
             let mut expected = Vec::new();
             for _ in 0..3 {
                 let events = happen(&server, 1, &mut step).await;
-                expected.push(endpoint.own(&events)["seq"].clone());
+                expected.push(endpoint.event_in(&events)["seq"].clone());
             }
             let mut client = endpoint.open(clients, &server, &viewer(1), Some(&cursor)).await;
             // This one may come in the midst of what was missed, or after it.
             let events = happen(&server, 1, &mut step).await;
-            let last = endpoint.own(&events);
+            let last = endpoint.event_in(&events);
             expected.push(last["seq"].clone());
             let heard = events_until(&mut client, last).await;
             assert_eq!(field(&heard, "seq"), expected.iter().collect::<Vec<_>>(), "{path}");
             assert!(heard.iter().all(|event| event.get("snapshot").is_none()), "{path}");
             let events = happen(&server, 1, &mut step).await;
-            let heard = events_until(&mut client, endpoint.own(&events)).await;
+            let heard = events_until(&mut client, endpoint.event_in(&events)).await;
             assert_eq!(heard.len(), 1, "{path}: {heard:?}");
         }
     }
@@ -193,11 +193,11 @@ over_every_client! {
         let theirs = happen(&server, 2, &mut step).await;
         events.reverse();
         for ((endpoint, stranger), native) in ENDPOINTS.iter().zip(&mut strangers).zip(&mut natives) {
-            let heard = events_until(stranger, endpoint.own(&theirs)).await;
+            let heard = events_until(stranger, endpoint.event_in(&theirs)).await;
             assert!(heard.iter().all(|event| event["school_id"] == 2), "{}: {heard:?}", endpoint.path);
             let live = heard.iter().filter(|event| event.get("snapshot").is_none()).count();
             assert!(live <= 1, "{}: {heard:?}", endpoint.path);
-            let heard = events_until(native, endpoint.own(&events)).await;
+            let heard = events_until(native, endpoint.event_in(&events)).await;
             assert!(heard.iter().all(|event| event["school_id"] == 1), "{}", endpoint.path);
         }
     }

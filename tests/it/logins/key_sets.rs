@@ -107,13 +107,13 @@ fn a_token_is_verified_with_the_key_of_its_kid_or_with_those_that_fit() {
         pair("f", Algorithm::ES384),
         pair("d", Algorithm::EdDSA),
     ];
-    let publics: Vec<Value> = pairs.iter().map(|own| own.public.clone()).collect();
+    let publics: Vec<Value> = pairs.iter().map(|pair| pair.public.clone()).collect();
     let keys = keys_of(folder.path(), &set(&publics)).unwrap();
-    for own in &pairs {
-        let kid = own.public["kid"].as_str().unwrap();
-        assert!(keys.verify(&own.sign(Some(kid))).is_ok(), "{kid}");
-        assert!(keys.verify(&own.sign(None)).is_ok(), "{kid} without a kid");
-        assert!(rejected(&keys, &own.sign(Some("x"))).contains("`kid`"));
+    for pair in &pairs {
+        let kid = pair.public["kid"].as_str().unwrap();
+        assert!(keys.verify(&pair.sign(Some(kid))).is_ok(), "{kid}");
+        assert!(keys.verify(&pair.sign(None)).is_ok(), "{kid} without a kid");
+        assert!(rejected(&keys, &pair.sign(Some("x"))).contains("`kid`"));
     }
     // A key's own algorithm is the only one that it is used for.
     let other = rejected(&keys, &pairs[0].sign_as(Algorithm::PS384, Some("r")));
@@ -149,22 +149,22 @@ fn a_token_that_names_no_key_is_tried_with_few() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let own = Pair::new(folder.path(), "own", Algorithm::ES256);
+    let signer = Pair::new(folder.path(), "own", Algorithm::ES256);
     let other = Pair::new(folder.path(), "other", Algorithm::ES256);
     let with = |count: usize, names: &[&str]| {
         let mut publics = vec![other.without(names); count];
-        publics.push(own.without(names));
+        publics.push(signer.without(names));
         keys_of(folder.path(), &set(&publics)).unwrap()
     };
     for names in [&[][..], &["kid"]] {
-        assert!(with(3, names).verify(&own.sign(None)).is_ok());
-        let rejected = with(4, names).verify(&own.sign(None)).unwrap_err();
+        assert!(with(3, names).verify(&signer.sign(None)).is_ok());
+        let rejected = with(4, names).verify(&signer.sign(None)).unwrap_err();
         assert_eq!(
             rejected.to_string(),
             "the token is not valid: 5 keys in `jwt_jwks_file` may have signed it, and at most 4 are tried: its header must name a key in `kid`"
         );
     }
-    assert!(with(63, &[]).verify(&own.sign(Some("own"))).is_ok());
+    assert!(with(63, &[]).verify(&signer.sign(Some("own"))).is_ok());
     // Keys that share a name are as many.
     let rejected = with(5, &[]).verify(&other.sign(Some("other")));
     assert!(rejected.unwrap_err().to_string().contains("at most 4"));
@@ -176,10 +176,10 @@ fn a_symmetric_key_or_one_for_another_use_verifies_nothing() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let own = Pair::new(folder.path(), "e", Algorithm::ES256);
+    let signer = Pair::new(folder.path(), "e", Algorithm::ES256);
     let rsa = Pair::new(folder.path(), "r", Algorithm::RS256);
     let changed = |name: &str, value: Value| {
-        let mut public = own.public.clone();
+        let mut public = signer.public.clone();
         public[name] = value;
         public
     };
@@ -193,7 +193,7 @@ fn a_symmetric_key_or_one_for_another_use_verifies_nothing() {
         (changed("crv", json!("secp256k1")), "`crv`"),
         (changed("x", json!("AAAA")), "curve"),
         (changed("x", json!("not base64!")), "base64url"),
-        (own.without(&["y"]), "missing"),
+        (signer.without(&["y"]), "missing"),
         (
             json!({"kty": "OKP", "crv": "Ed25519", "x": "AAAA"}),
             "32 bytes",
@@ -209,7 +209,7 @@ fn a_symmetric_key_or_one_for_another_use_verifies_nothing() {
         // Beside one that is sound it hinders nobody.
         let keys = keys_of(folder.path(), &set(&[unusable, rsa.public.clone()])).unwrap();
         assert!(keys.verify(&rsa.sign(Some("r"))).is_ok());
-        assert!(keys.verify(&own.sign(Some("e"))).is_err());
+        assert!(keys.verify(&signer.sign(Some("e"))).is_err());
     }
     // Neither the symmetric key, nor the secret, nor a public key is an HMAC secret.
     let keys = keys_of(folder.path(), &set(&[oct, rsa.public.clone()])).unwrap();

@@ -26,10 +26,10 @@ async fn run_for(url: &str, script: &str) -> (Output, Duration) {
 fn is_unharmed(output: &Output) {
     assert_eq!(output.status.code(), Some(9), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout), "input\n");
-    let said = text(&output.stderr);
-    assert!(said.starts_with("err\n"), "{said}");
-    assert!(said.contains("could not be reported"), "{said}");
-    assert_eq!(said.lines().count(), 2, "{said}");
+    let stderr = text(&output.stderr);
+    assert!(stderr.starts_with("err\n"), "{stderr}");
+    assert!(stderr.contains("could not be reported"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 2, "{stderr}");
 }
 
 const SCRIPT: &str = "cat; echo err >&2; exit 9";
@@ -67,10 +67,10 @@ async fn a_server_that_rejects_reports_does_not_affect_the_command_and_its_reaso
         });
         let (output, time) = run_for(&url, SCRIPT).await;
         is_unharmed(&output);
-        let said = text(&output.stderr);
+        let stderr = text(&output.stderr);
         assert!(
-            said.contains(&format!("because {status} (HTTP {status})")),
-            "{said}"
+            stderr.contains(&format!("because {status} (HTTP {status})")),
+            "{stderr}"
         );
         assert!(time < WAIT, "{status}: {time:?}");
     }

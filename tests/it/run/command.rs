@@ -85,8 +85,8 @@ async fn a_progress_file_that_is_a_pipe_is_rejected() {
     let output = end_of(run_script(&server, &options, "echo ran"), b"").await;
     assert_eq!(output.status.code(), Some(2));
     assert!(output.stdout.is_empty());
-    let said = text(&output.stderr);
-    assert!(said.contains("is not a regular file"), "{said}");
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("is not a regular file"), "{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,9 +171,9 @@ async fn a_process_that_is_left_behind_holds_nothing_up_and_keeps_its_output() {
     assert_eq!(only_job(&server).await["status"], "completed");
     // Run has ended. What the process that was left behind writes still arrives.
     std::fs::write(folder.join("late"), "late\n").unwrap();
-    let mut said = String::new();
-    output.read_to_string(&mut said).unwrap();
-    assert_eq!(said, "early\nlate\n");
+    let mut written = String::new();
+    output.read_to_string(&mut written).unwrap();
+    assert_eq!(written, "early\nlate\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -304,12 +304,12 @@ async fn a_token_for_several_schools_reports_for_the_one_that_is_named() {
     let script = "echo 10/100 rows; exit 3";
     let run = |options: &[&str]| with_token(run_script(&server, options, script));
     let output = end_of(run(&["--wait", "1"]), b"").await;
-    let said = text(&output.stderr);
-    assert!(said.contains("--school or TIDINGS_SCHOOL_ID"), "{said}");
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("--school or TIDINGS_SCHOOL_ID"), "{stderr}");
     let output = end_of(run(&["--school", "x"]), b"").await;
-    let said = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(3), "the command runs: {said}");
-    assert!(said.contains("TIDINGS_SCHOOL_ID"), "{said}");
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "the command runs: {stderr}");
+    assert!(stderr.contains("TIDINGS_SCHOOL_ID"), "{stderr}");
     let output = end_of(run(&["--school", "2"]), b"").await;
     assert_eq!(text(&output.stderr), "");
     let (_, list) = server.get("/api/jobs", &viewer(2)).await;

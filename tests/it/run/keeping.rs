@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use tidings::auth::Role;
 
-use super::spool::{Away, jobs_at, of, said};
+use super::spool::{Away, jobs_at, of, run_tidings};
 use super::*;
 use crate::support::forwarder::Forwarder;
 use crate::support::process::{Process, set_clock, with_clock};
@@ -31,9 +31,9 @@ async fn the_end_of_a_script_is_kept_and_reported_when_the_server_is_back() {
     ];
     let progress = ["report", "10%", "--id", "on", "--type", "import"];
     let (ok, fail, progress) = tokio::join!(
-        said(folder, &away.url, &ok),
-        said(folder, &away.url, &fail),
-        said(folder, &away.url, &progress),
+        run_tidings(folder, &away.url, &ok),
+        run_tidings(folder, &away.url, &fail),
+        run_tidings(folder, &away.url, &progress),
     );
     assert_eq!((ok.0, fail.0, progress.0), (Some(0), Some(5), Some(0)));
     for (_, output) in [&ok, &fail] {
@@ -41,13 +41,13 @@ async fn the_end_of_a_script_is_kept_and_reported_when_the_server_is_back() {
         assert_eq!(output.lines().count(), 1, "{output}");
     }
     assert!(!progress.1.contains("kept"), "{}", progress.1);
-    let (_, list) = said(folder, &away.url, &["spool", "list"]).await;
+    let (_, list) = run_tidings(folder, &away.url, &["spool", "list"]).await;
     for line in ["good completed\n", "bad failed: No space\n"] {
         assert!(list.contains(line), "{list}");
     }
     assert_eq!(list.lines().count(), 2, "{list}");
     let (folder, _server, url) = away.back();
-    let (code, sent) = said(folder.path(), &url, &["spool", "send"]).await;
+    let (code, sent) = run_tidings(folder.path(), &url, &["spool", "send"]).await;
     assert_eq!((code, sent.as_str()), (Some(0), "2 reported\n"));
     for job in jobs_at(&url).await {
         assert_eq!(
@@ -65,7 +65,7 @@ async fn the_end_of_a_script_is_kept_and_reported_when_the_server_is_back() {
             ),
         }
     }
-    let (_, list) = said(folder.path(), &url, &["spool", "list"]).await;
+    let (_, list) = run_tidings(folder.path(), &url, &["spool", "list"]).await;
     assert_eq!(list, "");
 }
 
@@ -76,15 +76,15 @@ async fn the_end_of_a_script_is_reported_before_the_job_is_started_again() {
     let network = Forwarder::to(&server);
     let folder = server.folder.path();
     let start = ["report", "start", "--type", "import", "--id", "nightly"];
-    let (code, _) = said(folder, &network.url, &start).await;
+    let (code, _) = run_tidings(folder, &network.url, &start).await;
     assert_eq!(code, Some(0));
     network.cut(true);
     let fail = ["report", "fail", "--id", "nightly", "--attempt", "1"];
-    let (_, output) = said(folder, &network.url, &fail).await;
+    let (_, output) = run_tidings(folder, &network.url, &fail).await;
     assert!(output.contains("kept for the next"), "{output}");
     network.cut(false);
     let other = ["report", "start", "--type", "import", "--id", "other"];
-    let (code, output) = said(folder, &network.url, &other).await;
+    let (code, output) = run_tidings(folder, &network.url, &other).await;
     assert_eq!(code, Some(0), "{output}");
     let (_, job) = server.get("/api/jobs/nightly", &viewer(1)).await;
     assert_eq!(job["status"], "failed");
@@ -98,11 +98,11 @@ async fn a_kept_end_without_an_attempt_does_not_end_what_has_begun_since() {
     let folder = server.folder.path();
     network.cut(true);
     let fail = ["report", "fail", "--id", "nightly", "--type", "import"];
-    let (_, output) = said(folder, &network.url, &fail).await;
+    let (_, output) = run_tidings(folder, &network.url, &fail).await;
     assert!(output.contains("kept for the next"), "{output}");
     network.cut(false);
     server.running_job("nightly").await;
-    let (code, output) = said(folder, &network.url, &["spool", "send"]).await;
+    let (code, output) = run_tidings(folder, &network.url, &["spool", "send"]).await;
     assert_eq!(code, Some(1), "{output}");
     assert!(output.contains("something newer has happened"), "{output}");
     assert_eq!(only_job(&server).await["status"], "in_progress");
@@ -115,7 +115,8 @@ async fn a_folder_that_cannot_be_read_is_not_an_empty_one() {
     std::fs::create_dir_all(&parent).unwrap();
     std::fs::write(parent.join("spool"), "not a folder").unwrap();
     for verb in ["list", "send"] {
-        let (code, output) = said(folder.path(), "http://127.0.0.1:9", &["spool", verb]).await;
+        let (code, output) =
+            run_tidings(folder.path(), "http://127.0.0.1:9", &["spool", verb]).await;
         assert_eq!(code, Some(1), "{output}");
         assert!(output.starts_with("tidings: cannot read "), "{output}");
     }
@@ -138,7 +139,7 @@ async fn what_this_token_must_not_send_is_said_and_listed() {
     assert!(list.ends_with(&format!("({why})\n")), "{list}");
     let output = other(&["spool", "send"]).await;
     assert_eq!(output, format!("tidings: 1 is still kept: {why}\n"));
-    let (_, list) = said(folder, &away.url, &["spool", "list"]).await;
+    let (_, list) = run_tidings(folder, &away.url, &["spool", "list"]).await;
     assert!(list.ends_with("exited with code 3\n"), "{list}");
 }
 
@@ -198,11 +199,11 @@ async fn when_an_earlier_attempt_ended_does_not_count_for_one_that_others_began(
         "run", "--wait", "0", "--id", "j", "--type", "t", "--", "false",
     ];
     let first = ["run", "--id", "j", "--type", "t", "--", "false"];
-    let (code, output) = said(server.folder.path(), &server.url, &first).await;
+    let (code, output) = run_tidings(server.folder.path(), &server.url, &first).await;
     assert_eq!((code, output.as_str()), (Some(1), ""));
     assert_eq!(server.job("j").await["metadata"]["ended_attempt"], 1);
     let server = server.stop().await;
-    let (code, output) = said(server.folder.path(), &server.url, &run).await;
+    let (code, output) = run_tidings(server.folder.path(), &server.url, &run).await;
     assert_eq!(code, Some(1));
     assert!(output.contains("kept for the next"), "{output}");
     let server = server.start_again().await;
@@ -216,7 +217,7 @@ async fn when_an_earlier_attempt_ended_does_not_count_for_one_that_others_began(
     ] {
         server.act("j", verb, body).await;
     }
-    let (code, output) = said(server.folder.path(), &server.url, &["spool", "send"]).await;
+    let (code, output) = run_tidings(server.folder.path(), &server.url, &["spool", "send"]).await;
     assert_eq!(code, Some(1), "{output}");
     let job = server.job("j").await;
     assert_eq!(
@@ -275,8 +276,8 @@ async fn what_is_newer_does_not_depend_on_the_clock_of_the_machine() {
             let mut command = of(server.folder.path(), &server.url, arguments);
             with_clock(&mut command, &clock);
             let output = end_of(command, b"").await;
-            let said = text(&output.stdout) + &text(&output.stderr);
-            (output.status.code(), said)
+            let printed = text(&output.stdout) + &text(&output.stderr);
+            (output.status.code(), printed)
         };
         let fail = async |server: &Stoppable, id: &str| {
             server.act(id, "start", json!({"job_type": "t"})).await;

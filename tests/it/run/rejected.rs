@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::spool::said;
+use super::spool::run_tidings;
 use super::*;
 use crate::support::forwarder::Forwarder;
 
@@ -27,7 +27,7 @@ async fn an_outcome_that_the_server_rejects_is_not_kept_and_its_reason_is_said()
     assert!(stderr.contains("already completed"), "{stderr}");
     assert!(!stderr.contains("kept"), "{stderr}");
     let folder = server.folder.path();
-    let list = said(folder, &server.url, &["spool", "list"]).await;
+    let list = run_tidings(folder, &server.url, &["spool", "list"]).await;
     assert_eq!(list, (Some(0), String::new()));
 }
 
@@ -39,11 +39,11 @@ async fn a_start_that_is_lost_leaves_no_attempt_of_an_earlier_job() {
     let folder = server.folder.path();
     network.cut(true);
     let start = ["report", "start", "--type", "import", "--id", "b"];
-    let (code, output) = said(folder, &network.url, &start).await;
+    let (code, output) = run_tidings(folder, &network.url, &start).await;
     assert_eq!(code, Some(0), "{output}");
     assert!(output.contains("; unset TIDINGS_ATTEMPT\n"), "{output}");
     network.cut(false);
-    let (_, output) = said(folder, &network.url, &start).await;
+    let (_, output) = run_tidings(folder, &network.url, &start).await;
     assert!(output.ends_with(" TIDINGS_ATTEMPT=1\n"), "{output}");
 }
 
@@ -60,7 +60,7 @@ async fn the_end_of_a_job_that_the_server_has_lost_is_that_of_the_one_that_is_cr
         "--attempt",
         "3",
     ];
-    let (code, output) = said(server.folder.path(), &server.url, &ok).await;
+    let (code, output) = run_tidings(server.folder.path(), &server.url, &ok).await;
     assert_eq!((code, output.as_str()), (Some(0), ""));
     let job = only_job(&server).await;
     assert_eq!(
@@ -78,10 +78,10 @@ async fn ends_of_which_the_attempt_is_unknown_are_all_kept() {
     network.cut(true);
     for end in ["ok", "fail"] {
         let report = ["report", end, "--id", "nightly", "--type", "import"];
-        let (_, output) = said(folder, &network.url, &report).await;
+        let (_, output) = run_tidings(folder, &network.url, &report).await;
         assert!(output.contains("kept for the next"), "{output}");
     }
     network.cut(false);
-    let (_, list) = said(folder, &network.url, &["spool", "list"]).await;
+    let (_, list) = run_tidings(folder, &network.url, &["spool", "list"]).await;
     assert_eq!(list.lines().count(), 2, "{list}");
 }

@@ -7,7 +7,7 @@ use super::*;
 /// Runs a script in which `tidings` is this program.
 async fn script(server: &Server, shell: &str, script: &str) -> Output {
     let binary = crate::support::process::binary();
-    let own = tidings(server, &[]);
+    let prepared = tidings(server, &[]);
     let mut command = Command::new(shell);
     command
         .args([
@@ -15,7 +15,7 @@ async fn script(server: &Server, shell: &str, script: &str) -> Output {
             &format!("tidings() {{ \"{}\" \"$@\"; }}\n{script}", binary.display()),
         ])
         .current_dir(server.folder.path());
-    for (name, value) in own.get_envs() {
+    for (name, value) in prepared.get_envs() {
         match value {
             Some(value) => command.env(name, value),
             None => command.env_remove(name),

@@ -60,10 +60,14 @@ pub(super) fn of(folder: &Path, url: &str, arguments: &[&str]) -> Command {
 }
 
 /// Runs `tidings <arguments>`. Returns its exit code, and what it says on both outputs.
-pub(super) async fn said(folder: &Path, url: &str, arguments: &[&str]) -> (Option<i32>, String) {
+pub(super) async fn run_tidings(
+    folder: &Path,
+    url: &str,
+    arguments: &[&str],
+) -> (Option<i32>, String) {
     let output = end_of(of(folder, url, arguments), b"").await;
-    let said = text(&output.stdout) + &text(&output.stderr);
-    (output.status.code(), said)
+    let printed = text(&output.stdout) + &text(&output.stderr);
+    (output.status.code(), printed)
 }
 
 pub(super) async fn jobs_at(url: &str) -> Vec<Value> {
@@ -81,20 +85,20 @@ async fn an_outcome_is_kept_until_the_server_is_there_and_reported_once() {
         .await;
     assert!(complaint.contains("tidings spool send"), "{complaint}");
     let folder = away.folder.path();
-    let (code, list) = said(folder, &away.url, &["spool", "list"]).await;
+    let (code, list) = run_tidings(folder, &away.url, &["spool", "list"]).await;
     assert_eq!((code, list.lines().count()), (Some(0), 1), "{list}");
     assert!(
         list.contains(&away.url) && list.contains("exited with code 3"),
         "{list}"
     );
-    let (code, problem) = said(folder, "http://127.0.0.1:9", &["spool", "send"]).await;
+    let (code, problem) = run_tidings(folder, "http://127.0.0.1:9", &["spool", "send"]).await;
     assert_eq!(
         (code, problem.as_str()),
         (Some(0), ""),
         "it is for another server"
     );
     let (folder, _server, url) = away.back();
-    let (code, sent) = said(folder.path(), &url, &["spool", "send"]).await;
+    let (code, sent) = run_tidings(folder.path(), &url, &["spool", "send"]).await;
     assert_eq!((code, sent.as_str()), (Some(0), "1 reported\n"));
     let jobs = jobs_at(&url).await;
     let [job] = &jobs[..] else {
@@ -112,7 +116,7 @@ async fn an_outcome_is_kept_until_the_server_is_there_and_reported_once() {
     assert_eq!(job["error"]["details"]["output"], "40/200 rows");
     assert!(job["metadata"]["ended_at"].is_string(), "{job}");
     for arguments in [["spool", "send"], ["spool", "list"]] {
-        let nothing = said(folder.path(), &url, &arguments).await;
+        let nothing = run_tidings(folder.path(), &url, &arguments).await;
         assert_eq!(nothing, (Some(0), String::new()));
     }
 }
@@ -125,12 +129,12 @@ async fn the_next_run_or_report_delivers_what_the_last_run_could_not() {
         let away = Away::new();
         away.run(&["--id", "earlier"], "exit 3").await;
         let (folder, _server, url) = away.back();
-        let (code, output) = said(folder.path(), &url, arguments).await;
+        let (code, output) = run_tidings(folder.path(), &url, arguments).await;
         assert_eq!(code, Some(0), "{output}");
         let mut jobs = jobs_at(&url).await;
         jobs.retain(|job| job["job_id"] == "earlier");
         assert_eq!(jobs[0]["status"], "failed");
-        let (_, list) = said(folder.path(), &url, &["spool", "list"]).await;
+        let (_, list) = run_tidings(folder.path(), &url, &["spool", "list"]).await;
         assert_eq!(list, "");
     }
 }
@@ -145,7 +149,7 @@ async fn the_runs_of_one_job_are_reported_in_order() {
     let run = [
         "run", "--id", "nightly", "--type", "backup", "--", "echo", "third",
     ];
-    let (code, output) = said(folder.path(), &url, &run).await;
+    let (code, output) = run_tidings(folder.path(), &url, &run).await;
     assert_eq!((code, output.as_str()), (Some(0), "third\n"));
     let jobs = jobs_at(&url).await;
     assert_eq!(
@@ -167,10 +171,10 @@ async fn the_end_of_a_job_that_has_been_started_is_reported_for_that_attempt() {
     assert_eq!(output.status.code(), Some(3));
     assert_eq!(only_job(&server).await["status"], "in_progress");
     let folder = server.folder.path();
-    let (code, problem) = said(folder, &network.url, &["spool", "send"]).await;
+    let (code, problem) = run_tidings(folder, &network.url, &["spool", "send"]).await;
     assert_eq!(code, Some(5), "{problem}");
     network.cut(false);
-    let (code, sent) = said(folder, &network.url, &["spool", "send"]).await;
+    let (code, sent) = run_tidings(folder, &network.url, &["spool", "send"]).await;
     assert_eq!((code, sent.as_str()), (Some(0), "1 reported\n"));
     let job = only_job(&server).await;
     assert_eq!(
@@ -195,7 +199,7 @@ async fn a_newer_attempt_is_left_alone_and_so_is_the_outcome_of_another_user() {
     let start = request.json(&json!({"job_type": "backup"}));
     let (status, started) = answer(start.bearer_auth(worker(1))).await;
     assert_eq!(status, 200, "{started}");
-    let (code, stderr) = said(folder.path(), &url, &["spool", "send"]).await;
+    let (code, stderr) = run_tidings(folder.path(), &url, &["spool", "send"]).await;
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stderr.contains("the job nightly"), "{stderr}");
     let jobs = jobs_at(&url).await;
@@ -203,7 +207,7 @@ async fn a_newer_attempt_is_left_alone_and_so_is_the_outcome_of_another_user() {
         (&jobs[0]["status"], &jobs[0]["attempt"]),
         (&json!("in_progress"), &json!(1))
     );
-    let (_, list) = said(folder.path(), &url, &["spool", "list"]).await;
+    let (_, list) = run_tidings(folder.path(), &url, &["spool", "list"]).await;
     assert_eq!(list, "", "it is of no use any more");
 }
 
@@ -228,7 +232,7 @@ async fn an_attempt_that_is_queued_for_another_worker_is_not_begun() {
     )
     .await;
     act(&url, "retry", json!({})).await;
-    let (code, output) = said(folder.path(), &url, &["spool", "send"]).await;
+    let (code, output) = run_tidings(folder.path(), &url, &["spool", "send"]).await;
     assert_eq!(code, Some(1), "{output}");
     let jobs = jobs_at(&url).await;
     assert_eq!(
@@ -257,9 +261,9 @@ async fn what_a_proxy_answers_in_the_place_of_the_server_deletes_nothing() {
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
-    let (code, output) = said(folder.path(), &url, &["spool", "send"]).await;
+    let (code, output) = run_tidings(folder.path(), &url, &["spool", "send"]).await;
     proxy.abort();
     assert_ne!(code, Some(0), "{output}");
-    let (_, list) = said(folder.path(), &url, &["spool", "list"]).await;
+    let (_, list) = run_tidings(folder.path(), &url, &["spool", "list"]).await;
     assert_eq!(list.lines().count(), 1, "{list}");
 }

@@ -110,7 +110,7 @@ mod tests {
     use crate::hub::mailbox::{Mail, Patience};
     use crate::id::{Channel, Epoch, Place, SchoolId};
     use crate::kind::job;
-    use crate::log::{Bounds, Committed, Page, StoreError, Stretch};
+    use crate::log::{Bounds, Committed, LogRange, Page, StoreError};
     use crate::scope::Scope;
     use crate::tasks::Task;
 
@@ -141,7 +141,7 @@ mod tests {
             unreachable!("nothing is missing")
         }
 
-        async fn read_stretch(&self, _: SchoolId, _: u64, _: u64) -> Result<Stretch, StoreError> {
+        async fn read_range(&self, _: SchoolId, _: u64, _: u64) -> Result<LogRange, StoreError> {
             unreachable!("nothing is missing")
         }
 

@@ -43,7 +43,7 @@ use crate::config::{TASK_FAILURES, TASK_PAUSE_MAX, TASK_PAUSE_MIN, TASK_STEADY};
 pub struct Tasks {
     tracker: TaskTracker,
     token: CancellationToken,
-    accounts: Arc<Accounts>,
+    records: Arc<TaskRecords>,
 }
 
 /// A supervised task before it starts.
@@ -78,10 +78,10 @@ impl Task {
 
 /// The state of all tasks, by name.
 #[derive(Default)]
-struct Accounts(Mutex<BTreeMap<Arc<str>, Account>>);
+struct TaskRecords(Mutex<BTreeMap<Arc<str>, TaskRecord>>);
 
 #[derive(Default)]
-struct Account {
+struct TaskRecord {
     is_vital: bool,
     running: usize,
     panics: u64,
@@ -91,7 +91,7 @@ struct Account {
     steady_from: Option<Instant>,
 }
 
-impl Account {
+impl TaskRecord {
     fn fails(&mut self, now: Instant) {
         if self.steady_from.is_some_and(|steady| steady <= now) {
             self.failures = 0;
@@ -107,48 +107,48 @@ impl Account {
     }
 }
 
-impl Accounts {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Account>> {
+impl TaskRecords {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, TaskRecord>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change<T>(&self, name: &Arc<str>, change: impl FnOnce(&mut Account) -> T) -> T {
+    fn change<T>(&self, name: &Arc<str>, change: impl FnOnce(&mut TaskRecord) -> T) -> T {
         change(self.lock().entry(Arc::clone(name)).or_default())
     }
 
     /// Counts the task as running until the returned guard is dropped.
     fn running(self: &Arc<Self>, name: Arc<str>) -> Running {
-        self.change(&name, |account| account.running += 1);
+        self.change(&name, |record| record.running += 1);
         Running(Arc::clone(self), name)
     }
 
     fn starts(&self, name: &Arc<str>) {
         let steady = Instant::now() + TASK_STEADY;
-        self.change(name, |account| account.steady_from = Some(steady));
+        self.change(name, |record| record.steady_from = Some(steady));
     }
 
     /// Records a panic. Returns the number of consecutive panics.
     fn fails(&self, name: &Arc<str>) -> u32 {
-        self.change(name, |account| {
-            account.fails(Instant::now());
-            account.failures
+        self.change(name, |record| {
+            record.fails(Instant::now());
+            record.failures
         })
     }
 }
 
-struct Running(Arc<Accounts>, Arc<str>);
+struct Running(Arc<TaskRecords>, Arc<str>);
 
 impl Running {
     /// Logs and counts a panic that ended the task.
     fn panicked(&self) {
-        self.0.change(&self.1, |account| account.panics += 1);
+        self.0.change(&self.1, |record| record.panics += 1);
         tracing::error!(task = &*self.1, "a task panicked");
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.change(&self.1, |account| account.running -= 1);
+        self.0.change(&self.1, |record| record.running -= 1);
     }
 }
 
@@ -156,7 +156,7 @@ impl Tasks {
     /// Returns a group that ends separately, but whose tasks are counted with these.
     pub fn group(&self) -> Tasks {
         Tasks {
-            accounts: Arc::clone(&self.accounts),
+            records: Arc::clone(&self.records),
             ..Tasks::default()
         }
     }
@@ -176,13 +176,13 @@ impl Tasks {
             is_vital,
             ends_itself,
         } = task;
-        let (accounts, token) = (Arc::clone(&self.accounts), self.token.clone());
-        accounts.change(&name, |account| account.is_vital = is_vital);
-        let running = accounts.running(Arc::clone(&name));
+        let (records, token) = (Arc::clone(&self.records), self.token.clone());
+        records.change(&name, |record| record.is_vital = is_vital);
+        let running = records.running(Arc::clone(&name));
         self.tracker.spawn(async move {
             let _running = running;
             loop {
-                accounts.starts(&name);
+                records.starts(&name);
                 let run = caught(async { start().await });
                 let ended = match ends_itself {
                     true => Some(run.await),
@@ -191,7 +191,7 @@ impl Tasks {
                 if !matches!(ended, Some(Err(Panicked))) {
                     return;
                 }
-                let failures = accounts.fails(&name);
+                let failures = records.fails(&name);
                 let pause = pause(failures);
                 let pause_ms = pause.as_millis();
                 tracing::error!(
@@ -214,7 +214,7 @@ impl Tasks {
         task: impl Future<Output = ()> + Send + 'static,
     ) {
         let token = self.token.clone();
-        let running = self.accounts.running(name.into());
+        let running = self.records.running(name.into());
         self.tracker.spawn(async move {
             let ended = token.run_until_cancelled(caught(task)).await;
             if let Some(Err(Panicked)) = ended {
@@ -230,7 +230,7 @@ impl Tasks {
         name: impl Into<Arc<str>>,
         task: impl Future<Output = ()> + Send + Unpin + 'static,
     ) {
-        let running = self.accounts.running(name.into());
+        let running = self.records.running(name.into());
         self.tracker.spawn(Observer { task, running });
     }
 
@@ -239,8 +239,8 @@ impl Tasks {
     pub(crate) fn guard<T>(&self, name: &Arc<str>, work: impl FnOnce() -> T) -> Option<T> {
         let done = catch_unwind(AssertUnwindSafe(work)).ok();
         if done.is_none() {
-            let failures = self.accounts.fails(name);
-            self.accounts.starts(name);
+            let failures = self.records.fails(name);
+            self.records.starts(name);
             tracing::error!(
                 task = &**name,
                 failures,
@@ -252,25 +252,25 @@ impl Tasks {
 
     /// Returns the number of panics of each task, by name. Tasks without panics are included.
     pub fn panics(&self) -> Vec<(Arc<str>, u64)> {
-        let accounts = self.accounts.lock();
-        let all = accounts.iter();
-        all.map(|(name, account)| (Arc::clone(name), account.panics))
+        let records = self.records.lock();
+        let all = records.iter();
+        all.map(|(name, record)| (Arc::clone(name), record.panics))
             .collect()
     }
 
     /// Returns a vital task that keeps failing, if there is one.
     pub fn failing(&self) -> Option<Arc<str>> {
         let now = Instant::now();
-        let accounts = self.accounts.lock();
-        let mut vital = accounts.iter().filter(|(_, account)| account.is_vital);
-        let failing = vital.find(|(_, account)| account.keeps_failing(now));
+        let records = self.records.lock();
+        let mut vital = records.iter().filter(|(_, record)| record.is_vital);
+        let failing = vital.find(|(_, record)| record.keeps_failing(now));
         failing.map(|(name, _)| Arc::clone(name))
     }
 
     /// Returns the tasks that have not ended, of this group and the groups that are counted with it.
     pub fn running(&self) -> Vec<Arc<str>> {
-        let accounts = self.accounts.lock();
-        let running = accounts.iter().filter(|(_, account)| account.running > 0);
+        let records = self.records.lock();
+        let running = records.iter().filter(|(_, record)| record.running > 0);
         running.map(|(name, _)| Arc::clone(name)).collect()
     }
 
@@ -403,13 +403,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn panics_that_are_far_apart_are_not_in_a_row() {
-        let mut account = Account::default();
+        let mut record = TaskRecord::default();
         for _ in 0..2 * TASK_FAILURES {
-            account.steady_from = Some(Instant::now());
-            account.fails(Instant::now());
-            assert!(!account.keeps_failing(Instant::now()));
+            record.steady_from = Some(Instant::now());
+            record.fails(Instant::now());
+            assert!(!record.keeps_failing(Instant::now()));
         }
-        assert_eq!(account.panics, u64::from(2 * TASK_FAILURES));
+        assert_eq!(record.panics, u64::from(2 * TASK_FAILURES));
     }
 
     #[tokio::test(start_paused = true)]

@@ -36,7 +36,7 @@ impl Caller {
                 role: Role::Worker,
                 channels: None,
                 expires_at: None,
-                returns_until: None,
+                reconnects_until: None,
             },
         }
     }

@@ -130,7 +130,7 @@ impl SubscribeService {
             from,
             tick,
             expires_at: access.expires_at,
-            returns_until: access.returns_until,
+            reconnects_until: access.reconnects_until,
             welcome,
         })?;
         // The shutdown may have notified the open streams before this one was opened. It is closed like the others rather

@@ -85,7 +85,7 @@ mod tests {
             role: Role::Worker,
             channels: None,
             expires_at: Some(expires_at),
-            returns_until: None,
+            reconnects_until: None,
         }
     }
 

@@ -165,7 +165,7 @@ impl ClaimRules {
             role,
             channels: channels(claims)?,
             expires_at,
-            returns_until: None,
+            reconnects_until: None,
         })
     }
 

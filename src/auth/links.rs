@@ -99,7 +99,7 @@ impl Keys {
             role: Role::Viewer,
             channels: Some(vec![link.channel.clone()]),
             expires_at: link.expires_at(),
-            returns_until: None,
+            reconnects_until: None,
         })
     }
 }

@@ -192,7 +192,7 @@ pub struct Access {
     pub expires_at: Option<DateTime<Utc>>,
     /// Until when the credential can be used to reconnect. Only tickets have this limit; other credentials can be used
     /// until they expire.
-    pub returns_until: Option<DateTime<Utc>>,
+    pub reconnects_until: Option<DateTime<Utc>>,
 }
 
 impl Access {
@@ -401,10 +401,10 @@ impl Keys {
         let session_end = claims.session_exp.and_then(DateTime::from_timestamp_millis);
         let is_own_cursor = cursor.is_some_and(|cursor| cursor.epoch.to_string() == claims.epoch);
         let now = Utc::now();
-        let returns_until = DateTime::from_timestamp(claims.exp, 0)
+        let reconnects_until = DateTime::from_timestamp(claims.exp, 0)
             .map(|end| end + self.ticket_grace)
             .map(|end| session_end.map_or(end, |session| session.min(end)));
-        let is_returning = is_own_cursor && returns_until.is_some_and(|until| now <= until);
+        let is_returning = is_own_cursor && reconnects_until.is_some_and(|until| now <= until);
         if claims.exp < now.timestamp() && !is_returning {
             return Err(AuthError::ExpiredTicket);
         }
@@ -416,7 +416,7 @@ impl Keys {
             role: Role::Viewer,
             channels: Some(channels.map_err(|_| invalid(TokenError::Payload))?),
             expires_at: session_end,
-            returns_until,
+            reconnects_until,
         })
     }
 

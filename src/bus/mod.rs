@@ -173,12 +173,12 @@ impl Inbox {
         }
         self.bytes.fetch_sub(size, Ordering::Relaxed);
         self.metrics.dropped.fetch_add(1, Ordering::Relaxed);
-        self.hints.look_at_all();
+        self.hints.request_check_of_all();
     }
 
     /// Records that messages may have been missed until now.
     pub fn may_have_missed(&self) {
-        self.hints.look_at_all();
+        self.hints.request_check_of_all();
     }
 
     /// Records whether the bus works.

@@ -181,7 +181,7 @@ pub const HINT_QUEUE: usize = 1_024;
 /// Maximum size of the events in the hints that wait, in bytes.
 pub const HINT_QUEUE_BYTES: usize = 16 * 1024 * 1024;
 /// Maximum number of individual schools whose logs are marked to be checked. Beyond it, every log is checked.
-pub const HINT_LOOKS_MAX: usize = 1_024;
+pub const HINT_CHECKS_MAX: usize = 1_024;
 /// Interval between two comparisons of the logs' heads with what was offered to the streams. A lost message between
 /// nodes delays an event by at most this.
 pub const HEADS_PERIOD: Duration = Duration::from_millis(1_500);

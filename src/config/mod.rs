@@ -526,7 +526,7 @@ impl Settings {
 
     /// Returns the maximum number of subjects of each kind in a school, and the name of the setting. Kinds without a
     /// setting have [`SUBJECTS_PER_SCHOOL`].
-    pub fn most_subjects(&self) -> Vec<(Kind, u64, Option<&'static str>)> {
+    pub fn max_subjects(&self) -> Vec<(Kind, u64, Option<&'static str>)> {
         let settings = [
             (job::KIND, self.jobs_per_school.get(), "jobs_per_school"),
             (

@@ -12,24 +12,24 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::config::{HEADS_BATCH, HEADS_PAUSE, HEADS_PERIOD, HOLE_WAIT};
 use crate::hub::Hub;
 use crate::id::{Place, SchoolId};
-use crate::log::{Hint, Hints, Log, Look, StoreError};
+use crate::log::{Hint, Hints, Log, LogCheck, StoreError};
 
 /// Compares heads until it is dropped.
 pub async fn watch_heads(log: Arc<dyn Log>, hub: Arc<Hub>, hints: Hints) {
     let mut due = Instant::now() + HEADS_PERIOD;
     let mut is_failing = false;
     loop {
-        let look = tokio::select! {
+        let check = tokio::select! {
             // Biased, so that repeated requests for single schools do not delay the comparison of all schools, and so
             // that simulations are deterministic.
             biased;
-            () = sleep_until(due) => Look { all: true, ..Look::default() },
-            look = hints.asked() => look,
+            () = sleep_until(due) => LogCheck { all: true, ..LogCheck::default() },
+            check = hints.requested_check() => check,
         };
-        if look.all {
+        if check.all {
             due = Instant::now() + HEADS_PERIOD;
         }
-        match compare(&*log, &hub, &hints, &look).await {
+        match compare(&*log, &hub, &hints, &check).await {
             Ok(()) => is_failing = false,
             Err(StoreError::Stopped) => return,
             Err(error) if is_failing => tracing::debug!(%error, "heads could not be compared"),
@@ -43,11 +43,16 @@ pub async fn watch_heads(log: Arc<dyn Log>, hub: Arc<Hub>, hints: Hints) {
 }
 
 /// Compares the heads of these schools, and gives a hint about each that is behind.
-async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result<(), StoreError> {
+async fn compare(
+    log: &dyn Log,
+    hub: &Hub,
+    hints: &Hints,
+    check: &LogCheck,
+) -> Result<(), StoreError> {
     // Take the positions before reading the heads: the log must have every event that the hub was offered or that a
     // listener has read until now. Otherwise, it has lost events.
     let mut positions = hub.positions();
-    positions.retain(|(school, _)| look.all || look.schools.contains(school));
+    positions.retain(|(school, _)| check.all || check.schools.contains(school));
     let mut behind = Vec::new();
     let mut events_behind = 0;
     for part in positions.chunks(HEADS_BATCH) {
@@ -67,10 +72,10 @@ async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result
             }
         }
     }
-    if look.all {
+    if check.all {
         hints.is_behind(events_behind);
     }
-    if !look.all || behind.is_empty() {
+    if !check.all || behind.is_empty() {
         give(hints, behind);
         return Ok(());
     }
@@ -113,17 +118,17 @@ mod tests {
     use crate::hub::mailbox::tests::event;
     use crate::log::{Batches, Committed, Incoming};
 
-    fn all() -> Look {
-        Look {
+    fn all() -> LogCheck {
+        LogCheck {
             all: true,
-            ..Look::default()
+            ..LogCheck::default()
         }
     }
 
-    fn one() -> Look {
-        Look {
+    fn one() -> LogCheck {
+        LogCheck {
             schools: [school()].into(),
-            ..Look::default()
+            ..LogCheck::default()
         }
     }
 
@@ -145,14 +150,14 @@ mod tests {
             .unwrap();
         assert!(hint(&mut batches).is_none(), "there is no event");
         let read = events(1..=3);
-        assert!(listener.joins(Place::untagged(3)));
+        assert!(listener.try_go_live(Place::untagged(3)));
         log.ends_with(&read);
         compare(&log, &hub, committed.hints(), &one())
             .await
             .unwrap();
         assert!(hint(&mut batches).is_none(), "it may be the same event");
         hub.start_over(school()).wake();
-        assert!(listener.joins(read[2].place()));
+        assert!(listener.try_go_live(read[2].place()));
         compare(&log, &hub, committed.hints(), &one())
             .await
             .unwrap();
@@ -179,23 +184,23 @@ mod tests {
         let (committed, mut batches) = Committed::channel(8);
         let listener = listen(&hub);
         let of_log = events(1..=3);
-        assert!(listener.joins(of_log[1].place()));
+        assert!(listener.try_go_live(of_log[1].place()));
         log.ends_with(&of_log);
-        let (hints, look) = (committed.hints(), one());
-        let compared = compare(&log, &hub, hints, &look).now_or_never();
+        let (hints, check) = (committed.hints(), one());
+        let compared = compare(&log, &hub, hints, &check).now_or_never();
         compared.expect("it does not wait").unwrap();
         assert!(matches!(hint(&mut batches), Some(Hint::UpTo(_, 3))));
-        let look = all();
-        let (compared, ()) = tokio::join!(compare(&log, &hub, hints, &look), async {
+        let check = all();
+        let (compared, ()) = tokio::join!(compare(&log, &hub, hints, &check), async {
             hub.offer(&of_log[2..]).wake();
         });
         compared.unwrap();
         assert!(hint(&mut batches).is_none(), "it has arrived");
         log.ends_with(&events(4..=4));
-        compare(&log, &hub, hints, &look).await.unwrap();
+        compare(&log, &hub, hints, &check).await.unwrap();
         assert!(matches!(hint(&mut batches), Some(Hint::UpTo(_, 4))));
         log.ends_with(&events(5..=7));
-        compare(&log, &hub, hints, &look).await.unwrap();
+        compare(&log, &hub, hints, &check).await.unwrap();
         assert_eq!(hints.counts().behind, 4);
     }
 

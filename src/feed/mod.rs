@@ -183,8 +183,8 @@ impl Feed {
         let event = match self.segments.get(school, before, bounds).await? {
             Some(segment) => segment.after(before).next().map(Arc::clone),
             None => {
-                let stretch = self.log.read_stretch(school, before, seq).await?;
-                stretch.events.into_iter().next()
+                let range = self.log.read_range(school, before, seq).await?;
+                range.events.into_iter().next()
             }
         };
         // Retention may have deleted the event meanwhile; then the first event is a later one. The replay detects that.

@@ -139,12 +139,12 @@ impl Segments {
         if known.seq == 0 || known.seq >= bounds.head.seq || known.seq <= bounds.floor.seq {
             return Ok(known.seq == 0 || known == bounds.head);
         }
-        let stretch = self
+        let range = self
             .log
-            .read_stretch(school, known.seq - 1, known.seq)
+            .read_range(school, known.seq - 1, known.seq)
             .await?;
         let is_same = |event: &Arc<Event>| known.tag.is_none() || event.place() == known;
-        Ok(stretch.events.first().is_some_and(is_same))
+        Ok(range.events.first().is_some_and(is_same))
     }
 
     fn heads(&self) -> MutexGuard<'_, LruCache<SchoolId, Place>> {
@@ -211,32 +211,32 @@ impl Segments {
             let last = segment.events.last().filter(|_| self.log.is_shared());
             let last = last.map(|last| last.place());
             let after = last.map_or(segment.through, |last| last.seq - 1);
-            let mut stretch = self.log.read_stretch(school, after, end).await?;
+            let mut range = self.log.read_range(school, after, end).await?;
             if let Some(last) = last {
-                if stretch.lacks(last) {
+                if range.lacks(last) {
                     segment = Segment {
                         through: begin,
                         ..Segment::default()
                     };
                     continue;
                 }
-                stretch.events.retain(|event| event.seq > last.seq);
+                range.events.retain(|event| event.seq > last.seq);
             }
-            if stretch.floor.seq > segment.through {
+            if range.floor.seq > segment.through {
                 // Retention has deleted the events that follow those read earlier, so there would be a gap.
                 segment.events.clear();
                 segment.bytes = 0;
-                segment.floor = stretch.floor.seq;
+                segment.floor = range.floor.seq;
             }
-            let bytes = stretch.events.iter().map(|event| event.bytes());
+            let bytes = range.events.iter().map(|event| event.bytes());
             segment.bytes += bytes.sum::<usize>();
-            segment.events.extend(stretch.events);
-            segment.last.extend(stretch.last);
-            segment.through = stretch.through.max(segment.through);
+            segment.events.extend(range.events);
+            segment.last.extend(range.last);
+            segment.through = range.through.max(segment.through);
             if segment.bytes > SEGMENT_MAX_BYTES {
                 return Ok(None);
             }
-            if segment.through >= end.min(stretch.head) {
+            if segment.through >= end.min(range.head) {
                 debug_assert!(is_dense(&segment.events), "a segment has no hole");
                 return Ok(Some(Arc::new(segment)));
             }

@@ -15,7 +15,7 @@ use crate::config::{
 use crate::event::{Event, is_dense};
 use crate::hub::{Hub, Position, WakeList};
 use crate::id::{Place, SchoolId};
-use crate::log::{Batches, Hint, Incoming, Log, StoreError, Stretch};
+use crate::log::{Batches, Hint, Incoming, Log, LogRange, StoreError};
 
 /// A school with missing events.
 struct Hole {
@@ -45,7 +45,7 @@ struct Read {
     school: SchoolId,
     /// The last event that had been delivered when the read began.
     known: Place,
-    stretch: Result<Stretch, StoreError>,
+    range: Result<LogRange, StoreError>,
 }
 
 struct Tail<'a> {
@@ -353,11 +353,11 @@ impl Tail<'_> {
             let after = known.seq.saturating_sub(1);
             let upto = hole.beyond.keys().next().map_or(hole.newest, |seq| seq - 1);
             self.reads.spawn(async move {
-                let stretch = log.read_stretch(school, after, upto).await;
+                let range = log.read_range(school, after, upto).await;
                 Read {
                     school,
                     known,
-                    stretch,
+                    range,
                 }
             });
         }
@@ -377,13 +377,13 @@ impl Tail<'_> {
         let Read {
             school,
             known,
-            stretch,
+            range,
         } = read;
         let Some(hole) = self.holes.get_mut(&school) else {
             return Vec::new();
         };
-        let stretch = match stretch {
-            Ok(stretch) => stretch,
+        let range = match range {
+            Ok(range) => range,
             Err(error) => {
                 tracing::warn!(%error, school.id = %school, "missing events could not be read; retrying");
                 hole.due = Some(Instant::now() + HOLE_PAUSE);
@@ -391,14 +391,14 @@ impl Tail<'_> {
                 return Vec::new();
             }
         };
-        if stretch.lacks(known) {
+        if range.lacks(known) {
             self.start_over(school);
             return Vec::new();
         }
-        if stretch.floor.seq > known.seq {
-            return self.skip(school, stretch);
+        if range.floor.seq > known.seq {
+            return self.skip(school, range);
         }
-        let Stretch { events, head, .. } = stretch;
+        let LogRange { events, head, .. } = range;
         let mut of_log = events
             .into_iter()
             .filter(|event| event.seq > known.seq)
@@ -428,12 +428,12 @@ impl Tail<'_> {
     }
 
     /// The missing events are past retention. The hub makes the listeners that would miss them read the log.
-    fn skip(&mut self, school: SchoolId, stretch: Stretch) -> Vec<Arc<Event>> {
+    fn skip(&mut self, school: SchoolId, range: LogRange) -> Vec<Arc<Event>> {
         let mut deliverable: Vec<Arc<Event>> = Vec::new();
         let Some(hole) = self.holes.get_mut(&school) else {
             return deliverable;
         };
-        let of_log = stretch.events.into_iter().map(|event| (event.seq, event));
+        let of_log = range.events.into_iter().map(|event| (event.seq, event));
         hole.beyond.extend(of_log);
         hole.due = Some(Instant::now());
         let follows = |last: Option<&Arc<Event>>, seq| last.is_none_or(|last| last.seq + 1 == seq);
@@ -442,9 +442,7 @@ impl Tail<'_> {
         {
             deliverable.push(entry.remove());
         }
-        let through = deliverable
-            .last()
-            .map_or(stretch.floor.seq, |last| last.seq);
+        let through = deliverable.last().map_or(range.floor.seq, |last| last.seq);
         if through >= hole.newest {
             self.holes.remove(&school);
         }

@@ -13,7 +13,7 @@ use crate::hub::mailbox::tests::event;
 use crate::hub::{Attachment, Hub, Reader};
 use crate::id::{Channel, Cursor, Epoch, Place, SchoolId};
 use crate::kind::job;
-use crate::log::{Bounds, Committed, Log, Page, StoreError, Stretch};
+use crate::log::{Bounds, Committed, Log, LogRange, Page, StoreError};
 use crate::scope::Scope;
 
 /// The shared log of one school, in memory.
@@ -79,12 +79,7 @@ impl Log for Kept {
         })
     }
 
-    async fn read_stretch(
-        &self,
-        _: SchoolId,
-        after: u64,
-        upto: u64,
-    ) -> Result<Stretch, StoreError> {
+    async fn read_range(&self, _: SchoolId, after: u64, upto: u64) -> Result<LogRange, StoreError> {
         if self.fails.swap(false, Ordering::SeqCst) {
             return Err(StoreError::Database("the disk is full".into()));
         }
@@ -92,7 +87,7 @@ impl Log for Kept {
         let floor = self.floor();
         let head = events.last().map_or(floor.seq, |last| last.seq);
         let is_wanted = |event: &&Arc<Event>| event.seq > after && event.seq <= upto;
-        Ok(Stretch {
+        Ok(LogRange {
             events: events.iter().filter(is_wanted).map(Arc::clone).collect(),
             through: upto.min(head),
             head,

@@ -223,6 +223,6 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
         role: Role::Viewer,
         channels: None,
         expires_at: None,
-        returns_until: None,
+        reconnects_until: None,
     })
 }

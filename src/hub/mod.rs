@@ -706,9 +706,9 @@ impl Attachment {
     /// attached, or was never offered.
     ///
     /// If a shared log has lost events that were read or offered, all listeners check their places against the log.
-    pub fn joins(&self, place: Place) -> bool {
+    pub fn try_go_live(&self, place: Place) -> bool {
         if self.hub.is_shared {
-            return self.joins_shared(place);
+            return self.goes_live_shared(place);
         }
         let mut state = lock(&self.school);
         match state.head {

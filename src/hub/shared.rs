@@ -187,8 +187,8 @@ impl SchoolState {
 }
 
 impl Attachment {
-    /// See [`Attachment::joins`].
-    pub(super) fn joins_shared(&self, place: Place) -> bool {
+    /// See [`Attachment::try_go_live`].
+    pub(super) fn goes_live_shared(&self, place: Place) -> bool {
         let mut state = lock(&self.school);
         let Some(head) = state.head else {
             // From now on, the hub notices missing events.

@@ -182,8 +182,11 @@ fn a_hole_is_not_passed_on_but_makes_everyone_read_the_log() {
         attachment.window(Place::untagged(1)).is_none(),
         "2 is not in it"
     );
-    assert!(!attachment.joins(Place::untagged(1)), "nor was it offered");
-    assert!(attachment.joins(Place::untagged(2)));
+    assert!(
+        !attachment.try_go_live(Place::untagged(1)),
+        "nor was it offered"
+    );
+    assert!(attachment.try_go_live(Place::untagged(2)));
 }
 
 /// Returns an event that follows another one.
@@ -198,21 +201,21 @@ fn listeners_of_a_shared_log_check_their_places_if_one_has_read_another_event_th
     let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &limits(10));
     let (one, other) = (attach().unwrap(), attach().unwrap());
     let (first, lost) = (event(1, "a", true), event(2, "a", true));
-    assert!(one.joins(first.place()));
+    assert!(one.try_go_live(first.place()));
     hub.offer(&[following(&first, "a")]).wake();
     assert!(
-        other.joins(first.place()),
+        other.try_go_live(first.place()),
         "it goes on with what is offered"
     );
     assert!(!other.mailbox().depth().lagging);
     // The same number, and another event.
     let replacement = event(2, "b", true);
-    assert!(other.joins(replacement.place()));
+    assert!(other.try_go_live(replacement.place()));
     for attachment in [&one, &other] {
         assert!(attachment.mailbox().depth().lagging, "it reads the log");
     }
     assert_eq!(one.head(), None, "nothing is taken for known");
-    assert!(one.joins(lost.place()));
+    assert!(one.try_go_live(lost.place()));
 }
 
 #[test]
@@ -221,9 +224,9 @@ fn what_is_offered_to_a_shared_log_must_be_what_a_listener_has_read_ahead() {
     let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &limits(10));
     let (one, ahead) = (attach().unwrap(), attach().unwrap());
     let first = event(1, "a", true);
-    assert!(one.joins(first.place()));
+    assert!(one.try_go_live(first.place()));
     let read = following(&first, "a");
-    assert!(ahead.joins(read.place()));
+    assert!(ahead.try_go_live(read.place()));
     assert!(!hub.contradicts(std::slice::from_ref(&read)));
     let another = following(&first, "b");
     assert!(hub.contradicts(std::slice::from_ref(&another)));
@@ -239,13 +242,16 @@ fn a_listener_of_a_shared_log_reads_again_what_the_window_no_longer_shows() {
     let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &limits(10));
     let (one, late) = (attach().unwrap(), attach().unwrap());
     let mut events = vec![event(1, "a", true)];
-    assert!(one.joins(events[0].place()));
+    assert!(one.try_go_live(events[0].place()));
     for seq in 1..5 {
         events.push(following(&events[seq - 1], "a"));
     }
     hub.offer(&events[1..]).wake();
-    assert!(!late.joins(events[1].place()), "it may be another one now");
-    assert!(late.joins(events[2].place()), "the window follows it");
+    assert!(
+        !late.try_go_live(events[1].place()),
+        "it may be another one now"
+    );
+    assert!(late.try_go_live(events[2].place()), "the window follows it");
 }
 
 #[test]
@@ -433,10 +439,13 @@ fn what_listeners_have_read_ahead_is_bounded() {
         .attach(&scope(&[]), reader(), true, &limits(10))
         .unwrap();
     let place = |seq: usize| event(seq as u64, "a", true).place();
-    assert!((1..=READ_AHEAD_MAX + 1).all(|seq| attachment.joins(place(seq))));
+    assert!((1..=READ_AHEAD_MAX + 1).all(|seq| attachment.try_go_live(place(seq))));
     let read_ahead = || hub.position(1.try_into().unwrap()).unwrap().read_ahead;
     assert_eq!(read_ahead(), Some(place(READ_AHEAD_MAX + 1)));
-    assert!(!attachment.joins(place(READ_AHEAD_MAX + 2)), "no room");
+    assert!(
+        !attachment.try_go_live(place(READ_AHEAD_MAX + 2)),
+        "no room"
+    );
     assert_eq!(read_ahead(), Some(place(READ_AHEAD_MAX + 1)));
 }
 
@@ -450,9 +459,9 @@ fn what_was_read_ahead_is_known_until_it_is_offered() {
     let (one, other) = (attach(), attach());
     let place = |seq| event(seq, "a", true).place();
     let read_ahead = || hub.position(1.try_into().unwrap()).unwrap().read_ahead;
-    assert!(one.joins(place(1)) && other.joins(place(1)));
+    assert!(one.try_go_live(place(1)) && other.try_go_live(place(1)));
     assert_eq!(read_ahead(), None, "both are at the head");
-    assert!(other.joins(place(3)));
+    assert!(other.try_go_live(place(3)));
     hub.offer(&[event(2, "a", true)]).wake();
     assert_eq!(read_ahead(), Some(place(3)));
     hub.offer(&[event(3, "a", true)]).wake();
@@ -469,10 +478,13 @@ fn before_anything_is_offered_listeners_go_on_from_where_the_first_one_has_read(
         };
         let (one, other) = (attach(), attach());
         let (place, another) = (event(3, "a", true).place(), event(3, "b", true).place());
-        assert!(one.joins(place));
+        assert!(one.try_go_live(place));
         assert_eq!(other.head(), Some(place));
-        assert!(!other.joins(Place::untagged(2)), "3 was never offered");
-        assert!(other.joins(Place::untagged(3)));
+        assert!(
+            !other.try_go_live(Place::untagged(2)),
+            "3 was never offered"
+        );
+        assert!(other.try_go_live(Place::untagged(3)));
         assert!(!one.mailbox().depth().lagging, "it may be the same event");
         let window = |after| {
             other

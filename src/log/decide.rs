@@ -28,7 +28,7 @@ pub struct Rules {
     /// Limits on what producers can send.
     pub limits: Limits,
     /// The maximum number of subjects of each kind in a school, and the setting for it, if there is one.
-    pub most: Vec<(Kind, u64, Option<&'static str>)>,
+    pub max_subjects: Vec<(Kind, u64, Option<&'static str>)>,
 }
 
 /// The result of a group of commands.
@@ -307,7 +307,10 @@ impl Rules {
         kind: Kind,
     ) -> Result<Result<(), RuleError>, F::Error> {
         let created = decisions.created.entry((school, kind)).or_default();
-        if let Some((_, limit, setting)) = self.most.iter().find(|(limited, ..)| *limited == kind)
+        if let Some((_, limit, setting)) = self
+            .max_subjects
+            .iter()
+            .find(|(limited, ..)| *limited == kind)
             && facts.count(school, kind)? + *created >= *limit
         {
             return Ok(Err(RuleError::TooMany {

@@ -2,7 +2,7 @@
 //!
 //! A hint is never authoritative: it says where to look in the log, and may contain the events so that no read is needed.
 //! It may be lost, late, duplicated or out of order. Therefore the queue can be bounded, and sending a hint never waits:
-//! if the queue is full, the hint is dropped, and a [`Look`] at the log replaces it.
+//! if the queue is full, the hint is dropped, and a [`LogCheck`] replaces it.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc};
 
-use crate::config::{HINT_LOOKS_MAX, HINT_QUEUE, HINT_QUEUE_BYTES};
+use crate::config::{HINT_CHECKS_MAX, HINT_QUEUE, HINT_QUEUE_BYTES};
 use crate::event::{Event, is_dense};
 use crate::id::SchoolId;
 
@@ -45,14 +45,14 @@ impl Hint {
 
 /// Which logs to compare with the events that the hub has received.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Look {
+pub struct LogCheck {
     /// Every log. `schools` is empty then.
     pub all: bool,
     /// The logs of these schools.
     pub schools: HashSet<SchoolId>,
 }
 
-impl Look {
+impl LogCheck {
     fn is_empty(&self) -> bool {
         !self.all && self.schools.is_empty()
     }
@@ -75,7 +75,7 @@ pub(super) struct Hinted {
 struct State {
     /// Bytes of the events in the queue.
     bytes: AtomicUsize,
-    look: Mutex<Look>,
+    check: Mutex<LogCheck>,
     asked: Notify,
     counts: Counts,
 }
@@ -126,7 +126,7 @@ impl Hints {
         (hints, hinted)
     }
 
-    /// Queues a hint. Never waits: if there is no room, asks for a look at the school's log instead.
+    /// Queues a hint. Never waits: if there is no room, requests a check of the school's log instead.
     pub fn give(&self, hint: Hint) {
         let Some(school) = hint.school() else {
             return;
@@ -145,38 +145,38 @@ impl Hints {
         }
         self.state.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.state.counts.dropped.fetch_add(1, Ordering::Relaxed);
-        self.look_at(school);
+        self.request_check(school);
     }
 
-    /// Asks for a look at a school's log, because hints about it may have been missed.
-    pub fn look_at(&self, school: SchoolId) {
-        let mut look = self.state.look();
-        if !look.all {
-            look.schools.insert(school);
+    /// Requests a check of a school's log, because hints about it may have been missed.
+    pub fn request_check(&self, school: SchoolId) {
+        let mut check = self.state.check();
+        if !check.all {
+            check.schools.insert(school);
         }
-        if look.schools.len() > HINT_LOOKS_MAX {
-            look.all = true;
-            look.schools = HashSet::new();
+        if check.schools.len() > HINT_CHECKS_MAX {
+            check.all = true;
+            check.schools = HashSet::new();
         }
-        drop(look);
+        drop(check);
         self.state.asked.notify_one();
     }
 
-    /// Asks for a look at every log that the hub follows.
-    pub fn look_at_all(&self) {
-        *self.state.look() = Look {
+    /// Requests a check of every log that the hub follows.
+    pub fn request_check_of_all(&self) {
+        *self.state.check() = LogCheck {
             all: true,
             schools: HashSet::new(),
         };
         self.state.asked.notify_one();
     }
 
-    /// Waits until somebody asks for a look, and returns where to look.
-    pub async fn asked(&self) -> Look {
+    /// Waits until a check is requested, and returns which logs to check.
+    pub async fn requested_check(&self) -> LogCheck {
         loop {
-            let look = std::mem::take(&mut *self.state.look());
-            if !look.is_empty() {
-                return look;
+            let check = std::mem::take(&mut *self.state.check());
+            if !check.is_empty() {
+                return check;
             }
             self.state.asked.notified().await;
         }
@@ -222,8 +222,8 @@ impl Hinted {
 }
 
 impl State {
-    fn look(&self) -> MutexGuard<'_, Look> {
-        self.look.lock().unwrap_or_else(PoisonError::into_inner)
+    fn check(&self) -> MutexGuard<'_, LogCheck> {
+        self.check.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -241,9 +241,9 @@ mod tests {
         for number in 1..=HINT_QUEUE + 2 {
             hints.give(Hint::UpTo(school(number), 1));
         }
-        let look = hints.asked().await;
+        let check = hints.requested_check().await;
         let expected = HashSet::from([school(HINT_QUEUE + 1), school(HINT_QUEUE + 2)]);
-        assert_eq!((look.all, look.schools), (false, expected));
+        assert_eq!((check.all, check.schools), (false, expected));
         let counts = hints.counts();
         assert_eq!((counts.taken, counts.dropped), (HINT_QUEUE as u64, 2));
         for number in 1..=HINT_QUEUE {
@@ -255,10 +255,10 @@ mod tests {
     #[tokio::test]
     async fn where_to_look_is_bounded_whatever_is_missed() {
         let (hints, _hinted) = Hints::channel();
-        for number in 1..=2 * HINT_LOOKS_MAX {
-            hints.look_at(school(number));
+        for number in 1..=2 * HINT_CHECKS_MAX {
+            hints.request_check(school(number));
         }
-        let look = hints.asked().await;
-        assert!(look.all && look.schools.is_empty());
+        let check = hints.requested_check().await;
+        assert!(check.all && check.schools.is_empty());
     }
 }

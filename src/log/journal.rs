@@ -39,21 +39,21 @@ pub struct Bounds {
 
 /// Part of a school's log: every event of a range of `seq`s.
 #[derive(Debug)]
-pub struct Stretch {
+pub struct LogRange {
     /// The events, without gaps.
     pub events: Vec<Arc<Event>>,
-    /// The stretch contains every event up to this `seq` that has not been removed.
+    /// The range contains every event up to this `seq` that has not been removed.
     pub through: u64,
-    /// The school's newest `seq` when the stretch was read.
+    /// The school's newest `seq` when the range was read.
     pub head: u64,
     /// Events up to this place have been removed.
     pub floor: Place,
-    /// The last events of subjects that have ticks in this stretch and further events after it.
+    /// The last events of subjects that have ticks in this range and further events after it.
     pub last: HashMap<(Kind, SubjectId), LastEvent>,
 }
 
-impl Stretch {
-    /// Returns whether this stretch, whose range must include the place `known`, shows that the log no longer has the
+impl LogRange {
+    /// Returns whether this range, which must include the place `known`, shows that the log no longer has the
     /// event at that place.
     pub fn lacks(&self, known: Place) -> bool {
         let is_other = |place: Place| {
@@ -108,12 +108,12 @@ pub trait Log: Send + Sync + 'static {
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError>;
 
     /// Returns every event after `after` up to `upto`, or as many as one read returns.
-    async fn read_stretch(
+    async fn read_range(
         &self,
         school: SchoolId,
         after: u64,
         upto: u64,
-    ) -> Result<Stretch, StoreError>;
+    ) -> Result<LogRange, StoreError>;
 
     /// Returns the events in scope after `after`. With `conflate`, leaves out ticks that a later event in scope supersedes.
     async fn replay(

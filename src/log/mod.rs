@@ -61,8 +61,8 @@ pub use self::committed::{Announcer, Batches, CommitCounts, CommitMetrics, Commi
 pub use self::consumers::Consumers;
 pub use self::error::{StoreError, Waiting};
 pub use self::heartbeats::Heartbeats;
-pub use self::hints::{Hint, HintCounts, Hints, Look};
-pub use self::journal::{Bounds, Journal, LastEvent, Log, Page, Stretch};
+pub use self::hints::{Hint, HintCounts, Hints, LogCheck};
+pub use self::journal::{Bounds, Journal, LastEvent, Log, LogRange, Page};
 pub use self::leases::Leases;
 pub use self::nodes::Nodes;
 pub use self::pings::PingKeys;

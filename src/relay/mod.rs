@@ -217,7 +217,7 @@ impl Relay {
             }
             // What was committed before the subscription, and what was not offered while nobody listened.
             here.into_iter()
-                .for_each(|school| self.hints.look_at(school));
+                .for_each(|school| self.hints.request_check(school));
             drop(subscribed);
             moved = poll_fn(|cx| self.hub.poll_moved(cx)).await;
         }

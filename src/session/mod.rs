@@ -350,12 +350,12 @@ impl Session {
     }
 
     /// Records why the transport ends the session, for the log. Does not end the session.
-    pub fn ends(&mut self, reason: &'static str) {
-        self.subscription.ends(reason);
+    pub fn set_end_reason(&mut self, reason: &'static str) {
+        self.subscription.set_end_reason(reason);
     }
 
     fn end(&mut self, close: Close) {
-        self.subscription.ends(close.reason());
+        self.subscription.set_end_reason(close.reason());
         self.ended = Some(close);
     }
 

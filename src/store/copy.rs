@@ -91,13 +91,13 @@ impl<R: FnMut(&Progress)> Step<'_, R> {
         self.import.events(Vec::new()).await?;
         let mut after = bounds.floor.seq;
         while after < bounds.head.seq {
-            let stretch = self
+            let range = self
                 .from
-                .read_stretch(self.school, after, bounds.head.seq)
+                .read_range(self.school, after, bounds.head.seq)
                 .await?;
-            after = stretch.through;
-            self.progress.events += stretch.events.len() as u64;
-            self.import.events(stretch.events).await?;
+            after = range.through;
+            self.progress.events += range.events.len() as u64;
+            self.import.events(range.events).await?;
             (self.report)(self.progress);
         }
         for kind in kind::KINDS {

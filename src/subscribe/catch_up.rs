@@ -313,7 +313,7 @@ impl Subscription {
             .into_iter()
             .for_each(|event| self.deliver(event));
         self.position = page.through;
-        if page.through.seq < page.head.seq || !self.attachment.joins(self.position) {
+        if page.through.seq < page.head.seq || !self.attachment.try_go_live(self.position) {
             self.plan.push_front(Step::CatchUp {
                 from: None,
                 settled: true,
@@ -430,7 +430,7 @@ impl Subscription {
             None => {
                 self.position = page.head;
                 self.wide_from = page.head.seq;
-                if is_last && !self.attachment.joins(page.head) {
+                if is_last && !self.attachment.try_go_live(page.head) {
                     self.plan.push_front(Step::CatchUp {
                         from: None,
                         settled: true,

@@ -57,7 +57,7 @@ pub struct Request {
     /// When the credential expires.
     pub expires_at: Option<DateTime<Utc>>,
     /// The time until which a client can reconnect with the credential, if it differs from `expires_at`.
-    pub returns_until: Option<DateTime<Utc>>,
+    pub reconnects_until: Option<DateTime<Utc>>,
     /// Whether to begin with `connected`, and the fields that the endpoint adds to it.
     pub welcome: Option<Map<String, Value>>,
 }
@@ -124,7 +124,7 @@ pub struct Subscription {
     narrowed: bool,
     next_heartbeat: Instant,
     expires: Option<Instant>,
-    returns_until: Option<DateTime<Utc>>,
+    reconnects_until: Option<DateTime<Utc>>,
     timer: Alarm,
     /// Whether the stream ends after the contents of the outbox. The remaining steps are ignored.
     ended: bool,
@@ -156,7 +156,7 @@ impl Subscriber {
             from,
             tick,
             expires_at,
-            returns_until,
+            reconnects_until,
             welcome,
         } = request;
         let (shared, conflator) = (&self.0, Conflator::new(tick));
@@ -185,7 +185,7 @@ impl Subscriber {
             narrowed: false,
             next_heartbeat: now + shared.heartbeat,
             expires: None,
-            returns_until,
+            reconnects_until,
             timer: Alarm::at(now + shared.heartbeat),
             ended: false,
             log,
@@ -271,7 +271,7 @@ impl Subscription {
     pub fn closing(&self, close: Close) -> Control {
         let pause = Duration::from_millis(close.retry_ms().unwrap_or(0));
         let is_valid = self
-            .returns_until
+            .reconnects_until
             .is_none_or(|until| Utc::now() + pause <= until);
         // This close code means that the credential has expired, so clients reconnect with a new one.
         let outlasts = |end| close == Close::TokenExpired || Instant::now() + pause < end;
@@ -292,7 +292,7 @@ impl Subscription {
     }
 
     /// Records why the transport ends the stream, for the log. Does not end the stream.
-    pub fn ends(&mut self, reason: &'static str) {
+    pub fn set_end_reason(&mut self, reason: &'static str) {
         self.log.set_reason(reason);
     }
 

@@ -46,7 +46,7 @@ fn request(subscriber: &Subscriber, scope: Scope) -> Request {
         from: Some(Cursor::untagged(subscriber.feed().epoch(), 0)),
         tick: Duration::ZERO,
         expires_at: None,
-        returns_until: None,
+        reconnects_until: None,
         welcome: None,
     }
 }

@@ -219,7 +219,7 @@ async fn node_of(medium: &dyn Medium, epoch: &str) -> Node {
         running,
         _batches: batches,
     };
-    let asked = patiently("it is connected", node.hints.asked()).await;
+    let asked = patiently("it is connected", node.hints.requested_check()).await;
     assert!(asked.all, "what happened before the connection is unknown");
     assert!(node.metrics.read().connected);
     node
@@ -354,7 +354,7 @@ async fn a_restarted_server_is_found_again_and_what_was_missed_is_looked_at(
     receiver.bus.unsubscribe(&[school(9)]).await.ok();
     medium.restart().await;
     for node in [&sender, &receiver] {
-        let asked = patiently("it works again", node.hints.asked()).await;
+        let asked = patiently("it works again", node.hints.requested_check()).await;
         assert!(asked.all, "everything may have been missed");
         assert_eq!(node.metrics.read().disconnections, 1);
     }
@@ -372,7 +372,7 @@ async fn a_receiver_that_takes_nothing_does_not_grow(medium: &mut dyn Medium) {
     for seq in 1..=many {
         sender.publish(&[event(1, seq, "more")]).await;
     }
-    let asked = patiently("something is dropped", receiver.hints.asked()).await;
+    let asked = patiently("something is dropped", receiver.hints.requested_check()).await;
     assert!(asked.all, "the log has what was dropped");
     patiently("everything has arrived", async {
         loop {
@@ -439,7 +439,7 @@ async fn what_no_node_has_sent_is_ignored(medium: &mut dyn Medium) {
     }
     let huge = vec![b'x'; BUS_INBOX_BYTES + 1];
     if medium.inject(epoch, school(1), &huge).await {
-        let asked = patiently("it is dropped", receiver.hints.asked()).await;
+        let asked = patiently("it is dropped", receiver.hints.requested_check()).await;
         assert!(asked.all);
     }
     sender.publish(&[event(1, 1, "after all")]).await;
@@ -538,7 +538,7 @@ async fn a_redis_that_answers_no_more_is_given_up_and_connected_again() {
     .await;
     server.freeze(process, false);
     for node in [&sender, &receiver] {
-        let asked = patiently("it works again", node.hints.asked()).await;
+        let asked = patiently("it works again", node.hints.requested_check()).await;
         assert!(asked.all);
     }
     sender.publish(&[event(1, 2, "after")]).await;
@@ -574,7 +574,7 @@ async fn a_redis_that_wants_a_password_is_given_it() {
     let connected = async {
         tokio::select! {
             () = bus.run(inbox) => unreachable!("it goes on"),
-            _ = committed.hints().asked() => {}
+            _ = committed.hints().requested_check() => {}
         }
     };
     patiently("it is connected", connected).await;

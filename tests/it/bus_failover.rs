@@ -64,7 +64,7 @@ async fn the_replica_that_a_sentinel_promotes_is_found() {
     assert_eq!(receiver.next_seqs().await, (1, vec![1]));
     watched.server.kill();
     for node in [&sender, &receiver] {
-        let asked = patiently("it is connected again", node.hints.asked()).await;
+        let asked = patiently("it is connected again", node.hints.requested_check()).await;
         assert!(asked.all, "everything may have been missed");
     }
     hears_again(&sender, &mut receiver, 1).await;
@@ -93,7 +93,11 @@ async fn the_replica_that_takes_a_failed_masters_place_in_a_cluster_is_found() {
         assert_eq!(receiver.next_seqs().await, (*school, vec![1]));
     }
     cluster.masters[1].kill();
-    let asked = patiently("the receiver is connected again", receiver.hints.asked()).await;
+    let asked = patiently(
+        "the receiver is connected again",
+        receiver.hints.requested_check(),
+    )
+    .await;
     assert!(asked.all, "everything may have been missed");
     // Before that, a replica passes messages on too.
     patiently("the replica is promoted", async {
@@ -122,7 +126,11 @@ async fn a_channel_that_moves_within_a_cluster_is_subscribed_to_again() {
     assert_eq!(receiver.metrics.read().disconnections, 0);
     let (from, slot) = home(&cluster, 1);
     cluster.move_slot(slot, from, (from + 1) % 3);
-    let asked = patiently("the receiver subscribes again", receiver.hints.asked()).await;
+    let asked = patiently(
+        "the receiver subscribes again",
+        receiver.hints.requested_check(),
+    )
+    .await;
     assert!(asked.all, "everything may have been missed");
     hears_again(&sender, &mut receiver, 1).await;
 }

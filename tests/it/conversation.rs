@@ -166,7 +166,7 @@ fn access(role: Role) -> Access {
         role,
         channels: None,
         expires_at: None,
-        returns_until: None,
+        reconnects_until: None,
     }
 }
 
@@ -387,7 +387,7 @@ async fn a_close_message_invites_back_only_with_a_credential_that_is_valid_then(
     let at = |secs| Some(Utc::now() + TimeDelta::seconds(secs));
     // The client is asked to wait for five seconds before it returns.
     let later = Close::TryAgainLater;
-    for (expires_at, returns_until, close, invites) in [
+    for (expires_at, reconnects_until, close, invites) in [
         (None, None, later, true),
         (at(60), at(60), later, true),
         (at(2), None, later, false),
@@ -399,12 +399,12 @@ async fn a_close_message_invites_back_only_with_a_credential_that_is_valid_then(
     ] {
         let access = Access {
             expires_at,
-            returns_until,
+            reconnects_until,
             ..access(Role::Viewer)
         };
         let mut talk = Talk::begin(&tidings, access, Dialect::MULTIPLEXED);
         talk.session.close(close, &mut talk.output);
-        let case = format!("{expires_at:?} {returns_until:?} {close:?}");
+        let case = format!("{expires_at:?} {reconnects_until:?} {close:?}");
         assert_eq!(talk.output.messages[0]["reconnect"], invites, "{case}");
     }
     tidings.close().await.unwrap();

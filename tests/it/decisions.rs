@@ -43,7 +43,7 @@ fn rules(jobs_per_school: u64) -> Rules {
     Rules {
         epoch: "00000001".parse().unwrap(),
         limits: settings.limits(),
-        most: settings.most_subjects(),
+        max_subjects: settings.max_subjects(),
     }
 }
 

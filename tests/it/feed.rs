@@ -16,7 +16,7 @@ use tidings::hub::{Hub, Reader};
 use tidings::id::{Cursor, Epoch, Place, SchoolId};
 use tidings::kind;
 use tidings::log::{
-    Batches, Bounds, Committed, Envelope, Hint, Journal, Log, Page, StoreError, Stretch,
+    Batches, Bounds, Committed, Envelope, Hint, Journal, Log, LogRange, Page, StoreError,
 };
 use tidings::scope::Scope;
 use tidings::store::sqlite::SqliteStore;
@@ -31,14 +31,14 @@ struct Counted {
     store: SqliteStore,
     /// The database after a failover to a copy that lacks the newest commits.
     copy: OnceLock<SqliteStore>,
-    stretches: AtomicUsize,
+    ranges: AtomicUsize,
     bounds: AtomicUsize,
     heads: AtomicUsize,
-    /// The next read of a stretch panics.
+    /// The next read of a range panics.
     panics: AtomicBool,
-    /// Maximum number of events in a stretch.
+    /// Maximum number of events in a range.
     limit: AtomicU64,
-    /// What happens after the next read of a stretch.
+    /// What happens after the next read of a range.
     afterwards: Mutex<Option<BoxFuture<'static, ()>>>,
 }
 
@@ -68,21 +68,21 @@ impl Log for Counted {
         self.now().bounds(school).await
     }
 
-    async fn read_stretch(
+    async fn read_range(
         &self,
         school: SchoolId,
         after: u64,
         upto: u64,
-    ) -> Result<Stretch, StoreError> {
-        self.stretches.fetch_add(1, Ordering::SeqCst);
+    ) -> Result<LogRange, StoreError> {
+        self.ranges.fetch_add(1, Ordering::SeqCst);
         assert!(!self.panics.swap(false, Ordering::SeqCst), "as it is to");
         let upto = upto.min(after.saturating_add(self.limit.load(Ordering::SeqCst)));
-        let stretch = self.now().read_stretch(school, after, upto).await;
+        let range = self.now().read_range(school, after, upto).await;
         let afterwards = self.afterwards.lock().unwrap().take();
         if let Some(afterwards) = afterwards {
             afterwards.await;
         }
-        stretch
+        range
     }
 
     async fn replay(
@@ -129,7 +129,7 @@ fn node() -> Node {
     let log = Arc::new(Counted {
         store,
         copy: OnceLock::new(),
-        stretches: AtomicUsize::new(0),
+        ranges: AtomicUsize::new(0),
         bounds: AtomicUsize::new(0),
         heads: AtomicUsize::new(0),
         panics: AtomicBool::new(false),
@@ -224,7 +224,7 @@ impl Node {
             from: from.map(|seq| Cursor::untagged(self.log.epoch(), seq)),
             tick,
             expires_at: None,
-            returns_until: None,
+            reconnects_until: None,
             welcome: None,
         };
         self.subscriber.open(request).unwrap()
@@ -280,10 +280,10 @@ async fn a_crowd_that_comes_back_reads_and_encodes_each_event_once() {
             event.seq
         );
     }
-    let stretches = node.log.stretches.load(Ordering::SeqCst);
+    let ranges = node.log.ranges.load(Ordering::SeqCst);
     assert!(
-        stretches <= TICKS / 100,
-        "{stretches} reads for {READERS} readers"
+        ranges <= TICKS / 100,
+        "{ranges} reads for {READERS} readers"
     );
     let bounds = node.log.bounds.load(Ordering::SeqCst);
     assert!(bounds < READERS, "{bounds} looks at where the log ends");
@@ -457,7 +457,7 @@ async fn hints_about_a_school_without_listeners_cost_no_read_and_no_memory() {
     node.committed.round_trip().await.unwrap();
     support::until("the hints are taken", async || hints.counts().late == 3).await;
     assert_eq!(node.hub.schools(), 0);
-    assert_eq!(node.log.stretches.load(Ordering::SeqCst), 0);
+    assert_eq!(node.log.ranges.load(Ordering::SeqCst), 0);
     following.abort();
 }
 
@@ -474,8 +474,8 @@ async fn an_event_without_any_hint_arrives_by_the_comparison_of_heads() {
         assert_eq!(next_event(&mut subscription).await, seq);
     }
     // One query for all schools, and no read of what is up to date.
-    let stretches = node.log.stretches.load(Ordering::SeqCst);
-    assert!(stretches <= 4, "{stretches} reads for 3 events");
+    let ranges = node.log.ranges.load(Ordering::SeqCst);
+    assert!(ranges <= 4, "{ranges} reads for 3 events");
     following.abort();
     comparing.abort();
 }
@@ -494,13 +494,13 @@ async fn the_lag_is_the_number_of_events_that_the_streams_lack() {
     make(&mut node, 2, 5).await;
     let looking = node.compare_heads();
     let hints = node.committed.hints().clone();
-    hints.look_at_all();
+    hints.request_check_of_all();
     support::until("the lag is known", async || hints.counts().behind == 3).await;
     let following = node.follow();
     for seq in 1..=3 {
         assert_eq!(next_event(&mut subscription).await, last + seq);
     }
-    hints.look_at_all();
+    hints.request_check_of_all();
     support::until("there is none", async || hints.counts().behind == 0).await;
     following.abort();
     looking.abort();
@@ -703,7 +703,7 @@ async fn events_that_are_read_while_the_log_fails_over_are_of_one_history() {
     };
     *node.log.afterwards.lock().unwrap() = Some(fails_over.boxed());
     let delivered = until_ready(&mut node.open(1, Some(1))).await;
-    let kept = node.log.now().read_stretch(school(1), 1, 7).await.unwrap();
+    let kept = node.log.now().read_range(school(1), 1, 7).await.unwrap();
     assert_eq!(kept.events.len(), 6);
     let places =
         |events: &[Arc<Event>]| events.iter().map(|event| event.place()).collect::<Vec<_>>();

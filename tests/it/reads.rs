@@ -13,7 +13,7 @@ use tidings::feed::Feed;
 use tidings::hub::{Hub, Reader};
 use tidings::id::{Cursor, Epoch, Place, SchoolId};
 use tidings::kind::{self, job};
-use tidings::log::{Bounds, Committed, ListQuery, Log, Page, StoreError, Stretch};
+use tidings::log::{Bounds, Committed, ListQuery, Log, LogRange, Page, StoreError};
 use tidings::scope::{Filter, Scope};
 use tidings::subscribe::{Delivery, Request, Subscriber};
 use tidings::wire::Control;
@@ -331,9 +331,9 @@ impl Log for Endless {
         })
     }
 
-    async fn read_stretch(&self, _: SchoolId, _: u64, upto: u64) -> Result<Stretch, StoreError> {
+    async fn read_range(&self, _: SchoolId, _: u64, upto: u64) -> Result<LogRange, StoreError> {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        Ok(Stretch {
+        Ok(LogRange {
             events: Vec::new(),
             through: upto,
             head: 1_000_000,
@@ -396,7 +396,7 @@ async fn a_stream_that_reads_long_for_nothing_gives_signs_of_life_by_which_a_dep
                 from,
                 tick: Duration::ZERO,
                 expires_at: None,
-                returns_until: None,
+                reconnects_until: None,
                 welcome: None,
             })
             .unwrap();

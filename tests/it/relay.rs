@@ -20,7 +20,7 @@ use tidings::feed::{self, Feed};
 use tidings::hub::{Hub, Reader};
 use tidings::id::{Cursor, Epoch, Place, SchoolId};
 use tidings::kind;
-use tidings::log::{Batches, Bounds, Committed, Journal, Log, Page, StoreError, Stretch};
+use tidings::log::{Batches, Bounds, Committed, Journal, Log, LogRange, Page, StoreError};
 use tidings::relay::Relay;
 use tidings::scope::Scope;
 use tidings::store::sqlite::SqliteStore;
@@ -59,14 +59,14 @@ impl Log for Shared {
         self.store.bounds(school).await
     }
 
-    async fn read_stretch(
+    async fn read_range(
         &self,
         school: SchoolId,
         after: u64,
         upto: u64,
-    ) -> Result<Stretch, StoreError> {
+    ) -> Result<LogRange, StoreError> {
         self.stretches.fetch_add(1, Ordering::SeqCst);
-        self.store.read_stretch(school, after, upto).await
+        self.store.read_range(school, after, upto).await
     }
 
     async fn replay(
@@ -216,7 +216,7 @@ impl Node {
             from: Some(Cursor::untagged(self.epoch, after)),
             tick: Duration::ZERO,
             expires_at: None,
-            returns_until: None,
+            reconnects_until: None,
             welcome: None,
         };
         self.subscriber.open(request).unwrap()

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use tidings::event::Event;
 use tidings::id::{Cursor, Epoch, Place, SchoolId, SubjectId};
-use tidings::log::{Bounds, LastEvent, Log, Page, StoreError, Stretch};
+use tidings::log::{Bounds, LastEvent, Log, LogRange, Page, StoreError};
 use tidings::scope::Scope;
 use tokio::sync::oneshot;
 
@@ -397,14 +397,14 @@ impl Log for Ledger {
         Ok(bounds)
     }
 
-    async fn read_stretch(
+    async fn read_range(
         &self,
         school: SchoolId,
         after: u64,
         upto: u64,
-    ) -> Result<Stretch, StoreError> {
+    ) -> Result<LogRange, StoreError> {
         self.wait_for_the_disk().await?;
-        let stretch = self.with(self.read_of(school), |log| {
+        let range = self.with(self.read_of(school), |log| {
             let head = match self.fault {
                 Some(Fault::HoleIsEnd) => log.head().min(after + 1),
                 _ => log.head(),
@@ -432,7 +432,7 @@ impl Log for Ledger {
                 };
                 last.insert((event.kind, event.subject.clone()), last_event);
             }
-            Stretch {
+            LogRange {
                 events,
                 through,
                 head,
@@ -441,7 +441,7 @@ impl Log for Ledger {
             }
         });
         self.wait_for_the_disk().await?;
-        Ok(stretch)
+        Ok(range)
     }
 
     async fn replay(

@@ -106,7 +106,7 @@ impl Sessions {
             role: Role::Viewer,
             channels: None,
             expires_at: None,
-            returns_until: None,
+            reconnects_until: None,
         };
         let beginning = Beginning {
             source: RequestSource::new("/simulation", None),

@@ -290,7 +290,7 @@ impl Publisher {
         let rules = Rules {
             epoch: ledger.epoch(),
             limits: settings.limits(),
-            most: settings.most_subjects(),
+            max_subjects: settings.max_subjects(),
         };
         let kept = ledger.disk.lock().kept.last().cloned();
         let database = Database {

@@ -255,7 +255,7 @@ impl Reader {
                 }),
                 tick: self.tick,
                 expires_at: None,
-                returns_until: None,
+                reconnects_until: None,
                 welcome: None,
             })
             .unwrap();

@@ -108,7 +108,7 @@ impl PingService {
             role: Role::Worker,
             channels: None,
             expires_at: None,
-            returns_until: None,
+            reconnects_until: None,
         };
         let caller = Caller::new(access, None).map_err(Rejected::from)?;
         Ok(PingCaller { key, caller })

@@ -27,7 +27,7 @@ fn listening(seqs: RangeInclusive<u64>) -> (Arc<Hub>, Arc<Kept>, Attachment, Vec
     let (hub, log) = (hub(), Arc::new(Kept::default()));
     let listener = listen(&hub);
     let of_log = events(seqs);
-    assert!(listener.joins(of_log[0].place()));
+    assert!(listener.try_go_live(of_log[0].place()));
     (hub, log, listener, of_log)
 }
 
@@ -45,7 +45,7 @@ async fn what_a_hint_named_is_read_until_the_log_shows_its_last_event() {
     let (hub, log) = (hub(), Arc::new(Kept::default()));
     let listener = listen(&hub);
     let of_log = events(1..=4);
-    assert!(listener.joins(of_log[1].place()));
+    assert!(listener.try_go_live(of_log[1].place()));
     log.ends_with(&of_log[..3]);
     let mut tail = tail(&hub, &log);
     tail.apply(&Hint::UpTo(school(), 4));
@@ -74,7 +74,7 @@ async fn missing_events_are_still_wanted_while_the_first_listener_reads_the_log(
         let due = tail.holes[&school()].due;
         assert!(due > Some(Instant::now()), "it is looked at again later");
     }
-    assert!(listener.joins(of_log[0].place()));
+    assert!(listener.try_go_live(of_log[0].place()));
     advance(HOLE_WAIT).await;
     assert_eq!(read(&mut tail).await, [2]);
 }
@@ -85,7 +85,7 @@ async fn missing_events_are_still_wanted_when_the_last_listener_has_left() {
     let of_log = events(1..=3);
     log.ends_with(&of_log);
     let listener = listen(&hub);
-    assert!(listener.joins(of_log[0].place()));
+    assert!(listener.try_go_live(of_log[0].place()));
     drop(listener);
     let mut tail = tail(&hub, &log);
     assert!(tail.take(&of_log[2..]).is_empty(), "2 is missing");
@@ -157,7 +157,7 @@ async fn where_all_missing_events_are_past_retention_listeners_read_the_log() {
     let listener = listen(&hub);
     let of_log = events(1..=5);
     for (floor, rest) in [(5, &[][..]), (3, &[4, 5][..])] {
-        assert!(listener.joins(of_log[0].place()));
+        assert!(listener.try_go_live(of_log[0].place()));
         log.ends_with(&of_log);
         log.remove(floor);
         let mut tail = tail(&hub, &log);
@@ -184,7 +184,7 @@ async fn nothing_is_missing_of_a_school_that_has_left_memory_during_the_read() {
     };
     reads_after(&mut tail, &|| hub.start_over(school()).wake()).await;
     assert!(tail.has_hole(school()), "a listener reads the log");
-    assert!(listener.joins(of_log[0].place()));
+    assert!(listener.try_go_live(of_log[0].place()));
     tail.holes.clear();
     drop(listener);
     reads_after(&mut tail, &|| hub.forget_idle(Duration::ZERO)).await;
@@ -228,7 +228,7 @@ async fn no_more_events_wait_for_missing_ones_than_the_bound() {
     let listener = listen(&hub);
     let last = HOLE_MAX_EVENTS as u64 + 3;
     let of_log = events(1..=last);
-    assert!(listener.joins(of_log[0].place()));
+    assert!(listener.try_go_live(of_log[0].place()));
     let mut tail = tail(&hub, &log);
     assert!(tail.take(&of_log[2..]).is_empty(), "2 is missing");
     let hole = &tail.holes[&school()];
@@ -247,7 +247,7 @@ async fn a_hint_is_late_if_it_says_nothing_new_to_listeners() {
     assert!(up_to(1) && of_events(&of_log) && changed(), "not in memory");
     let listener = listen(&hub);
     assert!(!up_to(1) && !of_events(&of_log) && !changed(), "first");
-    assert!(listener.joins(of_log[1].place()));
+    assert!(listener.try_go_live(of_log[1].place()));
     assert!(up_to(2) && of_events(&of_log[..2]));
     assert!(!up_to(3) && !of_events(&of_log));
     let another = event(2, "b", true);

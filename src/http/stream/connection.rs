@@ -305,7 +305,7 @@ impl Connection {
             let is_asked = socket.stalled_for().is_zero() && !is_busy;
             if is_stalled {
                 if let Some(session) = &mut self.session {
-                    session.ends("the client has taken no bytes for too long");
+                    session.set_end_reason("the client has taken no bytes for too long");
                 }
                 return false;
             }

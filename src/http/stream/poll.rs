@@ -115,7 +115,8 @@ impl PollBody {
 
     fn end(&mut self) -> Poll<Option<Arc<[u8]>>> {
         self.stage = Stage::Ended;
-        self.subscription.ends("the poll has been answered");
+        self.subscription
+            .set_end_reason("the poll has been answered");
         let cursor = self.subscription.resume_cursor();
         let cursor = cursor.expect("a poll subscribes to a channel");
         let tail = format!(r#"],"cursor":"{cursor}"}}"#);

@@ -128,7 +128,7 @@ impl Database {
             if conn.is_none() {
                 *conn = Some(address.connect().await?);
                 if std::mem::take(has_lost_connection) {
-                    hints.look_at_all();
+                    hints.request_check_of_all();
                 }
             }
             let open = conn.as_mut().expect("it was opened");

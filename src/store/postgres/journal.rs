@@ -14,7 +14,7 @@ use super::{ENDED, Fact, PostgresStore, read, rows, set_fact};
 use crate::id::{Epoch, Place, SchoolId};
 use crate::log::writer::Receipts;
 use crate::log::{
-    Allowance, Bounds, CommitMetrics, Envelope, Journal, Log, Page, StoreError, Stretch,
+    Allowance, Bounds, CommitMetrics, Envelope, Journal, Log, LogRange, Page, StoreError,
 };
 use crate::scope::Scope;
 use crate::store::columns::{place, uptime_millis};
@@ -111,15 +111,15 @@ impl Log for PostgresStore {
         reader.end(bounds).await
     }
 
-    async fn read_stretch(
+    async fn read_range(
         &self,
         school: SchoolId,
         after: u64,
         upto: u64,
-    ) -> Result<Stretch, StoreError> {
+    ) -> Result<LogRange, StoreError> {
         let mut reader = self.read_for_streams(school).await?;
-        let stretch = read::stretch(&mut reader, self.epoch, school, after, upto).await;
-        reader.end(stretch).await
+        let range = read::range(&mut reader, self.epoch, school, after, upto).await;
+        reader.end(range).await
     }
 
     async fn replay(

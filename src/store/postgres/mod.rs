@@ -144,7 +144,7 @@ impl PostgresStore {
             let rules = Rules {
                 epoch: found.epoch,
                 limits: settings.limits(),
-                most: settings.most_subjects(),
+                max_subjects: settings.max_subjects(),
             };
             let (address, uptime) = (address.clone(), found.uptime.clone());
             let (epoch, synchronous) = (found.epoch, settings.synchronous);

@@ -16,7 +16,7 @@ use crate::event::Event;
 use crate::id::{Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 use crate::kind::{self, Part, description};
 use crate::log::facts::Stored;
-use crate::log::{Bounds, LastEvent, Page, Stretch, Which};
+use crate::log::{Bounds, LastEvent, LogRange, Page, Which};
 use crate::scope::{Scope, without_superseded};
 use crate::store::columns::{cut, place, unreadable};
 use crate::store::numbers::{signed, unsigned};
@@ -83,13 +83,13 @@ pub(super) async fn tags(
 }
 
 /// Returns every event after `after` up to `upto`, or as many as one read returns.
-pub(super) async fn stretch(
+pub(super) async fn range(
     conn: &mut Conn,
     epoch: Epoch,
     school: SchoolId,
     after: u64,
     upto: u64,
-) -> QueryResult<Stretch> {
+) -> QueryResult<LogRange> {
     let Bounds { head, floor } = bounds(conn, school).await?;
     let head = head.seq;
     let upto = upto.min(head);
@@ -107,7 +107,7 @@ pub(super) async fn stretch(
             .collect();
         last = superseding(conn, school, subjects).await?;
     }
-    Ok(Stretch {
+    Ok(LogRange {
         events: part.events,
         through,
         head,

@@ -11,7 +11,7 @@ use super::{SqliteStore, life, read};
 use crate::id::{Epoch, Place, SchoolId};
 use crate::log::writer::Receipts;
 use crate::log::{
-    Allowance, Bounds, CommitMetrics, Envelope, Journal, Log, Page, StoreError, Stretch,
+    Allowance, Bounds, CommitMetrics, Envelope, Journal, Log, LogRange, Page, StoreError,
 };
 use crate::scope::Scope;
 use crate::uptime::UptimeClock;
@@ -41,15 +41,15 @@ impl Log for SqliteStore {
             .await
     }
 
-    async fn read_stretch(
+    async fn read_range(
         &self,
         school: SchoolId,
         after: u64,
         upto: u64,
-    ) -> Result<Stretch, StoreError> {
+    ) -> Result<LogRange, StoreError> {
         let epoch = self.epoch;
         self.read_for_streams(school, move |conn| {
-            read::stretch(conn, epoch, school, after, upto)
+            read::range(conn, epoch, school, after, upto)
         })
         .await
     }

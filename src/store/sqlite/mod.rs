@@ -116,7 +116,7 @@ impl SqliteStore {
         let rules = Rules {
             epoch: life.epoch,
             limits: settings.limits(),
-            most: settings.most_subjects(),
+            max_subjects: settings.max_subjects(),
         };
         let uptime = life.uptime.clone();
         let (epoch, is_cut) = (life.epoch, life.is_cut);

@@ -21,7 +21,7 @@ use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS
 use crate::event::Event;
 use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::kind::known_status;
-use crate::log::{Bounds, Ending, Page, StoredSubject, Stretch, Tally, TallyQuery, Which};
+use crate::log::{Bounds, Ending, LogRange, Page, StoredSubject, Tally, TallyQuery, Which};
 use crate::scope::{Scope, without_superseded};
 use crate::store::numbers::{signed, unsigned};
 use crate::store::sources::{Source, sources};
@@ -44,13 +44,13 @@ pub(super) fn heads(
 }
 
 /// Returns every event after `after` up to `upto`, or as many as one read returns.
-pub(super) fn stretch(
+pub(super) fn range(
     conn: &mut SqliteConnection,
     epoch: Epoch,
     school: SchoolId,
     after: u64,
     upto: u64,
-) -> QueryResult<Stretch> {
+) -> QueryResult<LogRange> {
     let Bounds { head, floor } = bounds(conn, school)?;
     let head = head.seq;
     let upto = upto.min(head);
@@ -78,7 +78,7 @@ pub(super) fn stretch(
             }
         }
     }
-    Ok(Stretch {
+    Ok(LogRange {
         events: part.events,
         through,
         head,

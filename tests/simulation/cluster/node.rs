@@ -98,7 +98,7 @@ impl Node {
         let rules = Rules {
             epoch: ledger.epoch(),
             limits: settings.limits(),
-            most: settings.most_subjects(),
+            max_subjects: settings.max_subjects(),
         };
         let backend = Backend::new(client, STATE_CACHE_BYTES);
         let (writer, handle) = Writer::new(

@@ -423,21 +423,3 @@ impl CommitMetrics {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::hub::mailbox::tests::event;
-
-    /// At shutdown, the writer can commit after the receiver has gone.
-    #[tokio::test]
-    async fn nothing_waits_for_a_batch_that_nobody_dispatches() {
-        let (committed, batches) = Committed::channel(1);
-        let batch = vec![event(1, "a", true)];
-        let school = batch[0].school;
-        drop(batches);
-        assert_eq!(committed.blocking_send(batch), Err(StoreError::Stopped));
-        committed.settled(school).await;
-        assert_eq!(committed.behind(), 0);
-    }
-}

@@ -95,6 +95,19 @@ async fn what_was_committed_before_a_stream_opened_is_awaited() {
     assert_eq!(until_ready(&mut subscription).await, [1, 2]);
 }
 
+/// At shutdown, the writer can commit after the dispatcher has gone.
+#[tokio::test]
+async fn nothing_waits_for_a_commit_that_nobody_dispatches() {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, batches) = Committed::channel(1);
+    let subscriber = subscriber(&log, &hub, committed.clone());
+    drop(batches);
+    assert!(committed.blocking_send(events(1..=1)).is_err());
+    log.ends_with(&events(1..=1));
+    let mut subscription = open(&subscriber, [Channel::Collection(job::KIND)]);
+    assert_eq!(until_ready(&mut subscription).await, [1]);
+}
+
 #[tokio::test]
 async fn no_event_of_a_channel_follows_its_unsubscribe() {
     let (log, hub) = (Arc::new(Kept::default()), hub());

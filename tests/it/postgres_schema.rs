@@ -1,5 +1,6 @@
 //! The tables on Postgres: what other places rely on.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::commands::job;
 use crate::support::postgres;
+use crate::support::sources::rust_files;
 
 /// Opens the store on a database.
 fn open(url: &str) -> Result<PostgresStore, OpenError> {
@@ -26,6 +28,26 @@ async fn connect(url: &str) -> tokio_postgres::Client {
         .unwrap();
     tokio::spawn(connection);
     client
+}
+
+/// A `NOTIFY` in a commit makes all commits of the database wait for one another. The bus sends its notifications on a
+/// connection of its own.
+#[test]
+fn no_transaction_of_the_store_sends_a_notification() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sends = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.contains("NOTIFY ") || text.contains("pg_notify")
+    };
+    assert!(sends(&root.join("src/bus/postgres.rs")));
+    let mut files = rust_files(&root.join("src/store"));
+    files.push(root.join("src/store/postgres/commit.sql"));
+    for migration in root.join("migrations/postgres").read_dir().unwrap() {
+        files.push(migration.unwrap().path().join("up.sql"));
+    }
+    assert!(files.len() > 30, "{files:?}");
+    let found: Vec<_> = files.into_iter().filter(sends).collect();
+    assert!(found.is_empty(), "{found:?}");
 }
 
 /// Tables of the installation as a whole, which have no school.

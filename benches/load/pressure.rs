@@ -4,11 +4,13 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::quantiles;
@@ -281,11 +283,7 @@ pub(crate) async fn reconnect(clients: usize, missed: usize) {
         server.restart();
         let (memory, cpu, start) = (server.memory(), server.cpu_secs(), Instant::now());
         let probed: Arc<Mutex<Probed>> = Arc::default();
-        let health = tokio::spawn(probe(
-            server.address.clone(),
-            server.worker.clone(),
-            Arc::clone(&probed),
-        ));
+        let probing = Probing::begin(&server, &probed);
         let path = |_| format!("/events/jobs?tick_ms=0&cursor={cursor}");
         let back = Subscribers::begin(
             (&server.address, &server.worker),
@@ -302,7 +300,7 @@ pub(crate) async fn reconnect(clients: usize, missed: usize) {
             (server.cpu_secs() - cpu) / clients as f64 * 1e3,
             (server.peak_memory() - memory) as f64 / clients as f64 / 1024.0,
         );
-        health.abort();
+        probing.end();
         let Probed {
             asked,
             failed,
@@ -323,7 +321,39 @@ struct Probed {
     slowest: Duration,
 }
 
-/// Requests `/readyz` continuously, as a load balancer would, until the task is aborted.
+/// Requests `/readyz` from a thread of its own, because the tasks that read the streams keep all others waiting.
+struct Probing {
+    ends: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Probing {
+    fn begin(server: &Server, probed: &Arc<Mutex<Probed>>) -> Probing {
+        let (address, token) = (server.address.clone(), server.worker.clone());
+        let probed = Arc::clone(probed);
+        let (ends, ended) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async {
+                tokio::select! {
+                    () = probe(address, token, probed) => {}
+                    _ = ended => {}
+                }
+            });
+        });
+        Probing { ends, thread }
+    }
+
+    fn end(self) {
+        drop(self.ends);
+        self.thread.join().expect("no panic");
+    }
+}
+
+/// Requests `/readyz` continuously, as a load balancer would.
 async fn probe(address: String, token: String, probed: Arc<Mutex<Probed>>) {
     let mut connection = Connection::open(&address, &token).await;
     loop {

@@ -26,7 +26,8 @@ pub(super) async fn insert(
 ) -> QueryResult<bool> {
     // If two nodes add the last key at the same time, one waits here for the other and then counts again. A school without keys
     // has no row that could be locked.
-    diesel::sql_query("LOCK TABLE ping_keys IN SHARE ROW EXCLUSIVE MODE")
+    diesel::sql_query("SELECT pg_advisory_xact_lock(hashtextextended('tidings ping_keys', $1))")
+        .bind::<BigInt, _>(school.get())
         .execute(conn)
         .await?;
     let added = diesel::sql_query(

@@ -184,10 +184,7 @@ mod platform {
     }
 
     pub(super) fn watch(tidings: &Arc<Tidings>, address: SocketAddr, timeout: Duration) {
-        let prepared = descriptors::listening_on(address).and_then(|listeners| {
-            if listeners.is_empty() {
-                return Err(io::Error::other("no socket listens on this address"));
-            }
+        let prepared = listening_on(address).and_then(|listeners| {
             listeners
                 .iter()
                 .try_for_each(|listener| set_keep_alive(listener, timeout))
@@ -206,8 +203,16 @@ mod platform {
 
     pub(super) fn extend_accept_queue(address: SocketAddr, connections: i32) -> io::Result<()> {
         // Listening again on a socket that listens already changes only the length of its queue.
-        let mut listeners = descriptors::listening_on(address)?.into_iter();
+        let mut listeners = listening_on(address)?.into_iter();
         listeners.try_for_each(|listener| Ok(rustix::net::listen(listener, connections)?))
+    }
+
+    fn listening_on(address: SocketAddr) -> io::Result<Vec<OwnedFd>> {
+        let listeners = descriptors::listening_on(address)?;
+        match listeners.is_empty() {
+            true => Err(io::Error::other("no socket listens on this address")),
+            false => Ok(listeners),
+        }
     }
 
     /// Sets the options that accepted sockets inherit.

@@ -351,6 +351,12 @@ impl Outbox {
             let secs = problem["retry_after"].as_f64().unwrap_or_default();
             return Decision::Repeat(Duration::from_secs_f64(secs.clamp(0.0, 3_600.0)));
         }
+        if status == 404 && report.is_tick() && report.subject.known().attempt.is_some() {
+            // The server has lost the job. Progress without an attempt creates it again.
+            report.subject.known().attempt = None;
+            report.thaw();
+            return Decision::Repeat(Duration::ZERO);
+        }
         if status == 404 && report.verb.is_terminal() && !report.has_created {
             report.has_created = true;
             // The server has lost the job. The attempt of the new one is known once it has started.

@@ -650,6 +650,17 @@ async fn an_idempotency_key_knows_a_number_and_an_address_in_any_spelling() {
 }
 
 /// After a retry, the worker of the attempt before may still be alive.
+/// Its reporter can then create it again. Another attempt would mean that somebody else works on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_of_a_later_attempt_of_an_unknown_job_is_answered_with_not_found() {
+    let server = server().await;
+    let report = |attempt: u64| json!({"job_type": "import", "progress": 50, "attempt": attempt});
+    let path = "/api/jobs/a/progress";
+    let (status, problem) = server.post(path, &worker(1), report(2)).await;
+    assert_eq!((status, &problem["code"]), (404, &json!("not-found")));
+    assert_eq!(server.report(path, report(1)).await["attempt"], 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_report_of_another_attempt_has_no_effect() {
     let server = server().await;

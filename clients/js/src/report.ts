@@ -115,6 +115,12 @@ export function report(type: string, options: ReportOptions = {}): Report {
     tell(error as Error);
   }
 
+  /** Returns the metadata with which the job begins. */
+  const named = (): Record<string, unknown> => {
+    const titled = options.title === undefined ? {} : { title: options.title };
+    return tried(() => ({ ...titled, ...options.metadata })) ?? titled;
+  };
+
   /** Returns the request that the key stands for, which is the same at each try. */
   const written = (command: Command): string => {
     const { body, metadata } = command;
@@ -130,11 +136,14 @@ export function report(type: string, options: ReportOptions = {}): Report {
     }
   };
 
+  const begins = (): Command => ({ verb: "start", body: { job_type: type, worker: options.worker }, metadata: new Map(Object.entries(named())), key: unique() });
+
   const post = async (command: Command): Promise<boolean> => {
     const deadline = Date.now() + (options.giveUpMs ?? GIVE_UP_MS);
     let body = written(command);
     let pause = PAUSE_MS;
     let rejections = 0;
+    let anew = false;
     for (;;) {
       let failure: Error;
       let wait = pause * (0.5 + Math.random());
@@ -165,6 +174,16 @@ export function report(type: string, options: ReportOptions = {}): Report {
             // Finished by someone else, or retried: the job is no longer this worker's.
             lost = true;
             stop.abort(refused);
+          }
+          if (status === 404 && command.verb !== "start" && !anew) {
+            // The server has lost the job, and gets another one of the same id.
+            anew = true;
+            attempt = undefined;
+            delete command.body.attempt;
+            if (await post(begins())) {
+              body = written(command);
+              continue;
+            }
           }
           tell(refused);
           if (!CONTENT.includes(status) || !reduce(command)) return false;
@@ -227,9 +246,7 @@ export function report(type: string, options: ReportOptions = {}): Report {
     return new Promise<boolean>((settle) => send(verb, body, settle));
   };
 
-  const { title, metadata, message } = options;
-  const titled = title === undefined ? {} : { title };
-  send("start", { job_type: type, message, metadata: tried(() => ({ ...titled, ...metadata })) ?? titled });
+  send("start", { job_type: type, message: options.message, metadata: named() });
   const own: Report = {
     id,
     signal: stop.signal,

@@ -140,6 +140,27 @@ describe("report", { concurrency: true }, () => {
     await own.remove();
   });
 
+  test("a job that the server has lost is reported anew", async () => {
+    const own = await tidings();
+    const options = { server: own.url, token: () => token("worker"), id: "lost", title: "Import" };
+    await report("import", options).fail("first try");
+    await own.post("jobs/lost/retry");
+    const job = report("import", options);
+    await job.flush();
+    assert.equal((await own.call("GET", "/api/jobs/lost")).attempt, 2);
+    for (const last of [() => job.progress(50), () => job.complete("done")]) {
+      await own.stop();
+      own.forget();
+      await own.start();
+      last();
+      await job.flush();
+      assert.equal(job.signal.aborted, false);
+    }
+    const { attempt, status, result, metadata } = await own.call("GET", "/api/jobs/lost");
+    assert.deepEqual([attempt, status, result, metadata], [1, "completed", "done", { title: "Import" }]);
+    await own.remove();
+  });
+
   test("a server that does not come back breaks nothing", async () => {
     const problems = [];
     const job = report("nowhere", {

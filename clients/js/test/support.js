@@ -75,6 +75,10 @@ export async function tidings(settings = {}) {
         await own.exited;
       }
     },
+    /** Forgets everything, as after the loss of the disk. The server must have been stopped. */
+    forget() {
+      rmSync(join(folder, "data"), { recursive: true });
+    },
     async remove() {
       await own.stop("SIGKILL");
       rmSync(folder, { recursive: true, force: true });

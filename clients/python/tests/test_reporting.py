@@ -153,6 +153,12 @@ def test_a_job_that_the_server_has_lost_is_reported_anew(tmp_path: Path) -> None
             server.stop()
             (tmp_path / "s" / "data").rename(tmp_path / "old")
             server.start()
+            again.update(50)
+            assert reporter.flush()
+            again.check()
+            server.stop()
+            (tmp_path / "s" / "data").rename(tmp_path / "older")
+            server.start()
             again.complete("done")
             assert reporter.flush()
         known = server.job("lost") or {}

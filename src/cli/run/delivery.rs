@@ -152,10 +152,26 @@ impl Delivery {
 
     /// Reports progress, or sends a heartbeat. Returns whether the server asks to cancel the job.
     pub(super) fn progress(&mut self, latest: &Latest) -> Result<bool, Failure> {
-        let report = self.progress_report(latest);
         self.reports += 1;
-        let answer = self.post("progress", &report, &format!("progress-{}", self.reports))?;
+        let key = format!("progress-{}", self.reports);
+        let answer = self.even_if_lost(|delivery| {
+            delivery.post("progress", &delivery.progress_report(latest), &key)
+        })?;
         Ok(answer["cancel_requested"] == true)
+    }
+
+    /// Sends a report, and once more if the server has lost the job, which is then started again.
+    fn even_if_lost<T>(
+        &mut self,
+        send: impl Fn(&Delivery) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        match send(self) {
+            Err(failure) if failure.exit == Exit::NotFound && self.attempt.is_some() => {
+                self.start()?;
+                send(self)
+            }
+            sent => sent,
+        }
     }
 
     fn progress_report(&self, latest: &Latest) -> Value {
@@ -173,6 +189,16 @@ impl Delivery {
     /// Reports how the command ended. If its newest progress is unsent, reports that as well.
     pub(super) fn end(
         &mut self,
+        outcome: &Outcome,
+        level: Level,
+        latest: &Latest,
+        is_unsent: bool,
+    ) -> Result<bool, Failure> {
+        self.even_if_lost(|delivery| delivery.send_end(outcome, level, latest, is_unsent))
+    }
+
+    fn send_end(
+        &self,
         outcome: &Outcome,
         level: Level,
         latest: &Latest,

@@ -285,6 +285,8 @@ impl<C: FnMut()> Reporter<C> {
                 } => self.delivery.end(outcome, level, latest, *is_unsent),
             };
             last = Instant::now();
+            // Another one if the server had lost the job.
+            self.board.lock().attempt = self.delivery.attempt();
             match sent {
                 Ok(_) if is_ending => {
                     self.board.lock().problem = None;

@@ -42,7 +42,10 @@ pub fn apply(
                 return Err(not_found(KIND, id.as_str()));
             };
             let new = created(&Create::of_type(job_type.clone()), context)?;
-            fence(&new, command, None)?;
+            // The report belongs to a job that is lost. Its reporter must learn that, and not that another attempt has begun.
+            if command.attempt().is_some_and(|given| given != new.attempt) {
+                return Err(not_found(KIND, id.as_str()));
+            }
             let (job, _) = changed(&new, command, context)?;
             (job.clone(), vec![(job, Class::Milestone)])
         }

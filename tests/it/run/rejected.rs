@@ -69,6 +69,35 @@ async fn the_end_of_a_job_that_the_server_has_lost_is_that_of_the_one_that_is_cr
     );
 }
 
+/// Such as after the loss of its disk. The second attempt of the job becomes the first one of a new job.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_whose_job_the_server_has_lost_is_reported_anew() {
+    let (before, after) = (server().await, server().await);
+    before.running_job("nightly").await;
+    let network = Forwarder::to(&before);
+    let done = before.folder.path().join("done");
+    let script = format!(
+        "echo 10%; until test -e {}; do sleep 0.05; done; echo 40%; exit 3",
+        done.display()
+    );
+    let mut run = run_script(&before, &["--id", "nightly", "--type", "test"], &script);
+    run.env("TIDINGS_URL", &network.url);
+    let run = tokio::spawn(end_of(run, b""));
+    let has_begun = |job: &Value| job["progress"] == 10.0;
+    let job = job_when(&before, "it has begun", has_begun).await;
+    assert_eq!(job["attempt"], 2, "{job}");
+    network.redirect(&after);
+    std::fs::write(&done, "").unwrap();
+    let output = run.await.unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let job = only_job(&after).await;
+    let expected = (&json!("failed"), &json!(1), &json!(40.0));
+    assert_eq!(
+        (&job["status"], &job["attempt"], &job["progress"]),
+        expected
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: waits for retries"]
 async fn ends_of_which_the_attempt_is_unknown_are_all_kept() {

@@ -308,6 +308,11 @@ def judge(report: Report, status: int, event: Body | None, problem: Body) -> Ver
             report.job.attempt = None
             report.thaw()
         return Verdict(is_done=False, first=creates)
+    if status == 404 and report.is_tick and report.job is not None and report.job.attempt is not None:
+        # The server has lost the job. Progress without an attempt creates it again.
+        report.job.attempt = None
+        report.thaw()
+        return Verdict(is_done=False)
     if status == 409 and report.job is not None and code in ("finished", "illegal-transition") and report.verb != "create":
         return Verdict(look=True)
     if status in (409, 422) and report.job is not None and not report.job.has_other_type and "`job_type`" in str(problem.get("detail")):

@@ -526,6 +526,14 @@ struct Details<'a> {
 /// The status of a device.
 #[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[schemars(rename = "DeviceStatusUpdate")]
+#[schemars(example = serde_json::json!({
+    "device_id": "door-7",
+    "status": "online",
+    "last_seen": "2026-03-02T02:21:00.000Z",
+    "name": "Front door",
+    "flapping": false,
+    "lease_secs": 30,
+}))]
 pub struct StatusUpdate {
     /// The device.
     pub device_id: SubjectId,
@@ -563,6 +571,9 @@ pub fn status_draft(id: &SubjectId, device: &Device) -> Draft {
 /// A device's information about itself, other than its status.
 #[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[schemars(rename = "DeviceInfoUpdate")]
+#[schemars(example = serde_json::json!({
+    "device_id": "door-7", "info": { "firmware": "1.4.2" }, "name": "Front door", "lease_secs": 30,
+}))]
 pub struct InfoUpdate {
     /// The device.
     pub device_id: SubjectId,

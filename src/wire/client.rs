@@ -56,12 +56,14 @@ pub enum ClientMessage {
 #[expect(dead_code, reason = "it is only a schema")]
 pub(super) enum ClientJson {
     /// Asks for a `pong`.
+    #[schemars(example = serde_json::json!({ "type": "ping", "timestamp": 1_772_418_060_000_i64 }))]
     Ping {
         /// Any JSON, which the `pong` repeats.
         #[schemars(default)]
         timestamp: Value,
     },
     /// Subscribes to channels. Answered with `subscribed`, a snapshot or replay, and `ready`.
+    #[schemars(example = serde_json::json!({ "type": "subscribe", "channels": ["jobs/42", "devices"] }))]
     Subscribe {
         #[schemars(flatten)]
         targets: Targets,
@@ -69,16 +71,19 @@ pub(super) enum ClientJson {
         cursor: Option<String>,
     },
     /// Unsubscribes from channels. Answered with `unsubscribed`.
+    #[schemars(example = serde_json::json!({ "type": "unsubscribe", "channels": ["devices"] }))]
     Unsubscribe {
         #[schemars(flatten)]
         targets: Targets,
     },
     /// Replaces the connection's token before it expires. Answered with `authenticated`.
+    #[schemars(example = serde_json::json!({ "type": "auth", "token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJtYXJpYSJ9.c2lnbmF0dXJl" }))]
     Auth {
         /// The token.
         token: String,
     },
     /// Carries out a command, with the fields of a line of a batch. Answered with `published`.
+    #[schemars(example = serde_json::json!({ "type": "publish", "id": 7, "op": "jobs.progress", "job_id": "42", "progress": 42, "message": "Copying the timetable" }))]
     Publish {
         /// Repeated in the answer.
         #[schemars(default)]

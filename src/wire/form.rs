@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{schema, timestamp};
-use crate::event::Event;
+use super::{example, schema, timestamp};
+use crate::event::{Event, EventType};
 use crate::id::SubjectId;
 use crate::kind::characteristic::dispersion::{Chart, Dispersion};
 use crate::kind::characteristic::{Ack, InForce, Opened, Sample};
@@ -62,19 +62,37 @@ type FieldsOf = fn(&mut SchemaGenerator) -> schemars::Schema;
 
 /// Returns the schemas of the messages of a form, other than the standard one.
 pub(super) fn schemas(form: Form, generator: &mut SchemaGenerator) -> Vec<Value> {
-    let fields: &[(&str, FieldsOf)] = match form {
+    let fields: &[(&str, FieldsOf, &'static EventType)] = match form {
         Form::Standard => &[],
         Form::Flat => &[
-            ("sample", FlatSample::json_schema),
-            ("violation", FlatOpened::json_schema),
-            ("ack_update", FlatAck::json_schema),
-            ("limits_update", FlatLimits::json_schema),
+            ("sample", FlatSample::json_schema, &characteristic::SAMPLE),
+            (
+                "violation",
+                FlatOpened::json_schema,
+                &characteristic::VIOLATION,
+            ),
+            (
+                "ack_update",
+                FlatAck::json_schema,
+                &characteristic::ACK_UPDATE,
+            ),
+            (
+                "limits_update",
+                FlatLimits::json_schema,
+                &characteristic::CONTROL_LIMITS,
+            ),
         ],
-        Form::Upload => &[("progress_update", UploadFields::json_schema)],
+        Form::Upload => &[(
+            "progress_update",
+            UploadFields::json_schema,
+            &job::JOB_PROGRESS,
+        )],
     };
-    let schema = |(name, fields): &(&str, FieldsOf)| {
+    let schema = |(name, fields, event_type): &(&str, FieldsOf, &'static EventType)| {
         let fields = fields(generator);
-        schema::message(name, &fields, generator)
+        let mut schema = schema::message(name, &fields, generator);
+        schema::set_example(&mut schema, example::of_type(event_type, form));
+        schema
     };
     fields.iter().map(schema).collect()
 }

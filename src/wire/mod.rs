@@ -7,6 +7,7 @@
 
 pub mod client;
 mod control;
+pub(crate) mod example;
 mod fields;
 pub mod form;
 pub(crate) mod json;

@@ -1,10 +1,12 @@
 //! The schemas of messages, from the types that are encoded.
 
+use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Value, json};
 
 use super::client::ClientJson;
 use super::control::{ControlJson, PublishedJson};
+use super::example;
 use super::form::{self, Form, InitialState};
 use crate::event::EventType;
 use crate::id::SchoolId;
@@ -44,9 +46,18 @@ pub(crate) fn title(name: &str) -> String {
 }
 
 /// Returns the schema of an event of this type, in the standard form.
-pub(crate) fn event(event_type: &EventType, generator: &mut SchemaGenerator) -> Value {
+pub(crate) fn event(event_type: &'static EventType, generator: &mut SchemaGenerator) -> Value {
     let fields = (event_type.fields)(generator);
-    message(event_type.name, &fields, generator)
+    let mut schema = message(event_type.name, &fields, generator);
+    set_example(&mut schema, example::of_type(event_type, Form::Standard));
+    schema
+}
+
+/// Sets the example of a message, if there is one.
+pub(super) fn set_example(schema: &mut Value, example: Option<Value>) {
+    if let Some(example) = example {
+        schema["examples"] = json!([example]);
+    }
 }
 
 /// Returns the schema of an event with this `type` and these fields.
@@ -60,7 +71,9 @@ pub(super) fn message(name: &str, fields: &Schema, generator: &mut SchemaGenerat
     let properties = properties.expect("the fields of an event are an object");
     for (name, schema) in properties {
         // The event's own fields are part of its envelope.
-        all["properties"][name] = schema.clone();
+        let mut schema = schema.clone();
+        remove_examples(&mut schema);
+        all["properties"][name] = schema;
     }
     let names = all["required"]
         .as_array_mut()
@@ -79,6 +92,25 @@ pub(super) fn message(name: &str, fields: &Schema, generator: &mut SchemaGenerat
     }
     absent_for_null(&mut all);
     all
+}
+
+/// Removes the examples of parts of a message, because the message has an example as a whole.
+fn remove_examples(schema: &mut Value) {
+    match schema {
+        Value::Object(members) => {
+            members.remove("examples");
+            for (name, member) in members {
+                match member {
+                    Value::Object(properties) if name == "properties" => {
+                        properties.values_mut().for_each(remove_examples);
+                    }
+                    _ => remove_examples(member),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_examples),
+        _ => {}
+    }
 }
 
 /// Removes `null` from the values of members that may be absent: they are left out instead.
@@ -169,9 +201,13 @@ pub(crate) fn of_form(form: Form, generator: &mut SchemaGenerator) -> Vec<Messag
 pub(crate) fn controls(generator: &mut SchemaGenerator) -> Vec<Message> {
     let mut all = variants(&ControlJson::json_schema(generator), "");
     all.extend(variants(&PublishedJson::json_schema(generator), ""));
+    let examples = example::controls();
     for (_, schema) in &mut all {
         absent_for_null(schema);
         with_numeric_ids(schema, false);
+        let name = &schema["properties"]["type"]["const"];
+        let example = examples.iter().find(|example| example["type"] == *name);
+        set_example(schema, example.cloned());
     }
     all
 }
@@ -180,12 +216,17 @@ pub(crate) fn controls(generator: &mut SchemaGenerator) -> Vec<Message> {
 pub(crate) fn initial_state(generator: &mut SchemaGenerator) -> Message {
     let mut schema = InitialState::json_schema(generator).to_value();
     schema["properties"]["type"] = json!({ "const": form::INITIAL_STATE });
+    set_example(&mut schema, example::initial_state());
     (title(form::INITIAL_STATE), schema)
 }
 
 /// Returns the messages of clients.
-pub(crate) fn of_clients(generator: &mut SchemaGenerator) -> Vec<Message> {
-    variants(&ClientJson::json_schema(generator), "Client")
+pub(crate) fn of_clients() -> Vec<Message> {
+    // They are read, not written: a field that may be absent is not required.
+    let settings =
+        SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    let mut generator = settings.for_deserialize().into_generator();
+    variants(&ClientJson::json_schema(&mut generator), "Client")
 }
 
 /// Splits the schema of an enum into those of its variants.

@@ -46,6 +46,7 @@ mod durability;
 mod embed;
 mod enrollments;
 mod exact_input;
+mod examples;
 mod exemptions;
 mod existing_backends;
 mod existing_clients;

@@ -260,6 +260,11 @@ fn the_reference_of_the_messages_is_what_the_code_describes() {
                     values(payload, &document)
                 )),
             }
+            if payload["type"] != "string" {
+                let example = &message["examples"][0]["payload"];
+                let example = serde_json::to_string_pretty(example).unwrap();
+                let _ = writeln!(page, "```json\n{example}\n```\n");
+            }
         }
     }
     page.push_str("## Channels\n\n| channel | sent | accepted |\n| --- | --- | --- |\n");

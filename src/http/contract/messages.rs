@@ -95,7 +95,7 @@ impl Document {
         if dialect.announces_snapshot {
             sent.push(schema::initial_state(&mut self.generator));
         }
-        let mut received = schema::of_clients(&mut self.generator);
+        let mut received = schema::of_clients();
         received.retain(|(name, _)| name != "ClientPublish" || can_publish);
         received.push(("ClientBarePing".into(), text("ping")));
         if dialect.bare_ping == BarePing::BarePong {
@@ -197,16 +197,29 @@ fn name_of(address: &str) -> String {
 }
 
 fn text(value: &str) -> Value {
-    json!({ "type": "string", "const": value })
+    json!({ "type": "string", "const": value, "examples": [value] })
 }
 
-fn message(name: &str, payload: Value) -> Value {
+fn message(name: &str, mut payload: Value) -> Value {
     let mut message = json!({ "name": name, "title": name });
     if let Some(about) = payload["description"].as_str() {
         message["summary"] = about.into();
     }
     if payload["type"] == "string" {
         message["contentType"] = "text/plain".into();
+    }
+    // Programs that list messages show these; an example in the payload's schema is only that of a value.
+    let examples = payload
+        .as_object_mut()
+        .and_then(|members| members.remove("examples"));
+    let examples: Vec<Value> = examples
+        .iter()
+        .filter_map(Value::as_array)
+        .flatten()
+        .map(|example| json!({ "name": name, "payload": example }))
+        .collect();
+    if !examples.is_empty() {
+        message["examples"] = examples.into();
     }
     message["payload"] = payload;
     message

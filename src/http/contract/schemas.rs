@@ -66,7 +66,7 @@ impl Schemas {
         }
     }
 
-    fn event(&mut self, event_type: &EventType) -> Value {
+    fn event(&mut self, event_type: &'static EventType) -> Value {
         let schema = schema::event(event_type, &mut self.answers);
         let name = schema::title(event_type.name);
         self.messages.insert(name.clone(), schema);

@@ -50,6 +50,27 @@ where
 /// A measurement with its evaluation.
 #[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[schemars(rename = "SamplePayload")]
+#[schemars(example = serde_json::json!({
+    "sample_id": "bolt-diameter.118",
+    "characteristic_id": "bolt-diameter",
+    "timestamp": "2026-03-02T02:21:00.000Z",
+    "value": 10.41,
+    "mean": 10.41,
+    "zone": "beyond_ucl",
+    "in_control": false,
+    "judged_by": "server",
+    "rules": [1],
+    "limits_version": 2,
+    "violations": [{
+        "violation_id": "bolt-diameter.9",
+        "characteristic_id": "bolt-diameter",
+        "sample_id": "bolt-diameter.118",
+        "rule_id": 1,
+        "rule_name": "Beyond 3 sigma",
+        "severity": "critical",
+        "timestamp": "2026-03-02T02:21:00.000Z",
+    }],
+}))]
 pub struct Sample {
     /// Its id.
     pub sample_id: Arc<str>,
@@ -88,6 +109,15 @@ pub struct Sample {
 /// A broken rule.
 #[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[schemars(rename = "ViolationPayload")]
+#[schemars(example = serde_json::json!({
+    "violation_id": "bolt-diameter.9",
+    "characteristic_id": "bolt-diameter",
+    "sample_id": "bolt-diameter.118",
+    "rule_id": 1,
+    "rule_name": "Beyond 3 sigma",
+    "severity": "critical",
+    "timestamp": "2026-03-02T02:21:00.000Z",
+}))]
 pub struct Opened {
     /// Its id.
     pub violation_id: Arc<str>,
@@ -127,6 +157,16 @@ impl From<&Violation> for Opened {
 /// An acknowledgement, or its withdrawal.
 #[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[schemars(rename = "AckPayload")]
+#[schemars(example = serde_json::json!({
+    "violation_id": "bolt-diameter.9",
+    "characteristic_id": "bolt-diameter",
+    "acknowledged": true,
+    "ack_user": "maria",
+    "ack_reason": "The tool was replaced",
+    "user": "maria",
+    "reason": "The tool was replaced",
+    "timestamp": "2026-03-02T02:21:00.000Z",
+}))]
 pub struct Ack {
     /// The violation.
     pub violation_id: Arc<str>,
@@ -150,6 +190,16 @@ pub struct Ack {
 /// The limits in force.
 #[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[schemars(rename = "LimitsPayload")]
+#[schemars(example = serde_json::json!({
+    "characteristic_id": "bolt-diameter",
+    "center_line": 10.0,
+    "ucl": 10.3,
+    "lcl": 9.7,
+    "method": "moving_range",
+    "sample_count": 25,
+    "limits_version": 2,
+    "baseline": null,
+}))]
 pub struct InForce {
     /// The characteristic.
     pub characteristic_id: SubjectId,

@@ -14,6 +14,10 @@ use crate::kind::PLAIN_ERROR_CODE;
 /// A step of a session.
 #[derive(JsonSchema, Serialize)]
 #[schemars(rename = "EnrollmentProgress")]
+#[schemars(example = serde_json::json!({
+    "session_id": "42", "progress": 66, "status": "capturing", "message": "Capturing",
+    "device_id": "reader-3", "student_id": "4711", "attempt": 3, "total_attempts": 3,
+}))]
 pub(super) struct Progressed<'a> {
     /// The session.
     session_id: &'a SubjectId,
@@ -32,6 +36,10 @@ pub(super) struct Progressed<'a> {
 /// The end of a session that succeeded.
 #[derive(JsonSchema, Serialize)]
 #[schemars(rename = "EnrollmentComplete")]
+#[schemars(example = serde_json::json!({
+    "session_id": "42", "progress": 100, "status": "complete", "message": "Enrollment complete", "quality_score": 0.93,
+    "device_id": "reader-3", "student_id": "4711", "attempt": 3, "total_attempts": 3,
+}))]
 pub(super) struct Completed<'a> {
     /// The session.
     session_id: &'a SubjectId,
@@ -52,6 +60,10 @@ pub(super) struct Completed<'a> {
 /// The end of a session that failed.
 #[derive(JsonSchema, Serialize)]
 #[schemars(rename = "EnrollmentError")]
+#[schemars(example = serde_json::json!({
+    "session_id": "42", "status": "error", "error": "The device did not answer in time", "code": "timeout",
+    "device_id": "reader-3", "student_id": "4711", "attempt": 2, "total_attempts": 3,
+}))]
 pub(super) struct Failed<'a> {
     /// The session.
     session_id: &'a SubjectId,
@@ -69,6 +81,10 @@ pub(super) struct Failed<'a> {
 /// The end of a session that was cancelled.
 #[derive(JsonSchema, Serialize)]
 #[schemars(rename = "EnrollmentCancelled")]
+#[schemars(example = serde_json::json!({
+    "session_id": "42", "status": "cancelled", "message": "The student has left",
+    "device_id": "reader-3", "student_id": "4711", "attempt": 1, "total_attempts": 3,
+}))]
 pub(super) struct Cancelled<'a> {
     /// The session.
     session_id: &'a SubjectId,

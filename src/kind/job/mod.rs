@@ -416,6 +416,21 @@ struct Details<'a> {
 /// The state of a job at the time of the event.
 #[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[schemars(rename = "JobProgress")]
+#[schemars(example = serde_json::json!({
+    "job_id": "42",
+    "job_type": "backup",
+    "status": "in_progress",
+    "progress": 42.0,
+    "message": "Copying the timetable",
+    "metadata": { "title": "Nightly backup" },
+    "attempt": 1,
+    "eta_at": "2026-03-02T02:50:00.000Z",
+    "eta_low_at": "2026-03-02T02:44:00.000Z",
+    "eta_high_at": "2026-03-02T02:58:00.000Z",
+    "eta_source": "rate",
+    "stalled": false,
+    "cancel_requested": false,
+}))]
 pub struct Report {
     /// The job.
     pub job_id: SubjectId,

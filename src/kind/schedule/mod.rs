@@ -328,6 +328,22 @@ struct Details {
 /// The state of a schedule.
 #[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[schemars(rename = "ScheduleUpdate")]
+#[schemars(example = serde_json::json!({
+    "schedule_id": "backup",
+    "status": "on_time",
+    "message": "The next run is expected at 2026-03-03T02:00:00.000Z",
+    "due_at": "2026-03-03T02:00:00.000Z",
+    "missed_since": null,
+    "missed_at": null,
+    "last_run": {
+        "job_id": "42", "status": "in_progress", "started_at": "2026-03-02T02:00:02.000Z", "finished_at": null,
+    },
+    "cron": "0 3 * * *",
+    "time_zone": "Europe/Berlin",
+    "period_secs": null,
+    "grace_secs": 900,
+    "max_run_secs": 3600,
+}))]
 pub struct Update {
     /// The schedule, by the type of its jobs.
     pub schedule_id: SubjectId,

@@ -74,6 +74,20 @@ pub(crate) fn knows_message(message: &Value) -> bool {
     MESSAGES.know(message)
 }
 
+/// Returns what is wrong with an example of a message, whose schema this is.
+pub(crate) fn message_faults(schema: &Value, example: &Value) -> Vec<String> {
+    let mut schema = schema.clone();
+    close(&mut schema);
+    faults(&lazily(|| schema), example)
+}
+
+fn faults(schema: &Lazy, value: &Value) -> Vec<String> {
+    schema
+        .iter_errors(value)
+        .map(|fault| format!("{fault} at {}", fault.instance_path()))
+        .collect()
+}
+
 /// Allows no members but those that the schema describes.
 fn close(schema: &mut Value) {
     match schema {
@@ -154,10 +168,7 @@ pub(crate) fn check_answer(method: &str, path: &str, status: u16, answer: &Value
     let Some(schema) = schema else {
         return;
     };
-    let faults: Vec<String> = schema
-        .iter_errors(answer)
-        .map(|fault| format!("{fault} at {}", fault.instance_path()))
-        .collect();
+    let faults = faults(schema, answer);
     assert!(
         faults.is_empty(),
         "{method} {path} is not described to answer {status} with {answer}: {}",

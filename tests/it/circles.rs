@@ -22,7 +22,7 @@ const LEFT: &[(&str, &str)] = &[
     ("cli/run", "process tty"),
     ("cli/run", "relay taskbar"),
     ("cli/watch", "changes goal scope"),
-    ("wire", "form schema"),
+    ("wire", "example form schema"),
 ];
 
 /// By module, the modules of the same folder that it imports.

@@ -5,14 +5,14 @@
 //! reads.
 //!
 //! ```text
-//! producer ─HTTP─▶ publish ─▶ log::writer ──────────────▶ feed ─▶ hub ─▶ mailbox ─▶ SSE │ WebSocket │ poll
-//!                             fair between schools,        │       per school:         (subscribe = attach,
-//!                             log::decide (pure),          │       window + channels    snapshot or replay,
-//!                             one commit: states + events  │                            live)
-//!                                                          └─▶ segments, shared by replays
+//! publisher ─HTTP─▶ publish ─▶ log::writer ──────────────▶ feed ─▶ hub ─▶ mailbox ─▶ SSE │ WebSocket │ poll
+//!                              fair between schools,        │       per school:         (subscribe = attach,
+//!                              log::decide (pure),          │       window + channels    snapshot or replay,
+//!                              one commit: states + events  │                            live)
+//!                                                           └─▶ segments, shared by replays
 //! ```
 //!
-//! The outcome of a producer's command is decided from the subject's state. The new state and its event are committed
+//! The outcome of a publisher's command is decided from the subject's state. The new state and its event are committed
 //! together. The committed event is encoded once and offered to mailboxes. A connection is a cursor plus a mailbox.
 //! Connecting, reconnecting and catching up after a lag are the same operation: read the log from a cursor, then receive
 //! live events.
@@ -20,7 +20,7 @@
 //! # Terms
 //!
 //! *School*: the tenant, the unit of isolation and of ordering. *Subject*: an entity with a state; its *kind* is its
-//! type, which defines its rules. *Command*: a producer's request. *Event*: an immutable record of what happened. A
+//! type, which defines its rules. *Command*: a publisher's request. *Event*: an immutable record of what happened. A
 //! *milestone* is never dropped while it is retained; a *tick* may be superseded by a newer one of its subject.
 //! *Channel*: what subscribers listen to inside a school. *Cursor*: epoch, seq and tag, which identify an event.
 //! *Window*: the newest events of a school, in memory. *Segment*: a part of a log that clients share while they catch
@@ -33,11 +33,11 @@
 //! checks 2 to 5 and 9: its seeds combine publishers, readers, a notifier, crashes, power losses and retention in
 //! thousands of ways.
 //!
-//! 1. Commit precedes fan-out; the producer's answer comes after the commit.
+//! 1. Commit precedes fan-out; the publisher's answer comes after the commit.
 //! 2. `seq` is dense per school and its order is commit order, on every node.
-//! 3. A subscriber sees strictly increasing `seq`s, each at most once, or a `reset`. What is missing from its stream is only
-//!    superseded ticks and events outside its scope. If the hub receives an event before earlier ones, the missing ones are
-//!    read from the log first.
+//! 3. A subscriber sees strictly increasing `seq`s, each at most once, or a `reset`. Its stream omits
+//!    only superseded ticks and events outside its scope. If the hub receives an event before earlier ones, the missing
+//!    ones are read from the log first.
 //! 4. A milestone inside retention is delivered to every live or resuming subscriber in scope.
 //! 5. Attach to the hub before reading the store: otherwise an event committed in between would be missed.
 //! 6. Every queue, buffer, cache and wait has a named bound ([`config`]). A slow or dead client uses a
@@ -69,7 +69,7 @@
 //!     metrics.rs rejections.rs         metrics; logging of rejected requests
 //!     relay.rs                         notifications of commits between nodes
 //!  7  feed/ publish.rs                 reads the logs, live and for replays; executes commands
-//!     lease.rs cluster.rs              work that only one node at a time does; the nodes over one store
+//!     lease.rs cluster.rs              work that only one node at a time does; the nodes that share one store
 //!     schedules.rs                     detection of scheduled runs that did not happen
 //!  6  store/ bus/                      databases; messages between nodes
 //!  5  log/ hub/                        ports of a store, decisions │ in-memory fan-out
@@ -214,8 +214,8 @@ use rocket::{Build, Rocket};
 
 pub use service::{StartError, Tidings};
 
-/// Returns the complete server, with its settings and Rocket's from `figment`. Fails on a setting that is unknown or would
-/// have no effect. Must be called within a Tokio runtime.
+/// Returns the complete server. `figment` contains its settings and those of Rocket. Fails on a setting that is unknown or
+/// would have no effect. Must be called within a Tokio runtime.
 pub fn server(figment: figment::Figment) -> Result<Rocket<Build>, StartError> {
     http::framework::check(&figment)?;
     let settings = config::Settings::from_figment(&figment)?;

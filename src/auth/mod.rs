@@ -322,7 +322,7 @@ impl Keys {
         Keys::from_settings(settings)
     }
 
-    /// Returns the path of the generated secret.
+    /// Returns the path of the file for the generated secret.
     pub fn kept_secret(settings: &Settings) -> PathBuf {
         settings.data_dir.join(SECRET_FILE)
     }
@@ -392,7 +392,7 @@ impl Keys {
     /// Returns what a ticket allows: to watch the channels that it was issued for.
     ///
     /// An `EventSource` reconnects with the same URL, and gives up if it is rejected. An expired ticket is therefore accepted
-    /// for a while longer if the client presents a cursor of this server: it was connected before.
+    /// for a while longer if the client presents a cursor of this server, which shows that it was connected before.
     pub fn verify_ticket(&self, ticket: &str, cursor: Option<Cursor>) -> Result<Access, AuthError> {
         let invalid = AuthError::InvalidTicket;
         let claims = verified(ticket, &self.ticket_verify).map_err(invalid)?;

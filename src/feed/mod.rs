@@ -13,10 +13,10 @@
 //! even if many clients reconnect at once, each event is read once and encoded once (invariant 8). Narrow scopes are read
 //! through the index on subjects instead, so that the school's other events cost nothing.
 //!
-//! The feed is the node's only reader of ranges of the log, for streams and notifiers alike. Everything else reads a place or
-//! a state, not a range: the head of a log ([`Journal::head`](crate::log::Log)), lists, tallies and single subjects through the
-//! catalog's own indexes, and the facts of a decision, which the writer reads in its transaction. The command that copies a
-//! database reads the logs without a server.
+//! The feed is the node's only reader of ranges of the log, for streams and notifiers alike. Other code reads no ranges: it
+//! reads the head of a log ([`Journal::head`](crate::log::Journal::head)), and lists, tallies and single subjects through the
+//! catalog's own indexes. The writer reads the facts that it needs for a decision, in its transaction. The command that copies
+//! a database reads the logs without a server.
 //!
 //! Not handled here: permissions, and what has been delivered to a connection.
 

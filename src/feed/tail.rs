@@ -17,7 +17,7 @@ use crate::hub::{Hub, Position, WakeList};
 use crate::id::{Place, SchoolId};
 use crate::log::{Batches, Hint, Incoming, Log, LogRange, StoreError};
 
-/// A school with missing events.
+/// A *hole*: the missing events of a school, and the later ones that wait for them.
 struct Hole {
     /// The events that wait for the missing ones.
     beyond: BTreeMap<u64, Arc<Event>>,
@@ -151,7 +151,7 @@ pub async fn wake_in_batches(wake_list: WakeList) {
 }
 
 /// Number of events that were delivered since the last yield to other tasks. A large batch for many readers takes a
-/// long time.
+/// long time, so the task yields whenever it has delivered [`DISPATCH_SLICE`] events.
 #[derive(Default)]
 struct Slice(usize);
 
@@ -333,9 +333,10 @@ impl Tail<'_> {
                 continue;
             }
             let Some(known) = hub.position(*school).and_then(|position| position.head) else {
-                // The school's first listener is still reading the log; until it has finished, the missing events are
-                // not known. Meanwhile, it must not wait for commits of this node to be delivered: it reads them from
-                // the log, or they are lost.
+                // The school's first listener is still reading the log. Until it has finished, this task cannot tell
+                // which events are missing. Stop tracking this node's commits among them: otherwise, the listener
+                // would wait for their delivery, and this task would wait for the listener. The listener reads
+                // these commits from the log, unless they are lost.
                 lost.push(*school);
                 hole.due = Some(now + HOLE_WAIT);
                 continue;
@@ -343,7 +344,7 @@ impl Tail<'_> {
             if known.seq >= hole.newest {
                 // A listener has already read the missing events from the log.
                 hole.newest = 0;
-                // Stop tracking this node's commits among them: they will not be delivered from here.
+                // Stop tracking this node's commits among them: this task will not deliver them.
                 lost.push(*school);
                 continue;
             }
@@ -427,7 +428,8 @@ impl Tail<'_> {
         self.dense(school)
     }
 
-    /// The missing events are past retention. The hub makes the listeners that would miss them read the log.
+    /// Skips missing events that are past retention, and returns the events after them that can be delivered now. The hub
+    /// makes the listeners that would miss the skipped events read the log.
     fn skip(&mut self, school: SchoolId, range: LogRange) -> Vec<Arc<Event>> {
         let mut deliverable: Vec<Arc<Event>> = Vec::new();
         let Some(hole) = self.holes.get_mut(&school) else {

@@ -1,7 +1,7 @@
 //! Logs that other nodes write to, too.
 //!
-//! The hub of such logs holds only schools that somebody here listens to, and until a while after the last listener has
-//! left. Only for those does it receive what others commit, so only their windows are up to date.
+//! The hub of such logs holds a school only while it has listeners on this node, and for a while after the last one has
+//! left. It receives the commits of other nodes only for these schools, so only their windows are up to date.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub struct Position {
     pub head: Option<Place>,
     /// The newest place beyond the head up to which a listener has read.
     pub read_ahead: Option<Place>,
-    /// Whether somebody listens.
+    /// Whether the school has listeners on this node.
     pub is_attended: bool,
 }
 
@@ -37,7 +37,7 @@ impl Position {
     }
 }
 
-/// Schools that entered or left memory, or got their first listener, since the last look.
+/// Schools that entered or left memory, or got their first listener, since [`Hub::poll_moved`] last returned any.
 #[derive(Default)]
 pub(super) struct Moved {
     schools: BTreeSet<SchoolId>,
@@ -54,7 +54,7 @@ impl Hub {
     }
 
     /// Waits for schools to enter or leave memory or to get their first listener, and returns them. Only one task can
-    /// wait. What holds for a school now is what [`Hub::position`] says.
+    /// wait. A school may have changed again since; [`Hub::position`] returns its current state.
     pub fn poll_moved(&self, cx: &mut Context<'_>) -> Poll<BTreeSet<SchoolId>> {
         let mut moved = self.moved();
         if !moved.schools.is_empty() {
@@ -113,8 +113,8 @@ impl Hub {
         schools.into_iter().filter_map(position).collect()
     }
 
-    /// Whether these events of a school contradict what was offered, what listeners have read, or one another: the log has
-    /// lost some of it, or the events are of a history that was lost.
+    /// Whether these events of a school contradict what was offered, what listeners have read, or one another: either
+    /// the log has lost events that were offered or read, or these events belong to a history that was lost.
     pub fn contradicts(&self, events: &[Arc<Event>]) -> bool {
         let Some(school) = events.first().and_then(|first| self.find(first.school)) else {
             return false;
@@ -166,7 +166,7 @@ impl SchoolState {
         });
         let known = index.and_then(|index| self.window.get(index));
         let known = known.map(|known| known.place());
-        // The window is empty if the head is what a reader has read.
+        // If a reader has set the head, the window is empty.
         let known = known.or_else(|| self.head.filter(|head| head.seq == seq));
         let known = known.or_else(|| self.place_before_window().filter(|place| place.seq == seq));
         known.or_else(|| {

@@ -6,13 +6,14 @@
 //! ```
 //!
 //! A device sends a heartbeat about every ten seconds. It is offline when a whole lease passes without one, or
-//! immediately when it is reported offline (by a last will, or a health checker). `last_seen` is the time of the
-//! device's own last report. Heartbeats are counted in memory ([`crate::presence`]) and become commands only when they
-//! change something; the rules decide what that change is. If several nodes receive a device's heartbeats, they share
-//! the last ones ([`crate::log::heartbeats`]). A lease is measured in [uptime](crate::uptime), and a restart does not renew
-//! it: after a restart the server does not know which devices are still online, so a device that was online is
-//! `unknown` for the rest of its lease. If a device alternates between online and offline, its changes are still
-//! published, and it is marked `flapping`.
+//! immediately when it is reported offline (by a last will, or a health checker). `last_seen` is when the device was
+//! last heard from. A report that it is not online changes this time only if the report contains a later one.
+//! Heartbeats are counted in memory ([`crate::presence`]) and become commands only when they change something; the
+//! rules decide what that change is. If several nodes receive a device's heartbeats, they share the last ones
+//! ([`crate::log::heartbeats`]). A lease is measured in [uptime](crate::uptime), and a restart does not renew it: after
+//! a restart the server does not know which devices are still online, so a device that was online is `unknown` for the
+//! rest of its lease. If a device alternates between online and offline, its changes are still published, and it is
+//! marked `flapping`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -50,8 +51,8 @@ pub static DESCRIPTION: Description = Description {
     other_ids: &[],
     event_types: &[&DEVICE_STATUS_UPDATE, &DEVICE_INFO_UPDATE],
     statuses: &["unknown", "online", "offline"],
-    // A heartbeat is not a command: it renews a lease in memory.
     made_by: "put",
+    // `heartbeat` is a verb, but not a command: it renews a lease in memory.
     verbs: &["heartbeat", "status", "info"],
     details: Details::json_schema,
     columns: &[],
@@ -66,7 +67,7 @@ pub const CLOCK_SKEW_SECS: i64 = 5;
 pub const HEARTBEATS_TO_ONLINE: u32 = 2;
 /// This many changes between online and offline within [`FLAP_WINDOW_SECS`] count as flapping.
 pub const FLAP_CHANGES: usize = 4;
-/// See [`FLAP_CHANGES`], in seconds of uptime.
+/// The period in which changes count towards [`FLAP_CHANGES`], in seconds of uptime.
 pub const FLAP_WINDOW_SECS: u64 = 300;
 
 /// A device's status.
@@ -125,8 +126,8 @@ pub enum Command {
     MarkUnknown {
         /// When the server started.
         since: Uptime,
-        /// The length of the last period of the previous run. Heartbeats in that period may not have been saved, so the
-        /// current lease is extended by it.
+        /// Heartbeats that arrived less than this time before the end of the previous run may not have been saved, so
+        /// the current lease is extended by this time.
         unwritten: Duration,
     },
     /// Checks whether the device is still flapping (issued by the watchdog).
@@ -321,7 +322,8 @@ pub fn apply(
                 (None, Status::Online) => Some(context.now),
                 (None, Status::Offline | Status::Unknown) => None,
             };
-            // Another program heard from the device, whether or not this server was running.
+            // Another program may have heard from the device while this server was not running. So the whole time since
+            // then counts, although uptime does not include times when the server was not running.
             let heard = |at: DateTime<Utc>| Heard {
                 at,
                 uptime: context
@@ -398,6 +400,7 @@ impl Device {
         })
     }
 
+    /// Sets the length of the lease, if one is given.
     fn lease(&mut self, secs: Option<u32>) -> Result<(), RuleError> {
         self.lease_secs = secs.unwrap_or(self.lease_secs);
         if !(1..=LEASE_MAX_SECS).contains(&self.lease_secs) {
@@ -420,8 +423,8 @@ impl Device {
         self.status == Status::Online && self.lease_uptime <= since
     }
 
-    /// Returns the start of the lease of a device that is marked as unknown after a start. Heartbeats from the last
-    /// `unwritten` period of the previous run may not have been saved, so that period is added.
+    /// Returns the start of the lease of a device that is marked as unknown after a start. Heartbeats that arrived
+    /// less than `unwritten` before the end of the previous run may not have been saved, so that time is added.
     pub fn unknown_since(&self, unwritten: Duration, now: Uptime) -> Uptime {
         (self.lease_uptime + unwritten).min(now)
     }
@@ -450,7 +453,7 @@ impl Device {
         Ok(())
     }
 
-    /// Changes the status.
+    /// Sets the status. A change between online and offline counts towards flapping.
     fn turn(&mut self, status: Status, now: Uptime) {
         if self.status == status {
             return;

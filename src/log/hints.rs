@@ -34,7 +34,7 @@ impl Hint {
         }
     }
 
-    /// Returns the school, unless the hint says nothing.
+    /// Returns the school, or `None` if `Events` is empty.
     fn school(&self) -> Option<SchoolId> {
         match self {
             Hint::Events(events) => events.first().map(|first| first.school),
@@ -76,6 +76,7 @@ struct State {
     /// Bytes of the events in the queue.
     bytes: AtomicUsize,
     check: Mutex<LogCheck>,
+    /// Wakes the task that waits until a check is requested.
     asked: Notify,
     counts: Counts,
 }
@@ -87,7 +88,7 @@ pub struct Counts {
     taken: AtomicU64,
     /// Hints that were dropped because the queue was full.
     dropped: AtomicU64,
-    /// Hints that said nothing new.
+    /// Hints that contained nothing new for the hub.
     late: AtomicU64,
     /// Reads of missing events from the log.
     reads: AtomicU64,
@@ -102,7 +103,7 @@ pub struct HintCounts {
     pub taken: u64,
     /// Hints that were dropped because the queue was full. The log was compared instead.
     pub dropped: u64,
-    /// Hints that said nothing new.
+    /// Hints that contained nothing new for the hub.
     pub late: u64,
     /// Reads of missing events from the log.
     pub reads: u64,
@@ -210,7 +211,7 @@ impl Hinted {
         Some(hint)
     }
 
-    /// Counts a hint that said nothing new.
+    /// Counts a hint that contained nothing new for the hub.
     pub(super) fn was_late(&self) {
         self.state.counts.late.fetch_add(1, Ordering::Relaxed);
     }

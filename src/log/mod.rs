@@ -1,7 +1,8 @@
 //! The log and the current states: the rules for writing them, and the ports through which everything else reads them.
 //!
 //! A store keeps, per school, an ordered log of events and the current state of every subject. It knows nothing of
-//! subscribers. It implements seven ports; the contract suite in `tests/it/store_contract` has a part for each:
+//! subscribers. It implements seven ports (`Journal` includes `Log`); the contract suite in `tests/it/store_contract`
+//! has a part for each:
 //!
 //! ```text
 //!              commands                                      reads
@@ -67,7 +68,7 @@ pub use self::leases::Leases;
 pub use self::nodes::Nodes;
 pub use self::pings::PingKeys;
 
-/// All seven ports.
+/// All seven ports (`Journal` includes `Log`).
 pub trait Store: Journal + Catalog + Consumers + Leases + Heartbeats + Nodes + PingKeys {}
 
 impl<T: Journal + Catalog + Consumers + Leases + Heartbeats + Nodes + PingKeys> Store for T {}

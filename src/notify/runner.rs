@@ -55,7 +55,7 @@ pub(super) struct Runner {
     inbox: mpsc::Sender<Vec<Arc<Event>>>,
     /// Bytes of the event fields in the inbox.
     inbox_bytes: AtomicUsize,
-    /// Locked by the task while it runs.
+    /// The receiver of `inbox`. Locked by the task while it runs.
     waiting: tokio::sync::Mutex<mpsc::Receiver<Vec<Arc<Event>>>>,
     is_started: AtomicBool,
     /// Whether this node delivers. Otherwise, events are not observed.
@@ -559,7 +559,7 @@ impl Runner {
 }
 
 /// Returns the id of the notification; see [`Notification::id`]. A live event and the same event read from the log are
-/// equal byte for byte.
+/// equal byte for byte, so both have the same id.
 fn id(event: &Event, notifier: &str) -> String {
     let content = [
         event.kind.collection(),
@@ -579,7 +579,7 @@ fn id(event: &Event, notifier: &str) -> String {
 }
 
 impl Failure {
-    /// Returns for how long the receiver asks not to get any requests, for any school.
+    /// Returns how long the receiver asks the notifier to wait before the next request for any school.
     fn asked_of_all(&self) -> Option<Duration> {
         match self.error {
             DeliveryError::Unavailable { .. } => self.error.retry_after(),

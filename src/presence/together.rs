@@ -4,7 +4,7 @@
 //! heartbeat ─▶ lease in memory ──every PRESENCE_SHARE_PERIOD──▶ merged with those of other nodes (log::heartbeats)
 //!                  │                                                       │
 //!                  │ a device that is not online: at once                  ▼
-//!                  └──────────────────────────────────────▶ its last two heartbeats and its standing: does it arrive?
+//!                  └──────────────────────────────────────▶ its last two heartbeats and its standing: does it come online?
 //! end of a lease ─▶ PRESENCE_GRACE ─▶ heard elsewhere meanwhile? yes: go on │ no: Command::Expire
 //! ```
 //!
@@ -12,10 +12,11 @@
 //!    decide at any time, even twice or with outdated memory, and the result is the same as if one node had received all heartbeats.
 //! 2. A lease is checked [`PRESENCE_GRACE`] after its end. By then, the other nodes have shared the heartbeats that they received
 //!    before its end.
-//! 3. A node watches the devices whose heartbeats it receives. The holder of the lease [`LEASE`] watches all others: those of a node
-//!    that is gone, and those that have been silent for long. Every [`PRESENCE_SCAN`], it reads which devices are not offline.
-//! 4. A node that starts marks devices as unknown only if no node was running. Devices that have sent heartbeats or were reported since
-//!    then are not marked.
+//! 3. A node watches the devices whose heartbeats it receives. The node that holds the lease [`LEASE`] for this work watches
+//!    all other devices: those of a node that is gone, and those that have been silent for long. Every [`PRESENCE_SCAN`], it reads
+//!    which devices are not offline.
+//! 4. When a node starts, it marks devices as unknown only if no node was running. It skips devices that have sent heartbeats or were
+//!    reported after its start.
 //!
 //! A node does not receive the events of all schools. Each answer of the store corrects its memory.
 
@@ -66,7 +67,7 @@ impl Together {
 }
 
 impl Presence {
-    /// Creates the leases of a store's devices, whose heartbeats other nodes receive, too.
+    /// Creates the presence of one of several nodes that receive heartbeats of the store's devices.
     pub fn among(store: Arc<dyn Store>, publisher: Publisher, together: Together) -> Presence {
         Presence {
             leases: Leases::shared(PRESENCE_GRACE).into(),
@@ -137,8 +138,8 @@ impl Presence {
         }
     }
 
-    /// Renews leases. If a device is not online as far as this node knows, its heartbeat is shared at once, so that the answer takes
-    /// all nodes into account.
+    /// Renews the leases of devices that have sent heartbeats to this node. If a device is not online as far as this node
+    /// knows, its heartbeat is shared at once, so that the answer takes all nodes into account.
     pub(super) async fn hear_together(
         &self,
         school: SchoolId,
@@ -146,6 +147,7 @@ impl Presence {
     ) -> Result<Vec<HeartbeatOutcome>, StoreError> {
         let heard = heard_now(self.clock.now());
         let mut outcomes: Vec<Option<HeartbeatOutcome>> = Vec::with_capacity(devices.len());
+        // Heartbeats to share at once.
         let mut pressing: HashMap<&SubjectId, LastHeartbeats> = HashMap::new();
         {
             let mut leases = self.lock();
@@ -283,8 +285,8 @@ impl Presence {
         Ok(())
     }
 
-    /// Returns those of these devices from which any node has received a heartbeat since this one started. A single node returns none
-    /// without asking the store.
+    /// Returns which of these devices have sent a heartbeat to any node since this node started. A single node returns none without
+    /// asking the store.
     pub(super) async fn heard_of(
         &self,
         devices: &[(SchoolId, SubjectId, Device)],

@@ -8,9 +8,9 @@
 //!
 //! 1. A school is *known* while its stamp is cached. Everything else about it is loaded after the stamp and never before,
 //!    so it is at least as new.
-//! 2. If the stamp has changed, the school is *missed*: what is cached of it is discarded, and the writer decides
-//!    again. After [`MISSES_MAX`] consecutive misses, its row is locked before the decisions, so the commit cannot
-//!    miss.
+//! 2. If the stamp has changed, the school is *missed*: the commit conflicts with a write of another node, and leaves the
+//!    school out. What is cached of the school is discarded, and the writer decides again. After [`MISSES_MAX`]
+//!    consecutive misses, its row is locked before the decisions, so that no other node can write to it in between.
 //! 3. A command that writes nothing, such as a rejected one or a repetition, is also answered only if its school still
 //!    has the stamp: otherwise, the decision may not have taken a write of another node into account.
 //! 4. If the connection breaks during a commit, the commit may or may not have taken effect. [`Database::settle`] finds
@@ -44,7 +44,7 @@ pub struct SchoolRow {
     pub tail: Tail,
 }
 
-/// What a school's row must be for a write, and what it becomes.
+/// An update of a school's row: its expected stamp, and its new content.
 #[derive(Debug, Clone, Copy)]
 pub struct Move {
     /// The school.
@@ -68,8 +68,8 @@ pub struct Traces {
 
 impl Traces {
     /// Returns whether the group was written to this school, whose stamp was replaced since. All events and keys must be
-    /// present: another node may have carried out an equal command in the same millisecond. Its event has the same
-    /// place, but not the same key.
+    /// present, because events alone are not proof: another node may have carried out an equal command in the same
+    /// millisecond. Then its event has the same place, but its key is a different one.
     pub fn show(&self, group: &Decisions, school: SchoolId) -> bool {
         let mut events = group.events.iter().filter(|event| event.school == school);
         let has_events = events.clone().next().is_some();
@@ -123,8 +123,8 @@ pub trait Database: Send + 'static {
         what: &str,
     ) -> Result<Option<SubjectId>, StoreError>;
 
-    /// Returns what the newest successfully completed subjects of a category, up to
-    /// [`HISTORY_SAMPLE`](config::HISTORY_SAMPLE), contribute to its history; the newest first.
+    /// Returns the history entries of the newest successfully completed subjects of a category, at most
+    /// [`HISTORY_SAMPLE`](config::HISTORY_SAMPLE); the newest first.
     fn past(
         &mut self,
         school: SchoolId,
@@ -195,7 +195,7 @@ pub struct Backend<D> {
     generations: u64,
     /// Schools whose facts the decisions in progress depend on.
     consulted: BTreeSet<SchoolId>,
-    /// Schools that the last commit missed.
+    /// Schools that the last commit missed: their stamps had changed.
     missed: Vec<SchoolId>,
     /// The number of consecutive misses of each school.
     misses: HashMap<SchoolId, u32>,
@@ -332,6 +332,7 @@ impl<D: Database> Backend<D> {
         }
     }
 
+    /// Records that schools were missed, and discards what is known of them.
     fn has_missed(&mut self, schools: impl IntoIterator<Item = SchoolId>) {
         for school in schools {
             *self.misses.entry(school).or_default() += 1;
@@ -473,7 +474,8 @@ impl<D: Database> writer::Backend for Backend<D> {
         // The connection may have broken since it was last used. Then the second attempt opens a new one.
         let loaded = self.load(&schools, addresses.clone(), &keys);
         loaded.or_else(|_| self.load(&schools, addresses, &keys))?;
-        // Not everything that is prepared is carried out in this round.
+        // Loading has marked schools as consulted, but not every prepared command is carried out in this round. The
+        // decisions mark the schools on which they depend.
         self.consulted.clear();
         Ok(())
     }

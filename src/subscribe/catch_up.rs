@@ -24,9 +24,9 @@ use crate::wire::{Close, Control, ResetReason};
 pub(super) enum Step {
     /// Deliver the events in scope after the position, and move the position to the head.
     ///
-    /// A client that has the answer to a command expects that a stream which it opens next includes the event. So unless
-    /// it is `settled`, a catch-up first waits until the hub has been offered everything that was committed in this school
-    /// when the catch-up began.
+    /// When a client has received the answer to a command, it expects the event in any stream that it opens afterwards. So
+    /// unless it is `settled`, a catch-up first waits until the hub has been offered everything that was committed in this
+    /// school when the catch-up began.
     ///
     /// With `from`, the position is first set to it.
     CatchUp { from: Option<Place>, settled: bool },
@@ -40,9 +40,9 @@ pub(super) enum Step {
         /// The newest event when the previous page was read.
         newest: Option<Place>,
     },
-    /// Verify, after a snapshot of a shared log, that the log still has this event: the newest one while the snapshot
-    /// was read. If it is in scope, it has been delivered since. The snapshot omits states that are newer than its end,
-    /// because their events follow. If the log has lost these events, the states are missing.
+    /// After a snapshot of a shared log and the catch-up that follows it: verify that the log still has this event, which
+    /// was the newest one while the snapshot was read. The snapshot omits subjects that changed after its end, because the
+    /// catch-up delivers their later events. If the log has lost these events, the client misses the subjects.
     Confirm(Place),
     /// Deliver the events of added channels after `after`, up to the position.
     Replay {
@@ -68,7 +68,9 @@ pub(super) struct Addition {
 #[derive(Clone)]
 pub(super) struct Added {
     pub(super) others: Arc<Scope>,
-    /// The others also deliver the wide events that are on none of their channels, if their `seq` is greater than this.
+    /// After this `seq`, the stream also delivers the *wide* events of the kind [`Scope::wide`], even if they are on none of
+    /// the other channels. A wide event is for every subscriber to any subject of its kind, not only to its own subject; see
+    /// [`EventType`](crate::event::EventType).
     pub(super) wide_from: u64,
 }
 
@@ -564,7 +566,7 @@ mod tests {
             event.draft.event_type = event_type;
             of_wide.covers(&event)
         };
-        assert!(!covers(5, &ACK_UPDATE), "it was not heard then");
+        assert!(!covers(5, &ACK_UPDATE), "it was not delivered at that time");
         assert!(covers(6, &ACK_UPDATE));
         assert!(!covers(6, &JOB_PROGRESS));
     }

@@ -1,8 +1,10 @@
-//! Outcomes that could not be reported, in files, until a later `tidings run`, `tidings report` or `tidings spool send` sends them.
+//! Keeps outcomes that could not be reported, in files, until a later `tidings run`, `tidings report` or `tidings spool send` sends
+//! them.
 //!
 //! A file holds what one run has not reported yet (its job, its last progress and its outcome), or the report with which a script has
-//! ended its job. A repeated request has the same idempotency key, so it takes effect only once. A file never contains a token. The
-//! sender's token must be for the same user and schools. Files are bounded in number, size and age, and only one is read at a time.
+//! ended its job. A repeated request has the same idempotency key, so it takes effect only once. A file never contains a token. An
+//! outcome is sent only with a token for the same user, schools and role as the original one. Files are bounded in number, size and
+//! age, and only one is read at a time.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -35,8 +37,8 @@ const SEND_TIME_MIN: Duration = Duration::from_millis(100);
 /// How long sending earlier outcomes may delay the report of a command.
 const EARLIER_WAIT: Duration = Duration::from_secs(3);
 
-/// The claims of a token that change at each renewal, with this server and with common login services. All other claims are compared: they
-/// can identify the user, the school and the role, because the names of these claims are settings of the server.
+/// The claims that change when a token is renewed, by this server or by common login services. All other claims are compared: any of
+/// them may identify the user, the school or the role, because the server's settings choose the names of those claims.
 const RENEWED_CLAIMS: &[&str] = &[
     "exp",
     "iat",
@@ -56,7 +58,7 @@ const RENEWED_CLAIMS: &[&str] = &[
     "uti",
 ];
 
-/// The server and school to which a run reports, and the user as which it reports.
+/// The server and school to which a run reports, and the user on whose behalf it reports.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::cli) struct Recipient {
     pub(in crate::cli) server: String,
@@ -80,7 +82,7 @@ pub(in crate::cli) struct Unreported {
 pub(super) enum What {
     /// The command of a `tidings run`.
     Run(Box<Run>),
-    /// A script, by a `tidings report`.
+    /// The report of a `tidings report` that ends a script's job.
     Report(Box<report::Delivery>),
 }
 
@@ -93,6 +95,7 @@ pub(super) struct Run {
     pub(super) started_at: DateTime<Utc>,
     pub(super) outcome: Outcome,
     pub(super) latest: Latest,
+    /// Whether `latest` is not known to have arrived.
     pub(super) is_unsent: bool,
 }
 
@@ -299,7 +302,7 @@ impl Spool {
     }
 
     /// Sends the outcomes for this recipient, the oldest first, until this time. Stops if the server does not answer or does not accept
-    /// the token. After any other failure that may pass, such as an error of a proxy, only later outcomes of the same job wait.
+    /// the token. After any other temporary failure, such as an error of a proxy, only later outcomes of the same job wait.
     pub(in crate::cli) fn send(
         &self,
         client: &Client,
@@ -307,7 +310,7 @@ impl Spool {
         until: Instant,
     ) -> Sent {
         let mut sent = Sent::default();
-        // Only one process sends at a time: another one would take the changes that this one makes to a job for newer ones.
+        // Only one process sends at a time: a second one would mistake this one's changes to a job for newer activity.
         let (_lock, entries) = match self.lock().and_then(|lock| Ok((lock, self.entries()?))) {
             Ok(locked) => locked,
             Err(problem) => {
@@ -339,6 +342,7 @@ impl Spool {
             match entry.unreported.send(&client) {
                 Ok(()) => sent.count += 1,
                 Err(failure) if is_worth_another_try(&failure) => {
+                    // These failures affect all outcomes, not only this one.
                     let is_about_all = matches!(failure.http_status, None | Some(401 | 429 | 503));
                     sent.problem = Some(failure);
                     if is_about_all {

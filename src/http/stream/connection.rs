@@ -2,9 +2,9 @@
 //! decides what is sent.
 //!
 //! One hand-written future drives all of this, so that an idle connection is a single small task. An event that wakes it
-//! costs little more than its write: the socket and the server's end share a separate waker, and are polled only if that was
-//! woken. The connection reads only while there is room for answers, so a client that sends requests without reading the
-//! answers is slowed down, and its requests are not buffered.
+//! costs little more than its write: the socket and the signal that ends the server's tasks share a separate waker, and are
+//! polled only if that was woken. The connection reads only while there is room for answers, so a client that sends
+//! requests without reading the answers is slowed down, and its requests are not buffered.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -77,14 +77,14 @@ pub(super) struct Connection {
     timer: Alarm,
     /// The waker of the socket and of `end`.
     attention: Attention,
-    /// The end of the server.
+    /// Resolves when the server ends its tasks.
     end: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Keeps the request in progress. Rocket drops the request itself at the upgrade.
+    /// Makes the request count as in progress, although Rocket drops the request itself at the upgrade.
     in_progress: Option<Arc<InProgress>>,
 }
 
 impl Connection {
-    /// Keeps the request in progress until the connection ends.
+    /// Makes the request count as in progress until the connection ends.
     pub(super) fn keeps(&mut self, in_progress: Option<Arc<InProgress>>) {
         self.in_progress = in_progress;
     }
@@ -200,6 +200,7 @@ impl Connection {
             {
                 let may_count = may_publish(session, &incoming);
                 let is_free = receive(session, incoming, &mut self.frames);
+                // A message that looked like a command was not counted when it arrived. If it was none, it counts now.
                 if may_count && !is_free {
                     self.is_rate_limited = self.is_rate_limited || !self.arrivals.count();
                 }
@@ -274,7 +275,7 @@ impl Connection {
             && self.waiting.iter().map(bytes).sum::<usize>() < max_bytes
     }
 
-    /// Checks the socket and the end of the server if their waker was woken. Returns false if the server ends.
+    /// Checks the socket and `end` if their waker was woken. Returns false if the server ends its tasks.
     fn poll_attention(&mut self, cx: &Context<'_>) -> bool {
         if !self.attention.take(cx) {
             return true;
@@ -299,8 +300,8 @@ impl Connection {
             }
             let socket = &self.frames.socket;
             let is_stalled = socket.stalled_for() >= WRITE_STALL;
-            // A peer that takes no bytes cannot receive a ping. Any other peer must answer, unless the session is busy:
-            // then its answers may not have been read.
+            // Whether the peer must have answered pings. A peer that takes no bytes cannot receive one. While the session
+            // is busy, answers that have arrived may not have been read.
             let is_busy = self.session.as_ref().is_some_and(Session::is_busy);
             let is_asked = socket.stalled_for().is_zero() && !is_busy;
             if is_stalled {

@@ -1,5 +1,5 @@
-//! Reads the log and the current states, one page at a time. Like the embedded store, it uses indexes in the order of
-//! the log.
+//! Reads the log and the current states, one page at a time. Like the embedded store, it reads through indexes that
+//! are sorted by `seq`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -213,8 +213,8 @@ struct Selected {
 }
 
 impl Source<'_> {
-    /// Returns the first events in this range of `seq`s, without its start. Events can be large, so a page is read in
-    /// several parts.
+    /// Returns the first events in this range of `seq`s, excluding its start. Events can be large, so a page is read
+    /// in several parts.
     async fn part(
         &self,
         conn: &mut Conn,
@@ -349,8 +349,8 @@ struct Selection<'a> {
     scope: &'a Scope,
     kind: Kind,
     epoch: Epoch,
-    /// The range of `seq`s, without its start. Its end is lowered to the `seq` up to which the events that were read are
-    /// complete.
+    /// The range of `seq`s, excluding its start. Its end is lowered to the `seq` up to which the events that were read
+    /// are complete.
     range: (u64, u64),
     events: Vec<Event>,
     /// The `seq`s of these events: a subject may be found by two indexes.
@@ -358,7 +358,8 @@ struct Selection<'a> {
 }
 
 impl Selection<'_> {
-    /// Reads all subjects, through each index of the events that represent a subject.
+    /// Reads all subjects. Two events may represent a subject, and each has its own index, so both indexes are read. A
+    /// third one contains the subjects that have ended.
     async fn all(&mut self, conn: &mut Conn) -> QueryResult<()> {
         let of_kind = |selection: &Selection<'_>| {
             subjects::table
@@ -424,6 +425,7 @@ impl Selection<'_> {
             ))
             .load(conn)
             .await?;
+        // These columns are the places of the events that represent a subject; see `Subject::places`.
         let with_first = found
             .into_iter()
             .filter_map(|(published, also_published, id)| {
@@ -434,11 +436,12 @@ impl Selection<'_> {
                 let first = seqs.filter(|seq| *seq > after && *seq <= upto).min()?;
                 Some((first, id))
             });
-        // By the first event of each: if one is left out, all events before its first one have been read.
+        // Sorted by the first event of each subject: if the page is full, all events before the first one of the next
+        // subject have been read.
         let mut of_subjects: Vec<(u64, String)> = with_first.collect();
         of_subjects.sort_unstable();
         let mut bytes = 0;
-        // Many subjects can be large: only those of this page are read.
+        // The states of many subjects can be large together, so they are read in parts, until the page is full.
         'page: for part in of_subjects.chunks(READ_PAGE / 8) {
             let names: Vec<&str> = part.iter().map(|(_, id)| id.as_str()).collect();
             let rows: Vec<SubjectRow> = subjects::table

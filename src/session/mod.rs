@@ -644,3 +644,27 @@ fn with_ids(asked: Map<String, Value>, numeric: bool) -> Map<String, Value> {
         .map(|(field, id)| (field, with_id(id, numeric)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_acknowledgement_has_ids_of_the_type_that_the_client_wants() {
+        let asked = |ids: Value| {
+            let Value::Object(asked) = json!({ "device_ids": ids }) else {
+                unreachable!("it is an object")
+            };
+            asked
+        };
+        let mixed = json!(["7", 8, "door", "007"]);
+        for (numeric, expected) in [
+            (true, json!([7, 8, "door", "007"])),
+            (false, json!(["7", "8", "door", "007"])),
+        ] {
+            assert_eq!(with_ids(asked(mixed.clone()), numeric), asked(expected));
+        }
+    }
+}

@@ -17,6 +17,22 @@ const UPLOAD: &str =
 const JOB: &str = "job_id job_type status progress message metadata attempt eta_at eta_low_at eta_high_at eta_source stalled cancel_requested";
 
 over_every_client! {
+    async fn the_snapshot_of_enrollments_leaves_out_what_has_ended(clients) {
+        let server = server().await;
+        for (session, device) in [("s1", "door"), ("s2", "gate")] {
+            let body = json!({"session_id": session, "device_id": device});
+            write(&server, 1, "POST /api/enrollments", body).await;
+        }
+        write(&server, 1, "POST /api/enrollments/s1/cancel", json!({})).await;
+        let mut all = clients.open(&server, "/ws/enrollment").await;
+        assert_has(&all.next().await, json!({"type": "connected"}));
+        let state = all.next().await;
+        assert_has(&state, json!({"session_id": "s2", "snapshot": true}));
+        write(&server, 1, "POST /api/enrollments/s2/progress", json!({"progress": 33})).await;
+        let next = all.next().await;
+        assert_has(&next, json!({"session_id": "s2", "progress": 33}));
+    }
+
     async fn an_enrollment_is_reported_in_its_four_messages(clients) {
         let server = server().await;
         for (session, device) in [("s1", "door"), ("s2", "gate"), ("s3", "hall")] {

@@ -24,6 +24,10 @@ over_every_client! {
             write(&server, 1, "POST /api/enrollments", body).await;
         }
         write(&server, 1, "POST /api/enrollments/s1/cancel", json!({})).await;
+        let mut ended = clients.open(&server, "/ws/enrollment?session_id=s1").await;
+        assert_has(&ended.next().await, json!({"type": "connected"}));
+        let next = ended.ask(r#"{"type":"ping"}"#).await;
+        assert_has(&next, json!({"type": "pong"}));
         let mut all = clients.open(&server, "/ws/enrollment").await;
         assert_has(&all.next().await, json!({"type": "connected"}));
         let state = all.next().await;

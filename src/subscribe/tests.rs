@@ -7,7 +7,7 @@ use crate::config::{Bounded, CATCH_UP_HEARTBEAT};
 use crate::feed::tests::{Kept, events, hub, school};
 use crate::hub::mailbox::tests::event;
 use crate::kind::job;
-use crate::log::{Committed, Incoming, Log};
+use crate::log::{Batches, Committed, Incoming, Log};
 use crate::wire::ResetReason;
 
 fn subject(id: &str) -> Channel {
@@ -54,6 +54,14 @@ fn request(subscriber: &Subscriber, scope: Scope) -> Request {
 fn subscriber(log: &Arc<Kept>, hub: &Arc<Hub>, committed: Committed) -> Subscriber {
     let feed = Feed::new(Arc::clone(log) as Arc<dyn Log>, committed);
     Subscriber::new(Arc::new(feed), Arc::clone(hub), &Settings::default())
+}
+
+/// An empty log, what is read from it, and the receiver of commits, which nothing is sent to.
+fn setup() -> (Arc<Kept>, Arc<Hub>, Subscriber, Batches) {
+    let (log, hub) = (Arc::new(Kept::default()), hub());
+    let (committed, batches) = Committed::channel(8);
+    let subscriber = subscriber(&log, &hub, committed);
+    (log, hub, subscriber, batches)
 }
 
 /// Returns the numbers of the events before the next control message that fits.
@@ -110,9 +118,7 @@ async fn nothing_waits_for_a_commit_that_nobody_dispatches() {
 
 #[tokio::test]
 async fn no_event_of_a_channel_follows_its_unsubscribe() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (_, hub, subscriber, _batches) = setup();
     let mut subscription = open(&subscriber, ["a", "b"].map(subject));
     assert!(until_ready(&mut subscription).await.is_empty());
     hub.offer(&[
@@ -135,9 +141,7 @@ async fn no_event_of_a_channel_follows_its_unsubscribe() {
 
 #[tokio::test]
 async fn an_unsubscribe_amid_a_replay_leaves_out_its_own_channel_only() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (log, _, subscriber, _batches) = setup();
     log.ends_with(&[event(1, "b", true), event(2, "c", true)]);
     let mut subscription = open(&subscriber, [subject("a")]);
     assert!(until_ready(&mut subscription).await.is_empty());
@@ -160,9 +164,7 @@ async fn next_event(subscription: &mut Subscription) -> u64 {
 
 #[tokio::test]
 async fn nothing_pending_is_sent_after_the_credential_has_expired() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (_, hub, subscriber, _batches) = setup();
     let mut subscription = open(&subscriber, [subject("a")]);
     until_ready(&mut subscription).await;
     hub.offer(&[event(1, "a", true), event(2, "a", true)])
@@ -181,9 +183,7 @@ async fn nothing_pending_is_sent_after_the_credential_has_expired() {
 /// Callers wait for it, so that a client cannot make the server keep any number of acknowledgements.
 #[tokio::test]
 async fn a_subscription_is_busy_until_its_acknowledgement_is_delivered() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (_, _, subscriber, _batches) = setup();
     let mut subscription = open(&subscriber, [subject("a")]);
     until_ready(&mut subscription).await;
     assert!(!subscription.is_busy());
@@ -204,9 +204,7 @@ async fn a_subscription_is_busy_until_its_acknowledgement_is_delivered() {
 /// A read that has begun uses the old scope, and would move the position past wide events.
 #[tokio::test]
 async fn wide_events_are_delivered_only_from_a_position() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (_, _, subscriber, _batches) = setup();
     let mut subscription = open(&subscriber, [subject("a")]);
     subscription.subscribe_wide(job::KIND);
     assert_eq!(subscription.scope().wide(), None);
@@ -217,9 +215,7 @@ async fn wide_events_are_delivered_only_from_a_position() {
 
 #[tokio::test]
 async fn an_addition_goes_on_when_the_last_other_channel_is_left() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (log, _, subscriber, _batches) = setup();
     log.ends_with(&[event(1, "b", true)]);
     let mut subscription = open(&subscriber, [subject("a")]);
     until_ready(&mut subscription).await;
@@ -235,9 +231,7 @@ async fn an_addition_goes_on_when_the_last_other_channel_is_left() {
 /// A `ready` for a stream that has no channels any more would be about nothing.
 #[tokio::test]
 async fn no_ready_follows_after_the_last_channel_is_left() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (_, _, subscriber, _batches) = setup();
     let wide = Scope::new(school(), [subject("a")]).with_wide(job::KIND);
     let mut subscription = subscriber.open(request(&subscriber, wide)).unwrap();
     subscription.unsubscribe(&[subject("a")], Map::new());
@@ -251,9 +245,7 @@ async fn no_ready_follows_after_the_last_channel_is_left() {
 
 #[tokio::test(start_paused = true)]
 async fn only_the_newest_of_the_ticks_within_an_interval_is_sent() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (_, hub, subscriber, _batches) = setup();
     let interval = Duration::from_millis(500);
     let mut subscription = open_with(&subscriber, [subject("a")], interval);
     until_ready(&mut subscription).await;
@@ -274,9 +266,7 @@ async fn only_the_newest_of_the_ticks_within_an_interval_is_sent() {
 /// Its number is lower than those that the added channels deliver.
 #[tokio::test(start_paused = true)]
 async fn a_tick_that_is_held_is_sent_before_channels_are_added() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (log, hub, subscriber, _batches) = setup();
     let long = Duration::from_secs(3_600);
     let mut subscription = open_with(&subscriber, [subject("a")], long);
     until_ready(&mut subscription).await;
@@ -294,9 +284,7 @@ async fn a_tick_that_is_held_is_sent_before_channels_are_added() {
 
 #[tokio::test(start_paused = true)]
 async fn a_tick_that_is_held_is_dropped_with_its_channel() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (_, hub, subscriber, _batches) = setup();
     let interval = Duration::from_millis(500);
     let mut subscription = open_with(&subscriber, ["a", "b"].map(subject), interval);
     until_ready(&mut subscription).await;
@@ -311,9 +299,7 @@ async fn a_tick_that_is_held_is_dropped_with_its_channel() {
 
 #[tokio::test]
 async fn an_added_channel_repeats_nothing_that_another_one_has_delivered() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (log, _, subscriber, _batches) = setup();
     log.ends_with(&[event(1, "a", true), event(2, "b", true)]);
     let mut subscription = open(&subscriber, [subject("a")]);
     assert_eq!(until_ready(&mut subscription).await, [1]);
@@ -349,9 +335,7 @@ async fn a_reader_too_far_behind_is_reset_and_receives_the_current_states() {
 
 #[tokio::test]
 async fn a_reader_of_events_that_retention_has_removed_is_reset() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (log, _, subscriber, _batches) = setup();
     log.ends_with(&[event(1, "a", true), event(2, "b", true)]);
     log.remove(1);
     let mut subscription = open(&subscriber, [Channel::Collection(job::KIND)]);
@@ -363,9 +347,7 @@ async fn a_reader_of_events_that_retention_has_removed_is_reset() {
 /// A client that has disconnected is noticed only when something is written.
 #[tokio::test(start_paused = true)]
 async fn a_long_search_for_events_in_scope_sends_heartbeats() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (log, _, subscriber, _batches) = setup();
     log.ends_with(&[event(1, "b", true)]);
     let mut subscription = open(&subscriber, [subject("a")]);
     let begin = Instant::now();
@@ -383,9 +365,7 @@ async fn a_long_search_for_events_in_scope_sends_heartbeats() {
 /// The client has not received the lost events, because they were out of scope.
 #[tokio::test]
 async fn a_history_that_changes_during_a_replay_resets_only_who_received_it() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (log, _, subscriber, _batches) = setup();
     let of = |subject: &'static str| move |seq| event(seq, subject, true);
     let mut first: Vec<_> = (1..=10).map(of("a")).collect();
     first.extend((11..=2_000).map(of("b")));
@@ -425,9 +405,7 @@ async fn heartbeat(subscription: &mut Subscription) -> u64 {
 /// Otherwise the cursor of a quiet channel would expire.
 #[tokio::test(start_paused = true)]
 async fn a_heartbeat_moves_the_cursor_past_what_is_out_of_scope() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (_, hub, subscriber, _batches) = setup();
     let mut subscription = open(&subscriber, [subject("a")]);
     until_ready(&mut subscription).await;
     hub.offer(&[event(1, "b", true), event(2, "b", true)])
@@ -439,9 +417,7 @@ async fn a_heartbeat_moves_the_cursor_past_what_is_out_of_scope() {
 
 #[tokio::test(start_paused = true)]
 async fn a_heartbeat_does_not_move_the_cursor_past_a_tick_that_is_held() {
-    let (log, hub) = (Arc::new(Kept::default()), hub());
-    let (committed, _batches) = Committed::channel(8);
-    let subscriber = subscriber(&log, &hub, committed);
+    let (_, hub, subscriber, _batches) = setup();
     let long = Duration::from_secs(3_600);
     let mut subscription = open_with(&subscriber, [subject("a")], long);
     until_ready(&mut subscription).await;

@@ -278,7 +278,7 @@ pub struct Ticket {
     pub expires_at: DateTime<Utc>,
 }
 
-/// Verifies credentials and issues tickets. Also issues tokens if it holds the secret.
+/// Verifies credentials and issues tickets. Also issues tokens, unless they are verified with public keys.
 pub struct Keys {
     source: Source,
     rules: ClaimRules,
@@ -346,7 +346,7 @@ impl Keys {
             .chain_update(secret.reveal().as_bytes())
             .finalize()
             .into();
-        // If public keys are configured, the secret signs only tickets.
+        // If public keys are configured, the secret signs only tickets and links.
         let sign = public
             .is_none()
             .then(|| EncodingKey::from_secret(secret.reveal().as_bytes()));

@@ -55,7 +55,7 @@ struct Tail<'a> {
     reads: JoinSet<Read>,
     /// The readers of schools whose log may have lost events.
     wake_lists: Vec<WakeList>,
-    /// Schools whose log has lost events.
+    /// Schools whose undispatched commits must no longer be waited for.
     lost: Vec<SchoolId>,
 }
 

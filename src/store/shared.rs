@@ -49,7 +49,7 @@ pub struct SchoolRow {
 pub struct Move {
     /// The school.
     pub school: SchoolId,
-    /// The stamp that was decided against; `None` if the school had no row.
+    /// The stamp on which the decisions are based; `None` if the school had no row.
     pub expected: Option<i64>,
     /// The new stamp.
     pub stamp: i64,

@@ -142,14 +142,9 @@ async fn a_browser_comes_back_with_its_cursor_and_misses_nothing() {
 /// An independent WebSocket implementation.
 #[tokio::test(flavor = "multi_thread")]
 async fn python_websockets_speaks_with_the_multiplexed_socket() {
-    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    let has = Command::new(&python)
-        .args(["-c", "import websockets"])
-        .output()
-        .is_ok_and(|output| output.status.success());
-    if !has && !skip("Python's websockets") {
+    let Some(python) = python_with_websockets() else {
         return;
-    }
+    };
     let server = server().await;
     server.running_job("a").await;
     let script = r#"

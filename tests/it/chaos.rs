@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::support::process::binary;
-use crate::support::{needs, skip};
+use crate::support::python_with_websockets;
 
 /// Longer than a run takes to see that its server is gone, shorter than a hang.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -27,12 +27,9 @@ fn starts_once(folder: &Path) -> std::path::PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: a chaos run"]
 async fn a_chaos_run_whose_server_does_not_start_again_ends_and_says_why() {
-    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    let mut websockets = Command::new(&python);
-    let found = websockets.args(["-c", "import websockets"]).output();
-    if !found.is_ok_and(|output| output.status.success()) && !skip("Python's websockets") {
+    let Some(python) = python_with_websockets() else {
         return;
-    }
+    };
     let folder = tempfile::tempdir().unwrap();
     let mut run = tokio::process::Command::new(&python);
     run.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/run.py"))
@@ -89,10 +86,9 @@ reading = Reading(school, ALL, True, "reader")
 
 /// Tells the model this story, which asserts what the model makes of it.
 fn run_story(story: &str) {
-    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    if !needs(&python) {
+    let Some(python) = python_with_websockets() else {
         return;
-    }
+    };
     let mut command = Command::new(python);
     command
         .args(["-c", &format!("{STORY}{story}")])

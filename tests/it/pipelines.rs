@@ -604,13 +604,9 @@ async fn a_stream_whose_answers_are_not_read_is_slowed_down() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: takes seconds"]
 async fn python_websockets_publishes_many_commands_before_it_reads_an_answer() {
-    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    let wanted = Command::new(&python)
-        .args(["-c", "import websockets"])
-        .output();
-    if !wanted.is_ok_and(|output| output.status.success()) && !skip("Python's websockets") {
+    let Some(python) = python_with_websockets() else {
         return;
-    }
+    };
     let server = server().await;
     server.running_job("a").await;
     let script = r#"

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::listener::socket_url;
 use super::process::{Browser, Guarded};
-use super::{PATIENCE, Server, needs, skip};
+use super::{PATIENCE, Server, needs, python_with_websockets, skip};
 
 /// Capacity of a queue, which no scenario fills.
 const LINES: usize = 1_000;
@@ -55,24 +55,22 @@ pub(crate) struct Client {
 impl Clients {
     /// Starts the clients in Python. `PYTHON` can name an interpreter that has `websockets`.
     pub(crate) async fn in_python() -> Option<Clients> {
-        let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+        let python = python_with_websockets()?;
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/client.py");
-        let wanted = ["-c", "import websockets"];
-        Clients::script(&python, wanted, script, "Python's websockets")
+        Some(Clients::script(&python, script))
     }
 
     /// Starts the clients in Node. `NODE_PATH` can name a folder that contains `ws`.
     pub(crate) async fn in_node() -> Option<Clients> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/client.js");
-        let wanted = ["-e", "require('ws')"];
-        Clients::script("node", wanted, script, "Node's ws")
-    }
-
-    fn script(program: &str, wanted: [&str; 2], script: &str, name: &str) -> Option<Clients> {
-        let found = Command::new(program).args(wanted).output();
-        if !found.is_ok_and(|output| output.status.success()) && !skip(name) {
+        let found = Command::new("node").args(["-e", "require('ws')"]).output();
+        if !found.is_ok_and(|output| output.status.success()) && !skip("Node's ws") {
             return None;
         }
+        Some(Clients::script("node", script))
+    }
+
+    fn script(program: &str, script: &str) -> Clients {
         let mut child = Command::new(program)
             .arg(script)
             .stdin(Stdio::piped())
@@ -105,7 +103,7 @@ impl Clients {
             }
         });
         let process = Process::Script(Guarded(child));
-        Some(Clients::new(commands, ears, None, process))
+        Clients::new(commands, ears, None, process)
     }
 
     /// Starts the clients in Chromium, on a page whose origin is not the server's.

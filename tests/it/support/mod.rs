@@ -316,6 +316,16 @@ pub(crate) fn needs(program: &str) -> bool {
     found || skip(program)
 }
 
+/// Returns the Python interpreter, which `PYTHON` can name, if it has `websockets`. If not, reports that the test is skipped.
+pub(crate) fn python_with_websockets() -> Option<String> {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let found = std::process::Command::new(&python)
+        .args(["-c", "import websockets"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    (found || skip("Python's websockets")).then_some(python)
+}
+
 /// Reports that a test is skipped because something is not installed, or fails if `TIDINGS_REQUIRE_ALL` is set. Always
 /// returns false.
 pub(crate) fn skip(wanted: &str) -> bool {

@@ -159,10 +159,10 @@ pub(crate) fn listen(hub: &Arc<Hub>) -> Attachment {
         peer: None,
     };
     let limits = StreamLimits {
-        server: 10,
-        school: 10,
-        user: 10,
-        address: 10,
+        server: 1_000,
+        school: 1_000,
+        user: 1_000,
+        address: 1_000,
     };
     let scope = Scope::new(school(), [Channel::Collection(job::KIND)]);
     hub.attach(&scope, reader, false, &limits).unwrap()

@@ -1,7 +1,8 @@
 //! Tests of the tail on a log in memory.
 
 use std::ops::RangeInclusive;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
 
 use futures_util::FutureExt;
 use tokio::time::advance;
@@ -9,6 +10,7 @@ use tokio::time::advance;
 use super::*;
 use crate::feed::tests::{Kept, events, hub, listen, school};
 use crate::hub::Attachment;
+use crate::hub::mailbox::Patience;
 use crate::hub::mailbox::tests::event;
 
 fn tail<'a>(hub: &'a Hub, log: &Arc<Kept>) -> Tail<'a> {
@@ -265,4 +267,33 @@ async fn other_tasks_have_a_turn_while_a_large_batch_is_delivered() {
     let whole = slice.deliver(&batch, &mut deliver).now_or_never();
     assert!(whole.is_none(), "it has given way");
     assert_eq!(delivered, DISPATCH_SLICE);
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn every_reader_of_a_large_crowd_is_woken() {
+    let hub = hub();
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let wait = || {
+        let listener = listen(&hub);
+        let mut cx = Context::from_waker(&waker);
+        let mail = listener.mailbox().poll(&mut cx, Patience::Never);
+        assert!(mail.is_pending());
+        listener
+    };
+    let crowd: Vec<Attachment> = std::iter::repeat_with(wait)
+        .take(2 * WAKE_AT_ONCE + 1)
+        .collect();
+    wake_in_batches(hub.offer(&events(1..=1))).await;
+    assert_eq!(woken.0.load(Ordering::SeqCst), crowd.len());
 }

@@ -59,7 +59,9 @@ pub enum AuthError {
     #[error("the ticket is not valid: {0}")]
     InvalidTicket(TokenError),
     /// The ticket has expired.
-    #[error("the ticket has expired: it can open streams for a short time only; request a new one")]
+    #[error(
+        "the ticket has expired: a ticket can open streams only for a short time; request a new one"
+    )]
     ExpiredTicket,
     /// The signature of a link does not match its URL.
     #[error(

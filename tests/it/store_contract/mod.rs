@@ -152,9 +152,9 @@ macro_rules! stores {
                     test many_writers_leave_no_hole;
                     test a_device_has_at_most_one_active_session;
                     test a_violation_is_acknowledged_once;
-                    race a_device_is_held_once_whoever_asks;
-                    race a_limit_of_subjects_is_kept_whoever_creates_them;
-                    race a_key_is_carried_out_once_whoever_repeats_it;
+                    race a_device_is_held_once_if_two_nodes_ask;
+                    race a_limit_of_subjects_is_kept_if_two_nodes_create_them;
+                    race a_key_is_carried_out_once_if_two_nodes_repeat_it;
                     race reports_of_one_job_at_two_handles_are_all_in_one_order;
                     race what_is_rejected_is_judged_by_what_the_other_handle_has_written;
                 }
@@ -200,7 +200,7 @@ macro_rules! stores {
                 ping_keys {
                     test a_ping_key_is_found_in_its_school_until_it_is_removed;
                     race concurrent_pings_of_a_key_begin_one_run;
-                    race a_limit_of_ping_keys_is_kept_whoever_adds_them;
+                    race a_limit_of_ping_keys_is_kept_if_two_nodes_add_them;
                 }
             }
             $(contract_test!(test $also, $open, $is_there, $again);)*

@@ -78,7 +78,7 @@ pub(super) async fn concurrent_pings_of_a_key_begin_one_run(open: Open, again: O
     assert_eq!(found.unwrap().run, RACES as u64);
 }
 
-pub(super) async fn a_limit_of_ping_keys_is_kept_whoever_adds_them(
+pub(super) async fn a_limit_of_ping_keys_is_kept_if_two_nodes_add_them(
     open: Open,
     again: Option<Open>,
 ) {

@@ -42,7 +42,7 @@ impl Pair {
     }
 }
 
-pub(super) async fn a_device_is_held_once_whoever_asks(open: Open, again: Option<Open>) {
+pub(super) async fn a_device_is_held_once_if_two_nodes_ask(open: Open, again: Option<Open>) {
     let pair = Pair::open(open, again, Settings::default());
     for round in 0..RACES {
         let device = format!("door{round}");
@@ -60,7 +60,7 @@ pub(super) async fn a_device_is_held_once_whoever_asks(open: Open, again: Option
     assert_eq!(pair.seqs().await, (1..=RACES as u64).collect::<Vec<_>>());
 }
 
-pub(super) async fn a_limit_of_subjects_is_kept_whoever_creates_them(
+pub(super) async fn a_limit_of_subjects_is_kept_if_two_nodes_create_them(
     open: Open,
     again: Option<Open>,
 ) {
@@ -84,7 +84,10 @@ pub(super) async fn a_limit_of_subjects_is_kept_whoever_creates_them(
     assert_eq!(pair.seqs().await.len(), RACES + 1);
 }
 
-pub(super) async fn a_key_is_carried_out_once_whoever_repeats_it(open: Open, again: Option<Open>) {
+pub(super) async fn a_key_is_carried_out_once_if_two_nodes_repeat_it(
+    open: Open,
+    again: Option<Open>,
+) {
     let pair = Pair::open(open, again, Settings::default());
     for round in 0..RACES {
         let keyed = || Envelope {

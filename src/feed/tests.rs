@@ -168,6 +168,22 @@ pub(crate) fn listen(hub: &Arc<Hub>) -> Attachment {
     hub.attach(&scope, reader, false, &limits).unwrap()
 }
 
+#[tokio::test]
+async fn an_event_is_known_as_long_as_the_log_has_it() {
+    let log = Arc::new(Kept::default());
+    let (committed, _batches) = Committed::channel(8);
+    let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, committed);
+    log.ends_with(&events(1..=3));
+    let places = |subject| [1, 2, 3].map(|seq| event(seq, subject, true).place());
+    for (ours, lost) in places("a").into_iter().zip(places("b")) {
+        assert!(feed.has(school(), ours).await.unwrap(), "{ours:?}");
+        assert!(!feed.has(school(), lost).await.unwrap(), "{lost:?}");
+    }
+    let beyond = event(4, "a", true).place();
+    assert!(!feed.has(school(), beyond).await.unwrap());
+    assert!(feed.has(school(), Place::untagged(4)).await.unwrap());
+}
+
 #[test]
 fn a_cursor_names_a_place_of_its_own_database_only() {
     let log = Arc::new(Kept::default());

@@ -606,3 +606,18 @@ fn an_event_keeps_the_window_of_its_school_in_memory() {
     hub.forget_idle(Duration::from_secs(30));
     assert_eq!(hub.schools(), 0);
 }
+
+#[test]
+fn the_history_of_a_school_shows_how_many_streams_it_had() {
+    let hub = hub();
+    let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &limits(10));
+    let (one, other) = (attach().unwrap(), attach().unwrap());
+    let school = hub.find(1.try_into().unwrap()).unwrap();
+    // As of a second that is not over yet.
+    let streams = || lock(&school).streams.before(hub.second() + 1);
+    assert!(streams().ends_with(&[2]));
+    drop(other);
+    assert!(streams().ends_with(&[1]));
+    drop(one);
+    assert!(streams().ends_with(&[0]));
+}

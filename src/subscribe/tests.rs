@@ -402,6 +402,22 @@ async fn heartbeat(subscription: &mut Subscription) -> u64 {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn heartbeats_come_at_their_interval_from_the_beginning() {
+    let (log, _, subscriber, _batches) = setup();
+    log.ends_with(&[event(1, "a", true)]);
+    let mut subscription = open(&subscriber, [subject("a")]);
+    assert_eq!(until_ready(&mut subscription).await, [1]);
+    let interval = Settings::default().heartbeat();
+    let rounded = interval + Duration::from_millis(2);
+    for _ in 0..2 {
+        let begin = Instant::now();
+        heartbeat(&mut subscription).await;
+        let waited = begin.elapsed();
+        assert!((interval..rounded).contains(&waited), "{waited:?}");
+    }
+}
+
 /// Otherwise the cursor of a quiet channel would expire.
 #[tokio::test(start_paused = true)]
 async fn a_heartbeat_moves_the_cursor_past_what_is_out_of_scope() {

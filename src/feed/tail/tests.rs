@@ -135,6 +135,12 @@ async fn an_event_that_the_log_does_not_show_is_given_up_after_some_reads() {
         advance(HOLE_PAUSE).await;
     }
     assert!(!tail.has_hole(school()), "nor was 3 committed");
+    // Their numbers are assigned again. The lost 3 must not follow the new 2.
+    let replacement = [event(2, "b", true)];
+    log.ends_with(&replacement);
+    let delivered = tail.take(&replacement);
+    let seqs: Vec<u64> = delivered.iter().map(|event| event.seq).collect();
+    assert_eq!(seqs, [2]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -291,6 +291,18 @@ async fn only_workers_may_publish_and_only_where_commands_are_taken() {
 }
 
 #[tokio::test]
+async fn a_connection_may_have_as_many_channels_as_the_limit_says() {
+    let (tidings, _folder) = start(json!({"channels_per_connection": 2}));
+    let mut talk = Talk::begin(&tidings, access(Role::Viewer), Dialect::MULTIPLEXED);
+    talk.receive(json!({"type": "subscribe", "channels": ["jobs", "devices"]}));
+    talk.until(is("ready")).await;
+    talk.receive(json!({"type": "subscribe", "channels": ["enrollments"]}));
+    let messages = talk.until(is("error")).await;
+    assert_eq!(messages.last().unwrap()["code"], "too_many_channels");
+    tidings.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn an_unsubscribe_waits_for_the_subscribe_before_it() {
     let (tidings, _folder) = start(json!({}));
     let mut talk = Talk::begin(&tidings, access(Role::Viewer), Dialect::MULTIPLEXED);

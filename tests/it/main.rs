@@ -81,6 +81,7 @@ mod pings;
 mod pipelines;
 mod postgres_frozen;
 mod postgres_schema;
+mod postgres_waits;
 mod pressure;
 mod proxies;
 mod quickstart;

@@ -34,8 +34,9 @@ const COMMIT: &str = include_str!("commit.sql");
 
 #[derive(QueryableByName)]
 struct Moved {
-    #[diesel(sql_type = BigInt)]
-    school_id: i64,
+    /// None in the only row, if no school was written.
+    #[diesel(sql_type = Nullable<BigInt>)]
+    school_id: Option<i64>,
 }
 
 /// Defines the columns of one table.
@@ -275,7 +276,8 @@ pub(super) async fn commit(
     let moved: Vec<Moved> = prepared(query).load(conn).await?;
     moved
         .into_iter()
-        .map(|row| super::rows::school(row.school_id))
+        .filter_map(|row| row.school_id)
+        .map(super::rows::school)
         .collect()
 }
 

@@ -104,4 +104,7 @@ new_endings AS (
     SELECT school_id, kind, hour, status, sum(by) FROM ended GROUP BY school_id, kind, hour, status HAVING sum(by) <> 0
     ON CONFLICT (school_id, kind, hour, status) DO UPDATE SET count = endings.count + excluded.count
 )
-SELECT school_id, set_config('synchronous_commit', $57, true) FROM written
+-- If nothing is written, there is no reason to wait for the disk. The first row is always there, so that the setting always applies.
+SELECT written.school_id, durability.mode
+FROM (SELECT set_config('synchronous_commit', CASE WHEN EXISTS (SELECT FROM written) THEN $57 ELSE 'off' END, true) AS mode) AS durability
+LEFT JOIN written ON true

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::support::commands::job;
 use crate::support::postgres;
 use crate::support::sources::rust_files;
+use crate::support::{Transport, admin_of, server_with, worker};
 
 /// Opens the store on a database.
 fn open(url: &str) -> Result<PostgresStore, OpenError> {
@@ -123,6 +124,69 @@ async fn tables_to_which_a_newer_program_has_added_something_are_used_and_others
         error.contains("99999999999999") && error.contains("newer program"),
         "{error}"
     );
+}
+
+/// Takes a database back to the tables of the first version. Its rows stay.
+async fn return_to_the_first_version(client: &tokio_postgres::Client) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/postgres");
+    let mut migrations: Vec<PathBuf> = folder
+        .read_dir()
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    migrations.sort();
+    assert!(migrations.len() > 1);
+    for migration in migrations[1..].iter().rev() {
+        let sql = std::fs::read_to_string(migration.join("down.sql")).unwrap();
+        client.batch_execute(&sql).await.unwrap();
+    }
+    let deleted = "DELETE FROM __diesel_schema_migrations WHERE version > '00000000000001'";
+    client.execute(deleted, &[]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_of_the_first_version_is_upgraded_with_its_rows_and_cursors() {
+    let Some(database) = postgres::database() else {
+        return;
+    };
+    let settings = json!({"database_url": database.url});
+    let old = server_with(settings.clone()).await;
+    let cursor = old.running_job("a").await["cursor"].clone();
+    let path = "/api/jobs/a/progress";
+    let reported = old.report(path, json!({"progress": 40})).await;
+    old.put("/api/devices/d", json!({"name": "door"})).await;
+    old.report("/api/devices/d/status", json!({"status": "online"}))
+        .await;
+    old.stop().await;
+    return_to_the_first_version(&connect(&database.url).await).await;
+
+    let new = server_with(settings).await;
+    let (_, job) = new.get("/api/jobs/a", &worker(1)).await;
+    assert_eq!(job["progress"], 40.0, "{job}");
+    let mut listener = new
+        .resume(
+            Transport::EventSource,
+            "/jobs?tick_ms=0",
+            cursor.as_str().unwrap(),
+        )
+        .await;
+    let resumed = listener
+        .take_until(|message| message["progress"] == 40.0)
+        .await;
+    assert_eq!(resumed.last().unwrap()["cursor"], reported["cursor"]);
+    new.report("/api/jobs/a/complete", json!({})).await;
+    listener
+        .take_until(|message| message["status"] == "completed")
+        .await;
+    let (status, devices) = new.get("/api/devices?status=unknown", &worker(1)).await;
+    assert_eq!(
+        (status, &devices["devices"][0]["device_id"]),
+        (200, &json!("d"))
+    );
+    // What the later versions have added.
+    let ping = json!({"job_type": "backup"});
+    let (status, key) = new.post("/api/pings", &admin_of(1), ping).await;
+    assert_eq!(status, 201, "{key}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

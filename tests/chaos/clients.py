@@ -115,7 +115,7 @@ class Worker:
         while True:
             attempt = (await self.publish("POST", f"{path}/start", {}))["attempt"]
             percent = 0
-            while percent < 90 and not self.run.is_over:
+            while (percent < 90 or self.run.is_lull) and not self.run.is_over:
                 percent = min(90, percent + chance.uniform(0, 15))
                 report = {"progress": percent, "attempt": attempt}
                 if chance.random() < 0.3:

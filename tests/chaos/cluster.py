@@ -5,6 +5,7 @@ the logs of the databases.
 
     python3 tests/chaos/cluster.py --binary target/release/tidings --seconds 600 --seed 7
     python3 tests/chaos/cluster.py --binary target/debug/tidings --seconds 60 --faults promote,node-freeze --pooler
+    python3 tests/chaos/cluster.py --binary target/debug/tidings --seconds 60 --faults postgres-restart,node-kill --synchronous milestone
 
 Exit code 0: every guarantee held. 1: one was broken; the run prints it and keeps the folder with the logs and databases. 2: the run
 itself failed."""
@@ -30,15 +31,19 @@ from server import SECRET, Server
 from sources import HeartbeatSender, Receiver, check_devices, check_notifier
 from truth import Reading, School, Truth, Walk
 
-# What happens to nodes, to the bus, and to the database. `promote` loses commits; the others lose nothing.
+# What happens to nodes, to the bus, and to the database. `promote` loses commits. With `--synchronous milestone`, `postgres-restart` loses
+# the ticks that were not yet on disk. The others lose nothing.
 FAULTS = (
     "node-kill", "node-term", "node-freeze", "node-cut-postgres", "node-cut-redis",
     "redis-kill", "redis-freeze", "redis-slow", "redis-cut",
     "postgres-restart", "postgres-slow", "postgres-cut", "promote",
 )
-# After a promotion, this must pass before the next one, so that it is known which life a reader came to.
-PROMOTIONS_APART_SECS = 15
+# After a life of the database has ended, this must pass before the next one ends, so that it is known which life a reader came to.
+LIVES_APART_SECS = 15
 READY_SECS = 60
+# Counts the statements that may still commit. One whose answer nobody takes cannot.
+BUSY = """SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state = 'active' AND pid <> pg_backend_pid()
+    AND wait_event IS DISTINCT FROM 'ClientWrite'"""
 
 
 class Lost(Exception):
@@ -54,7 +59,8 @@ class Publisher(Worker):
             number += 1
             self.began = self.run.life
             try:
-                await self.chance.choice([self.a_job, self.a_job, self.a_job_in_batches, self.others])(f"{self.name}-{number}")
+                kinds = [self.a_job] if self.run.is_lull else [self.a_job, self.a_job, self.a_job_in_batches, self.others]
+                await self.chance.choice(kinds)(f"{self.name}-{number}")
             except Lost:
                 self.run.begun_anew += 1
 
@@ -104,7 +110,10 @@ class Run:
         self.nodes = [Node(number) for number in range(1, options.nodes + 1)]
         self.schools = [School(number) for number in range(1, options.schools + 1)]
         self.postgres_lock, self.redis_lock = asyncio.Lock(), asyncio.Lock()
-        self.life, self.given_up, self.is_promoting, self.promoted_at = 0, [], False, time.monotonic()
+        self.ends_of_lives = {"promote"} if options.synchronous == "full" else {"promote", "postgres-restart"}
+        self.life, self.dumps, self.is_life_ending, self.life_began_at = 0, [], False, time.monotonic()
+        self.crashed = set()  # the lives that ended with a crash: only ticks may be lost
+        self.is_lull = False  # workers only report progress, so that a crash has ticks to lose
         self.is_over, self.refused, self.closings, self.begun_anew = False, 0, 0, 0
         self.happened, self.disturbances, self.disturbed_at = dict.fromkeys(self.faults, 0), 0, 0.0
         self.tasks, self.readers, self.workers, self.senders = [], [], [], []
@@ -146,7 +155,7 @@ class Run:
             node.postgres, node.direct = await self.link(behind), await self.link(self.to_primary.port)
             settings = {
                 "TIDINGS_DATABASE_URL": f"postgres://tidings@127.0.0.1:{node.postgres.port}/tidings",
-                "TIDINGS_SYNCHRONOUS": "full",
+                "TIDINGS_SYNCHRONOUS": self.options.synchronous,
                 "TIDINGS_NOTIFIERS": json.dumps([self.receiver.notifier()]),
             }
             if self.options.pooler:
@@ -180,7 +189,7 @@ class Run:
         while not self.is_over and self.faults:
             await asyncio.sleep(chance.uniform(0.2, 3))
             name = chance.choice(self.faults)
-            if name == "promote" and (self.is_promoting or time.monotonic() - self.promoted_at < PROMOTIONS_APART_SECS):
+            if name in self.ends_of_lives and (self.is_life_ending or time.monotonic() - self.life_began_at < LIVES_APART_SECS):
                 continue
             self.disturbances += 1
             self.disturbed_at = time.monotonic()
@@ -275,9 +284,42 @@ class Run:
 
     async def postgres_restart(self, chance):
         """Every process of the database ends at once, without a word."""
+        if "postgres-restart" not in self.ends_of_lives:
+            await self._restart_primary(chance)
+            return
+        self.is_life_ending = True
+        self.crashed.add(self.life)
+        self.is_lull = True
+        await asyncio.to_thread(self.primary.freeze_wal_writer)
+        await asyncio.sleep(chance.choice([0, chance.uniform(0.3, 1.5)]))
+        await self._end_life()
+        self.is_lull = False
+        await self._restart_primary(chance)
+        await self._begin_life()
+
+    async def _restart_primary(self, chance):
         await self.primary.end()
         await asyncio.sleep(chance.choice([0, chance.uniform(0, 2)]))
         await self.primary.start()
+
+    async def _end_life(self):
+        """Records all that the primary has committed, and ends it. Nothing can be committed or answered in between."""
+        self.to_primary.hold()
+        while await asyncio.to_thread(self.primary.query, BUSY) != "0":
+            await asyncio.sleep(0.01)
+        dump = self.folder / f"life-{self.life}.sql"
+        await asyncio.to_thread(self.primary.dump, dump)
+        self.dumps.append(dump)
+        await self.primary.end()
+        self.life += 1
+
+    async def _begin_life(self):
+        """Lets the nodes reach the database that has taken over."""
+        self.to_primary.upstream = self.primary.port
+        self.to_primary.cut()
+        self.to_primary.heal()
+        await asyncio.gather(*(node.until_ready() for node in self.nodes if not node.lock.locked()))
+        self.is_life_ending, self.life_began_at = False, time.monotonic()
 
     async def postgres_slow(self, chance):
         await self._slow([self.to_primary], chance)
@@ -287,20 +329,15 @@ class Run:
 
     async def promote(self, chance):
         """The primary is lost, and a standby that lacks its last commits takes its place."""
-        self.is_promoting = True
+        self.is_life_ending = True
         self.replication.hold()
         await asyncio.sleep(chance.choice([0, chance.uniform(0.1, 2)]))
-        await self.primary.end()
+        await self._end_life()
         self.replication.refuse()
-        self.given_up.append(self.primary)
-        self.life += 1
         await self.standby.promote()
         self.primary = self.standby
-        self.to_primary.upstream = self.primary.port
-        self.to_primary.cut()
         await self.add_standby()
-        await asyncio.gather(*(node.until_ready() for node in self.nodes if not node.lock.locked()))
-        self.is_promoting, self.promoted_at = False, time.monotonic()
+        await self._begin_life()
 
     # The run.
 
@@ -338,13 +375,13 @@ class Run:
         await asyncio.gather(*(self.end_leftovers(school) for school in self.schools))
         await self.until_quiet()
         logs = {school.number: [] for school in self.schools}
-        for number, postgres in enumerate(self.given_up):
-            await self.read_given_up(number, postgres, logs)
+        for life, dump in enumerate(self.dumps):
+            await self.read_past(life, dump, logs)
         for school in self.schools:
             logs[school.number].append(await whole_log(self.nodes[0].server.port, school))
         truths = {school.number: Truth(school, logs[school.number]) for school in self.schools}
         await self.all_reach(truths)
-        self.lost = sum(truth.check_answers() for truth in truths.values())
+        self.lost = sum(truth.check_answers(self.crashed) for truth in truths.values())
         walks = [Walk(truths[reader.school.number], reader.reading).check() for reader in self.readers]
         self.mid_stream_resets = sum(walk.mid_stream_resets for walk in walks)
         self.false_offline_checked = sum(check_devices(self, truth) for truth in truths.values())
@@ -378,19 +415,19 @@ class Run:
             await asyncio.sleep(0.5)
         raise Broken(f"{online} devices that are silent for {4 * wire.PATIENCE_SECS:.0f} s are online")
 
-    async def read_given_up(self, number, postgres, logs):
-        """Reads the logs of a database that was given up, through a node of its own."""
-        await postgres.start()
-        folder = self.folder / f"given-up-{number}"
+    async def read_past(self, life, dump, logs):
+        """Reads the logs of a life that has ended, through a node of its own."""
+        database = f"life_{life}"
+        await asyncio.to_thread(self.primary.restore, dump, database)
+        folder = self.folder / f"life-{life}"
         folder.mkdir()
-        server = Server(self.options.binary, folder, [], {"TIDINGS_DATABASE_URL": f"postgres://tidings@127.0.0.1:{postgres.port}/tidings"})
+        server = Server(self.options.binary, folder, [], {"TIDINGS_DATABASE_URL": f"postgres://tidings@127.0.0.1:{self.primary.port}/{database}"})
         await server.start()
         try:
             for school in self.schools:
                 logs[school.number].append(await whole_log(server.port, school))
         finally:
             await server.close()
-            await postgres.end()
 
     async def all_reach(self, truths):
         def has_reached(reader):
@@ -417,7 +454,8 @@ class Run:
             "connections": sum(reader.connections for reader in self.readers),
             "resets": sum(reader.reading.resets for reader in self.readers),
             "resets_of_open_streams": getattr(self, "mid_stream_resets", None),
-            "acknowledged_and_lost_by_promotions": getattr(self, "lost", None),
+            "lives": self.life + 1,
+            "acknowledged_and_lost": getattr(self, "lost", None),
             "heartbeats": sum(len(sender.heartbeats) for sender in self.senders),
             "ends_of_leases_judged": getattr(self, "false_offline_checked", None),
             "delivered": len(self.receiver.delivered) if hasattr(self, "receiver") else 0,
@@ -464,6 +502,7 @@ async def main():
     parser.add_argument("--at-once", type=int, default=2, help="faults at the same time")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--bus", choices=("redis", "postgres"), default="redis", help="what rings between the nodes")
+    parser.add_argument("--synchronous", choices=("full", "milestone"), default="full", help="what the nodes wait for; see the setting")
     parser.add_argument("--pooler", action="store_true", help="PgBouncer in front of PostgreSQL")
     parser.add_argument("--schools", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2, help="workers per school")

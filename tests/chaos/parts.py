@@ -111,7 +111,8 @@ class Part:
 
 
 class Postgres(Part):
-    """A PostgreSQL server, which may be a standby. What it has committed survives it, unless it is told not to wait for the disk."""
+    """A PostgreSQL server, which may be a standby. What it has committed survives it. Commits that do not wait for the disk are lost if
+    its WAL writer is frozen and no later commit has waited."""
 
     SETTINGS = {
         # Processes are killed here, machines are not: what was written survives.
@@ -131,6 +132,7 @@ class Postgres(Part):
     def __init__(self, folder, name):
         super().__init__(folder, name, signal.SIGQUIT)
         self.data = self.folder / "data"
+        self.frozen_writer = None
 
     async def create(self):
         await asyncio.to_thread(
@@ -161,9 +163,31 @@ class Postgres(Part):
             return False
 
     def query(self, sql, database=DATABASE):
-        return self.run(
-            postgres_program("psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", str(self.port), "-U", USER, "-c", sql, database
-        ).strip()
+        return self._client("psql", database, "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql).strip()
+
+    def freeze_wal_writer(self):
+        """From now on, only what a commit waits for is written. A killed process loses the rest, like a machine that loses power."""
+        self.frozen_writer = int(self.query("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'", "postgres"))
+        os.kill(self.frozen_writer, signal.SIGSTOP)
+
+    async def end(self, how=None):
+        if self.frozen_writer is not None:
+            self.process.send_signal(self.signal)
+            os.kill(self.frozen_writer, signal.SIGKILL)
+            self.frozen_writer = None
+        await super().end(how)
+
+    def _client(self, program, database, *arguments):
+        return self.run(postgres_program(program), "-h", "127.0.0.1", "-p", str(self.port), "-U", USER, *arguments, database)
+
+    def dump(self, path):
+        """Writes everything that is committed to a file."""
+        path.write_text(self._client("pg_dump", DATABASE))
+
+    def restore(self, path, database):
+        """Creates a database from such a file."""
+        self.query(f"CREATE DATABASE {database}", "postgres")
+        self._client("psql", database, "-Xq", "-v", "ON_ERROR_STOP=1", "-f", str(path))
 
     async def promote(self):
         await asyncio.to_thread(self.run, postgres_program("pg_ctl"), "promote", "-D", str(self.data), "-w")

@@ -106,6 +106,7 @@ class Run:
             self.workers += [Worker(self, school, f"w{school.number}.{number}") for number in range(options.workers)]
             kinds = scopes(school.number)
             self.readers += [Reader(self, school, kinds[number % len(kinds)], number, Reading) for number in range(options.readers)]
+        self.is_lull = False
         self.is_over, self.refused, self.closings, self.happened = False, 0, 0, dict.fromkeys(self.faults, 0)
         self.lost_ticks, self.disturbed_at = 0, 0.0
         self.plant = Plant(options.plant, time.monotonic() + min(5, options.seconds / 3))

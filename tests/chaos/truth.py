@@ -1,8 +1,8 @@
 """Checks what clients of several nodes saw against the true logs, which are read from the databases themselves after the run.
 
-A *life* of the database ends when a standby that lacks commits takes over. `logs[k]` is the whole log of a school at the end of life k:
-the database that was given up is started once more and read. The next life's log has a beginning in common with it, and then goes
-on differently. Each reader must have walked along these logs: forward, without a gap, and from one log to another only where they are
+A *life* of the database ends when a standby that lacks commits takes over, or with a crash that loses ticks. `logs[k]` is the whole log of
+a school at the end of life k, from a dump that was made at that moment. The next life's log has a beginning in common with it, and then
+goes on differently. Each reader must have walked along these logs: forward, without a gap, and from one log to another only where they are
 the same, or after a `reset`."""
 
 import json
@@ -69,15 +69,18 @@ class Truth:
         log = self.logs[life]
         return (len(log), log[len(log)][0]) if log else (0, None)
 
-    def check_answers(self):
-        """Everything acknowledged must have been in the log of its life, and no work of a job may be there twice. Returns how many
-        acknowledged events were lost with the database that had them."""
+    def check_answers(self, crashed):
+        """Everything acknowledged must have been in the log of its life, and no work of a job may be there twice. The lives in `crashed`
+        may have lost ticks at their end, and no milestones. Returns how many acknowledged events were lost."""
         number, present, lost, answered = self.school.number, len(self.logs) - 1, 0, set()
         for life, seq, tag in self.school.acknowledged:
             lives = self.lives_of((seq, tag))
             if life not in lives:
                 raise Broken(f"school {number}: {seq}-{tag} was acknowledged in life {life} and is in the logs of lives {sorted(lives)}")
-            lost += present not in lives
+            end = max(lives)
+            if end in crashed and seq in self.milestones[end]:
+                raise Broken(f"school {number}: the crash at the end of life {end} lost {seq}-{tag}, an acknowledged milestone")
+            lost += end != present
             if (seq, tag) in answered:
                 raise Broken(f"school {number}: {seq}-{tag} is the answer to two requests")
             answered.add((seq, tag))

@@ -284,17 +284,21 @@ assert "was never in a log" in judged(begun + (event(5, "05"),))
 fn the_model_of_several_nodes_finds_an_acknowledged_event_that_its_life_does_not_have() {
     run_story_of_several_nodes(
         r#"
-def answered(*answers, logs=(LOST, KEPT)):
+def answered(*answers, logs=(LOST, KEPT), crashed=()):
     school = School(1)
     for life, message in answers:
         school.acknowledge(message, life)
     found = []
-    said = broken(lambda: found.append(Truth(school, logs).check_answers()))
+    said = broken(lambda: found.append(Truth(school, logs).check_answers(crashed)))
     return said or found[0]
 
 every = [(0, LOST[0]), (0, LOST[1]), (1, KEPT[2]), (1, KEPT[3])]
 assert answered(*every) == 0
 assert answered(*every, (0, LOST[2])) == 1
+assert answered(*every, (0, LOST[2]), crashed={0}) == 1
+ended = (LOST[:3] + [event(4, "04", status="completed")], KEPT)
+assert answered(*every, (0, ended[0][3]), logs=ended) == 1
+assert "lost 4-04, an acknowledged milestone" in answered(*every, (0, ended[0][3]), logs=ended, crashed={0})
 assert "3-03 was acknowledged in life 1" in answered(*every, (1, LOST[2]))
 assert "in the logs of lives []" in answered(*every, (0, event(9, "09")))
 assert "the answer to two requests" in answered(*every, every[0])

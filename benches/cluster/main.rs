@@ -1,8 +1,8 @@
 //! What several nodes over one Postgres deliver and accept, and what that costs: real PostgreSQL, Redis and `tidings serve`
 //! processes on this machine, on free ports and in temporary folders, which end with this process.
 //!
-//! `cargo bench --bench cluster` runs everything, in some six minutes. `cargo bench --bench cluster -- publish` runs only
-//! what is named: `publish`, `latency`, `readers`, `failover`. Each measurement is repeated [`ROUNDS`] times
+//! `cargo bench --bench cluster` runs everything, in some ten minutes. `cargo bench --bench cluster -- publish` runs only
+//! what is named: `publish`, `latency`, `readers`, `failover`, `devices`. Each measurement is repeated [`ROUNDS`] times
 //! (`BENCH_ROUNDS`), alternating with the others of its scenario, and the medians are printed. Load, nodes, database and bus
 //! share the machine, so compare ratios rather than absolute figures.
 
@@ -13,6 +13,7 @@
     reason = "the numbers of a benchmark are small"
 )]
 
+mod devices;
 mod failover;
 mod latency;
 mod nodes;
@@ -67,6 +68,9 @@ async fn main() {
     }
     if runs("failover") {
         failover::failover(&servers, rounds).await;
+    }
+    if runs("devices") {
+        devices::devices(&servers, rounds).await;
     }
 }
 

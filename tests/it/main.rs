@@ -80,6 +80,7 @@ mod parts;
 mod pings;
 mod pipelines;
 mod postgres_frozen;
+mod postgres_plans;
 mod postgres_schema;
 mod postgres_waits;
 mod pressure;

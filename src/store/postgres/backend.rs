@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 
 use super::commit::commit;
 use super::connect::{Address as Place, bounded};
+use super::lookup::join_by_key;
 use super::prepared::prepared;
 use super::rows::{self, EventRow, SubjectRow};
 use super::schema::{counts, events, idempotency_keys, parts, schools, subjects};
@@ -248,8 +249,11 @@ async fn traces(
         .map(|event| (event.school.get(), signed(event.seq)))
         .unzip();
     let events: Vec<EventRow> = diesel::sql_query(
-        "SELECT e.school_id, e.seq, e.kind, e.subject_id, e.name, e.milestone, e.status, e.category, e.at, e.fields \
-         FROM unnest($1::bigint[], $2::bigint[]) AS w (school_id, seq) JOIN events AS e USING (school_id, seq)",
+        concat!(
+            "SELECT e.school_id, e.seq, e.kind, e.subject_id, e.name, e.milestone, e.status, e.category, e.at, e.fields \
+             FROM unnest($1::bigint[], $2::bigint[]) AS w (school_id, seq)",
+            join_by_key!("events", "school_id, seq" = "w.school_id, w.seq", "e"),
+        ),
     )
     .bind::<Array<BigInt>, _>(schools)
     .bind::<Array<BigInt>, _>(seqs)
@@ -260,8 +264,10 @@ async fn traces(
         .map(|(school, key)| (school.get(), key.as_str()))
         .unzip();
     let keys: Vec<UsedKeyRow> = diesel::sql_query(
-        "SELECT k.school_id, k.key, k.fingerprint FROM unnest($1::bigint[], $2::text[]) AS w (school_id, key) \
-         JOIN idempotency_keys AS k USING (school_id, key)",
+        concat!(
+            "SELECT k.school_id, k.key, k.fingerprint FROM unnest($1::bigint[], $2::text[]) AS w (school_id, key)",
+            join_by_key!("idempotency_keys", "school_id, key" = "w.school_id, w.key", "k"),
+        ),
     )
     .bind::<Array<BigInt>, _>(schools)
     .bind::<Array<Text>, _>(names)
@@ -349,9 +355,15 @@ impl shared::Database for Database {
             kinds.push(kind.collection());
             ids.push(id.as_str());
         }
-        let query = "SELECT s.school_id, s.kind, s.subject_id, s.created_seq, s.last_seq, s.last_tag, s.last_at, s.state \
-             FROM unnest($1::bigint[], $2::text[], $3::text[]) AS w (school_id, kind, subject_id) \
-             JOIN subjects AS s USING (school_id, kind, subject_id)";
+        let query = concat!(
+            "SELECT s.school_id, s.kind, s.subject_id, s.created_seq, s.last_seq, s.last_tag, s.last_at, s.state \
+             FROM unnest($1::bigint[], $2::text[], $3::text[]) AS w (school_id, kind, subject_id)",
+            join_by_key!(
+                "subjects",
+                "school_id, kind, subject_id" = "w.school_id, w.kind, w.subject_id",
+                "s"
+            )
+        );
         let query = diesel::sql_query(query)
             .bind::<Array<BigInt>, _>(schools)
             .bind::<Array<Text>, _>(kinds)
@@ -374,8 +386,14 @@ impl shared::Database for Database {
             .iter()
             .map(|(school, key)| (school.get(), *key))
             .unzip();
-        let query = "SELECT k.school_id, k.key FROM unnest($1::bigint[], $2::text[]) AS w (school_id, key) \
-             JOIN idempotency_keys AS k USING (school_id, key)";
+        let query = concat!(
+            "SELECT k.school_id, k.key FROM unnest($1::bigint[], $2::text[]) AS w (school_id, key)",
+            join_by_key!(
+                "idempotency_keys",
+                "school_id, key" = "w.school_id, w.key",
+                "k"
+            )
+        );
         let query = diesel::sql_query(query)
             .bind::<Array<BigInt>, _>(schools)
             .bind::<Array<Text>, _>(names);

@@ -65,7 +65,13 @@ own_parts AS MATERIALIZED (
     WHERE p.school_id IN (SELECT school_id FROM written)
 ),
 old_parts AS MATERIALIZED (
-    SELECT o.school_id, o.kind, o.closed_at FROM own_parts JOIN parts AS o USING (school_id, kind, subject_id, number)
+    -- The first row from the key on: see lookup.rs.
+    SELECT o.school_id, o.kind, o.closed_at FROM own_parts AS w
+    JOIN LATERAL (
+        SELECT * FROM parts AS p
+        WHERE (p.school_id, p.kind, p.subject_id, p.number) >= (w.school_id, w.kind, w.subject_id, w.number)
+        ORDER BY p.school_id, p.kind, p.subject_id, p.number LIMIT 1
+    ) AS o ON (o.school_id, o.kind, o.subject_id, o.number) = (w.school_id, w.kind, w.subject_id, w.number)
 ),
 new_parts AS (
     INSERT INTO parts (school_id, kind, subject_id, number, own_id, seq, closed_at, part)

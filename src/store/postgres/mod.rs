@@ -20,6 +20,7 @@ mod import;
 mod journal;
 mod leases;
 mod lists;
+mod lookup;
 mod migrations;
 mod nodes;
 mod ping_keys;

@@ -9,6 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
+use super::lookup::join_by_key;
 use super::{PostgresStore, rows};
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::State;
@@ -152,10 +153,12 @@ async fn shared(
         .map(|(school, id)| (school.get(), id.as_str()))
         .unzip();
     let found: Vec<BeatRow> = diesel::sql_query(
-        "SELECT s.school_id, s.subject_id AS device_id, s.state, b.last_uptime, b.last_at, b.before_uptime \
-         FROM unnest($1::bigint[], $2::text[]) AS w (school_id, device_id) \
-         JOIN subjects AS s ON s.school_id = w.school_id AND s.kind = $3 AND s.subject_id = w.device_id \
-         LEFT JOIN beats AS b ON b.school_id = w.school_id AND b.device_id = w.device_id",
+        concat!(
+            "SELECT s.school_id, s.subject_id AS device_id, s.state, b.last_uptime, b.last_at, b.before_uptime \
+             FROM unnest($1::bigint[], $2::text[]) AS w (school_id, device_id)",
+            join_by_key!("subjects", "school_id, kind, subject_id" = "w.school_id, $3, w.device_id", "s"),
+            "LEFT JOIN beats AS b ON b.school_id = w.school_id AND b.device_id = w.device_id",
+        ),
     )
     .bind::<Array<BigInt>, _>(schools)
     .bind::<Array<Text>, _>(ids)
@@ -171,18 +174,21 @@ async fn shared(
 }
 
 /// Merges heartbeats, as [`LastHeartbeats::merged`] does. All nodes lock the rows in the same order, to avoid deadlocks.
-const MERGE: &str = "
+const MERGE: &str = concat!(
+    "
 INSERT INTO beats (school_id, device_id, last_uptime, last_at, before_uptime)
 SELECT w.school_id, w.device_id, w.last_uptime, w.last_at, w.before_uptime
 FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[])
-    AS w (school_id, device_id, last_uptime, last_at, before_uptime)
-JOIN subjects AS s ON s.school_id = w.school_id AND s.kind = $6 AND s.subject_id = w.device_id
+    AS w (school_id, device_id, last_uptime, last_at, before_uptime)",
+    join_by_key!("subjects", "school_id, kind, subject_id" = "w.school_id, $6, w.device_id", "s"),
+    "
 ORDER BY w.school_id, w.device_id
 ON CONFLICT (school_id, device_id) DO UPDATE SET
     last_uptime = GREATEST(beats.last_uptime, excluded.last_uptime),
     last_at = CASE WHEN excluded.last_uptime >= beats.last_uptime THEN excluded.last_at ELSE beats.last_at END,
     before_uptime = GREATEST(beats.before_uptime, excluded.before_uptime,
-        CASE WHEN beats.last_uptime <> excluded.last_uptime THEN LEAST(beats.last_uptime, excluded.last_uptime) END)";
+        CASE WHEN beats.last_uptime <> excluded.last_uptime THEN LEAST(beats.last_uptime, excluded.last_uptime) END)",
+);
 
 #[async_trait]
 impl Heartbeats for PostgresStore {

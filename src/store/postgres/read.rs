@@ -9,6 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
+use super::lookup::join_by_key;
 use super::rows::{self, EventRow, SubjectRow};
 use super::schema::{events, parts, schools, subjects};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS_SEARCHED};
@@ -129,9 +130,15 @@ async fn superseding(
         .iter()
         .map(|(kind, id)| (kind.collection(), id.as_str()))
         .unzip();
-    let query = "SELECT s.school_id, s.kind, s.subject_id, s.created_seq, s.last_seq, s.last_tag, s.last_at, s.state \
-         FROM unnest($1::text[], $2::text[]) AS w (kind, subject_id) \
-         JOIN subjects AS s ON s.school_id = $3 AND s.kind = w.kind AND s.subject_id = w.subject_id";
+    let query = concat!(
+        "SELECT s.school_id, s.kind, s.subject_id, s.created_seq, s.last_seq, s.last_tag, s.last_at, s.state \
+         FROM unnest($1::text[], $2::text[]) AS w (kind, subject_id)",
+        join_by_key!(
+            "subjects",
+            "school_id, kind, subject_id" = "$3, w.kind, w.subject_id",
+            "s"
+        )
+    );
     let found: Vec<SubjectRow> = diesel::sql_query(query)
         .bind::<Array<Text>, _>(kinds)
         .bind::<Array<Text>, _>(ids)

@@ -30,6 +30,22 @@ pub struct ViolationCommand {
     pub reason: String,
 }
 
+impl ViolationCommand {
+    /// Returns the command to the characteristic, where the violation has this number.
+    pub(crate) fn into_command(self, number: u64, caller: &str) -> Command {
+        let user = self.user.unwrap_or_else(|| caller.to_owned());
+        let asked = Acknowledge {
+            number,
+            user: user.into(),
+            reason: self.reason,
+        };
+        Command::Characteristic(match self.action {
+            ViolationAction::Acknowledge => CharacteristicCommand::Acknowledge(asked),
+            ViolationAction::Unacknowledge => CharacteristicCommand::Unacknowledge(asked),
+        })
+    }
+}
+
 impl ViolationAction {
     /// Returns the action for a verb of the API.
     pub fn from_verb(verb: &str) -> Option<ViolationAction> {
@@ -51,18 +67,8 @@ impl PublishService {
         command: ViolationCommand,
     ) -> Result<Envelope, Rejected> {
         let id = self.violation_id(school, &command.id).await?;
-        let user = command.user.unwrap_or_else(|| caller.to_owned());
-        let asked = Acknowledge {
-            number: id.number,
-            user: user.into(),
-            reason: command.reason,
-        };
-        let command = match command.action {
-            ViolationAction::Acknowledge => CharacteristicCommand::Acknowledge(asked),
-            ViolationAction::Unacknowledge => CharacteristicCommand::Unacknowledge(asked),
-        };
-        let command = Command::Characteristic(command);
-        Ok(Envelope::new(id.characteristic_id, command))
+        let to = command.into_command(id.number, caller);
+        Ok(Envelope::new(id.characteristic_id, to))
     }
 
     /// Returns the characteristic of a violation and the violation's number there. Looks up an id that a publisher chose.

@@ -12,15 +12,16 @@ use std::sync::Arc;
 
 use rocket::response::{self, Responder};
 use rocket::{Request, Route, State, post, routes};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::body::{IdempotencyKey, Lines, Unread};
+use super::body::{self, IdempotencyKey, Lines, Unread};
 use super::contract::Document;
+use super::contract::examples::ExampleSubject;
 use super::credential::{AnySchool, NamedSchool};
-use super::lines::{Line, LineReader, write_result};
+use super::lines::{Line, LineReader, item, write_answer, write_result};
 use super::problem::{Kind, Problem};
 use super::stream::{BatchStream, ResultsForm};
-use crate::app::{Answer, Caller};
+use crate::app::{Answer, BatchItem, Caller};
 use crate::auth::Role;
 use crate::config::{BATCH_SLICE_BYTES, COMMAND_BASE_BYTES, Settings};
 use crate::id::SchoolId;
@@ -42,6 +43,7 @@ pub(super) fn describe(document: &mut Document) {
             .about("The body has one command per line, and the answer one result per line, in the same order. With `?stream=1`, each line is answered while the request is still being sent. Requires the role `worker`.")
             .body(NDJSON, json!({ "type": "string", "examples": [EXAMPLE] }))
             .answers(200, "One result per line: an event, the answer to a heartbeat, or a problem.", NDJSON, json!({ "type": "string" }))
+            .with_example(200, NDJSON, example_results().map(Value::from))
             .fails(&[Kind::TooFast, Kind::Unavailable, Kind::SchoolRequired, Kind::NotFound, Kind::TooManyStreams]);
     });
 }
@@ -149,12 +151,41 @@ async fn encode_answer(
     let mut slice = Slice::default();
     for (index, outcome) in outcomes.into_iter().enumerate() {
         let (number, before) = (index + 1, answer.len());
-        write!(answer, r#"{{"line":{number},"#).expect("writing to memory succeeds");
-        write_result(&mut answer, outcome, upper, tidings, source);
-        answer.extend_from_slice(b"}\n");
+        write_line(&mut answer, number, |answer| {
+            write_result(answer, outcome, upper, tidings, source);
+        });
         slice.done(answer.len() - before).await;
     }
     answer
+}
+
+/// Writes the result of a line, whose members `write` appends.
+fn write_line(answer: &mut Vec<u8>, number: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    write!(answer, r#"{{"line":{number},"#).expect("writing to memory succeeds");
+    write(answer);
+    answer.extend_from_slice(b"}\n");
+}
+
+/// Returns the answer to [`EXAMPLE`]. All of its commands are for the job that the first one creates.
+fn example_results() -> Option<String> {
+    let mut subject: Option<ExampleSubject> = None;
+    let mut answer = Vec::new();
+    for (index, line) in EXAMPLE.lines().enumerate() {
+        let item = item(body::parse(line.as_bytes()).ok()?, line.as_bytes(), None);
+        let BatchItem::Command(envelope) = item.ok()? else {
+            return None;
+        };
+        let next = match subject {
+            None => ExampleSubject::made(&envelope)?,
+            Some(subject) => subject.then(&envelope.command)?,
+        };
+        let event = Answer::Event(next.receipt());
+        write_line(&mut answer, index + 1, |answer| {
+            write_answer(answer, event, false)
+        });
+        subject = Some(next);
+    }
+    String::from_utf8(answer).ok()
 }
 
 /// Yields to other tasks from time to time, because a batch can take long.

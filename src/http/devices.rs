@@ -1,6 +1,7 @@
 //! `POST /api/devices/<id>/heartbeat`: the high-rate call. `subjects.rs` has the other calls for devices.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rocket::{Route, State, post, routes};
 use schemars::JsonSchema;
@@ -11,10 +12,12 @@ use super::commands::subject;
 use super::contract::Document;
 use super::problem::{Kind, Problem};
 use crate::app::Caller;
+use crate::config::Settings;
 use crate::id::SubjectId;
 use crate::kind::device::{self, KIND};
 use crate::presence::HeartbeatAnswer;
 use crate::service::Tidings;
+use crate::wire::example::{self, AT_MILLIS};
 use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -22,12 +25,20 @@ pub(super) fn routes() -> Vec<Route> {
 }
 
 pub(super) fn describe(document: &mut Document) {
+    let device = example::subject(&device::DESCRIPTION).expect("events of devices have examples");
+    let lease_secs = Settings::default().device_lease_secs;
+    let answer = HeartbeatAnswer {
+        status: device::Status::Online,
+        seen_at: example::time(AT_MILLIS),
+        expires_at: example::time(AT_MILLIS) + Duration::from_secs(lease_secs.get().into()),
+    };
+    let example = HeartbeatResult::new(&device, &answer);
     document.route(routes![heartbeat], &heartbeat, |operation| {
         operation
             .named("devices.heartbeat", device::DESCRIPTION.title, "Device: `heartbeat`")
             .about("A sign of life, which renews the device's lease. The body is not read. Requires the role `worker`.")
-            .body("*/*", serde_json::json!({}))
-            .answers_json::<HeartbeatResult<'_>>("The device's status and lease.")
+            .body("*/*", serde_json::json!({ "examples": [{}] }))
+            .answers_json("The device's status and lease.", &example)
             .fails(&[Kind::TooFast, Kind::Unavailable]);
     });
 }

@@ -21,11 +21,11 @@ pub(super) fn alive() -> Vec<Route> {
 pub(super) fn describe(document: &mut Document) {
     const TAG: &str = "Operations";
     document.tag(TAG, "For those who operate the server.");
-    let text = || json!({ "type": "string" });
+    let text = |example| json!({ "type": "string", "examples": [example] });
     document.route(routes![healthz], &healthz, |operation| {
         operation
             .named("healthz", TAG, "Say that the process runs")
-            .answers(200, "It runs.", "text/plain", text());
+            .answers(200, "It runs.", "text/plain", text(ALIVE));
     });
     document.route(routes![readyz], &readyz, |operation| {
         operation
@@ -34,18 +34,23 @@ pub(super) fn describe(document: &mut Document) {
                 TAG,
                 "Say whether the database and the dispatcher work",
             )
-            .answers(200, "They work.", "text/plain", text())
+            .answers(200, "They work.", "text/plain", text(READY))
             .fails(&[Kind::Unavailable]);
     });
 }
 
+/// The answer of a process that runs.
+const ALIVE: &str = "ok\n";
+/// The answer of a server that works.
+const READY: &str = "ready\n";
+
 #[get("/healthz")]
 fn healthz() -> &'static str {
-    "ok\n"
+    ALIVE
 }
 
 #[get("/readyz")]
 async fn readyz(tidings: &State<Arc<Tidings>>) -> Result<&'static str, Problem> {
     tidings.ready().await?;
-    Ok("ready\n")
+    Ok(READY)
 }

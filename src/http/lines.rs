@@ -128,7 +128,7 @@ impl Body for Rest {
 }
 
 /// Reads the item in a line.
-fn item(
+pub(super) fn item(
     mut object: Map<String, Value>,
     line: &[u8],
     key: Option<Idempotency>,
@@ -213,18 +213,7 @@ pub(super) fn write_result(
     source: &RequestSource,
 ) {
     match outcome {
-        Ok(answer) => {
-            let (name, json) = match answer {
-                Answer::Event(receipt) => ("event", wire::event_json(receipt.event(), upper)),
-                Answer::Device(device, heartbeat) => {
-                    let result = devices::HeartbeatResult::new(&device, &heartbeat);
-                    let json = serde_json::to_vec(&result).expect("a result is JSON");
-                    ("device", json)
-                }
-            };
-            write!(result, r#""status":200,"{name}":"#).expect("writing to memory succeeds");
-            result.extend(json);
-        }
+        Ok(answer) => write_answer(result, answer, upper),
         Err(problem) => {
             problem.note(tidings, source);
             let status = problem.status();
@@ -232,4 +221,18 @@ pub(super) fn write_result(
             serde_json::to_writer(result, &problem).expect("a problem is JSON");
         }
     }
+}
+
+/// Appends the members of the result of a line that was carried out.
+pub(super) fn write_answer(result: &mut Vec<u8>, answer: Answer, upper: bool) {
+    let (name, json) = match answer {
+        Answer::Event(receipt) => ("event", wire::event_json(receipt.event(), upper)),
+        Answer::Device(device, heartbeat) => {
+            let result = devices::HeartbeatResult::new(&device, &heartbeat);
+            let json = serde_json::to_vec(&result).expect("a result is JSON");
+            ("device", json)
+        }
+    };
+    write!(result, r#""status":200,"{name}":"#).expect("writing to memory succeeds");
+    result.extend(json);
 }

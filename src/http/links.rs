@@ -11,17 +11,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::body::{self, Base, Json, Unread};
+use super::contract::examples::{self, Example};
 use super::contract::{Document, JSON, Operation, Part};
 use super::credential::{bounded, named_school, query};
-use super::parameters::{EXPIRES_MAX, LINK};
+use super::parameters::{EXAMPLE_SIGNATURE, EXPIRES_MAX, LINK};
 use super::problem::{Kind, Problem};
 use crate::app::{Caller, SignedLink};
 use crate::auth::{Access, AuthError, Link, View};
 use crate::config::LINK_MAX_SECS;
 use crate::id::{Channel, SchoolId};
-use crate::kind;
-use crate::kind::job;
+use crate::kind::{self, Body, job};
 use crate::service::Tidings;
+use crate::wire::example::{self, AT_MILLIS, LATER_MILLIS};
 use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -35,15 +36,25 @@ pub(super) fn describe(document: &mut Document) {
         "Signed links: badges and embedded pages of one scope, without a token.",
     );
     document.route(routes![create], &create, |operation| {
-        let (body, answer) = (
-            operation.schemas.body::<Asked>(),
-            operation.schemas.answer::<Answer<'_>>(),
-        );
+        let body = operation.schemas.body::<Asked>();
+        let schema = operation.schemas.answer::<Answer<'_>>();
+        let asked: Result<Asked, Problem> = Example.read();
+        let example = asked.and_then(|asked| {
+            let (channel, view) = asked.parsed()?;
+            let link = Link {
+                school: example::school(),
+                channel,
+                view,
+                expires: Some(example::time(AT_MILLIS + LATER_MILLIS).timestamp()),
+            };
+            Ok(examples::value(&Answer::new(&link, EXAMPLE_SIGNATURE, &Base(String::new()))))
+        });
         operation
             .named("links.create", TAG, "Create a signed link to a channel")
             .about("A link of a token with the role `admin` can outlive the token. Any other link expires with the token at the latest.")
             .body(JSON, body)
-            .answers(201, "The link.", JSON, answer)
+            .answers(201, "The link.", JSON, schema)
+            .with_example(201, JSON, example.ok())
             .fails(&[Kind::Internal]);
     });
 }
@@ -64,6 +75,17 @@ struct Asked {
     expires_in_secs: Option<u64>,
 }
 
+impl Asked {
+    /// Parses the channel and the view.
+    fn parsed(&self) -> Result<(Channel, View), Problem> {
+        let invalid = |detail: String| Problem::new(Kind::InvalidBody, detail);
+        let channel = kind::channel(&self.channel).map_err(|error| invalid(error.to_string()))?;
+        let view = View::parse(&self.view)
+            .ok_or_else(|| invalid("`view` must be `badge` or `embed`".to_owned()))?;
+        Ok((channel, view))
+    }
+}
+
 /// A signed link.
 #[derive(JsonSchema, Serialize)]
 #[schemars(rename = "Link")]
@@ -80,6 +102,17 @@ struct Answer<'a> {
     expires_at: Option<String>,
 }
 
+impl Answer<'_> {
+    fn new<'a>(link: &Link, signature: &str, base: &Base) -> Answer<'a> {
+        Answer {
+            url: url(base, link, signature),
+            channel: link.channel.to_string(),
+            view: link.view.as_str(),
+            expires_at: link.expires_at().map(timestamp),
+        }
+    }
+}
+
 #[post("/api/links", data = "<body>")]
 async fn create(
     base: Base,
@@ -90,9 +123,7 @@ async fn create(
     let caller = caller?;
     let asked: Asked = body::parse(&body?.read(tidings.settings().body_limit()).await?)?;
     let invalid = |detail: String| Problem::new(Kind::InvalidBody, detail);
-    let channel = kind::channel(&asked.channel).map_err(|error| invalid(error.to_string()))?;
-    let view = View::parse(&asked.view)
-        .ok_or_else(|| invalid("`view` must be `badge` or `embed`".to_owned()))?;
+    let (channel, view) = asked.parsed()?;
     if view == View::Embed && !cfg!(feature = "monitor") {
         let detail = "`view` must be `badge`: this server was built without embedded pages";
         return Err(invalid(detail.to_owned()));
@@ -104,12 +135,7 @@ async fn create(
     }
     let expires = expiry(asked.expires_in_secs)?;
     let SignedLink { link, signature } = tidings.grants().link(&caller, channel, view, expires)?;
-    let answer = Answer {
-        url: url(&base, &link, &signature),
-        channel: link.channel.to_string(),
-        view: link.view.as_str(),
-        expires_at: link.expires_at().map(|at| timestamp(at).to_string()),
-    };
+    let answer = Answer::new(&link, &signature, &base);
     Ok(Json {
         status: Status::Created,
         bytes: serde_json::to_vec(&answer).expect("an answer is JSON"),

@@ -16,10 +16,12 @@ use super::problem::{Kind, Problem};
 use super::subjects::READ_PROBLEMS;
 use crate::app::{Caller, NotifiersOf};
 use crate::id::{SchoolId, SubjectId};
+use crate::kind::job;
 use crate::log::StoreError;
 use crate::log::consumers::{DeadLetter, SetAside, Standing};
 use crate::notify::NotifierStatus;
 use crate::service::Tidings;
+use crate::wire::example::{self, AT_MILLIS, LATER_MILLIS, SEQ};
 use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -36,7 +38,13 @@ pub(super) fn describe(document: &mut Document) {
         operation
             .named("notifiers.list", TAG, "List notifiers")
             .about("Requires the role `admin`.")
-            .answers_json::<NotifierList>("All notifiers.")
+            .answers_json(
+                "All notifiers.",
+                &NotifierList {
+                    school_id: example::school(),
+                    notifiers: vec![example_state()],
+                },
+            )
             .fails(READ_PROBLEMS);
     });
     document.route(routes![set_aside], &set_aside, |operation| {
@@ -47,7 +55,13 @@ pub(super) fn describe(document: &mut Document) {
                 "List the subjects that a notifier has set aside",
             )
             .about("Requires the role `admin`.")
-            .answers_json::<SetAsideList<'_>>("All of them.")
+            .answers_json(
+                "All of them.",
+                &SetAsideList {
+                    set_aside: vec![SetAsideSubject::from(&example_set_aside())],
+                },
+            )
+            .with_path_example("name", EXAMPLE_NAME)
             .fails(READ_PROBLEMS);
     });
     document.route(routes![dead_letters], &dead_letters, |operation| {
@@ -58,9 +72,77 @@ pub(super) fn describe(document: &mut Document) {
                 "List the events that a notifier has given up on",
             )
             .about("Requires the role `admin`.")
-            .answers_json::<DeadLetterPage>("A page, newest first.")
+            .answers_json(
+                "A page, newest first.",
+                &DeadLetterPage {
+                    dead_letters: vec![GivenUp::from(&example_dead_letter())],
+                    next: None,
+                },
+            )
+            .with_path_example("name", EXAMPLE_NAME)
             .fails(READ_PROBLEMS);
     });
+}
+
+/// The notifier of the examples.
+const EXAMPLE_NAME: &str = "operations";
+/// Why the deliveries of the examples failed.
+const EXAMPLE_CAUSE: &str = "answered 503";
+
+/// Returns the state of a notifier that has delivered events, and retries one.
+fn example_state() -> NotifierState {
+    let failed_at = example::time(AT_MILLIS);
+    let shown = NotifierStatus {
+        name: EXAMPLE_NAME.to_owned(),
+        medium: "webhook",
+        retry: None,
+    };
+    let standing = Standing {
+        name: shown.name.clone(),
+        seq: SEQ - 1,
+        set_aside: 0,
+        delivered: 311,
+        failed: 2,
+        dead: 0,
+        delivered_at: Some(failed_at),
+        last_failure: Some((failed_at, EXAMPLE_CAUSE.to_owned())),
+    };
+    NotifierState {
+        retry: Some(Retry {
+            seq: SEQ,
+            attempts: 1,
+            due_at: timestamp(example::time(AT_MILLIS + LATER_MILLIS)),
+        }),
+        ..resource(&shown, Some(&standing), SEQ)
+    }
+}
+
+fn example_set_aside() -> SetAside {
+    SetAside {
+        kind: job::KIND,
+        subject: example_job(),
+        seq: SEQ,
+        event_type: job::JOB_PROGRESS.name.to_owned(),
+        attempts: 5,
+        cause: EXAMPLE_CAUSE.to_owned(),
+        due: example::time(AT_MILLIS + LATER_MILLIS),
+    }
+}
+
+fn example_dead_letter() -> DeadLetter {
+    DeadLetter {
+        seq: SEQ,
+        event_type: job::JOB_PROGRESS.name.to_owned(),
+        kind: job::KIND.collection().to_owned(),
+        subject: example_job().to_string(),
+        attempts: 12,
+        cause: EXAMPLE_CAUSE.to_owned(),
+        at: example::time(AT_MILLIS),
+    }
+}
+
+fn example_job() -> SubjectId {
+    example::subject(&job::DESCRIPTION).expect("events of jobs have examples")
 }
 
 #[get("/api/notifiers")]

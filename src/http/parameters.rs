@@ -36,6 +36,8 @@ pub(super) enum Values {
     Pattern(&'static str, &'static str),
     /// The text of a value of this type.
     Of(fn(&mut SchemaGenerator) -> Schema),
+    /// The text of a value of this type, with an example.
+    Like(fn(&mut SchemaGenerator) -> Schema, &'static str),
     /// A status of the subjects that the request is about.
     Statuses,
 }
@@ -59,6 +61,11 @@ impl Values {
                 json!({ "type": "string", "pattern": pattern, "examples": [example] })
             }
             Values::Of(schema) => schema(&mut SchemaGenerator::default()).to_value(),
+            Values::Like(schema, example) => {
+                let mut schema = schema(&mut SchemaGenerator::default()).to_value();
+                schema["examples"] = json!([example]);
+                schema
+            }
             Values::Statuses => json!({ "type": "string", "enum": statuses }),
         }
     }
@@ -87,6 +94,8 @@ const NAME_MAX_BYTES: usize = 128;
 const NAMES_MAX_BYTES: usize = 1_024;
 /// A cursor: epoch, seq and tag.
 const CURSOR_PATTERN: &str = "^([0-9a-f]{8}-[0-9]{1,18}(-[0-9a-f]{8})?)?$";
+/// The cursor of the examples.
+pub(super) const EXAMPLE_CURSOR: &str = "5f3a9c1e-1284-64551b6b";
 /// Ids without commas, separated by commas.
 const IDS_PATTERN: &str = r"^[^,.\x00-\x1f\x7f-\x9f]{1,32}(,[^,.\x00-\x1f\x7f-\x9f]{1,32}){0,20}$";
 /// A position in a list, and the place in the log at which its first page was read.
@@ -128,7 +137,7 @@ const STATUS: Parameter = repeatable(
 const JOB_TYPE: Parameter = repeatable(
     "job_type",
     "Only jobs of one of these types. Subjects without a type, such as devices, are excluded.",
-    Values::Of(JobType::json_schema),
+    Values::Like(JobType::json_schema, "document"),
 );
 
 const LIMIT: Parameter = parameter(
@@ -174,7 +183,7 @@ pub(super) const VIOLATIONS: &[Parameter] = &[
     parameter(
         "characteristic_id",
         "Only violations of this characteristic.",
-        Values::Of(SubjectId::json_schema),
+        Values::Like(SubjectId::json_schema, "bolt-diameter"),
     ),
     parameter(
         "acknowledged",
@@ -190,17 +199,17 @@ pub(super) const STREAM: &[Parameter] = &[
     parameter(
         "cursor",
         "Resume from here instead of from a snapshot. An empty value counts as absent.",
-        Values::Pattern(CURSOR_PATTERN, ""),
+        Values::Pattern(CURSOR_PATTERN, EXAMPLE_CURSOR),
     ),
     parameter(
         "lastEventId",
         "A cursor, as polyfills of `EventSource` send it in place of a `Last-Event-ID` header. The header takes precedence over it; it takes precedence over `last-event-id` and `cursor`.",
-        Values::Text(NAME_MAX_BYTES, ""),
+        Values::Text(NAME_MAX_BYTES, EXAMPLE_CURSOR),
     ),
     parameter(
         "last-event-id",
         "The same as `lastEventId`, under another name.",
-        Values::Text(NAME_MAX_BYTES, ""),
+        Values::Text(NAME_MAX_BYTES, EXAMPLE_CURSOR),
     ),
     STATUS,
     JOB_TYPE,
@@ -279,6 +288,9 @@ pub(super) const PING: &[Parameter] = &[parameter(
     Values::Pattern("^[A-Za-z0-9._:~-]{1,48}$", "20261127-1"),
 )];
 
+/// The signature of a link of the examples.
+pub(super) const EXAMPLE_SIGNATURE: &str = "YW4gZXhhbXBsZSBvZiB0aGlydHktdHdvIGJ5dGVzLi4";
+
 /// What a signed link consists of, in addition to its path.
 pub(super) const LINK: &[Parameter] = &[
     Parameter {
@@ -299,10 +311,7 @@ pub(super) const LINK: &[Parameter] = &[
         ..parameter(
             "signature",
             "The signature, which covers the path and the other two.",
-            Values::Pattern(
-                "^[A-Za-z0-9_-]{43}$",
-                "YW4gZXhhbXBsZSBvZiB0aGlydHktdHdvIGJ5dGVzLi4",
-            ),
+            Values::Pattern("^[A-Za-z0-9_-]{43}$", EXAMPLE_SIGNATURE),
         )
     },
 ];
@@ -331,7 +340,7 @@ pub(super) const EMBEDDED: &[Parameter] = &[
 pub(super) const SESSION_ID: Parameter = parameter(
     "session_id",
     "Only this session.",
-    Values::Of(SubjectId::json_schema),
+    Values::Like(SubjectId::json_schema, "42"),
 );
 
 /// How many values a repeatable filter accepts.

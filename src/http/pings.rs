@@ -11,9 +11,10 @@ use rocket::response::{self, Responder, Response};
 use rocket::{Route, State, delete, get, post, routes};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::body::{self, Base, Json, Unread, UpperStatus};
+use super::contract::examples::{self, Example, ExampleSubject};
 use super::contract::{Document, JSON, Operation, Part};
 use super::credential::{bounded, query};
 use super::forwarded::client_address;
@@ -21,12 +22,14 @@ use super::listing::only_known;
 use super::parameters::PING;
 use super::problem::{Kind, Problem};
 use super::subjects::{READ_PROBLEMS, WRITE_PROBLEMS, answer};
-use crate::app::{Caller, Ping};
+use crate::app::{Caller, Ping, Plan, Report};
 use crate::id::SchoolId;
 use crate::kind::job::{self, JobType};
-use crate::log::Receipt;
-use crate::log::pings::{Numbers, PingKey};
+use crate::kind::{Body, Command};
+use crate::log::pings::{KeyDigest, Numbers, PingKey};
+use crate::log::{Envelope, Receipt};
 use crate::service::Tidings;
+use crate::wire::example::{self, AT_MILLIS};
 use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -43,12 +46,15 @@ pub(super) fn describe(document: &mut Document) {
         } else {
             "end"
         };
-        let event = operation.schemas.events([&&job::JOB_PROGRESS]);
+        let schema = operation.schemas.events([&&job::JOB_PROGRESS]);
         operation
             .named(format!("ping.{method}.{form}"), TAG, "Report on a run")
             .about("The key is the credential. `report` is `start`, `ok`, `fail`, a percentage such as `40%`, or an exit code.")
-            .answers(200, "The job's event, with `Accept: application/json`.", JSON, event)
+            .answers(200, "The job's event, with `Accept: application/json`.", JSON, schema)
+            .with_example(200, JSON, example_event(method, form))
             .answers_empty(204, "Carried out.")
+            .with_path_example("key", EXAMPLE_KEY)
+            .with_path_example("report", EXAMPLE_REPORT)
             .fails(WRITE_PROBLEMS);
     };
     document.rests(routes![get_ping], &get_ping, &rests, |rest, operation| {
@@ -56,25 +62,32 @@ pub(super) fn describe(document: &mut Document) {
     });
     document.rests(routes![post_ping], &post_ping, &rests, |rest, operation| {
         ping("post", rest, operation);
-        operation.body("text/plain", json!({ "type": "string" }));
-    });
-    document.route(routes![create], &create, |operation| {
-        let (body, answer) = (
-            operation.schemas.body::<NewKey>(),
-            operation.schemas.answer::<CreatedKey<'_>>(),
+        operation.body(
+            "text/plain",
+            json!({ "type": "string", "examples": [EXAMPLE_MESSAGE] }),
         );
+    });
+    let example = example_key();
+    document.route(routes![create], &create, |operation| {
+        let body = operation.schemas.body::<NewKey>();
+        let schema = operation.schemas.answer::<CreatedKey<'_>>();
+        let example = CreatedKey::new(&example, EXAMPLE_KEY, &Base(String::new()));
         operation
             .named("pings.create", TAG, "Create a key for pings")
             .about("Requires the role `admin`, for all jobs of the school.")
             .body(JSON, body)
-            .answers(201, "The key, which is shown only this once.", JSON, answer)
+            .answers(201, "The key, which is shown only this once.", JSON, schema)
+            .with_example(201, JSON, Some(examples::value(&example)))
             .fails(WRITE_PROBLEMS);
     });
     document.route(routes![list], &list, |operation| {
         operation
             .named("pings.list", TAG, "List the keys for pings")
             .about("Requires the role `admin`, for all jobs of the school.")
-            .answers_json::<KeyList<'_>>("All keys, the newest first.")
+            .answers_json(
+                "All keys, the newest first.",
+                &KeyList::new(example::school(), std::slice::from_ref(&example)),
+            )
             .fails(READ_PROBLEMS);
     });
     document.route(routes![revoke], &revoke, |operation| {
@@ -82,8 +95,59 @@ pub(super) fn describe(document: &mut Document) {
             .named("pings.revoke", TAG, "Revoke a key for pings")
             .about("Requires the role `admin`, for all jobs of the school.")
             .answers_empty(204, "The key is revoked.")
+            .with_path_example("id", EXAMPLE_KEY_ID)
             .fails(WRITE_PROBLEMS);
     });
+}
+
+/// The key for pings of the examples.
+const EXAMPLE_KEY: &str = "7-h4kq7wz2m9xc3vn8rt5ysd6j";
+/// The end of the URL of a ping in the examples.
+const EXAMPLE_REPORT: &str = "start";
+/// The id of the key.
+const EXAMPLE_KEY_ID: &str = "qz7kd3mx2a";
+/// The message of the pings of the examples.
+const EXAMPLE_MESSAGE: &str = "Copied 12 files\n";
+
+/// Returns the key that the example of a body creates, as it is stored.
+fn example_key() -> PingKey {
+    let new: Option<NewKey> = Example.read().ok();
+    PingKey {
+        id: EXAMPLE_KEY_ID.parse().expect("the text is an id"),
+        digest: KeyDigest::of(EXAMPLE_KEY),
+        job_type: new.expect("the body has an example").job_type,
+        numbers: Numbers::default(),
+        created_at: example::time(AT_MILLIS),
+        created_by: "maria".to_owned(),
+        run: 1,
+    }
+}
+
+/// Returns the event of the first ping of a run: of its end, or of the example of a `report`.
+fn example_event(method: &str, form: &str) -> Option<Value> {
+    let key = example_key();
+    let segments: &[&str] = match form {
+        "end" => &[],
+        _ => &[EXAMPLE_REPORT],
+    };
+    let report = Report::read(segments, key.numbers).ok()?;
+    let ping = Ping {
+        report,
+        message: match method {
+            "post" => message(EXAMPLE_MESSAGE.as_bytes(), EXAMPLE_MESSAGE.len()),
+            _ => None,
+        },
+        rid: None,
+    };
+    let (_, job) = key.run_of(&ping).ok()?;
+    let plan = ping.plan(&job, &key.job_type, None, example::time(AT_MILLIS));
+    let Plan::Same(commands) = plan else {
+        return None;
+    };
+    let mut commands = commands.into_iter().map(Command::Job);
+    let made = ExampleSubject::made(&Envelope::new(job, commands.next()?));
+    let subject = commands.fold(made, |subject, command| subject?.then(&command))?;
+    Some(subject.event())
 }
 
 impl Part for Segments<'_, Path> {}
@@ -261,6 +325,16 @@ struct CreatedKey<'a> {
     url: String,
 }
 
+impl<'a> CreatedKey<'a> {
+    fn new(stored: &'a PingKey, key: &'a str, base: &Base) -> CreatedKey<'a> {
+        CreatedKey {
+            info: resource(stored),
+            key,
+            url: format!("{}/ping/{key}", base.0),
+        }
+    }
+}
+
 /// The keys of a school.
 #[derive(JsonSchema, Serialize)]
 #[schemars(rename = "PingKeyList")]
@@ -269,6 +343,15 @@ struct KeyList<'a> {
     school_id: SchoolId,
     /// All keys, the newest first.
     pings: Vec<KeyInfo<'a>>,
+}
+
+impl KeyList<'_> {
+    fn new(school_id: SchoolId, keys: &[PingKey]) -> KeyList<'_> {
+        KeyList {
+            school_id,
+            pings: keys.iter().map(resource).collect(),
+        }
+    }
 }
 
 #[post("/api/pings", data = "<body>")]
@@ -292,11 +375,7 @@ async fn create(
         .pings()
         .create_key(&caller, new.job_type, numbers)
         .await?;
-    let answer = CreatedKey {
-        info: resource(&key),
-        key: secret.reveal(),
-        url: format!("{}/ping/{}", base.0, secret.reveal()),
-    };
+    let answer = CreatedKey::new(&key, secret.reveal(), &base);
     Ok(Json {
         status: Status::Created,
         bytes: serde_json::to_vec(&answer).expect("an answer is JSON"),
@@ -312,10 +391,7 @@ async fn list(
 ) -> Result<Json, Problem> {
     let (caller, Whole) = (caller?, whole?);
     let keys = tidings.pings().keys(&caller).await?;
-    let answer = KeyList {
-        school_id: caller.school(),
-        pings: keys.iter().map(resource).collect(),
-    };
+    let answer = KeyList::new(caller.school(), &keys);
     Ok(Json::ok(
         serde_json::to_vec(&answer).expect("an answer is JSON"),
     ))

@@ -11,12 +11,13 @@ use serde_json::json;
 use super::body::{Base, IdempotencyKey, Json, Unread, UpperStatus};
 use super::callers::Connection;
 use super::commands::{self, Sent, subject};
+use super::contract::examples::{self, ExampleSubject};
 use super::contract::{Document, JSON, Operation};
 use super::listing::{Asked, FirstHead};
 use super::methods::Collection;
 use super::problem::{Kind, Problem};
 use crate::app::Caller;
-use crate::id::{Cursor, NameError};
+use crate::id::{Cursor, Kind as SubjectKind, NameError};
 use crate::kind::{Command, Description};
 use crate::log::{Envelope, ListPage, Receipt, StoredSubject};
 use crate::service::Tidings;
@@ -43,28 +44,37 @@ pub(super) const WRITE_PROBLEMS: &[Kind] = &[
 pub(super) const READ_PROBLEMS: &[Kind] = &[Kind::TooManyReads, Kind::Unavailable];
 
 pub(super) fn describe(document: &mut Document) {
+    let event_of = |description: &Description, verb: &str| {
+        let subject = examples::after(description.kind, verb)?;
+        Some(subject.event())
+    };
     let written = |description: &Description, operation: &mut Operation<'_>| {
         let schema = operation.schemas.events(description.event_types);
         operation.about("Requires the role `worker`.");
         operation.fails(WRITE_PROBLEMS);
         schema
     };
-    document.kinds(routes![create], &create, |description, operation| {
+    document.kinds(routes![create], &create, |description, verb, operation| {
         let schema = written(description, operation);
         operation
             .answers(201, "Created: the event.", JSON, schema)
+            .with_example(201, JSON, event_of(description, verb))
             .with_header(201, "Location", "Its URL.", json!({ "type": "string" }));
     });
-    document.kinds(routes![register], &register, |description, operation| {
-        let schema = written(description, operation);
-        operation.answers(
-            200,
-            "The event, or the state if nothing has changed.",
-            JSON,
-            schema,
-        );
-    });
-    document.kinds(routes![remove], &remove, |description, operation| {
+    document.kinds(
+        routes![register],
+        &register,
+        |description, verb, operation| {
+            let schema = written(description, operation);
+            let about = "The event, or the state if nothing has changed.";
+            operation.answers(200, about, JSON, schema).with_example(
+                200,
+                JSON,
+                event_of(description, verb),
+            );
+        },
+    );
+    document.kinds(routes![remove], &remove, |description, verb, operation| {
         let schema = written(description, operation);
         operation
             .named(
@@ -72,13 +82,18 @@ pub(super) fn describe(document: &mut Document) {
                 description.title,
                 format!("{}: remove", description.noun),
             )
-            .answers(200, "The event.", JSON, schema);
+            .answers(200, "The event.", JSON, schema)
+            .with_example(200, JSON, event_of(description, verb));
     });
-    document.kinds(routes![act], &act, |description, operation| {
+    document.kinds(routes![act], &act, |description, verb, operation| {
         let schema = written(description, operation);
-        operation.answers(200, "The event.", JSON, schema);
+        operation
+            .answers(200, "The event.", JSON, schema)
+            .with_example(200, JSON, event_of(description, verb));
     });
-    document.kinds(routes![read], &read, |description, operation| {
+    document.kinds(routes![read], &read, |description, _, operation| {
+        let stored = examples::living(description.kind).map(ExampleSubject::stored);
+        let example = stored.map(|stored| examples::json(&resource(&stored, false)));
         let schema = operation.schemas.resource(description.kind);
         operation
             .named(
@@ -87,13 +102,23 @@ pub(super) fn describe(document: &mut Document) {
                 format!("{}: read", description.noun),
             )
             .answers(200, "The present state.", JSON, schema)
+            .with_example(200, JSON, example)
             .fails(READ_PROBLEMS);
     });
-    document.kinds(routes![list], &list, |description, operation| {
+    document.kinds(routes![list], &list, |description, _, operation| {
+        let stored = examples::living(description.kind).map(ExampleSubject::stored);
+        let example = stored.map(|stored| {
+            let end = PageEnd {
+                next: None,
+                searched: None,
+                cursor: stored.event.cursor().to_string(),
+            };
+            examples::json(&page(description.kind, &[stored], &end, false))
+        });
         let items = operation.schemas.resource(description.kind);
         let end = operation.schemas.answer::<PageEnd>();
         let collection = description.kind.collection();
-        let page = json!({ "allOf": [
+        let schema = json!({ "allOf": [
             { "type": "object", "properties": { collection: { "type": "array", "items": items } }, "required": [collection] },
             end,
         ] });
@@ -103,7 +128,8 @@ pub(super) fn describe(document: &mut Document) {
                 description.title,
                 format!("{}: list", description.noun),
             )
-            .answers(200, "A page, newest first unless `sort` says otherwise.", JSON, page)
+            .answers(200, "A page, newest first unless `sort` says otherwise.", JSON, schema)
+            .with_example(200, JSON, example)
             .fails(READ_PROBLEMS);
     });
 }
@@ -252,31 +278,36 @@ async fn list(
     let (caller, Asked(asked), UpperStatus(upper)) = (caller?, asked?, upper?);
     let reads = tidings.reads();
     let read = async { Ok(reads.subjects(&caller, kind, asked).await?) };
-    let page: ListPage = connection.while_connected::<_, Problem>(read).await?;
-    let mut json = format!(r#"{{"{}":["#, kind.collection()).into_bytes();
-    for (index, stored) in page.subjects.iter().enumerate() {
-        if index > 0 {
-            json.push(b',');
-        }
-        json.extend(resource(stored, upper));
-    }
+    let found: ListPage = connection.while_connected::<_, Problem>(read).await?;
     let cursor = Cursor {
         epoch: reads.epoch(),
-        place: first.or(page.head),
+        place: first.or(found.head),
     };
-    json.extend_from_slice(b"],");
     let end = PageEnd {
-        next: page.next.map(|next| format!("{next}-{}", cursor.place)),
-        searched: page.searched.map(|searched| SearchedRows {
+        next: found.next.map(|next| format!("{next}-{}", cursor.place)),
+        searched: found.searched.map(|searched| SearchedRows {
             rows: searched.rows,
             until: searched.until.map(wire::timestamp),
             complete: searched.is_complete,
         }),
         cursor: cursor.to_string(),
     };
-    let end = serde_json::to_vec(&end).expect("a page is JSON");
+    Ok(Json::ok(page(kind, &found.subjects, &end, upper)))
+}
+
+/// Encodes a page of a list.
+fn page(kind: SubjectKind, subjects: &[StoredSubject], end: &PageEnd, upper: bool) -> Vec<u8> {
+    let mut json = format!(r#"{{"{}":["#, kind.collection()).into_bytes();
+    for (index, stored) in subjects.iter().enumerate() {
+        if index > 0 {
+            json.push(b',');
+        }
+        json.extend(resource(stored, upper));
+    }
+    json.extend_from_slice(b"],");
+    let end = serde_json::to_vec(end).expect("a page is JSON");
     json.extend_from_slice(&end[1..]);
-    Ok(Json::ok(json))
+    json
 }
 
 /// What follows the items of a page.

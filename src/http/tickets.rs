@@ -1,19 +1,24 @@
 //! `POST /api/tickets`: a short-lived ticket for `EventSource`, which cannot send a header.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use rocket::http::Status;
 use rocket::{Route, State, post, routes};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::body::{self, Base, Json, Unread};
-use super::contract::{Document, JSON};
+use super::contract::examples::{self, Example};
+use super::contract::{Document, JSON, Operation};
 use super::problem::{Kind, Problem};
 use crate::app::Caller;
-use crate::kind;
+use crate::config::Settings;
+use crate::id::{Channel, NameError};
+use crate::kind::{self, Body};
 use crate::service::Tidings;
+use crate::wire::example::{self, AT_MILLIS};
 use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -27,21 +32,37 @@ pub(super) fn describe(document: &mut Document) {
         "Short-lived tickets for `EventSource`, which cannot send a header.",
     );
     document.route(routes![ticket], &ticket, |operation| {
-        let (body, answer) = (
-            operation.schemas.body::<Asked>(),
-            operation.schemas.answer::<Answer<'_>>(),
-        );
+        describe_ticket(operation);
         operation
             .named(
                 "tickets.create",
                 TAG,
                 "Create a ticket for streams of these channels",
             )
-            .body(JSON, body)
-            .answers(201, "The ticket.", JSON, answer)
             .fails(&[Kind::Internal]);
     });
 }
+
+/// Describes the body that asks for a ticket, and the ticket.
+pub(super) fn describe_ticket(operation: &mut Operation<'_>) {
+    let body = operation.schemas.body::<Asked>();
+    let schema = operation.schemas.answer::<Answer<'_>>();
+    let asked: Result<Asked, Problem> = Example.read();
+    let example = asked.and_then(|asked| {
+        let lifetime = Duration::from_secs(Settings::default().ticket_ttl_secs.get().into());
+        let expires_at = example::time(AT_MILLIS) + lifetime;
+        let answer = Answer::new(EXAMPLE, expires_at, &asked.parsed()?, "");
+        Ok(examples::value(&answer))
+    });
+    operation
+        .body(JSON, body)
+        .answers(201, "The ticket.", JSON, schema)
+        .with_example(201, JSON, example.ok());
+}
+
+/// The ticket of the examples.
+const EXAMPLE: &str =
+    "eyJhbGciOiJIUzI1NiJ9.eyJhbiI6ImV4YW1wbGUifQ.YW4gZXhhbXBsZSBvZiBhIHNpZ25hdHVyZQ";
 
 /// The scope of a ticket.
 #[derive(JsonSchema, Deserialize)]
@@ -51,6 +72,17 @@ pub(super) struct Asked {
     /// The channels that it opens.
     #[schemars(with = "Vec<kind::ChannelText>", length(min = 1))]
     channels: Vec<String>,
+}
+
+impl Asked {
+    /// Parses the channels.
+    fn parsed(&self) -> Result<Vec<Channel>, Problem> {
+        let invalid = |error: NameError| Problem::new(Kind::InvalidBody, error.to_string());
+        let channels = self.channels.iter();
+        channels
+            .map(|text| kind::channel(text).map_err(invalid))
+            .collect()
+    }
 }
 
 /// A ticket.
@@ -64,6 +96,31 @@ pub(super) struct Answer<'a> {
     expires_at: String,
     /// The path to open, including the ticket.
     url: String,
+}
+
+impl<'a> Answer<'a> {
+    fn new(
+        ticket: &'a str,
+        expires_at: DateTime<Utc>,
+        channels: &[Channel],
+        base: &str,
+    ) -> Answer<'a> {
+        let path = match channels {
+            [channel] => format!("/events/{channel}?"),
+            several => {
+                let query: Vec<_> = several
+                    .iter()
+                    .map(|channel| format!("channel={}&", channel.in_query()))
+                    .collect();
+                format!("/events?{}", query.concat())
+            }
+        };
+        Answer {
+            url: format!("{base}{path}ticket={ticket}"),
+            ticket,
+            expires_at: timestamp(expires_at),
+        }
+    }
 }
 
 #[post("/api/tickets", data = "<body>")]
@@ -95,26 +152,14 @@ pub(super) fn issue(
         ))
         .of_limit("channels_per_connection"));
     }
-    let mut channels = Vec::with_capacity(asked.channels.len());
-    for text in &asked.channels {
-        channels.push(kind::channel(text).map_err(|error| invalid(error.to_string()))?);
-    }
+    let channels = asked.parsed()?;
     let ticket = tidings.grants().ticket(caller, &channels)?;
-    let path = match channels.as_slice() {
-        [channel] => format!("/events/{channel}?"),
-        several => {
-            let query: Vec<_> = several
-                .iter()
-                .map(|channel| format!("channel={}&", channel.in_query()))
-                .collect();
-            format!("/events?{}", query.concat())
-        }
-    };
-    let answer = Answer {
-        url: format!("{}{path}ticket={}", base.0, ticket.ticket.reveal()),
-        ticket: ticket.ticket.reveal(),
-        expires_at: timestamp(ticket.expires_at),
-    };
+    let answer = Answer::new(
+        ticket.ticket.reveal(),
+        ticket.expires_at,
+        &channels,
+        &base.0,
+    );
     let bytes = serde_json::to_vec(&answer).expect("a ticket is JSON");
     Ok(Json {
         status: Status::Created,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::body::{self, IdempotencyKey, Json, Unread};
 use super::commands::{self, Sent};
+use super::contract::examples::{self, Example, ExampleSubject};
 use super::contract::{self, Document, JSON, Operation};
 use super::credential::query;
 use super::listing::{FirstHead, only_known, page_of};
@@ -34,29 +35,45 @@ pub(super) fn describe(document: &mut Document) {
         TAG,
         "Broken rules of characteristics, and their acknowledgements.",
     );
-    let act = |operation: &mut Operation<'_>, name: &str, summary: &str| {
+    let act = |operation: &mut Operation<'_>, action, name: &str, summary: &str| {
+        let subject = example(action);
+        let violation = subject
+            .as_ref()
+            .and_then(|subject| subject.parts.first()?.characteristic());
+        let violation = violation.map(|violation| violation.id().to_string());
+        let event = subject.map(|subject| subject.event());
         let body = operation.schemas.body::<Acknowledge>();
-        let answer = operation.schemas.events([&&characteristic::ACK_UPDATE]);
+        let schema = operation.schemas.events([&&characteristic::ACK_UPDATE]);
         operation
             .named(name, TAG, summary)
             .about("Requires the role `worker`.")
             .body(JSON, body)
-            .answers(200, "The event.", JSON, answer)
+            .answers(200, "The event.", JSON, schema)
+            .with_example(200, JSON, event)
+            .with_path_example("violation_id", violation)
             .fails(WRITE_PROBLEMS);
     };
     document.route(routes![acknowledge], &acknowledge, |operation| {
-        act(operation, "violations.ack", "Acknowledge a violation");
+        act(
+            operation,
+            ViolationAction::Acknowledge,
+            "violations.ack",
+            "Acknowledge a violation",
+        );
     });
     document.route(routes![unacknowledge], &unacknowledge, |operation| {
         act(
             operation,
+            ViolationAction::Unacknowledge,
             "violations.unack",
             "Withdraw the acknowledgement of a violation",
         );
     });
     document.route(routes![limits], &limits, |operation| {
         let body = operation.schemas.body::<characteristic::SetLimits>();
-        let answer = operation.schemas.events([&&characteristic::CONTROL_LIMITS]);
+        let schema = operation.schemas.events([&&characteristic::CONTROL_LIMITS]);
+        let subject = examples::after(KIND, "limits");
+        let event = subject.map(|subject| subject.event());
         operation
             .named(
                 "characteristics.put_limits",
@@ -69,17 +86,43 @@ pub(super) fn describe(document: &mut Document) {
                 200,
                 "The event, or the state if nothing has changed.",
                 JSON,
-                answer,
+                schema,
             )
+            .with_example(200, JSON, event)
             .fails(WRITE_PROBLEMS);
     });
     document.route(routes![list], &list, |operation| {
+        let subject = example(ViolationAction::Acknowledge).expect("bodies have examples");
+        let violations = subject.parts.iter().filter_map(Part::characteristic);
+        let page = ViolationPage {
+            violations: violations.map(ListedViolation::from).collect(),
+            next: None,
+            cursor: subject.receipt().event().cursor().to_string(),
+        };
         operation
             .named("violations.list", TAG, "List violations")
-            .answers_json::<ViolationPage<'_>>("A page, newest first.")
+            .answers_json("A page, newest first.", &page)
             .fails(READ_PROBLEMS);
     });
 }
+
+/// Returns a characteristic with a violation on which the example of this action was carried out.
+fn example(action: ViolationAction) -> Option<ExampleSubject> {
+    let act = |subject: ExampleSubject, action| {
+        let number = subject.parts.first()?.number();
+        let command = command("", action, Example).ok()?;
+        subject.then(&command.into_command(number, EXAMPLE_USER))
+    };
+    let subject = examples::after(KIND, "violations")?;
+    let acknowledged = act(subject, ViolationAction::Acknowledge)?;
+    match action {
+        ViolationAction::Acknowledge => Some(acknowledged),
+        ViolationAction::Unacknowledge => act(acknowledged, action),
+    }
+}
+
+/// Who acknowledges the violation of the examples.
+const EXAMPLE_USER: &str = "maria";
 
 /// Who acts on a violation, and why.
 #[derive(JsonSchema, Deserialize)]

@@ -2,28 +2,39 @@
 //! them as a client receives them.
 
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::form::{self, Form};
 use super::{Close, Control, Encoding, Framing, ResetReason};
 use crate::event::{Class, Draft, Event, EventType};
-use crate::id::SchoolId;
-use crate::kind::{DESCRIPTIONS, job};
+use crate::id::{Cursor, Epoch, SchoolId, SubjectId};
+use crate::kind::{DESCRIPTIONS, Description, job};
 
 /// When the events of the examples happened: 2026-03-02T02:21:00Z.
-const AT_MILLIS: i64 = 1_772_418_060_000;
+pub(crate) const AT_MILLIS: i64 = 1_772_418_060_000;
 /// The length of an interval after [`AT_MILLIS`], for a time that is later.
-const LATER_MILLIS: i64 = 3_600_000;
+pub(crate) const LATER_MILLIS: i64 = 3_600_000;
 /// The place of the events of the examples.
-const SEQ: u64 = 1_284;
+pub(crate) const SEQ: u64 = 1_284;
+/// The epoch of the database of the examples.
+const EPOCH: &str = "5f3a9c1e";
 
-fn time(millis: i64) -> DateTime<Utc> {
+/// Returns this time, in milliseconds since 1970.
+pub(crate) fn time(millis: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_millis(millis).expect("the time is in range")
 }
 
-fn school() -> SchoolId {
+/// Returns the school of the examples.
+pub(crate) fn school() -> SchoolId {
     7.try_into().expect("the number is positive")
+}
+
+/// Returns the epoch of the database of the examples.
+pub(crate) fn epoch() -> Epoch {
+    EPOCH.parse().expect("the text is an epoch")
 }
 
 /// Returns an example of a schema: its own, or else one composed of those of its parts. `None` if a required part has none.
@@ -63,17 +74,41 @@ pub(crate) fn composed(schema: &Value, document: &Value) -> Option<Value> {
     (!members.is_empty()).then(|| members.into())
 }
 
-/// Returns an event of this type, if the type has an example of its fields.
-fn event(event_type: &'static EventType) -> Option<Event> {
+/// Returns the example of what is read as this type, if the type has one.
+pub(crate) fn read<T: DeserializeOwned + JsonSchema>() -> Option<T> {
+    let settings =
+        SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    let schema = settings.into_generator().into_root_schema_for::<T>();
+    serde_json::from_value(composed(schema.as_value(), schema.as_value())?).ok()
+}
+
+/// Returns the example of the fields of an event of this type, if the type has one.
+fn fields(event_type: &'static EventType) -> Option<Value> {
     let settings =
         SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let schema = (event_type.fields)(&mut settings.for_serialize().into_generator());
-    let fields = composed(schema.as_value(), schema.as_value())?;
+    composed(schema.as_value(), schema.as_value())
+}
+
+/// Returns the subject in the fields of an event.
+fn subject_in(fields: &Value, description: &Description) -> Option<SubjectId> {
+    let own = fields.get("payload").unwrap_or(fields);
+    own[description.id_field].as_str()?.parse().ok()
+}
+
+/// Returns the subject of the examples of a kind, if its events have examples.
+pub(crate) fn subject(description: &Description) -> Option<SubjectId> {
+    let mut all = description.event_types.iter();
+    all.find_map(|event_type| subject_in(&fields(event_type)?, description))
+}
+
+/// Returns an event of this type, if the type has an example of its fields.
+fn event(event_type: &'static EventType) -> Option<Event> {
+    let fields = fields(event_type)?;
     let description = DESCRIPTIONS
         .iter()
         .find(|description| description.event_types.contains(&event_type))?;
-    let own = fields.get("payload").unwrap_or(&fields);
-    let subject = own[description.id_field].as_str()?.parse().ok()?;
+    let subject = subject_in(&fields, description)?;
     let draft = Draft {
         event_type,
         class: Class::Milestone,
@@ -82,7 +117,7 @@ fn event(event_type: &'static EventType) -> Option<Event> {
         fields: fields.to_string().into(),
     };
     Some(Event::new(
-        ("5f3a9c1e".parse().ok()?, SEQ),
+        (epoch(), SEQ),
         school(),
         description.kind,
         subject,
@@ -106,6 +141,18 @@ pub(super) fn initial_state() -> Option<Value> {
     serde_json::from_slice(&uploads).ok()
 }
 
+/// Returns the first message of a stream of these channels.
+pub(crate) fn connected(channels: Vec<String>, cursor: Cursor) -> Control {
+    Control::Connected {
+        school: school(),
+        channels,
+        cursor,
+        heartbeat_secs: 15,
+        expires_at: Some(time(AT_MILLIS + LATER_MILLIS)),
+        also: Map::new(),
+    }
+}
+
 /// Returns an example of each control message.
 pub(super) fn controls() -> Vec<Value> {
     let Some(event) = event(&job::JOB_PROGRESS) else {
@@ -115,14 +162,7 @@ pub(super) fn controls() -> Vec<Value> {
     let (at, later) = (time(AT_MILLIS), time(AT_MILLIS + LATER_MILLIS));
     let asked = || Map::from_iter([("channels".to_owned(), json!(["jobs/42"]))]);
     let all = [
-        Control::Connected {
-            school: school(),
-            channels: vec!["jobs".to_owned()],
-            cursor,
-            heartbeat_secs: 15,
-            expires_at: Some(later),
-            also: Map::new(),
-        },
+        connected(vec!["jobs".to_owned()], cursor),
         Control::Ready(cursor),
         Control::Reset(ResetReason::Expired),
         Control::Heartbeat {

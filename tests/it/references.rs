@@ -182,7 +182,12 @@ fn operation(page: &mut String, method: &str, path: &str, operation: &Value, doc
             let text = example
                 .as_str()
                 .map_or_else(|| format!("{example}\n"), str::to_owned);
-            let _ = writeln!(page, "```json\n{text}```\n");
+            let language = if media == "text/plain" {
+                "text"
+            } else {
+                "json"
+            };
+            let _ = writeln!(page, "```{language}\n{text}```\n");
         }
     }
     page.push_str("| status | answer |\n| --- | --- |\n");

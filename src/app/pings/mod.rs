@@ -279,7 +279,7 @@ impl PingCaller {
 impl PingKey {
     /// Returns the number of the run to which a ping belongs, and the id of its job. If the ping names its run, the
     /// number is that of the key's last run.
-    fn run_of(&self, ping: &Ping) -> Result<(u64, SubjectId), PingRejected> {
+    pub(crate) fn run_of(&self, ping: &Ping) -> Result<(u64, SubjectId), PingRejected> {
         let (job_type, key) = (self.job_type.as_str(), &self.id);
         let id = match &ping.rid {
             // The tilde keeps named runs apart from numbered ones, even if the `rid` is a number.

@@ -161,30 +161,38 @@ impl Document {
     }
 
     fn finish(self, base: &str) -> Value {
-        let mut document = json!({
-            "asyncapi": "3.0.0",
-            "info": {
-                "title": "Tidings",
-                "version": env!("CARGO_PKG_VERSION"),
-                "description": "Live progress and status. `/openapi.json` describes the requests that open a stream.",
-                "license": { "name": env!("CARGO_PKG_LICENSE") },
-            },
-            "defaultContentType": super::JSON,
-            "servers": {
-                "websocket": {
-                    "host": "{host}",
-                    "pathname": if base.is_empty() { "/" } else { base },
-                    "protocol": "ws",
-                    "variables": { "host": { "default": "localhost:8000", "description": "The server's host and port." } },
-                },
-            },
-            "channels": self.channels,
-            "operations": self.operations,
-            "components": { "messages": self.messages },
-        });
+        let mut document = head(base);
+        document["channels"] = self.channels.into();
+        document["operations"] = self.operations.into();
+        document["components"]["messages"] = self.messages.into();
         schemas::tidy(&mut document);
         document
     }
+}
+
+/// Returns a document without channels.
+pub(super) fn head(base: &str) -> Value {
+    json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Tidings",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Live progress and status. `/openapi.json` describes the requests that open a stream.",
+            "license": { "name": env!("CARGO_PKG_LICENSE") },
+        },
+        "defaultContentType": super::JSON,
+        "servers": {
+            "websocket": {
+                "host": "{host}",
+                "pathname": if base.is_empty() { "/" } else { base },
+                "protocol": "ws",
+                "variables": { "host": { "default": "localhost:8000", "description": "The server's host and port." } },
+            },
+        },
+        "channels": {},
+        "operations": {},
+        "components": { "messages": {} },
+    })
 }
 
 /// Returns the name of a channel: `events.jobs.one` for `/events/jobs/{job_id}`.

@@ -5,6 +5,7 @@
 //! messages ([`schemas`]). Next to each handler, the code states only what its types cannot: its purpose, and which of its
 //! answers has which type.
 
+pub(super) mod examples;
 mod messages;
 mod operation;
 mod parts;
@@ -37,7 +38,8 @@ pub(super) fn describe(document: &mut Document) {
                 "The document.",
                 JSON,
                 serde_json::json!({ "type": "object", "additionalProperties": true }),
-            );
+            )
+            .with_example(200, JSON, Some(requests::head("")));
     });
     document.route(routes![asyncapi], &asyncapi, |operation| {
         operation
@@ -51,7 +53,8 @@ pub(super) fn describe(document: &mut Document) {
                 "The document.",
                 JSON,
                 serde_json::json!({ "type": "object", "additionalProperties": true }),
-            );
+            )
+            .with_example(200, JSON, Some(messages::head("")));
     });
 }
 

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::examples;
 use super::schemas::Schemas;
 use crate::http::parameters::{Parameter, REPETITIONS_MAX};
 use crate::http::problem::{Kind, Problem};
@@ -145,6 +147,19 @@ impl<'a> Operation<'a> {
         self.parameters.push(parameter);
     }
 
+    /// Sets the example of a parameter of the path, if the path has it.
+    pub(in crate::http) fn with_path_example(
+        &mut self,
+        name: &str,
+        example: impl Into<Value>,
+    ) -> &mut Self {
+        let is_it = |parameter: &&mut Value| parameter["in"] == "path" && parameter["name"] == name;
+        if let Some(parameter) = self.parameters.iter_mut().find(is_it) {
+            parameter["example"] = example.into();
+        }
+        self
+    }
+
     /// Records that the handler reads a body.
     pub(super) fn takes_body(&mut self) {
         self.takes_body = true;
@@ -178,10 +193,29 @@ impl<'a> Operation<'a> {
         self
     }
 
-    /// Adds an answer that is JSON of this type.
-    pub(in crate::http) fn answers_json<T: JsonSchema>(&mut self, about: &str) -> &mut Self {
+    /// Adds an answer that is JSON of this type, with an example.
+    pub(in crate::http) fn answers_json<T: JsonSchema + Serialize>(
+        &mut self,
+        about: &str,
+        example: &T,
+    ) -> &mut Self {
         let schema = self.schemas.answer::<T>();
-        self.answers(200, about, JSON, schema)
+        self.answers(200, about, JSON, schema);
+        self.with_example(200, JSON, Some(examples::value(example)))
+    }
+
+    /// Sets the example of an answer that was added before, if there is one.
+    pub(in crate::http) fn with_example(
+        &mut self,
+        status: u16,
+        media: &str,
+        example: Option<Value>,
+    ) -> &mut Self {
+        let answer = self.answers.get_mut(&status.to_string());
+        if let (Some(answer), Some(example)) = (answer, example) {
+            answer["content"][media]["example"] = example;
+        }
+        self
     }
 
     /// Adds an answer without a body.

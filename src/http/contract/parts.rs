@@ -104,6 +104,7 @@ impl Part for IdempotencyKey {
         let schema = json!({
             "type": "string",
             "pattern": format!("^[!-~]{{1,{IDEMPOTENCY_KEY_MAX_BYTES}}}$"),
+            "examples": ["host-1:page-4"],
         });
         let about = "Makes a retry safe: a request with the same key is carried out once.";
         operation.parameter("header", "Idempotency-Key", false, about, schema);

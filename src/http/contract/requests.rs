@@ -10,6 +10,7 @@ use super::schemas::{self, Schemas};
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::job::JobType;
 use crate::kind::{self, DESCRIPTIONS, Description};
+use crate::wire::example;
 
 /// An OpenAPI document that is being built.
 pub(in crate::http) struct Document {
@@ -120,12 +121,13 @@ impl Document {
         }
     }
 
-    /// Describes a route once for each kind, and if its path has a verb, once for each of the kind's verbs.
+    /// Describes a route once for each kind, and if its path has a verb, once for each of the kind's verbs. `describe` is
+    /// called with the verb; it is empty for a request that reads.
     pub(in crate::http) fn kinds<Parts>(
         &mut self,
         routes: Vec<Route>,
         handler: &impl Handler<Parts>,
-        describe: impl Fn(&'static Description, &mut Operation<'_>),
+        describe: impl Fn(&'static Description, &str, &mut Operation<'_>),
     ) {
         let route = &routes[0];
         let path = path_of(route);
@@ -165,7 +167,7 @@ impl Document {
                             }
                             operation.body(super::JSON, schema);
                         }
-                        describe(description, operation);
+                        describe(description, verb, operation);
                     },
                 );
             }
@@ -202,6 +204,14 @@ impl Document {
                 _ => schema_of::<SubjectId>(),
             };
             operation.parameter("path", name, true, "", schema);
+            let of_kind = DESCRIPTIONS
+                .iter()
+                .find(|description| description.id_field == name);
+            if let Some(id) = of_kind.and_then(|description| example::subject(description)) {
+                operation.with_path_example(name, id.as_str());
+            } else if ["school", "school_id"].contains(&name) {
+                operation.with_path_example(name, example::school().get());
+            }
         }
         handler.describe(&mut operation);
         describe(&mut operation);
@@ -213,28 +223,36 @@ impl Document {
     }
 
     fn finish(self, base: &str) -> Value {
-        let server = if base.is_empty() { "/" } else { base };
-        let mut document = json!({
-            "openapi": "3.1.0",
-            "info": {
-                "title": "Tidings",
-                "version": env!("CARGO_PKG_VERSION"),
-                "summary": "Live progress and status",
-                "description": "Workers report over HTTP. Clients follow over Server-Sent Events, WebSocket or long poll; `/asyncapi.json` describes the messages.",
-                "license": { "name": env!("CARGO_PKG_LICENSE"), "identifier": env!("CARGO_PKG_LICENSE") },
-            },
-            "servers": [{ "url": server }],
-            "tags": self.tags,
-            "paths": self.paths,
-            "components": {
-                "securitySchemes": security_schemes(),
-                "examples": self.schemas.examples(),
-                "schemas": self.schemas.finish(),
-            },
+        let mut document = head(base);
+        document["tags"] = self.tags.into();
+        document["paths"] = self.paths.into();
+        document["components"] = json!({
+            "securitySchemes": security_schemes(),
+            "examples": self.schemas.examples(),
+            "schemas": self.schemas.finish(),
         });
         schemas::tidy(&mut document);
         document
     }
+}
+
+/// Returns a document without operations.
+pub(super) fn head(base: &str) -> Value {
+    let server = if base.is_empty() { "/" } else { base };
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tidings",
+            "version": env!("CARGO_PKG_VERSION"),
+            "summary": "Live progress and status",
+            "description": "Workers report over HTTP. Clients follow over Server-Sent Events, WebSocket or long poll; `/asyncapi.json` describes the messages.",
+            "license": { "name": env!("CARGO_PKG_LICENSE"), "identifier": env!("CARGO_PKG_LICENSE") },
+        },
+        "servers": [{ "url": server }],
+        "tags": [],
+        "paths": {},
+        "components": {},
+    })
 }
 
 /// The handler of a page. Its parameters are not described, because programs do not call it.

@@ -176,6 +176,7 @@ fn rule(number: u32) -> Option<Rule> {
 
 /// The reason for acknowledging a violation.
 #[derive(FromForm, JsonSchema)]
+#[schemars(example = serde_json::json!({ "reason": "The tool was replaced" }))]
 pub(super) struct Reason<'r> {
     /// The reason, for people.
     reason: &'r str,

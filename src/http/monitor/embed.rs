@@ -17,7 +17,7 @@ use super::page::{Html, Pages};
 use crate::app::Caller;
 use crate::auth::{AuthError, View};
 use crate::http::body::{Base, Json, Unread};
-use crate::http::contract::{Document, JSON, Operation, Part};
+use crate::http::contract::{Document, Operation, Part};
 use crate::http::credential::query;
 use crate::http::links::Signed;
 use crate::http::parameters::EMBEDDED;
@@ -70,18 +70,13 @@ pub(in crate::http) fn describe(document: &mut Document) {
             );
     });
     document.rests(routes![ticket], &ticket, &scopes, |rest, operation| {
-        let (body, answer) = (
-            operation.schemas.body::<tickets::Asked>(),
-            operation.schemas.answer::<tickets::Answer<'_>>(),
-        );
+        tickets::describe_ticket(operation);
         operation
             .named(
                 format!("embed.{}.ticket", name(rest)),
                 TAG,
                 "Ticket for the page",
             )
-            .body(JSON, body)
-            .answers(201, "The ticket.", JSON, answer)
             .fails(&[
                 Kind::InvalidQuery,
                 Kind::HeadersTooLarge,

@@ -158,6 +158,7 @@ fn progress(
 
 /// The attempt that the visitor wants to cancel, and whether to ask the worker or to end it at once.
 #[derive(FromForm, JsonSchema)]
+#[schemars(example = serde_json::json!({ "attempt": 1, "force": false }))]
 pub(super) struct Ending {
     /// The attempt. The current one if absent.
     #[field(default = None)]

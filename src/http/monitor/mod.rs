@@ -102,6 +102,7 @@ fn to_the_pages(base: Base) -> Redirect {
 
 /// A token, and the page to go to after signing in.
 #[derive(FromForm, JsonSchema)]
+#[schemars(example = serde_json::json!({ "token": "eyJ…", "next": "/monitor" }))]
 struct SignIn<'r> {
     /// A token.
     token: &'r str,
@@ -217,6 +218,7 @@ fn leave(visitor: Visitor, base: Base, tidings: &State<Arc<Tidings>>) -> visitor
 
 /// The theme: light, dark, or that of the system.
 #[derive(FromForm, JsonSchema)]
+#[schemars(example = serde_json::json!({ "theme": "dark", "next": "/monitor" }))]
 struct Look<'r> {
     /// `light` or `dark`; anything else means the theme of the system.
     theme: &'r str,

@@ -1,16 +1,22 @@
 //! The description of the streams' requests. `/asyncapi.json` describes their messages.
 
+use std::sync::Arc;
+
 use rocket::routes;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    ChannelPath, device_status, enrollments, events, job_progress, multiplexed, samples, upload,
-    uploads,
+    ChannelPath, device_status, enrollments, events, job_progress, multiplexed, poll, samples,
+    upload, uploads,
 };
+use crate::event::Event;
+use crate::http::contract::examples::{self, ExampleSubject};
 use crate::http::contract::{Document, JSON, Operation, Part, scopes};
 use crate::http::parameters::{CHANNEL, IDS, SESSION_ID};
 use crate::http::problem::Kind;
-use crate::kind;
+use crate::id::Channel;
+use crate::kind::{self, job};
+use crate::wire::{self, Control, Encoding, Framing, example};
 
 /// Empty, because [`scope`] describes each URL.
 impl Part for ChannelPath {}
@@ -42,6 +48,9 @@ pub(in crate::http) fn describe(document: &mut Document) {
         });
         document.route(routes![upload], &upload, |operation| {
             about(operation, "ws.upload", "Follow one job as an upload");
+            if let Some(job) = example::subject(&job::DESCRIPTION) {
+                operation.with_path_example("processing_id", job.as_str());
+            }
         });
         document.route(routes![enrollments], &enrollments, |operation| {
             operation.queries([&SESSION_ID]);
@@ -84,6 +93,9 @@ fn scope(rest: &str, operation: &mut Operation<'_>) {
         }
         _ => {}
     }
+    // Streams of several kinds show a job.
+    let shown = description.map_or(job::KIND, |description| description.kind);
+    let example = examples::living(shown).map(|subject| Opening::of(rest, subject));
     operation
         .named(id, TAG, summary)
         .about("`Accept` chooses between Server-Sent Events (the default) and a long poll; an `Upgrade` opens a WebSocket.")
@@ -101,6 +113,8 @@ fn scope(rest: &str, operation: &mut Operation<'_>) {
             },
             "required": ["messages", "cursor"],
         }))
+        .with_example(200, "text/event-stream", example.as_ref().map(Opening::event_source))
+        .with_example(200, JSON, example.as_ref().map(Opening::poll))
         .fails(&[
             Kind::Unauthorized,
             Kind::Forbidden,
@@ -112,6 +126,52 @@ fn scope(rest: &str, operation: &mut Operation<'_>) {
             Kind::TooManyReads,
             Kind::Unavailable,
         ]);
+}
+
+/// What a stream begins with: `connected`, the state of a subject, `ready`.
+struct Opening {
+    event: Arc<Event>,
+    controls: [Control; 2],
+}
+
+impl Opening {
+    /// Returns the beginning of the stream whose URL is `/events` with this rest. The school has this one subject.
+    fn of(rest: &str, subject: ExampleSubject) -> Opening {
+        let event = subject.stored().event;
+        let subject = Channel::Subject(event.kind, event.subject.clone());
+        let channel = match rest {
+            "" => subject,
+            "/schools/{school_id}" => Channel::School(event.school),
+            one if one.ends_with('}') => subject,
+            _ => Channel::Collection(event.kind),
+        };
+        let cursor = event.cursor();
+        let connected = example::connected(vec![channel.to_string()], cursor);
+        Opening {
+            event,
+            controls: [connected, Control::Ready(cursor)],
+        }
+    }
+
+    fn messages(&self, framing: Framing) -> [Vec<u8>; 3] {
+        let [connected, ready] = &self.controls;
+        [
+            wire::control(connected, framing),
+            wire::event(&self.event, Encoding::new(framing)).to_vec(),
+            wire::control(ready, framing),
+        ]
+    }
+
+    fn event_source(&self) -> Value {
+        String::from_utf8_lossy(&self.messages(Framing::Sse).concat()).into()
+    }
+
+    fn poll(&self) -> Value {
+        examples::json(&poll::answer(
+            &self.messages(Framing::Json),
+            self.event.cursor(),
+        ))
+    }
 }
 
 /// Describes endpoints that are WebSockets only. They accept the handshake before they check anything else.

@@ -16,7 +16,7 @@ use crate::http::contract::{Operation, Part};
 use crate::http::credential::{bounded, named_school, query};
 use crate::http::forwarded::client_address;
 use crate::http::listing::filters;
-use crate::http::parameters::STREAM;
+use crate::http::parameters::{EXAMPLE_CURSOR, STREAM};
 use crate::http::problem::{Kind, Problem};
 use crate::id::{Cursor, SchoolId};
 use crate::scope::Filter;
@@ -122,7 +122,7 @@ impl<'r> FromRequest<'r> for Params {
 impl Part for Params {
     fn describe(operation: &mut Operation<'_>) {
         operation.queries(STREAM);
-        let schema = serde_json::json!({ "type": "string" });
+        let schema = serde_json::json!({ "type": "string", "examples": [EXAMPLE_CURSOR] });
         let about = "The cursor to resume from. One that this server did not issue is answered with a `reset`.";
         operation.parameter("header", "Last-Event-ID", false, about, schema);
         operation.fails(&[

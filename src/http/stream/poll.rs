@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::event_source::{Outgoing, Parts, poll_fill, streamed};
 use super::params::Params;
 use crate::config::POLL_FULL_BYTES;
+use crate::id::Cursor;
 use crate::subscribe::{Delivery, Subscription};
 use crate::wire::form::Form;
 use crate::wire::{self, Control, Encoding, Framing};
@@ -119,9 +120,21 @@ impl PollBody {
             .set_end_reason("the poll has been answered");
         let cursor = self.subscription.resume_cursor();
         let cursor = cursor.expect("a poll subscribes to a channel");
-        let tail = format!(r#"],"cursor":"{cursor}"}}"#);
-        Poll::Ready(Some(tail.into_bytes().into()))
+        Poll::Ready(Some(tail(cursor).into()))
     }
+}
+
+/// What precedes the messages.
+const HEAD: &[u8] = br#"{"messages":["#;
+
+/// Returns what follows the messages.
+fn tail(cursor: Cursor) -> Vec<u8> {
+    format!(r#"],"cursor":"{cursor}"}}"#).into_bytes()
+}
+
+/// Returns an answer with these messages.
+pub(super) fn answer(messages: &[Vec<u8>], cursor: Cursor) -> Vec<u8> {
+    [HEAD, &messages.join(&b','), &tail(cursor)].concat()
 }
 
 impl Parts for PollBody {
@@ -133,7 +146,7 @@ impl Parts for PollBody {
         match self.stage {
             Stage::Head => {
                 self.stage = Stage::Messages;
-                Poll::Ready(Some((*br#"{"messages":["#).into()))
+                Poll::Ready(Some(HEAD.into()))
             }
             Stage::Messages => self.poll_message(cx, now),
             Stage::Ended => Poll::Ready(None),

@@ -163,6 +163,7 @@ pub struct Put {
 /// Removes the schedule.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({}))]
 struct Remove {}
 
 /// When a schedule expects runs to start and to end, as set by its publisher.

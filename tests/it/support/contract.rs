@@ -81,6 +81,16 @@ pub(crate) fn message_faults(schema: &Value, example: &Value) -> Vec<String> {
     faults(&lazily(|| schema), example)
 }
 
+/// Returns what is wrong with an example of a body, a parameter or an answer, whose schema this is.
+pub(crate) fn example_faults(schema: &Value, example: &Value) -> Vec<String> {
+    let schema = json!({
+        "allOf": [schema],
+        "unevaluatedProperties": false,
+        "components": { "schemas": DOCUMENT["components"]["schemas"] },
+    });
+    faults(&lazily(|| schema), example)
+}
+
 fn faults(schema: &Lazy, value: &Value) -> Vec<String> {
     schema
         .iter_errors(value)

@@ -46,16 +46,55 @@ async fn relay(url: &str, frozen: watch::Receiver<bool>) -> String {
     format!("{start}@127.0.0.1:{port}/{database}")
 }
 
+/// A relay before the database at this URL. Once `loses` is true, a `COMMIT` and what follows it on its connection are lost: the
+/// database still sees an open connection, on which nothing arrives. Returns the URL through it.
+async fn relay_that_loses_commits(url: &str, loses: watch::Receiver<bool>) -> String {
+    let (start, rest) = url.split_once('@').unwrap();
+    let (host, database) = rest.split_once('/').unwrap();
+    let host: Arc<str> = host.into();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(&*host).await.unwrap();
+            let ((from, to), (back, there)) = (client.into_split(), server.into_split());
+            tokio::spawn(pass(back, to, watch::channel(false).1));
+            tokio::spawn(pass_until_commit(from, there, loses.clone()));
+        }
+    });
+    format!("{start}@127.0.0.1:{port}/{database}")
+}
+
+async fn pass_until_commit(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    loses: watch::Receiver<bool>,
+) {
+    let mut buffer = [0; 16_384];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let is_commit = buffer[..read].windows(6).any(|part| part == b"COMMIT");
+        if is_commit && *loses.borrow() {
+            std::future::pending().await
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// A store on this database, which freezes when it is told to.
 async fn open(url: &str) -> (Arc<PostgresStore>, watch::Sender<bool>) {
     let (freezes, frozen) = watch::channel(false);
-    let url = relay(url, frozen).await;
+    (open_at(relay(url, frozen).await).await, freezes)
+}
+
+async fn open_at(url: String) -> Arc<PostgresStore> {
     // Nothing is committed.
     let (committed, _) = Committed::channel(10);
     let address = Address::parse(&url.into(), true).unwrap();
     let opened =
         blocking(move || PostgresStore::open(&Settings::default(), address, committed, &[]));
-    (Arc::new(opened.await.unwrap()), freezes)
+    Arc::new(opened.await.unwrap())
 }
 
 async fn connect(url: &str) -> tokio_postgres::Client {
@@ -110,6 +149,38 @@ async fn reads_and_small_writes_of_a_frozen_database_end_in_time_and_work_again_
     store.schools(None, 10).await.unwrap();
     let lease = store.acquire("x", Duration::from_secs(1)).await;
     assert!(lease.unwrap().is_some());
+}
+
+/// A node that is suspended or cut off between two statements must not keep the others waiting.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: it waits for the time-out of a database"]
+async fn the_locks_of_a_node_that_is_cut_off_within_a_transaction_are_released() {
+    let Some(database) = postgres::database() else {
+        return;
+    };
+    let (cut, loses) = watch::channel(false);
+    let lost = open_at(relay_that_loses_commits(&database.url, loses).await).await;
+    let other = open_at(database.url.clone()).await;
+    let observer = connect(&database.url).await;
+    cut.send(true).unwrap();
+    let term = Duration::from_secs(60);
+    let acquiring = tokio::spawn(async move { lost.acquire("x", term).await });
+    crate::support::until("the lease is written, and not committed", async || {
+        let waits = "SELECT FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '%leases%' AND datname = current_database()";
+        !observer.query(waits, &[]).await.unwrap().is_empty()
+    })
+    .await;
+    let acquired = async {
+        // It waits for the lock, and may run into its own time-out just before the lock is released.
+        loop {
+            if let Ok(Some(fence)) = other.acquire("x", term).await {
+                return fence;
+            }
+        }
+    };
+    let acquired = tokio::time::timeout(POSTGRES_TIMEOUT * 3, acquired).await;
+    acquired.expect("the lock is released");
+    acquiring.await.unwrap().unwrap_err();
 }
 
 /// The database freezes between the beginning of a transaction and its query.

@@ -51,6 +51,29 @@ fn no_transaction_of_the_store_sends_a_notification() {
     assert!(found.is_empty(), "{found:?}");
 }
 
+/// Postgres ends a transaction whose node says nothing: see `begin`. `tidings copy` (`import.rs`) runs alone.
+#[test]
+fn every_transaction_of_the_store_is_begun_so_that_its_locks_do_not_outlive_a_silent_node() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/postgres");
+    let mut begun = 0;
+    for file in rust_files(&folder) {
+        if file.ends_with("import.rs") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).unwrap();
+        let is_literal =
+            |line: &&str| line.contains("\"BEGIN") && !line.trim_start().starts_with("//");
+        for line in text.lines().filter(is_literal) {
+            let is_limited = ["begin(\"BEGIN", "Pool::new(address, \"BEGIN"]
+                .iter()
+                .any(|way| line.contains(way));
+            assert!(is_limited, "{}: {line}", file.display());
+            begun += 1;
+        }
+    }
+    assert!(begun > 5, "{begun}");
+}
+
 /// Tables of the installation as a whole, which have no school.
 const OF_ALL: [&str; 4] = ["leases", "meta", "nodes", "notifiers"];
 

@@ -16,7 +16,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use tokio::runtime::Runtime;
 
 use super::commit::commit;
-use super::connect::{Address as Place, bounded};
+use super::connect::{Address as Place, begin, bounded};
 use super::lookup::join_by_key;
 use super::prepared::prepared;
 use super::rows::{self, EventRow, SubjectRow};
@@ -104,7 +104,7 @@ impl Database {
             return self.ask_plainly(query);
         }
         self.ask_plainly(async |conn| {
-            conn.batch_execute("BEGIN").await?;
+            conn.batch_execute(&begin("BEGIN")).await?;
             let answer = query(conn).await?;
             conn.batch_execute("COMMIT").await?;
             Ok(answer)
@@ -167,7 +167,7 @@ impl Database {
         let stamps: Vec<i64> = moves.iter().map(|moved| moved.stamp).collect();
         let others: Vec<i64> = moves.iter().map(|_| stamp()).collect();
         let (rows, traces) = self.ask_plainly(async |conn| {
-            conn.batch_execute("BEGIN").await?;
+            conn.batch_execute(&begin("BEGIN")).await?;
             let rows = schools::table
                 .filter(schools::school_id.eq_any(&ids))
                 .order(schools::school_id)
@@ -300,11 +300,7 @@ impl shared::Database for Database {
     }
 
     fn lock(&mut self) -> Result<(), StoreError> {
-        let wait = format!(
-            "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}",
-            config::POSTGRES_TIMEOUT.as_millis()
-        );
-        self.ask_plainly(async |conn| conn.batch_execute(&wait).await)?;
+        self.ask_plainly(async |conn| conn.batch_execute(&begin("BEGIN")).await)?;
         self.holds_locks = true;
         Ok(())
     }

@@ -153,7 +153,8 @@ impl Address {
             // Diesel prepares its first statements here. A pooler must not spread them over several connections.
             let is_one_transaction = !self.prepares;
             if is_one_transaction {
-                client.batch_execute("BEGIN").await.map_err(unreachable)?;
+                let begin = begin("BEGIN");
+                client.batch_execute(&begin).await.map_err(unreachable)?;
             }
             let failed = |error: &dyn fmt::Display| StoreError::Unavailable(error.to_string());
             let conn = AsyncPgConnection::try_from(client).await;
@@ -186,6 +187,13 @@ impl Address {
     > {
         self.config.connect(self.tls.clone()).await
     }
+}
+
+/// Returns the statements that begin a transaction with this `BEGIN`. Postgres ends the transaction if this node says nothing for
+/// [`POSTGRES_TIMEOUT`]: a node that is suspended or cut off must not keep locks for which the others wait.
+pub(super) fn begin(statement: &str) -> String {
+    let millis = POSTGRES_TIMEOUT.as_millis();
+    format!("{statement}; SET LOCAL idle_in_transaction_session_timeout = {millis}")
 }
 
 /// Awaits a query, for at most [`POSTGRES_TIMEOUT`].

@@ -6,6 +6,8 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 
+use super::connect::begin;
+
 /// The migrations, by version. Each only adds to the previous ones, so that nodes of neighbouring versions can share a
 /// database.
 const MIGRATIONS: &[(&str, &str)] = &[
@@ -48,12 +50,13 @@ async fn needed(conn: &mut AsyncPgConnection) -> QueryResult<Option<String>> {
 pub(super) async fn migrate(conn: &mut AsyncPgConnection) -> QueryResult<Migrated> {
     // The table is Diesel's own, so that its command line can be used as well.
     conn.batch_execute(&format!(
-        "BEGIN;
+        "{begin};
          SELECT pg_advisory_xact_lock({LOCK});
          CREATE TABLE IF NOT EXISTS __diesel_schema_migrations (
              version VARCHAR(50) PRIMARY KEY,
              run_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
-         );"
+         );",
+        begin = begin("BEGIN")
     ))
     .await?;
     let query = "SELECT version::text AS version FROM __diesel_schema_migrations ORDER BY version";

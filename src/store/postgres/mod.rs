@@ -218,7 +218,8 @@ async fn prepare(address: &Address, notifiers: &[String]) -> Result<Found, OpenE
         let database = address.database().to_owned();
         return Err(OpenError::Newer { database, needed });
     }
-    conn.batch_execute("BEGIN").await.map_err(database_error)?;
+    let begun = conn.batch_execute(&connect::begin("BEGIN")).await;
+    begun.map_err(database_error)?;
     let language: Fact = diesel::sql_query("SELECT current_setting('lc_messages') AS value")
         .get_result(&mut conn)
         .await

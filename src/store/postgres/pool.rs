@@ -9,7 +9,7 @@ use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connect::{Address, Connection, bounded, in_time};
+use super::connect::{Address, Connection, begin, bounded, in_time};
 use super::database_error;
 use crate::config::POSTGRES_TIMEOUT;
 use crate::log::StoreError;
@@ -17,8 +17,8 @@ use crate::log::StoreError;
 /// See the [module-level documentation](self).
 pub(super) struct Pool {
     address: Address,
-    /// The statement that begins a transaction.
-    begin: &'static str,
+    /// The statements that begin a transaction.
+    begin: String,
     idle: Arc<Idle>,
 }
 
@@ -36,10 +36,11 @@ pub(super) struct Transaction<P> {
 }
 
 impl Pool {
-    pub(super) fn new(address: Address, begin: &'static str) -> Pool {
+    /// Creates a pool whose transactions begin with this `BEGIN`.
+    pub(super) fn new(address: Address, begin_statement: &str) -> Pool {
         Pool {
             address,
-            begin,
+            begin: begin(begin_statement),
             idle: Arc::new(Mutex::new(Some(Vec::new()))),
         }
     }
@@ -69,12 +70,12 @@ impl Pool {
         let connection = in_time(async {
             // An idle connection may have broken since its last use.
             while let Some(mut connection) = self.take_idle()? {
-                if connection.conn.batch_execute(self.begin).await.is_ok() {
+                if connection.conn.batch_execute(&self.begin).await.is_ok() {
                     return Ok(connection);
                 }
             }
             let mut connection = self.address.connect_driven().await?;
-            let begun = connection.conn.batch_execute(self.begin).await;
+            let begun = connection.conn.batch_execute(&self.begin).await;
             begun.map_err(database_error).map(|()| connection)
         });
         Ok(self.transaction(connection.await?, permit))

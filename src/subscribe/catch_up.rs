@@ -52,6 +52,8 @@ pub(super) enum Step {
     },
     /// Listen to more channels.
     Add(Box<Addition>),
+    /// All channels have been sent up to the position, the added ones, too: after this, nothing before the position is sent again.
+    Added,
     /// Send `ready`: everything before it has been delivered.
     Ready,
 }
@@ -173,7 +175,11 @@ impl Subscription {
             let (scope, sets_position) = match step {
                 Step::Snapshot { scope, added, .. } => (scope, added.is_none()),
                 Step::Replay { scope, .. } => (scope, false),
-                Step::CatchUp { .. } | Step::Confirm(_) | Step::Add(_) | Step::Ready => {
+                Step::CatchUp { .. }
+                | Step::Confirm(_)
+                | Step::Add(_)
+                | Step::Added
+                | Step::Ready => {
                     return true;
                 }
             };
@@ -203,6 +209,12 @@ impl Subscription {
             }
             Step::Add(addition) => {
                 self.add(*addition);
+                Poll::Ready(())
+            }
+            Step::Added => {
+                // Steps run only when everything before them has been sent.
+                self.safe = self.position;
+                self.backfill = None;
                 Poll::Ready(())
             }
             // There is nothing to catch up with.

@@ -375,6 +375,7 @@ impl Subscription {
                 // A `reset` applies to everything in scope.
                 (None, Some(_)) => self.start(cursor),
             });
+            steps.push(Step::Added);
             // Deliver the events since then on all channels. The snapshot omitted states that were newer than the position;
             // their events are among them.
             steps.push(Step::catch_up());

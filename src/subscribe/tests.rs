@@ -392,6 +392,33 @@ async fn a_history_that_changes_during_a_replay_resets_only_who_received_it() {
     }
 }
 
+/// What was replayed for an added channel must not be sent again, even if the next read finds that some of it is lost.
+#[tokio::test]
+async fn a_history_that_changes_after_a_replay_for_an_added_channel_resets_and_repeats_nothing() {
+    let (log, hub, subscriber, _batches) = setup();
+    log.ends_with(&[event(1, "a", true)]);
+    let mut subscription = open(&subscriber, [subject("a")]);
+    assert_eq!(until_ready(&mut subscription).await, [1]);
+    let others = [2, 3, 4].map(|seq| event(seq, "b", true));
+    log.ends_with(&others);
+    hub.offer(&others).wake();
+    let from = Cursor::untagged(subscriber.feed().epoch(), 1);
+    subscription.subscribe([subject("b")].into(), Some(from), Map::new(), None);
+    let is_acknowledgement = |control: &Control| matches!(control, Control::Subscribed { .. });
+    until(&mut subscription, is_acknowledgement).await;
+    for seq in 2..=4 {
+        assert_eq!(next_event(&mut subscription).await, seq);
+    }
+    log.ends_with(&[event(4, "c", true), event(5, "c", true)]);
+    hub.start_over(school()).wake();
+    let repeated = until(&mut subscription, |control| {
+        assert!(!matches!(control, Control::Ready(_)), "no reset");
+        matches!(control, Control::Reset(ResetReason::HistoryChanged))
+    });
+    let repeated = repeated.await;
+    assert!(repeated.is_empty(), "{repeated:?}");
+}
+
 /// The place in the next heartbeat.
 async fn heartbeat(subscription: &mut Subscription) -> u64 {
     loop {

@@ -74,11 +74,11 @@ class Worker:
                 self.run.refused += 1
                 await asyncio.sleep(AGAIN_SECS)
             elif status >= 300:
-                raise self.refused(f"{method} {path} {data[:200]}: {status} {answer[:500]}")
+                raise self.refused(f"{method} {path} {data[:200]}: {status} {answer[:500]}", status)
             else:
                 return answer, life
 
-    def refused(self, what):
+    def refused(self, what, _status):
         """Returns what to do about a request that was rejected."""
         return Broken(what)
 
@@ -97,7 +97,7 @@ class Worker:
             raise Broken(f"{len(commands)} commands, {len(lines)} results")
         for line in lines:
             if line["status"] != 200:
-                raise self.refused(f"batch: {line}")
+                raise self.refused(f"batch: {line}", line["status"])
             if not line["event"].get("snapshot"):
                 self.school.acknowledge(line["event"], life)
 

@@ -74,8 +74,9 @@ class Publisher(Worker):
             except Lost:
                 self.run.begun_anew += 1
 
-    def refused(self, what):
-        return Lost() if self.began != self.run.life else Broken(what)
+    def refused(self, what, status):
+        # What the database has lost is not found, or in an earlier state.
+        return Lost() if self.began != self.run.life and status in (404, 409) else Broken(what)
 
 
 class Node:
@@ -111,7 +112,8 @@ class Run:
         self.schools = [School(number) for number in range(1, options.schools + 1)]
         self.postgres_lock, self.redis_lock = asyncio.Lock(), asyncio.Lock()
         self.ends_of_lives = {"promote"} if options.synchronous == "full" else {"promote", "postgres-restart"}
-        self.life, self.dumps, self.is_life_ending, self.life_began_at = 0, [], False, time.monotonic()
+        self.life, self.dumps, self.is_life_ending = 0, [], False
+        self.life_began_at = time.monotonic() - LIVES_APART_SECS
         self.crashed = set()  # the lives that ended with a crash: only ticks may be lost
         self.is_lull = False  # workers only report progress, so that a crash has ticks to lose
         self.is_over, self.refused, self.closings, self.begun_anew = False, 0, 0, 0
@@ -189,8 +191,14 @@ class Run:
         while not self.is_over and self.faults:
             await asyncio.sleep(chance.uniform(0.2, 3))
             name = chance.choice(self.faults)
-            if name in self.ends_of_lives and (self.is_life_ending or time.monotonic() - self.life_began_at < LIVES_APART_SECS):
-                continue
+            ends = sorted(self.ends_of_lives.intersection(self.faults))
+            if ends and self.life == 0 and time.monotonic() - self.begun_at > self.seconds / 3:
+                # However short the run is, it ends a life.
+                name = chance.choice(ends)
+            if name in self.ends_of_lives:
+                if self.is_life_ending or time.monotonic() - self.life_began_at < LIVES_APART_SECS:
+                    continue
+                self.is_life_ending = True
             self.disturbances += 1
             self.disturbed_at = time.monotonic()
             try:
@@ -287,7 +295,6 @@ class Run:
         if "postgres-restart" not in self.ends_of_lives:
             await self._restart_primary(chance)
             return
-        self.is_life_ending = True
         self.crashed.add(self.life)
         self.is_lull = True
         await asyncio.to_thread(self.primary.freeze_wal_writer)
@@ -305,7 +312,11 @@ class Run:
     async def _end_life(self):
         """Records all that the primary has committed, and ends it. Nothing can be committed or answered in between."""
         self.to_primary.hold()
+        # Postgres ends a transaction whose next statement is held back, so that those that wait for its locks can end.
+        deadline = time.monotonic() + READY_SECS
         while await asyncio.to_thread(self.primary.query, BUSY) != "0":
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"statements are still running {READY_SECS} s after the nodes were cut off")
             await asyncio.sleep(0.01)
         dump = self.folder / f"life-{self.life}.sql"
         await asyncio.to_thread(self.primary.dump, dump)
@@ -329,7 +340,6 @@ class Run:
 
     async def promote(self, chance):
         """The primary is lost, and a standby that lacks its last commits takes its place."""
-        self.is_life_ending = True
         self.replication.hold()
         await asyncio.sleep(chance.choice([0, chance.uniform(0.1, 2)]))
         await self._end_life()
@@ -356,6 +366,7 @@ class Run:
         workers = [asyncio.create_task(worker.work()) for worker in [*self.workers, *self.senders]]
         workers += [asyncio.create_task(Publisher(self, school, f"steady{school.number}").keep_steady()) for school in self.schools]
         disturbances = [asyncio.create_task(self.disturb(random.Random(f"{self.seed}-{number}"))) for number in range(self.options.at_once)]
+        self.begun_at = time.monotonic()
         self.tasks = [*readers, *workers, *disturbances]
         done, _ = await asyncio.wait(self.tasks, timeout=self.seconds, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
@@ -370,6 +381,8 @@ class Run:
             raise Broken(f"{len(unanswered)} workers and readers still wait for an answer")
         await asyncio.gather(*workers, *readers)
         await self.check()
+        if self.life == 0 and self.ends_of_lives.intersection(self.faults):
+            raise RuntimeError("the database has lost nothing, although it was to be promoted or to crash: the run is too short")
 
     async def check(self):
         await asyncio.gather(*(self.end_leftovers(school) for school in self.schools))

@@ -221,9 +221,9 @@ class Histories:
         return lost
 
 
-def milestones_of(events):
+def milestones_of(events, is_whole=False):
     """Returns the numbers of the events that must never be dropped. If events between them are unknown, only those that are milestones
-    in any case."""
+    in any case. In a whole log, a job's first event is its creation, which is a milestone."""
     found, states, before = set(), {}, None
     for seq in sorted(events):
         event = events[seq]
@@ -232,7 +232,7 @@ def milestones_of(events):
         before = seq
         if event.kind == "jobs":
             known = states.get(event.subject)
-            if event.status != "in_progress" or (known is not None and known != event.state):
+            if event.status != "in_progress" or (known != event.state if known is not None else is_whole):
                 found.add(seq)
             states[event.subject] = event.state
         elif event.type not in ("sample", "device_info_update"):

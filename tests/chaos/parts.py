@@ -167,8 +167,15 @@ class Postgres(Part):
 
     def freeze_wal_writer(self):
         """From now on, only what a commit waits for is written. A killed process loses the rest, like a machine that loses power."""
-        self.frozen_writer = int(self.query("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'", "postgres"))
-        os.kill(self.frozen_writer, signal.SIGSTOP)
+        state = "SELECT pid, wait_event FROM pg_stat_activity WHERE backend_type = 'walwriter'"
+        while True:
+            pid = int(self.query(state, "postgres").partition("|")[0])
+            os.kill(pid, signal.SIGSTOP)
+            if self.query(state, "postgres") == f"{pid}|WalWriterMain":
+                self.frozen_writer = pid
+                return
+            # It may hold a lock for which every commit waits.
+            os.kill(pid, signal.SIGCONT)
 
     async def end(self, how=None):
         if self.frozen_writer is not None:

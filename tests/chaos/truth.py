@@ -7,6 +7,7 @@ the same, or after a `reset`."""
 
 import json
 from collections import deque
+from itertools import pairwise
 
 from ledger import KINDS, Broken, Event, milestones_of, place
 
@@ -57,9 +58,17 @@ class Truth:
                 raise Broken(f"school {school.number}: the log of life {life} is not dense")
             self.logs.append(log)
             self.last.append({event.subject: seq for seq, (_, event) in log.items()})
-            self.milestones.append(milestones_of({seq: event for seq, (_, event) in log.items()}))
+            self.milestones.append(milestones_of({seq: event for seq, (_, event) in log.items()}, is_whole=True))
         self.everywhere = set(range(len(logs)))
+        self._check_that_cuts_are_clean()
         self.messages = logs[-1]
+
+    def _check_that_cuts_are_clean(self):
+        """Two logs must be the same up to an event that both have."""
+        for life, (one, next) in enumerate(pairwise(self.logs)):
+            common = [seq for seq, (tag, _) in one.items() if seq in next and next[seq][0] == tag]
+            if common and common != list(range(1, common[-1] + 1)):
+                raise Broken(f"school {self.school.number}: the logs of lives {life} and {life + 1} differ before {common[-1]}, which both have")
 
     def lives_of(self, spot):
         """Returns the lives whose logs have this event. Every log has the beginning."""

@@ -304,6 +304,10 @@ assert "in the logs of lives []" in answered(*every, (0, event(9, "09")))
 assert "the answer to two requests" in answered(*every, every[0])
 assert "the answer to no request: [2]" in answered(every[0], *every[2:])
 assert "is not dense" in answered(*every, logs=(LOST, KEPT[:1] + KEPT[2:]))
+created = (LOST[:3] + [event(4, "04", "new")], KEPT)
+assert "lost 4-04, an acknowledged milestone" in answered(*every, (0, created[0][3]), logs=created, crashed={0})
+mended = (LOST, [event(1, "01"), event(2, "12"), *LOST[2:]])
+assert "differ before 4, which both have" in answered(*every, logs=mended)
 "#,
     );
 }

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import importlib
 import json
 import os
 import re
@@ -16,9 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import httpx
+import pytest
 
 import tidings
 
@@ -27,6 +29,8 @@ SECRET = "a secret of the tests, of at least 32 bytes"
 BINARY = os.environ.get("TIDINGS_BIN") or str(Path(__file__).parents[3] / "target/debug/tidings")
 LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)")
 START_SECS = 60.0
+# `.ci/clients-python` does not install these, because they are large. It installs every other package that a test needs.
+BY_HAND = frozenset({"torch", "accelerate", "lightning"})
 
 
 def token(role: str = "worker", school_id: int | None = 1, ttl_secs: float = 3600, **claims: Any) -> str:
@@ -39,6 +43,24 @@ def token(role: str = "worker", school_id: int | None = 1, ttl_secs: float = 360
 
     signed = f"{encode({'alg': 'HS256', 'typ': 'JWT'})}.{encode(payload)}"
     return f"{signed}.{encode(hmac.digest(SECRET.encode(), signed.encode(), hashlib.sha256))}"
+
+
+def needs(module: str) -> Any:
+    """Returns the module. If it is not installed, the test is skipped, or fails; see `missing`."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A module that is installed and cannot be imported is an error.
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+    missing(module)
+
+
+def missing(module: str) -> NoReturn:
+    """Skips the test, with the reason. With `TIDINGS_REQUIRE_ALL` it fails, unless the package is one of `BY_HAND`."""
+    if os.environ.get("TIDINGS_REQUIRE_ALL") and module.partition(".")[0] not in BY_HAND:
+        pytest.fail(f"{module} is required and not installed", pytrace=False)
+    pytest.skip(f"{module} is not installed", allow_module_level=True)
 
 
 def wait_for(condition: Callable[[], T], secs: float = 30) -> T:

@@ -1,4 +1,4 @@
-"""The Airflow listener, in a real DAG run. Run by hand, because Airflow is large; skipped without it."""
+"""The Airflow listener, in a real DAG run. `.ci/clients-python` runs it in an environment of its own, because Airflow limits the versions of many packages."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import Server, token
+from support import Server, needs, token
 
 import tidings
 
-pytest.importorskip("airflow", reason="Airflow is not installed")
+needs("airflow")
 
 DAG = """
 import datetime

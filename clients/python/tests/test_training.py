@@ -1,4 +1,4 @@
-"""Training loops. Each test needs its package, and is skipped without it; they are run by hand, because the packages are large."""
+"""Training loops. Each test needs its packages, and is skipped without them. Those that need PyTorch are run by hand, because it is large."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import Server, token
+from support import Server, missing, needs, token
 
 import tidings
 
@@ -36,9 +36,9 @@ def keras(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Keras, on one of its small or large back ends."""
     found = next((name for name in ("jax", "torch") if importlib.util.find_spec(name)), None)
     if found is None:
-        pytest.skip("Keras needs JAX or PyTorch")
+        missing("jax")
     monkeypatch.setenv("KERAS_BACKEND", found)
-    return pytest.importorskip("keras")
+    return needs("keras")
 
 
 def keras_model(keras: Any) -> Any:
@@ -48,7 +48,7 @@ def keras_model(keras: Any) -> Any:
 
 
 def test_keras_reports_batches_epochs_and_metrics(configured: Server, keras: Any) -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = needs("numpy")
     from tidings.integrations.keras import TidingsCallback
 
     keras_model(keras).fit(numpy.zeros((64, 2)), numpy.zeros(64), epochs=3, batch_size=8, verbose=0, callbacks=[TidingsCallback(title="Digits")])
@@ -58,7 +58,7 @@ def test_keras_reports_batches_epochs_and_metrics(configured: Server, keras: Any
 
 
 def test_keras_stops_when_its_job_is_cancelled_and_fails_with_its_block(configured: Server, keras: Any) -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = needs("numpy")
     from tidings.integrations.keras import TidingsCallback
 
     class Cancel(keras.callbacks.Callback):  # type: ignore[misc, name-defined]
@@ -83,8 +83,8 @@ def test_keras_stops_when_its_job_is_cancelled_and_fails_with_its_block(configur
 
 def test_the_trainer_of_transformers_is_followed_by_its_callback_handler(configured: Server) -> None:
     """The real callback handler, control and state of Transformers, without a model, which needs PyTorch."""
-    transformers = pytest.importorskip("transformers")
-    handler_of = pytest.importorskip("transformers.trainer_callback")
+    transformers = needs("transformers")
+    handler_of = needs("transformers.trainer_callback")
     from tidings.integrations.huggingface import TidingsCallback
 
     handler = handler_of.CallbackHandler([TidingsCallback(title="Tuning")], None, None, None, None)
@@ -106,9 +106,9 @@ def test_the_trainer_of_transformers_is_followed_by_its_callback_handler(configu
 
 
 def test_the_trainer_of_transformers_reports_its_steps_and_stops_on_request(configured: Server, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    torch = needs("torch")
+    transformers = needs("transformers")
+    needs("accelerate")
     from tidings.integrations.huggingface import TidingsCallback
 
     class Model(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -144,8 +144,8 @@ def test_the_trainer_of_transformers_reports_its_steps_and_stops_on_request(conf
 
 
 def test_lightning_reports_epochs_and_fails_with_an_exception(configured: Server) -> None:
-    lightning = pytest.importorskip("lightning.pytorch")
-    torch = pytest.importorskip("torch")
+    lightning = needs("lightning.pytorch")
+    torch = needs("torch")
     from tidings.integrations.lightning import TidingsCallback
 
     class Model(lightning.LightningModule):  # type: ignore[misc, name-defined]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Server, token, wait_for
+from support import Server, needs, token, wait_for
 
 import tidings
 
@@ -275,9 +275,9 @@ DJANGO = """
 import django
 from django.conf import settings
 
-settings.configure(TASKS={"default": {"BACKEND": "django_tasks.backends.immediate.ImmediateBackend"}}, INSTALLED_APPS=["django_tasks"])
+settings.configure(TASKS={"default": {"BACKEND": "PACKAGE.backends.immediate.ImmediateBackend"}}, INSTALLED_APPS=APPLICATIONS)
 django.setup()
-from django_tasks import task
+from PACKAGE import task
 import tidings
 from tidings.integrations.django import install
 
@@ -298,8 +298,12 @@ print(broken.enqueue().id)
 """
 
 
-def test_django_tasks_are_jobs(configured: Server, tmp_path: Path) -> None:
-    (tmp_path / "djangowork.py").write_text(DJANGO)
+@pytest.mark.parametrize("package", ["django_tasks", "django.tasks"])
+def test_django_tasks_are_jobs(configured: Server, tmp_path: Path, package: str) -> None:
+    if package == "django.tasks" and sys.version_info < (3, 12):
+        pytest.skip("Django 6, which has django.tasks, needs Python 3.12")
+    needs(package)
+    (tmp_path / "djangowork.py").write_text(DJANGO.replace("PACKAGE", package).replace("APPLICATIONS", str(["django_tasks"] if package == "django_tasks" else [])))
     command = [sys.executable, "-c", "import djangowork"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr

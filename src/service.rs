@@ -188,14 +188,14 @@ impl Tidings {
         let publisher = Publisher::new(Arc::clone(&store), Arc::clone(&debts));
         let metrics = Arc::<Metrics>::default();
         let node = NodeId::generate();
+        let secret = Fingerprint::of("jwt_secret", &keys.secret_digest());
         let relay = store.is_shared().then(|| {
             let log = Arc::clone(&store) as Arc<dyn Log>;
-            let bus = choice.bus(log.epoch());
+            let bus = choice.bus(log.epoch(), secret.clone());
             Relay::new(bus, node, log, Arc::clone(&hub), &committed)
         });
         let address = Arc::<OnceLock<SocketAddr>>::default();
         let cluster = {
-            let secret = Fingerprint::of("jwt_secret", &keys.secret_digest());
             let identity = Identity::new(log::nodes::NodeId::stored(node.to_string()), secret);
             let health = node_health(&hub, &metrics, &committed, &address, relay.as_ref());
             Arc::new(Cluster::new(Arc::clone(&store), identity, health))

@@ -7,7 +7,7 @@
 //! have been missed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -25,10 +25,11 @@ use tokio::time::{sleep, timeout};
 use super::{Bus, BusError, Inbox, NodeId, Outgoing};
 use crate::config::bus::{BusMode, BusUrl};
 use crate::config::{
-    BUS_CHANNELS_AT_ONCE, BUS_MESSAGE_MAX_BYTES, BUS_PARTITIONS, BUS_PAUSE_MAX, BUS_PAUSE_MIN,
-    BUS_PING_PERIOD, BUS_TIMEOUT,
+    BUS_CHANNELS_AT_ONCE, BUS_DATABASE_KEPT, BUS_MESSAGE_MAX_BYTES, BUS_PARTITIONS, BUS_PAUSE_MAX,
+    BUS_PAUSE_MIN, BUS_PING_PERIOD, BUS_TIMEOUT,
 };
 use crate::id::{Epoch, SchoolId};
+use crate::log::nodes::Fingerprint;
 
 /// The command that subscribes to channels, and that of a cluster.
 const SUBSCRIBE: (&str, &str) = ("SUBSCRIBE", "SSUBSCRIBE");
@@ -44,6 +45,10 @@ pub struct RedisBus {
     wanted: tokio::sync::Mutex<HashSet<SchoolId>>,
     live: Mutex<Option<Live>>,
     fingerprint: Mutex<Option<String>>,
+    /// The fingerprint of the secret, which the nodes of one installation share.
+    secret: Option<Fingerprint>,
+    /// Whether another database of the installation was reported.
+    has_reported_database: AtomicBool,
 }
 
 /// A connection in use.
@@ -71,7 +76,15 @@ impl RedisBus {
             wanted: tokio::sync::Mutex::default(),
             live: Mutex::default(),
             fingerprint: Mutex::default(),
+            secret: None,
+            has_reported_database: AtomicBool::new(false),
         }
+    }
+
+    /// Returns the bus, which reports if a node with the same secret uses another database.
+    pub fn with_secret(mut self, fingerprint: Fingerprint) -> RedisBus {
+        self.secret = Some(fingerprint);
+        self
     }
 
     fn is_cluster(&self) -> bool {
@@ -207,12 +220,55 @@ impl RedisBus {
             .map_err(|_| BusError::Late)??;
         let fingerprint = self.identify(&mut live.link).await;
         *self.known_fingerprint() = fingerprint;
+        self.compare_databases(&mut live.link).await;
         let wanted = self.wanted.lock().await;
         let schools = wanted.iter().copied();
         self.request(&mut live.link, SUBSCRIBE, schools).await?;
         // Set this while `wanted` is locked, so that a later request uses this connection.
         self.set_live(Some(live.clone()));
         Ok(live)
+    }
+
+    /// Waits until the connection ends. Returns why it has ended.
+    async fn hold(&self, Live { link, ended, .. }: &mut Live) -> &'static str {
+        let ping = redis::cmd("PING");
+        loop {
+            tokio::select! {
+                () = ended.notified() => return "it ended",
+                () = sleep(BUS_PING_PERIOD) => {}
+            }
+            if link.ask(&ping).await.is_err() {
+                return "it did not answer";
+            }
+            self.compare_databases(link).await;
+        }
+    }
+
+    /// Compares the database with that of the other nodes that have the same secret. One of them writes its epoch for a short
+    /// time. If two databases are in use, each node finds the other's epoch sooner or later.
+    async fn compare_databases(&self, link: &mut Link) {
+        let Some(secret) = &self.secret else {
+            return;
+        };
+        let key = format!("tidings:{{{}}}:database", secret.as_str());
+        let mut write = redis::cmd("SET");
+        write.arg(&key).arg(self.epoch.to_string()).arg("NX");
+        write.arg("EX").arg(BUS_DATABASE_KEPT.as_secs());
+        let mut read = redis::cmd("GET");
+        read.arg(&key);
+        // A user that may not write it is not compared.
+        if link.ask(&write).await.is_err() {
+            return;
+        }
+        if let Ok(Value::BulkString(found)) = link.ask(&read).await
+            && found != self.epoch.to_string().into_bytes()
+            && !self.has_reported_database.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(
+                "another node has the same `jwt_secret` and the same bus, but another database, so its clients do not see the events of this node: \
+                 set `database_url` to the same database on all nodes, or give a separate installation its own `jwt_secret`"
+            );
+        }
     }
 
     /// Returns a random value that all nodes of this database find at the server; the first of them writes it. A user
@@ -301,7 +357,7 @@ impl Bus for RedisBus {
                     inbox.is_connected(true);
                     inbox.may_have_missed();
                     (pause, is_first_failure) = (BUS_PAUSE_MIN, true);
-                    let reason = hold(&mut live).await;
+                    let reason = self.hold(&mut live).await;
                     self.set_live(None);
                     inbox.is_connected(false);
                     tracing::warn!(reason, "the connection to the bus was lost; reconnecting");
@@ -329,20 +385,6 @@ impl Drop for Down<'_> {
     fn drop(&mut self) {
         self.0.set_live(None);
         self.1.is_connected(false);
-    }
-}
-
-/// Returns why the connection ended.
-async fn hold(Live { link, ended, .. }: &mut Live) -> &'static str {
-    let ping = redis::cmd("PING");
-    loop {
-        tokio::select! {
-            () = ended.notified() => return "it ended",
-            () = sleep(BUS_PING_PERIOD) => {}
-        }
-        if link.ask(&ping).await.is_err() {
-            return "it did not answer";
-        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::bus::redis::RedisBus;
 use crate::config::bus::BusUrl;
 use crate::config::{ConfigError, Database, Settings};
 use crate::id::Epoch;
+use crate::log::nodes::Fingerprint;
 #[cfg(feature = "postgres")]
 use crate::store::postgres::Address;
 
@@ -71,14 +72,16 @@ fn of_url(_: Option<BusUrl>) -> Result<Choice, ConfigError> {
 }
 
 impl Choice {
-    /// Creates the bus of a database with this epoch.
-    pub fn bus(self, epoch: Epoch) -> Arc<dyn Bus> {
+    /// Creates the bus of a database with this epoch, for nodes with this secret.
+    pub fn bus(self, epoch: Epoch, secret: Fingerprint) -> Arc<dyn Bus> {
+        #[cfg(not(feature = "redis"))]
+        drop(secret);
         #[cfg(not(any(feature = "redis", feature = "postgres")))]
         let _ = epoch;
         match self {
             Choice::Local => Arc::new(LocalBus),
             #[cfg(feature = "redis")]
-            Choice::Redis(url) => Arc::new(RedisBus::new(url, epoch)),
+            Choice::Redis(url) => Arc::new(RedisBus::new(url, epoch).with_secret(secret)),
             #[cfg(feature = "postgres")]
             Choice::Postgres(address) => Arc::new(PostgresBus::new(Direct(*address), epoch)),
         }

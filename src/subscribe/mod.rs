@@ -306,6 +306,8 @@ impl Subscription {
         asked: Map<String, Value>,
         wide: Option<Kind>,
     ) {
+        // Their numbers are lower than those of all events that follow.
+        self.release_held(true);
         // Bring the position up to date first: the snapshot of the new channels ends at it.
         self.plan.push_back(Step::catch_up());
         self.plan.push_back(Step::Add(Box::new(Addition {
@@ -325,8 +327,6 @@ impl Subscription {
             asked,
             wide,
         } = addition;
-        // Send the held ticks first, so that the existing channels have been delivered up to the position.
-        self.release_held(true);
         let added: Vec<Channel> = channels
             .into_iter()
             .filter(|channel| !self.scope.channels().contains(channel))
@@ -375,7 +375,6 @@ impl Subscription {
                 // A `reset` applies to everything in scope.
                 (None, Some(_)) => self.start(cursor),
             });
-            steps.push(Step::Added);
             // Deliver the events since then on all channels. The snapshot omitted states that were newer than the position;
             // their events are among them.
             steps.push(Step::catch_up());

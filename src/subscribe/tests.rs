@@ -282,6 +282,25 @@ async fn a_tick_that_is_held_is_sent_before_channels_are_added() {
     assert_eq!(until(&mut subscription, is_subscribed).await, [2]);
 }
 
+/// The position is brought up to date before a channel is added, and the events that this delivers are newer than a held tick.
+#[tokio::test(start_paused = true)]
+async fn a_tick_that_is_held_is_sent_before_newer_events_when_channels_are_added() {
+    let (log, hub, subscriber, _batches) = setup();
+    let long = Duration::from_secs(3_600);
+    let mut subscription = open_with(&subscriber, [subject("a")], long);
+    until_ready(&mut subscription).await;
+    let ticks = [1, 2, 3].map(|seq| event(seq, "a", false));
+    log.ends_with(&ticks);
+    hub.offer(&ticks[..1]).wake();
+    assert_eq!(next_event(&mut subscription).await, 1);
+    hub.offer(&ticks[1..2]).wake();
+    assert!(subscription.next().now_or_never().is_none(), "2 is held");
+    hub.offer(&ticks[2..]).wake();
+    subscription.subscribe([subject("b")].into(), None, Map::new(), None);
+    let is_subscribed = |control: &Control| matches!(control, Control::Subscribed { .. });
+    assert_eq!(until(&mut subscription, is_subscribed).await, [2, 3]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_tick_that_is_held_is_dropped_with_its_channel() {
     let (_, hub, subscriber, _batches) = setup();
@@ -417,6 +436,29 @@ async fn a_history_that_changes_after_a_replay_for_an_added_channel_resets_and_r
     });
     let repeated = repeated.await;
     assert!(repeated.is_empty(), "{repeated:?}");
+}
+
+/// A snapshot omits subjects that have changed since. Were the event of that change lost, a reader that resumed after the
+/// snapshot would miss the subject.
+#[tokio::test]
+async fn what_a_snapshot_of_an_added_channel_omits_is_behind_every_cursor_until_ready() {
+    let (log, hub, subscriber, _batches) = setup();
+    log.ends_with(&[event(1, "a", true), event(2, "b", true)]);
+    let mut subscription = open(&subscriber, [subject("a")]);
+    assert_eq!(until_ready(&mut subscription).await, [1]);
+    subscription.subscribe([subject("b")].into(), None, Map::new(), None);
+    let is_subscribed = |control: &Control| matches!(control, Control::Subscribed { .. });
+    assert!(until(&mut subscription, is_subscribed).await.is_empty());
+    assert_eq!(next_event(&mut subscription).await, 2);
+    let newer = [event(3, "b", true)];
+    log.ends_with(&newer);
+    hub.offer(&newer).wake();
+    let resumes_from =
+        |subscription: &Subscription| subscription.resume_cursor().unwrap().place.seq;
+    assert_eq!(next_event(&mut subscription).await, 3);
+    assert_eq!(resumes_from(&subscription), 0);
+    assert!(until_ready(&mut subscription).await.is_empty());
+    assert_eq!(resumes_from(&subscription), 3);
 }
 
 /// The place in the next heartbeat.

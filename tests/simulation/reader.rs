@@ -110,6 +110,7 @@ impl Reader {
             shadow: Shadow {
                 tells_all: tick.is_zero(),
                 is_multiplexed,
+                is_adding: false,
                 last: 0,
                 delivered: HashMap::new(),
                 since: None,
@@ -264,6 +265,7 @@ impl Reader {
         }
         let shadow = &mut self.shadow;
         shadow.is_ready = false;
+        shadow.is_adding = false;
         shadow.may_reset = false;
         match self.cursor {
             None => {

@@ -16,6 +16,8 @@ pub(super) struct Shadow {
     pub(super) tells_all: bool,
     /// Whether channels are added and removed. If so, only the events of each subject are in order.
     pub(super) is_multiplexed: bool,
+    /// Whether an added channel is being brought up to date. It may repeat what it delivered before it was removed.
+    pub(super) is_adding: bool,
     /// The last `seq` that was delivered.
     pub(super) last: u64,
     /// The `seq` of the last event of each subject that was delivered.
@@ -78,6 +80,12 @@ impl Shadow {
         }
         self.last = seq;
         let delivered = self.delivered.entry(event.subject.clone()).or_default();
+        if self.is_multiplexed && !self.is_adding && seq <= *delivered {
+            let subject = &event.subject;
+            return Err(format!(
+                "{seq} of {subject} was delivered after {delivered}"
+            ));
+        }
         *delivered = seq.max(*delivered);
         Ok(())
     }
@@ -105,6 +113,7 @@ impl Shadow {
             }
             Control::Ready(cursor) => {
                 self.is_ready = true;
+                self.is_adding = false;
                 self.may_reset = false;
                 self.promised(*cursor, scope, ledger)
             }
@@ -112,6 +121,10 @@ impl Shadow {
                 cursor: Some(cursor),
                 ..
             } => self.promised(*cursor, scope, ledger),
+            Control::Subscribed { .. } => {
+                self.is_adding = true;
+                Ok(())
+            }
             Control::Closing { close, .. } => Err(format!("it was closed: {close:?}")),
             _ => Ok(()),
         }

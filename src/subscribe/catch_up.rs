@@ -52,7 +52,9 @@ pub(super) enum Step {
     },
     /// Listen to more channels.
     Add(Box<Addition>),
-    /// All channels have been sent up to the position, the added ones, too: after this, nothing before the position is sent again.
+    /// The added channels have been sent up to the position, like the others. From now on, nothing before the position is sent again.
+    ///
+    /// A reader that resumes from the position may still miss states that a snapshot has omitted, so `backfill` stays until `ready`.
     Added,
     /// Send `ready`: everything before it has been delivered.
     Ready,
@@ -214,7 +216,6 @@ impl Subscription {
             Step::Added => {
                 // Steps run only when everything before them has been sent.
                 self.safe = self.position;
-                self.backfill = None;
                 Poll::Ready(())
             }
             // There is nothing to catch up with.
@@ -394,6 +395,8 @@ impl Subscription {
                     false => Place::untagged(page.through.seq),
                 },
             });
+        } else {
+            self.plan.push_front(Step::Added);
         }
         Poll::Ready(())
     }
@@ -440,6 +443,9 @@ impl Subscription {
             Some(added) => {
                 let wanted = page.events.into_iter().filter(|event| !added.covers(event));
                 wanted.for_each(|event| self.push(Delivery::Event(event), None));
+                if is_last {
+                    self.plan.push_front(Step::Added);
+                }
             }
             None => {
                 self.position = page.head;

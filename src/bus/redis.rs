@@ -7,7 +7,7 @@
 //! have been missed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -20,7 +20,7 @@ use redis::{
     ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo, RedisError, TlsMode, Value,
 };
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Bus, BusError, Inbox, NodeId, Outgoing};
 use crate::config::bus::{BusMode, BusUrl};
@@ -47,8 +47,6 @@ pub struct RedisBus {
     fingerprint: Mutex<Option<String>>,
     /// The fingerprint of the secret, which the nodes of one installation share.
     secret: Option<Fingerprint>,
-    /// Whether another database of the installation was reported.
-    has_reported_database: AtomicBool,
 }
 
 /// A connection in use.
@@ -59,6 +57,12 @@ struct Live {
     ended: Arc<Notify>,
     /// The number of channels whose subscription this node has ended, and the server has not yet confirmed.
     unsubscribing: Arc<AtomicUsize>,
+}
+
+/// The epoch of another database that was found at the bus, and when it was first found.
+#[derive(Default)]
+struct Comparison {
+    other: Option<(Vec<u8>, Instant)>,
 }
 
 #[derive(Clone)]
@@ -77,7 +81,6 @@ impl RedisBus {
             live: Mutex::default(),
             fingerprint: Mutex::default(),
             secret: None,
-            has_reported_database: AtomicBool::new(false),
         }
     }
 
@@ -220,7 +223,6 @@ impl RedisBus {
             .map_err(|_| BusError::Late)??;
         let fingerprint = self.identify(&mut live.link).await;
         *self.known_fingerprint() = fingerprint;
-        self.compare_databases(&mut live.link).await;
         let wanted = self.wanted.lock().await;
         let schools = wanted.iter().copied();
         self.request(&mut live.link, SUBSCRIBE, schools).await?;
@@ -232,42 +234,80 @@ impl RedisBus {
     /// Waits until the connection ends. Returns why it has ended.
     async fn hold(&self, Live { link, ended, .. }: &mut Live) -> &'static str {
         let ping = redis::cmd("PING");
+        let mut comparison = self.secret.as_ref().map(|_| Comparison::default());
         loop {
+            let check = async {
+                link.ask(&ping).await?;
+                match comparison.take() {
+                    Some(found) => self.compare_databases(link, found).await,
+                    None => Ok(None),
+                }
+            };
+            tokio::select! {
+                () = ended.notified() => return "it ended",
+                checked = check => match checked {
+                    Ok(found) => comparison = found,
+                    Err(_) => return "it did not answer",
+                }
+            }
             tokio::select! {
                 () = ended.notified() => return "it ended",
                 () = sleep(BUS_PING_PERIOD) => {}
             }
-            if link.ask(&ping).await.is_err() {
-                return "it did not answer";
-            }
-            self.compare_databases(link).await;
         }
     }
 
     /// Compares the database with that of the other nodes that have the same secret. One of them writes its epoch for a short
-    /// time. If two databases are in use, each node finds the other's epoch sooner or later.
-    async fn compare_databases(&self, link: &mut Link) {
+    /// time. While nodes of two databases are connected, at least one of them finds the other's epoch again and again. A
+    /// node that was stopped before its database was replaced leaves its epoch behind only once.
+    ///
+    /// Returns what is to be passed to the next comparison, or `None` if there is nothing more to compare.
+    async fn compare_databases(
+        &self,
+        link: &mut Link,
+        comparison: Comparison,
+    ) -> Result<Option<Comparison>, BusError> {
         let Some(secret) = &self.secret else {
-            return;
+            return Ok(None);
         };
-        let key = format!("tidings:{{{}}}:database", secret.as_str());
+        let (key, own) = (
+            format!("tidings:{{{}}}:database", secret.as_str()),
+            self.epoch.to_string(),
+        );
         let mut write = redis::cmd("SET");
-        write.arg(&key).arg(self.epoch.to_string()).arg("NX");
+        write.arg(&key).arg(&own).arg("NX");
         write.arg("EX").arg(BUS_DATABASE_KEPT.as_secs());
         let mut read = redis::cmd("GET");
         read.arg(&key);
-        // A user that may not write it is not compared.
-        if link.ask(&write).await.is_err() {
-            return;
+        let mut found = link.ask(&write).await;
+        if found.is_ok() {
+            found = link.ask(&read).await;
         }
-        if let Ok(Value::BulkString(found)) = link.ask(&read).await
-            && found != self.epoch.to_string().into_bytes()
-            && !self.has_reported_database.swap(true, Ordering::Relaxed)
-        {
-            tracing::error!(
-                "another node has the same `jwt_secret` and the same bus, but another database, so its clients do not see the events of this node: \
-                 set `database_url` to the same database on all nodes, or give a separate installation its own `jwt_secret`"
-            );
+        let found = match found {
+            Ok(Value::BulkString(found)) if found != own.as_bytes() => found,
+            Ok(_) => return Ok(Some(comparison)),
+            Err(BusError::Failed(error)) => {
+                tracing::debug!(%error, "the databases of the nodes on the bus are not compared");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        match comparison.other {
+            Some((epoch, since)) if epoch == found => {
+                if since.elapsed() <= BUS_DATABASE_KEPT {
+                    return Ok(Some(Comparison {
+                        other: Some((epoch, since)),
+                    }));
+                }
+                tracing::error!(
+                    "another node has the same `jwt_secret` and the same bus, but another database, so its clients do not see the events of this node: \
+                     set `database_url` to the same database on all nodes, or give a separate installation its own `jwt_secret`"
+                );
+                Ok(None)
+            }
+            _ => Ok(Some(Comparison {
+                other: Some((found, Instant::now())),
+            })),
         }
     }
 

@@ -207,8 +207,9 @@ pub const BUS_INBOX_BYTES: usize = 16 * 1024 * 1024;
 pub const BUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval between two checks that a silent bus still answers.
 pub const BUS_PING_PERIOD: Duration = Duration::from_secs(5);
-/// How long a node's database is known at the bus, so that a node with another database can find out.
-pub const BUS_DATABASE_KEPT: Duration = Duration::from_secs(12);
+/// How long the epoch of a node's database stays at the bus, so that a node with another database finds it. Longer than the
+/// period of the checks: otherwise two nodes might each find only their own.
+pub const BUS_DATABASE_KEPT: Duration = Duration::from_secs(7);
 /// Pause before reconnecting to the bus. Each further consecutive failure doubles it.
 pub const BUS_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Maximum pause before reconnecting to the bus.

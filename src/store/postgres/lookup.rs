@@ -6,6 +6,9 @@
 
 /// Returns a join with the row of `$table` whose primary key `$key` equals `$value`. It reads the first row from the value on, in
 /// the order of the key: only the index of the key has this order.
+///
+/// There is no upper bound: with one, or with `=` for some columns, Postgres prefers to sort what another index finds. So a look-up of
+/// a row that does not exist passes the deleted rows up to the next existing row, until `VACUUM` has removed them.
 macro_rules! join_by_key {
     ($table:literal, $key:literal = $value:literal, $alias:literal) => {
         concat!(

@@ -136,14 +136,15 @@ impl Address {
     pub(super) async fn connect_driven(&self) -> Result<Connection, StoreError> {
         let connecting = async {
             let unreachable = |error: tokio_postgres::Error| {
-                let cause = cause(&error);
-                match is_refusal(&error) {
-                    true => {
-                        StoreError::Database(format!("Postgres refuses the connection: {cause}"))
-                    }
-                    false => {
-                        StoreError::Unavailable(format!("Postgres cannot be reached: {cause}"))
-                    }
+                let reason = cause(&error);
+                if is_refusal(&error) {
+                    StoreError::Database(format!("Postgres refuses the connection: {reason}"))
+                } else if rejects_certificate(&error) {
+                    StoreError::Database(format!(
+                        "the certificate of Postgres is not accepted: {reason}"
+                    ))
+                } else {
+                    StoreError::Unavailable(format!("Postgres cannot be reached: {reason}"))
                 }
             };
             let connected = self.config.connect(self.tls.clone()).await;
@@ -217,6 +218,18 @@ fn is_refusal(error: &tokio_postgres::Error) -> bool {
     const PASSING: [&str; 3] = ["08", "53", "57"];
     let code = error.code().map(tokio_postgres::error::SqlState::code);
     code.is_some_and(|code| !PASSING.iter().any(|class| code.starts_with(class)))
+}
+
+/// Returns whether this node does not accept the server's certificate.
+fn rejects_certificate(error: &tokio_postgres::Error) -> bool {
+    let of_tls = |error: &(dyn std::error::Error + 'static)| {
+        let error = error.downcast_ref::<std::io::Error>()?.get_ref()?;
+        error.downcast_ref::<rustls::Error>().cloned()
+    };
+    matches!(
+        std::error::Error::source(error).and_then(of_tls),
+        Some(rustls::Error::InvalidCertificate(_))
+    )
 }
 
 /// Returns the innermost cause of an error, which is the most specific.

@@ -32,6 +32,7 @@ mod clocks;
 mod contract;
 mod conversation;
 mod copying;
+mod copying_interrupted;
 mod cursors;
 #[cfg(target_os = "linux")]
 mod dead_peers;
@@ -82,6 +83,7 @@ mod pipelines;
 mod postgres_frozen;
 mod postgres_plans;
 mod postgres_schema;
+mod postgres_tls;
 mod postgres_waits;
 mod pressure;
 mod proxies;

@@ -1,5 +1,6 @@
 //! Notifiers: each medium against a real receiver, and the runner that keeps its promises through restarts.
 
+mod copied;
 mod email;
 mod home_assistant;
 mod leases;

@@ -11,7 +11,7 @@ use crate::support::*;
 const JOBS: &str = r#"[{"kinds": ["jobs"], "ticks": true}]"#;
 
 /// A notifier `ops` of failed jobs that tries often and after this many seconds.
-fn ops(port: u16, backoff_secs: u64) -> Value {
+pub(super) fn ops(port: u16, backoff_secs: u64) -> Value {
     let mut ops = webhook("ops", port, json!([{"statuses": ["failed"]}]));
     ops["backoff_secs"] = json!(backoff_secs);
     ops["attempts"] = json!(100);
@@ -34,7 +34,7 @@ pub(super) async fn answers(port: u16, by_job: Value) {
 }
 
 /// The next event that the receiver takes: the job and its place in the log.
-async fn taken(receiver: &mut Receiver) -> (String, u64) {
+pub(super) async fn taken(receiver: &mut Receiver) -> (String, u64) {
     loop {
         let seen = receiver.json().await;
         if seen["answer"] == "200" {
@@ -54,7 +54,7 @@ async fn taken_jobs(receiver: &mut Receiver, count: usize) -> Vec<String> {
 }
 
 /// Lines of a batch that end these jobs badly.
-fn failing(jobs: &[String]) -> String {
+pub(super) fn failing(jobs: &[String]) -> String {
     let job = |id: &String| {
         let create = json!({"op": "jobs.create", "job_id": id, "job_type": "t"});
         let error = json!({"code": "broken", "message": "It broke"});
@@ -64,13 +64,13 @@ fn failing(jobs: &[String]) -> String {
     jobs.iter().map(job).collect()
 }
 
-fn names(prefix: &str, count: usize) -> Vec<String> {
+pub(super) fn names(prefix: &str, count: usize) -> Vec<String> {
     (0..count)
         .map(|number| format!("{prefix}{number}"))
         .collect()
 }
 
-async fn list(server: &Server, what: &str) -> Vec<Value> {
+pub(super) async fn list(server: &Server, what: &str) -> Vec<Value> {
     let path = format!("/api/notifiers/ops/{what}?school_id=1");
     let (status, answer) = server.get(&path, &admin()).await;
     assert_eq!(status, 200, "{answer}");

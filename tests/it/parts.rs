@@ -75,7 +75,7 @@ async fn a_pooler_in_transaction_mode_hands_a_connection_to_another_client_in_be
     let clients = [connect(&url).await, connect(&url).await];
     let mut served = Vec::new();
     for client in &clients {
-        // The simple protocol, because this PgBouncer knows no prepared statements.
+        // The simple protocol, because not every PgBouncer knows prepared statements.
         let messages = client
             .simple_query("SELECT pg_backend_pid()")
             .await

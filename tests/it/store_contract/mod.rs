@@ -71,7 +71,7 @@ fn open_postgres(place: &TempDir, settings: &Settings, committed: Committed) -> 
         std::fs::write(&file, url.expect("looked for before")).unwrap();
     }
     let url = std::fs::read_to_string(file).unwrap();
-    let address = Address::parse(&url.into(), !crate::support::store::is_pooled()).unwrap();
+    let address = Address::parse(&url.into(), crate::support::store::prepares()).unwrap();
     Box::new(PostgresStore::open(settings, address, committed, &[]).unwrap())
 }
 

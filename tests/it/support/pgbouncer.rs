@@ -1,4 +1,4 @@
-//! A real PgBouncer in transaction mode, in front of the tests' PostgreSQL. Debian's version, 1.18, has no prepared statements.
+//! A real PgBouncer in transaction mode, in front of the tests' PostgreSQL. `PGBOUNCER` names a program other than the installed one.
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -19,7 +19,7 @@ pub(crate) struct PgBouncer {
 impl PgBouncer {
     /// Starts it in front of a server, and waits until it responds. If it is not installed, reports that the test is skipped.
     pub(crate) async fn before(cluster: &Cluster) -> Option<PgBouncer> {
-        let Some(program) = program() else {
+        let Some((program, _)) = program() else {
             skip("PgBouncer");
             return None;
         };
@@ -28,10 +28,14 @@ impl PgBouncer {
         for _ in 0..ATTEMPTS {
             let (folder, port) = (part::folder("pgbouncer"), part::free_port());
             let (host, server_port) = server.split_once(':').unwrap();
+            let of_statements = match prepares() {
+                true => "max_prepared_statements = 100",
+                false => "server_reset_query_always = 1",
+            };
             let configuration = format!(
                 "[databases]\n* = host={host} port={server_port} user=tidings\n\
                  [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
-                 pool_mode = transaction\nserver_reset_query_always = 1\nmax_client_conn = 1000\ndefault_pool_size = 8\n"
+                 pool_mode = transaction\n{of_statements}\nmax_client_conn = 1000\ndefault_pool_size = 8\n"
             );
             std::fs::write(folder.join("pgbouncer.ini"), configuration).unwrap();
             let mut part = Program {
@@ -65,15 +69,28 @@ impl PgBouncer {
     }
 }
 
-/// Returns the program's name. Debian installs it where only root's `PATH` leads.
-fn program() -> Option<&'static str> {
-    static FOUND: OnceLock<Option<&'static str>> = OnceLock::new();
-    *FOUND.get_or_init(|| {
-        ["pgbouncer", "/usr/sbin/pgbouncer"]
-            .into_iter()
-            .find(|program| {
-                let version = Command::new(program).arg("--version").output();
-                version.is_ok()
-            })
-    })
+/// Whether the installed version supports prepared statements in transaction mode.
+pub(crate) fn prepares() -> bool {
+    program().is_some_and(|(_, version)| *version >= (1, 21))
+}
+
+/// Returns the program and its version.
+fn program() -> Option<&'static (String, (u32, u32))> {
+    static FOUND: OnceLock<Option<(String, (u32, u32))>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| {
+        // Debian installs it where only root's `PATH` leads.
+        let programs = match std::env::var("PGBOUNCER") {
+            Ok(program) => vec![program],
+            Err(_) => vec!["pgbouncer".to_owned(), "/usr/sbin/pgbouncer".to_owned()],
+        };
+        programs.into_iter().find_map(|program| {
+            let output = Command::new(&program).arg("--version").output().ok()?;
+            // The first line is `PgBouncer 1.24.1`.
+            let text = String::from_utf8(output.stdout).unwrap();
+            let version = text.lines().next()?.rsplit(' ').next()?;
+            let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+            Some((program, (numbers.next()?, numbers.next()?)))
+        })
+    });
+    found.as_ref()
 }

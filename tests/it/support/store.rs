@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, OnceLock};
 
-use super::pgbouncer::PgBouncer;
+use super::pgbouncer::{self, PgBouncer};
 use super::postgres::{self, Cluster, Database};
 
 /// The databases of the servers' folders. A database is dropped after its folder has been removed.
@@ -40,8 +40,13 @@ pub(crate) fn postgres_of(folder: &Path) -> Option<String> {
     })
 }
 
-/// Whether Postgres is reached through a pooler, which has no prepared statements.
-pub(crate) fn is_pooled() -> bool {
+/// Whether statements can be prepared.
+pub(crate) fn prepares() -> bool {
+    !is_pooled() || pgbouncer::prepares()
+}
+
+/// Whether Postgres is reached through a pooler.
+fn is_pooled() -> bool {
     std::env::var_os("TEST_POOLER").is_some()
 }
 

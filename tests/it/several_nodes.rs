@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidings::cluster::{Cluster, Identity, NodeHealth};
@@ -221,6 +222,7 @@ async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_up
     let id = NodeId::generate();
     let ahead = store.uptime().now() + Duration::from_secs(3_600);
     let report = elsewhere(&id, ahead);
+    let before = Utc::now();
     store.node_heartbeat(report, NODE_FORGOTTEN).await.unwrap();
     let read = async |path: &str| {
         let answer = server.request("GET", path, &admin()).send().await.unwrap();
@@ -235,6 +237,17 @@ async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_up
     .await;
     assert!(store.uptime().now() >= ahead);
     let metrics = read("/metrics").await;
+    let nodes = server.tidings.cluster().nodes();
+    let since = nodes
+        .iter()
+        .find(|node| node.report.id == id)
+        .unwrap()
+        .since;
+    assert!((before..=Utc::now()).contains(&since), "{since}");
+    let started = since
+        .format("data-label=\"Started\"><time datetime=\"%Y-%m-%dT%H:%M:%S")
+        .to_string();
+    let since = since.timestamp_millis() as f64 / 1e3;
     let this_node = server.tidings.cluster().id();
     for line in [
         format!("tidings_node_info{{{other},version=\"9.8.7\",bus=\"cut off\"}} 1"),
@@ -242,6 +255,7 @@ async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_up
         format!("tidings_node_events_per_second{{{other}}} 12.25"),
         format!("tidings_node_lag_events{{{other}}} 17"),
         format!("tidings_node_silent_seconds{{{other}}} "),
+        format!("tidings_node_start_time_seconds{{{other}}} {since}"),
         format!("tidings_node_up{{node=\"{this_node}\","),
     ] {
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
@@ -250,6 +264,7 @@ async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_up
     for text in [
         id.as_str(),
         "9.8.7",
+        &started,
         "192.0.2.1:8000",
         "4\u{202f}321",
         "cut off",

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use tidings::config::Settings;
 use tidings::log::{Committed, Journal};
 use tidings::store::postgres::{Address, OpenError, PostgresStore};
@@ -135,7 +136,18 @@ async fn tables_to_which_a_newer_program_has_added_something_are_used_and_others
         )
         .await
         .unwrap();
-    drop(open(&database.url).unwrap());
+    let server = server_with(json!({"database_url": database.url})).await;
+    let cursor = server.running_job("a").await["cursor"].clone();
+    let cursor = cursor.as_str().unwrap();
+    server
+        .report("/api/jobs/a/complete", json!({"result": {"pages": 2}}))
+        .await;
+    let mut listener = server.resume(Transport::EventSource, "/jobs", cursor).await;
+    let ended = listener
+        .take_until(|message| message["status"] == "completed")
+        .await;
+    assert_eq!(ended.last().unwrap()["result"]["pages"], 2);
+    server.stop().await;
     client
         .batch_execute(
             "INSERT INTO meta (key, value) VALUES ('needed_migration', '99999999999999')",
@@ -149,17 +161,110 @@ async fn tables_to_which_a_newer_program_has_added_something_are_used_and_others
     );
 }
 
-/// Takes a database back to the tables of the first version. Its rows stay.
-async fn return_to_the_first_version(client: &tokio_postgres::Client) {
+/// A statement of a migration that a node of the version before it can work with. An index must not reject what that node writes, so
+/// a unique one needs a table that is new as well.
+fn only_adds(statement: &str, new_tables: &[&str]) -> bool {
+    let words: Vec<&str> = statement.split_whitespace().collect();
+    match &words[..] {
+        ["CREATE", "TABLE", ..] | ["CREATE", "INDEX", ..] => true,
+        ["CREATE", "UNIQUE", "INDEX", _, "ON", table, ..] => new_tables.contains(table),
+        ["ALTER", "TABLE", _, "ADD", "COLUMN", _, _, constraints @ ..] => {
+            matches!(
+                constraints,
+                [] | ["DEFAULT", _] | ["NOT", "NULL", "DEFAULT", _]
+            )
+        }
+        _ => false,
+    }
+}
+
+/// What deletes or changes something must raise `needed_migration`, and this test must then allow it by its name.
+#[test]
+fn migrations_after_the_first_only_add() {
+    let table = "CREATE TABLE a (b BIGINT)";
+    assert!(only_adds(table, &[]) && only_adds("CREATE UNIQUE INDEX i ON a (b)", &["a"]));
+    assert!(only_adds("ALTER TABLE a ADD COLUMN c TEXT", &[]));
+    assert!(only_adds(
+        "ALTER TABLE a ADD COLUMN c BIGINT NOT NULL DEFAULT 0",
+        &[]
+    ));
+    for other in [
+        "ALTER TABLE a ADD COLUMN c BIGINT NOT NULL",
+        "ALTER TABLE a ADD COLUMN c BIGINT UNIQUE",
+        "ALTER TABLE a DROP COLUMN b",
+        "ALTER TABLE a RENAME COLUMN b TO c",
+        "CREATE UNIQUE INDEX i ON a (b)",
+        "DROP TABLE a",
+        "UPDATE a SET b = 1",
+    ] {
+        assert!(!only_adds(other, &[]), "{other}");
+    }
+    for migration in &migrations()[1..] {
+        let sql = std::fs::read_to_string(migration.join("up.sql")).unwrap();
+        let lines = sql.lines().filter(|line| !line.trim().starts_with("--"));
+        let sql = lines.collect::<Vec<_>>().join("\n");
+        let statements: Vec<&str> = sql
+            .split(';')
+            .map(str::trim)
+            .filter(|s| !s.is_empty())
+            .collect();
+        let new_tables = statements.iter().filter_map(|statement| {
+            let rest = statement.strip_prefix("CREATE TABLE ")?;
+            rest.split_whitespace().next()
+        });
+        let new_tables: Vec<&str> = new_tables.collect();
+        for statement in statements {
+            assert!(
+                only_adds(statement, &new_tables),
+                "{}: {statement}",
+                migration.display()
+            );
+        }
+    }
+}
+
+/// Databases have applied them, and do not apply them again. `sha256sum` writes the file.
+#[test]
+fn migrations_do_not_change() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let sums = std::fs::read_to_string(root.join("SHA256SUMS")).unwrap();
+    let mut known = Vec::new();
+    for line in sums.lines() {
+        let (sum, name) = line.split_once("  ").unwrap();
+        let text = std::fs::read(root.join(name)).unwrap();
+        let digest = Sha256::digest(&text);
+        let found: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            found, sum,
+            "{name} has changed: add another migration instead"
+        );
+        known.push(root.join(name.trim_start_matches("./")));
+    }
+    for database in ["postgres", "sqlite"] {
+        for migration in root.join(database).read_dir().unwrap() {
+            let file = migration.unwrap().path().join("up.sql");
+            assert!(
+                known.contains(&file),
+                "{} is not in SHA256SUMS",
+                file.display()
+            );
+        }
+    }
+}
+
+/// The folders of the migrations, in order.
+fn migrations() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/postgres");
-    let mut migrations: Vec<PathBuf> = folder
-        .read_dir()
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .collect();
+    let entries = folder.read_dir().unwrap();
+    let mut migrations: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     migrations.sort();
     assert!(migrations.len() > 1);
-    for migration in migrations[1..].iter().rev() {
+    migrations
+}
+
+/// Takes a database back to the tables of the first version. Its rows stay.
+async fn return_to_the_first_version(client: &tokio_postgres::Client) {
+    for migration in migrations()[1..].iter().rev() {
         let sql = std::fs::read_to_string(migration.join("down.sql")).unwrap();
         client.batch_execute(&sql).await.unwrap();
     }

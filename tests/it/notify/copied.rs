@@ -42,6 +42,8 @@ async fn a_copy_keeps_what_retention_has_left_and_what_a_notifier_has_not_delive
     answers(port, json!({"stuck": "400", "gone": "410"})).await;
     let mut settings = ops(port, 600);
     settings["retention_events"] = json!(KEPT);
+    let file = folder.path().join("tidings.db");
+    settings["database_url"] = json!(format!("sqlite:{}", file.display()));
     let server = server_in(Arc::clone(&folder), settings.clone()).await;
     let first = fail(&server, 1, "early").await;
     let jobs = names("j", 100);

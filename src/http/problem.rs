@@ -28,9 +28,9 @@ use crate::service::{NotReady, Tidings};
 /// An error as the client sees it.
 #[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Problem {
-    /// `urn:tidings:problem:<name>`. `docs/http-api.md` lists the names.
+    /// `urn:tidings:problem:<name>`. The reference of the HTTP API lists the names.
     #[serde(rename = "type")]
-    #[schemars(extend("enum" = PROBLEMS.iter().map(|(_, uri, _)| *uri).collect::<Vec<_>>()))]
+    #[schemars(extend("enum" = PROBLEMS.iter().map(|(_, uri, ..)| *uri).collect::<Vec<_>>()))]
     uri: &'static str,
     /// What is wrong, in general.
     title: &'static str,
@@ -62,7 +62,7 @@ pub struct Problem {
 const URI_PREFIX: &str = "urn:tidings:problem:";
 
 macro_rules! problems {
-    ($($name:ident = $status:literal, $uri:literal, $title:literal;)*) => {
+    ($($name:ident = $status:literal, $uri:literal, $title:literal, $when:literal;)*) => {
         /// Every kind of problem.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Kind { $(#[doc = $title] $name),* }
@@ -74,46 +74,83 @@ macro_rules! problems {
             fn parts(self) -> (u16, &'static str, &'static str) {
                 match self { $(Kind::$name => ($status, concat!("urn:tidings:problem:", $uri), $title)),* }
             }
+
+            /// Returns when it is the answer.
+            pub(super) fn when(self) -> &'static str {
+                match self { $(Kind::$name => $when),* }
+            }
         }
 
-        /// Status, `type` and title of every kind of problem.
-        pub const PROBLEMS: &[(u16, &str, &str)] = &[$(($status, concat!("urn:tidings:problem:", $uri), $title)),*];
+        /// Status, `type` and title of every kind of problem, and when it is the answer.
+        pub const PROBLEMS: &[(u16, &str, &str, &str)] = &[$(($status, concat!("urn:tidings:problem:", $uri), $title, $when)),*];
     };
 }
 
 problems! {
-    MalformedJson = 400, "malformed-json", "The body is not JSON";
-    InvalidQuery = 400, "invalid-query", "A query parameter is not valid";
-    InvalidCursor = 400, "invalid-cursor", "The cursor is not valid";
-    HeadersTooLarge = 431, "headers-too-large", "The headers are too large";
-    InvalidHeader = 400, "invalid-header", "A header is not valid";
-    SchoolRequired = 400, "school-required", "The request names no school";
-    BadHandshake = 400, "bad-handshake", "The WebSocket handshake is not valid";
-    BadRequest = 400, "bad-request", "The request is not valid";
-    Unauthorized = 401, "unauthorized", "A valid token is required";
-    Forbidden = 403, "forbidden", "The token does not allow this";
-    CrossOrigin = 403, "cross-origin", "This origin is not allowed to use the cookie";
-    NotFound = 404, "not-found", "Not found";
-    MethodNotAllowed = 405, "method-not-allowed", "The URL does not support this method";
-    NotAcceptable = 406, "not-acceptable", "No transport matches the Accept header";
-    AlreadyExists = 409, "already-exists", "The id is already in use";
-    Finished = 409, "finished", "The subject is in a terminal state";
-    Held = 409, "held", "Another subject holds the required resource";
-    StaleAttempt = 409, "stale-attempt", "The report is about another attempt";
-    IllegalTransition = 409, "illegal-transition", "The current status does not allow this";
-    AnswerGone = 410, "answer-gone", "The request was carried out before, and its answer is no longer kept";
-    BodyTooLarge = 413, "body-too-large", "The body is too large";
-    BatchTooLarge = 413, "batch-too-large", "The batch produces too many bytes of events";
-    UnsupportedEncoding = 415, "unsupported-encoding", "The body's encoding is not supported";
-    InvalidBody = 422, "invalid-body", "The body is JSON, but not valid for this request";
-    UnsupportedVersion = 426, "unsupported-version", "The WebSocket version is not supported";
-    KeyReused = 422, "idempotency-key-reused", "The idempotency key was used for a different request";
-    TooManyStreams = 429, "too-many-streams", "The limit on open streams is reached";
-    TooManyReads = 429, "too-many-reads", "Too many reads of the school are waiting";
-    TooFast = 429, "too-fast", "The rate limit is exceeded";
-    TooManySubjects = 409, "too-many-subjects", "The school's limit on subjects is reached";
-    Internal = 500, "internal", "The server failed";
-    Unavailable = 503, "unavailable", "The server cannot do this now";
+    MalformedJson = 400, "malformed-json", "The body is not JSON",
+        "the body is not JSON (`NaN` is not), or not UTF-8";
+    InvalidQuery = 400, "invalid-query", "A query parameter is not valid",
+        "a query parameter is out of range";
+    InvalidCursor = 400, "invalid-cursor", "The cursor is not valid",
+        "not a cursor from this server";
+    HeadersTooLarge = 431, "headers-too-large", "The headers are too large",
+        "the headers have more than 65,536 bytes";
+    InvalidHeader = 400, "invalid-header", "A header is not valid",
+        "the `Idempotency-Key` is not valid, or the `Accept` header has more than 1,024 bytes";
+    SchoolRequired = 400, "school-required", "The request names no school",
+        "the token is for several schools, and there is no `school_id`";
+    BadHandshake = 400, "bad-handshake", "The WebSocket handshake is not valid",
+        "a request to a WebSocket endpoint without a valid handshake, or a handshake that a proxy has changed; `detail` says which";
+    BadRequest = 400, "bad-request", "The request is not valid",
+        "the request is not valid in another way";
+    Unauthorized = 401, "unauthorized", "A valid token is required",
+        "no valid token; `detail` says which check failed";
+    Forbidden = 403, "forbidden", "The token does not allow this",
+        "the token's role or channels do not allow the request";
+    CrossOrigin = 403, "cross-origin", "This origin is not allowed to use the cookie",
+        "a page of another origin used a cookie";
+    NotFound = 404, "not-found", "Not found",
+        "no such URL, verb, channel or subject, or it belongs to another school";
+    MethodNotAllowed = 405, "method-not-allowed", "The URL does not support this method",
+        "the URL does not support this method; jobs, for example, do not support `PUT`. `Allow` lists exactly those that it supports";
+    NotAcceptable = 406, "not-acceptable", "No transport matches the Accept header",
+        "no transport fits the `Accept` header";
+    AlreadyExists = 409, "already-exists", "The id is already in use",
+        "the id is already in use";
+    Finished = 409, "finished", "The subject is in a terminal state",
+        "the job or session is finished, or the violation is acknowledged";
+    Held = 409, "held", "Another subject holds the required resource",
+        "the device has another active session";
+    StaleAttempt = 409, "stale-attempt", "The report is about another attempt",
+        "the report belongs to an attempt other than the current one: it names that attempt, or names none and comes from a worker of an earlier attempt";
+    IllegalTransition = 409, "illegal-transition", "The current status does not allow this",
+        "the subject's status does not allow this";
+    AnswerGone = 410, "answer-gone", "The request was carried out before, and its answer is no longer kept",
+        "the request with this `Idempotency-Key` was carried out before, but its answer and its subject have been removed";
+    BodyTooLarge = 413, "body-too-large", "The body is too large",
+        "more bytes or commands than allowed";
+    BatchTooLarge = 413, "batch-too-large", "The batch produces too many bytes of events",
+        "the earlier lines have produced as many bytes of events as a batch is allowed to (`batch_event_bytes`); only in a line of a batch";
+    UnsupportedEncoding = 415, "unsupported-encoding", "The body's encoding is not supported",
+        "the body is compressed (`Content-Encoding`); send it uncompressed";
+    InvalidBody = 422, "invalid-body", "The body is JSON, but not valid for this request",
+        "valid JSON, but with a wrong type, an unknown field, a value out of range or a number that would be rounded; or the id in a `PUT` is not valid";
+    UnsupportedVersion = 426, "unsupported-version", "The WebSocket version is not supported",
+        "a WebSocket version other than 13; the response has `Upgrade` and `Sec-WebSocket-Version`";
+    KeyReused = 422, "idempotency-key-reused", "The idempotency key was used for a different request",
+        "the key was used for a different request";
+    TooManyStreams = 429, "too-many-streams", "The limit on open streams is reached",
+        "the limit of open streams for this school, user (`sub`) or address is reached; `Retry-After`";
+    TooManyReads = 429, "too-many-reads", "Too many reads of the school are waiting",
+        "the limit of requests of this school that wait for their turn to read is reached (`max_waiting_reads_per_school`); `Retry-After`";
+    TooFast = 429, "too-fast", "The rate limit is exceeded",
+        "too many commands (`publishes_per_sec`), pings (`pings_per_sec`) or bytes of events (`event_bytes_per_sec`), or the school's writes in progress use its whole share of `write_memory_bytes`. The request, or line, had no effect; `Retry-After`";
+    TooManySubjects = 409, "too-many-subjects", "The school's limit on subjects is reached",
+        "the school has reached its limit of jobs, sessions, devices, characteristics, schedules or ping keys";
+    Internal = 500, "internal", "The server failed",
+        "the server failed; the cause is in its log";
+    Unavailable = 503, "unavailable", "The server cannot do this now",
+        "the database does not answer or is busy with other reads, the total limit of streams is reached, there is no memory for writes (`write_memory_bytes`), or, at `/readyz`, the server is shutting down; `Retry-After`";
 }
 
 /// What a client is told about a failure inside the server.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use serde_json::Value;
+use tidings::http::problem::PROBLEMS;
 
 /// Fails if a page is not what is rendered now.
 fn keep(page: &str, rendered: &str) {
@@ -232,6 +233,13 @@ fn the_reference_of_the_http_api_is_what_the_code_describes() {
         if name == "Monitor" {
             page.push_str("[Monitor](monitor.md) describes the pages.\n");
         }
+    }
+    page.push_str("\n## Problems\n\n| status | name | when |\n| --- | --- | --- |\n");
+    let mut problems = PROBLEMS.to_vec();
+    problems.sort_by_key(|(status, ..)| *status);
+    for (status, uri, _, when) in problems {
+        let name = uri.rsplit(':').next().unwrap();
+        let _ = writeln!(page, "| {status} | `{name}` | {} |", cell(when));
     }
     keep("reference-http.md", &format!("{}\n", page.trim_end()));
 }

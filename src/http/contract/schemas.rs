@@ -87,7 +87,7 @@ impl Schemas {
     /// Returns an example of a problem as an answer.
     pub(super) fn problem(&mut self, kind: ProblemKind) -> Value {
         let problem = Problem::example(kind);
-        let example = json!({ "summary": problem.title(), "value": example(kind) });
+        let example = json!({ "summary": problem.title(), "description": kind.when(), "value": example(kind) });
         self.examples.insert(problem.code().to_owned(), example);
         json!({ "$ref": format!("#/components/examples/{}", problem.code()) })
     }

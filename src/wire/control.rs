@@ -73,6 +73,46 @@ impl Close {
         }
     }
 
+    /// Every reason. `ShuttingDown` stands for any `retry_ms`.
+    pub const ALL: [Close; 12] = [
+        Close::Done,
+        Close::ShuttingDown { retry_ms: 0 },
+        Close::ProtocolError,
+        Close::InvalidText,
+        Close::Rejected,
+        Close::InvalidRequest,
+        Close::MessageTooBig,
+        Close::InternalError,
+        Close::TryAgainLater,
+        Close::RejectedUnauthorized,
+        Close::TokenExpired,
+        Close::Silent,
+    ];
+
+    /// Returns when a stream is closed for this reason.
+    pub fn when(self) -> &'static str {
+        match self {
+            Close::Done => "everything has been sent, or the subject does not exist",
+            Close::ShuttingDown { .. } => {
+                "the server is shutting down; sent to every stream, also to one that opens during shutdown"
+            }
+            Close::ProtocolError => "the client violated the WebSocket protocol",
+            Close::InvalidText => "the client sent text that is not UTF-8",
+            Close::Rejected => {
+                "the token does not allow the stream (`/progress/ws`, `/ws/enrollment`, `/ws/device-status`, `/ws/upload-progress`)"
+            }
+            Close::InvalidRequest => "the request is not valid; an `error` before it says why",
+            Close::MessageTooBig => "a client message was larger than allowed",
+            Close::InternalError => "the database could not be read",
+            Close::TryAgainLater => "too many streams are open",
+            Close::RejectedUnauthorized => {
+                "the token does not allow the stream (`/ws`, `/ws/samples`)"
+            }
+            Close::TokenExpired => "the token or ticket has expired",
+            Close::Silent => "the client did not answer pings for two heartbeat intervals",
+        }
+    }
+
     /// Returns the reason, for people and logs.
     pub fn reason(self) -> &'static str {
         match self {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use tidings::http::problem::PROBLEMS;
+use tidings::wire::Close;
 
 /// Fails if a page is not what is rendered now.
 fn keep(page: &str, rendered: &str) {
@@ -280,7 +281,24 @@ fn the_reference_of_the_messages_is_what_the_code_describes() {
             }
         }
     }
-    page.push_str("## Channels\n\n| channel | sent | accepted |\n| --- | --- | --- |\n");
+    page.push_str(
+        "## Close codes\n\nBefore it closes a stream, the server sends `closing` with the code, and a WebSocket is closed with it.\n\n\
+        | code | when | reconnect |\n| --- | --- | --- |\n",
+    );
+    for close in Close::ALL {
+        let reconnect = match (close, close.retry_ms()) {
+            (Close::TokenExpired, _) => "at once, with a fresh token".to_owned(),
+            (Close::ShuttingDown { .. }, _) => {
+                "after `retry_ms`, which spreads the clients over time".to_owned()
+            }
+            (Close::Rejected | Close::RejectedUnauthorized, _) => "with another token".to_owned(),
+            (_, Some(millis)) => format!("after {} s", millis / 1_000),
+            (_, None) => "no".to_owned(),
+        };
+        let (code, when) = (close.code(), close.when());
+        let _ = writeln!(page, "| {code} | {} | {reconnect} |", cell(when));
+    }
+    page.push_str("\n## Channels\n\n| channel | sent | accepted |\n| --- | --- | --- |\n");
     for (name, channel) in document["channels"].as_object().unwrap() {
         let names = |action: &str| {
             let operation = &document["operations"][format!("{name}.{action}")];

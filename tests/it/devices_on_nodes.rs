@@ -1,11 +1,10 @@
 //! Devices whose heartbeats reach several nodes. What comes out is as if one node had heard all of them. The nodes here share
-//! one store within a process, and hear no events but their own.
+//! one database within a process, and hear no events but their own.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tidings::cluster::{Cluster, Identity, NodeHealth, Peers};
 use tidings::config::Settings;
 use tidings::id::{SchoolId, SubjectId};
@@ -13,16 +12,15 @@ use tidings::kind;
 use tidings::kind::device::{self, Status};
 use tidings::lease::Terms;
 use tidings::log::nodes::{Fingerprint, NodeId};
-use tidings::log::{CommandError, Committed, Envelope, Receipt, Store};
+use tidings::log::{CommandError, Envelope, Receipt, Store};
 use tidings::presence::{Presence, Together};
 use tidings::publish::Publisher;
 use tidings::scope::Scope;
-use tidings::store::sqlite::SqliteStore;
 use tidings::tasks::{Task, Tasks};
 use tidings::throttle::{Debts, RateLimit};
 use tidings::uptime::UptimeClock;
-use tidings::watchdog;
 
+use crate::support::nodes::{SharedDatabase, later};
 use crate::support::until;
 
 const TERMS: Terms = Terms {
@@ -32,9 +30,9 @@ const TERMS: Terms = Terms {
 };
 
 struct Shared {
+    database: Arc<SharedDatabase>,
+    /// The store of a node of which no other one hears.
     store: Arc<dyn Store>,
-    clock: Tasks,
-    _place: TempDir,
 }
 
 /// A node, as far as devices are concerned.
@@ -42,19 +40,12 @@ struct Node {
     presence: Arc<Presence>,
     cluster: Arc<Cluster>,
     uptime: UptimeClock,
+    database: Arc<SharedDatabase>,
     tasks: Tasks,
 }
 
 fn school() -> SchoolId {
     1.try_into().unwrap()
-}
-
-/// Waits until what happened before is in the past: uptime is in milliseconds.
-async fn later(uptime: &UptimeClock) {
-    let now = uptime.now();
-    while uptime.now() == now {
-        tokio::task::yield_now().await;
-    }
 }
 
 fn id(text: &str) -> SubjectId {
@@ -72,21 +63,10 @@ fn command<T: serde::de::DeserializeOwned>(
 
 impl Shared {
     fn open() -> Shared {
-        let place = tempfile::tempdir().unwrap();
-        let (committed, mut batches) = Committed::channel(100);
-        tokio::spawn(async move { while batches.recv().await.is_some() {} });
-        let path = place.path().join("test.db");
-        let store = SqliteStore::open(&Settings::default(), &path, committed, &[]);
-        let store: Arc<dyn Store> = Arc::new(store.unwrap());
-        let clock = Tasks::default();
-        let uptime = store.uptime();
-        clock.supervise(Task::new("uptime"), move || {
-            watchdog::count_uptime(uptime.clone())
-        });
+        let database = Arc::new(SharedDatabase::new(Settings::default(), &[]));
         Shared {
-            store,
-            clock,
-            _place: place,
+            store: database.node().store,
+            database,
         }
     }
 
@@ -100,18 +80,20 @@ impl Shared {
     async fn joined(&self) -> Node {
         let secret = Fingerprint::of("jwt_secret", b"secret");
         let identity = Identity::new(NodeId::generate(), secret);
-        let store = || Arc::clone(&self.store);
+        let own = self.database.node().store;
+        let store = || Arc::clone(&own);
         let cluster = Cluster::new(store(), identity, Box::new(NodeHealth::default));
         let cluster = Arc::new(cluster);
         cluster.join().await.unwrap().unwrap();
         let debts = Debts::new(RateLimit::for_event_bytes(&Settings::default()));
         let publisher = Publisher::new(store(), Arc::new(debts));
-        let together = Together::new(&self.store, Arc::clone(&cluster), TERMS);
+        let together = Together::new(&own, Arc::clone(&cluster), TERMS);
         let presence = Arc::new(Presence::among(store(), publisher, together));
         Node {
             presence,
             cluster,
-            uptime: self.store.uptime(),
+            uptime: own.uptime(),
+            database: Arc::clone(&self.database),
             tasks: Tasks::default(),
         }
     }
@@ -128,9 +110,14 @@ impl Shared {
             .await;
     }
 
+    /// Waits until what any node did before is in the past.
+    async fn later(&self) {
+        later(&self.store.uptime(), &self.database.clocks()).await;
+    }
+
     /// A report that reaches a node of which nobody else hears.
     async fn report(&self, device: &str, status: &str) {
-        later(&self.store.uptime()).await;
+        self.later().await;
         let body = json!({ "status": status });
         self.append(command(device, body, device::Command::Report))
             .await;
@@ -171,7 +158,7 @@ impl Node {
     }
 
     async fn heartbeat(&self, device: &str) -> Status {
-        later(&self.uptime).await;
+        later(&self.uptime, &self.database.clocks()).await;
         let answers = self.presence.heartbeats(school(), &[id(device)]).await;
         answers.unwrap().remove(0).unwrap().status
     }
@@ -292,7 +279,7 @@ async fn a_lease_that_another_node_shortens_ends_in_time() {
     shared.register("door", 600).await;
     one.heartbeat("door").await;
     assert_eq!(other.heartbeat("door").await, Status::Online);
-    later(&one.uptime).await;
+    shared.later().await;
     shared.register("door", 1).await;
     until("it is offline after the new lease", async || {
         shared.status("door").await == Status::Offline
@@ -360,7 +347,6 @@ async fn only_the_first_node_of_a_cluster_marks_devices_as_unknown() {
     .await;
     let history = ["unknown", "online", "unknown", "online"];
     assert_eq!(shared.history("door").await, history);
-    assert!(shared.clock.end(Duration::from_secs(30)).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -386,5 +372,4 @@ async fn a_device_that_is_reported_after_the_start_is_not_marked_as_unknown() {
     let history = ["unknown", "online", "offline", "online"];
     assert_eq!(shared.history("since").await, history);
     assert!(node.tasks.end(Duration::from_secs(30)).await);
-    assert!(shared.clock.end(Duration::from_secs(30)).await);
 }

@@ -1,4 +1,4 @@
-//! What several nodes do at once over one store: here, several tasks that know nothing of one another.
+//! What several nodes do at once over one database: here, several tasks that know nothing of one another.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,43 +6,39 @@ use std::time::Duration;
 
 use chrono::Utc;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tidings::cluster::{Cluster, Identity, NodeHealth};
 use tidings::config::{Bounded, NODE_FORGOTTEN, Settings};
 use tidings::id::SchoolId;
 use tidings::kind::{self, job};
 use tidings::lease::{Lease, Terms};
 use tidings::log::nodes::{Fingerprint, NodeId, NodeReport};
-use tidings::log::{Committed, Envelope, Store};
+use tidings::log::{Envelope, Store};
 use tidings::schedules::Schedules;
 use tidings::scope::Scope;
-use tidings::store::sqlite::SqliteStore;
 use tidings::tasks::{Task, Tasks};
 use tidings::uptime::Uptime;
 use tidings::watchdog;
 
+use crate::support::nodes::{SharedDatabase, later};
 use crate::support::{Server, Transport, admin, figment, server, server_with, until, viewer};
 
 const NODES: usize = 3;
 
 struct Shared {
-    store: Arc<dyn Store>,
-    _place: TempDir,
+    /// One per node.
+    stores: Vec<Arc<dyn Store>>,
+    _database: SharedDatabase,
 }
 
 fn school() -> SchoolId {
     1.try_into().unwrap()
 }
 
-fn shared(settings: &Settings) -> Shared {
-    let place = tempfile::tempdir().unwrap();
-    let (committed, mut batches) = Committed::channel(100);
-    tokio::spawn(async move { while batches.recv().await.is_some() {} });
-    let path = place.path().join("test.db");
-    let store = SqliteStore::open(settings, &path, committed, &[]).unwrap();
+fn shared(settings: Settings) -> Shared {
+    let database = SharedDatabase::new(settings, &[]);
     Shared {
-        store: Arc::new(store),
-        _place: place,
+        stores: (0..NODES).map(|_| database.node().store).collect(),
+        _database: database,
     }
 }
 
@@ -53,8 +49,13 @@ fn create(id: &str, mut body: Value) -> Envelope {
 }
 
 impl Shared {
+    /// Returns the store of the first node.
+    fn store(&self) -> &Arc<dyn Store> {
+        &self.stores[0]
+    }
+
     async fn append(&self, envelopes: Vec<Envelope>) {
-        for answer in self.store.append(school(), envelopes).await.unwrap() {
+        for answer in self.store().append(school(), envelopes).await.unwrap() {
             answer.unwrap();
         }
     }
@@ -65,7 +66,7 @@ impl Shared {
         let scope = Arc::new(Scope::new(school(), [kind::channel("jobs").unwrap()]));
         let mut after = 0;
         loop {
-            let page = self.store.replay(Arc::clone(&scope), after, false).await;
+            let page = self.store().replay(Arc::clone(&scope), after, false).await;
             let page = page.unwrap();
             for event in &page.events {
                 let seen = statuses.entry(event.subject.to_string()).or_default();
@@ -81,29 +82,27 @@ impl Shared {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watchdogs_of_several_nodes_end_each_silent_job_once() {
-    let shared = shared(&Settings::default());
+    let shared = shared(Settings::default());
     let silent = json!({"status": "in_progress", "timeout_secs": 1, "stall_after_secs": 0});
     let ids = (0..300).map(|number| format!("j{number}"));
     let envelopes = ids.map(|id| create(&id, silent.clone())).collect();
     shared.append(envelopes).await;
     let tasks = Tasks::default();
-    for _ in 0..NODES {
-        let store = Arc::clone(&shared.store);
+    for store in &shared.stores {
+        let store = Arc::clone(store);
         let schedules = Arc::new(Schedules::new(Arc::clone(&store)));
         tasks.supervise(Task::new("watchdog"), move || {
             watchdog::watch_silence(Arc::clone(&store), Arc::clone(&schedules))
         });
     }
-    let clock = shared.store.uptime();
     until("all have ended", async || {
-        let counts = shared.store.counts(school(), job::KIND).await.unwrap();
-        clock.now();
+        let counts = shared.store().counts(school(), job::KIND).await.unwrap();
         counts.contains(&("failed", 300))
     })
     .await;
     // Whatever the others were about to do, they have done when they have ended.
     assert!(tasks.end(Duration::from_secs(30)).await);
-    shared.store.ping().await.unwrap();
+    shared.store().ping().await.unwrap();
     for (id, statuses) in shared.history().await {
         assert_eq!(statuses, ["in_progress", "failed"], "{id}");
     }
@@ -117,7 +116,7 @@ async fn sweeps_at_once_delete_what_one_would_and_under_the_lease_one_sweeps() {
         job_retention_secs: Bounded::of::<1>(),
         ..Settings::default()
     };
-    let shared = shared(&settings);
+    let shared = shared(settings);
     let running = json!({"status": "in_progress"});
     for part in 0..4 {
         let ids = (0..500).map(|number| format!("j{part}-{number}"));
@@ -125,27 +124,29 @@ async fn sweeps_at_once_delete_what_one_would_and_under_the_lease_one_sweeps() {
         shared.append(envelopes).await;
     }
     let now = chrono::Utc::now();
-    let sweeps = (0..NODES).map(|_| {
-        let store = Arc::clone(&shared.store);
+    let sweeps = shared.stores.iter().map(|store| {
+        let store = Arc::clone(store);
         tokio::spawn(async move { while store.sweep(now).await.unwrap() {} })
     });
     futures_util::future::try_join_all(sweeps).await.unwrap();
-    let bounds = shared.store.bounds(school()).await.unwrap();
+    let bounds = shared.store().bounds(school()).await.unwrap();
     assert_eq!((bounds.floor.seq, bounds.head.seq), (1_900, 2_000));
     assert_eq!(shared.history().await.len(), 100);
-    let counts = shared.store.counts(school(), job::KIND).await.unwrap();
+    let counts = shared.store().counts(school(), job::KIND).await.unwrap();
     assert_eq!(counts, [("in_progress", 2_000)], "what goes on is kept");
 
     let tasks = Tasks::default();
     let terms = Terms::default();
-    let leases: Vec<Arc<Lease>> = (0..NODES)
-        .map(|_| {
-            let store = Arc::clone(&shared.store);
+    let leases: Vec<Arc<Lease>> = shared
+        .stores
+        .iter()
+        .map(|store| {
+            let store = Arc::clone(store);
             Arc::new(Lease::new(store, watchdog::SWEEP_LEASE, terms))
         })
         .collect();
-    for lease in &leases {
-        let (store, lease) = (Arc::clone(&shared.store), Arc::clone(lease));
+    for (store, lease) in shared.stores.iter().zip(&leases) {
+        let (store, lease) = (Arc::clone(store), Arc::clone(lease));
         tasks.supervise(Task::new("retention"), move || {
             watchdog::sweep(Arc::clone(&store), Arc::clone(&lease), Duration::ZERO)
         });
@@ -157,17 +158,17 @@ async fn sweeps_at_once_delete_what_one_would_and_under_the_lease_one_sweeps() {
         .collect();
     shared.append(envelopes).await;
     until("it sweeps on", async || {
-        shared.store.bounds(school()).await.unwrap().floor.seq == 1_950
+        shared.store().bounds(school()).await.unwrap().floor.seq == 1_950
     })
     .await;
     assert_eq!(holders(), 1);
     assert!(tasks.end(Duration::from_secs(30)).await);
 }
 
-fn cluster(shared: &Shared, secret: &str, bus: &'static str) -> Cluster {
+fn cluster(store: &Arc<dyn Store>, secret: &str, bus: &'static str) -> Cluster {
     let secret = Fingerprint::of("jwt_secret", secret.as_bytes());
     let identity = Identity::new(NodeId::generate(), secret);
-    let store = Arc::clone(&shared.store);
+    let store = Arc::clone(store);
     let health = move || NodeHealth {
         bus_fingerprint: Some(Fingerprint::of("bus_url", bus.as_bytes())),
         ..NodeHealth::default()
@@ -177,12 +178,15 @@ fn cluster(shared: &Shared, secret: &str, bus: &'static str) -> Cluster {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_does_not_start_beside_one_that_has_another_secret() {
-    let shared = shared(&Settings::default());
-    let first = cluster(&shared, "secret", "bus");
+    let shared = shared(Settings::default());
+    let [one, another, third] = &shared.stores[..] else {
+        panic!("a store for each node");
+    };
+    let first = cluster(one, "secret", "bus");
     first.join().await.unwrap().unwrap();
-    let same = cluster(&shared, "secret", "another bus");
+    let same = cluster(another, "secret", "another bus");
     same.join().await.unwrap().expect("it works, if slowly");
-    let other = cluster(&shared, "another secret", "bus");
+    let other = cluster(third, "another secret", "bus");
     let differs = other.join().await.unwrap().unwrap_err();
     assert_eq!(differs.setting, "jwt_secret");
     assert_eq!(differs.id, *first.id());
@@ -300,7 +304,9 @@ async fn servers_over_one_database_know_each_other_and_hear_devices_together() {
         server_with(settings.clone()).await,
         server_with(settings).await,
     );
+    let clocks = [&one, &other].map(|server| server.tidings.store().uptime());
     let heartbeat = async |server: &Server, device: &str| {
+        later(&server.tidings.store().uptime(), &clocks).await;
         let path = format!("/api/devices/{device}/heartbeat");
         server.report(&path, json!({})).await["status"].clone()
     };

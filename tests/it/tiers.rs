@@ -42,6 +42,39 @@ fn a_test_is_left_out_of_the_fast_tier_for_being_slow_and_for_nothing_else() {
     assert!(slow > 0, "the slow ones were found");
 }
 
+/// Over SQLite, the nodes of a process share one store, so that its cached states are never outdated.
+#[test]
+fn tests_of_several_nodes_run_over_postgres_too() {
+    let script = text(".ci/stores");
+    let list = script.split_once("modules=(\n").unwrap().1;
+    let modules: Vec<&str> = list
+        .split_once("\n)")
+        .unwrap()
+        .0
+        .split_whitespace()
+        .collect();
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let uses_nodes = format!("use crate::support::{}", "nodes::");
+    let mut count = 0;
+    for path in rust_files(&tests) {
+        let source = std::fs::read_to_string(&path).unwrap();
+        if !source.contains(&uses_nodes) {
+            continue;
+        }
+        let of_tests = path.strip_prefix(&tests).unwrap();
+        let module = Path::new(of_tests.iter().next().unwrap())
+            .file_stem()
+            .unwrap();
+        assert!(
+            modules.contains(&module.to_str().unwrap()),
+            "{}",
+            of_tests.display()
+        );
+        count += 1;
+    }
+    assert!(count > 2, "they were found");
+}
+
 /// Runs a script whose `cargo` is another script.
 fn with_cargo(cargo: &str, script: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();

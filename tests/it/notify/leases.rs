@@ -6,20 +6,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::json;
-use tempfile::TempDir;
 use tidings::config::Settings;
 use tidings::event::Event;
 use tidings::feed::Feed;
 use tidings::id::SchoolId;
 use tidings::kind::{self, job};
 use tidings::lease::Terms;
-use tidings::log::{Committed, Envelope, Log, Store};
+use tidings::log::{Envelope, Log, Store};
 use tidings::notify::notification::{DeliveryError, Notification};
 use tidings::notify::{Notifier, Notifiers};
-use tidings::store::sqlite::SqliteStore;
 use tidings::tasks::Tasks;
 use tokio::runtime::Handle;
 
+use crate::support::nodes::SharedDatabase;
 use crate::support::{PATIENCE, until};
 
 const NODES: usize = 2;
@@ -82,10 +81,11 @@ struct Node {
 }
 
 struct Cluster {
+    /// The store of a node that has no notifiers.
     store: Arc<dyn Store>,
     nodes: Vec<Node>,
     heard: Heard,
-    _place: TempDir,
+    _database: SharedDatabase,
 }
 
 fn school() -> SchoolId {
@@ -105,14 +105,12 @@ fn runtime() -> (Handle, tokio::sync::oneshot::Sender<()>) {
 
 impl Cluster {
     fn start(terms: Terms) -> Cluster {
-        let place = tempfile::tempdir().unwrap();
-        let (committed, mut batches) = Committed::channel(100);
-        let path = place.path().join("test.db");
-        let opened = SqliteStore::open(&Settings::default(), &path, committed.clone(), &["ops"]);
-        let store: Arc<dyn Store> = Arc::new(opened.unwrap());
-        let feed = Arc::new(Feed::new(Arc::clone(&store) as Arc<dyn Log>, committed));
+        let database = SharedDatabase::new(Settings::default(), &["ops"]);
         let heard = Heard::default();
         let node = |number| {
+            let own = database.node();
+            let feed = Feed::new(Arc::clone(&own.store) as Arc<dyn Log>, own.committed);
+            let feed = Arc::new(feed);
             let (resume, resumes) = mpsc::channel();
             let notifier = Arc::new(Recording {
                 node: number,
@@ -122,7 +120,7 @@ impl Cluster {
                 resumes: Mutex::new(resumes),
             });
             let shared = Arc::clone(&notifier) as Arc<dyn Notifier>;
-            let notifiers = Notifiers::with_terms(&store, &feed, vec![shared], terms);
+            let notifiers = Notifiers::with_terms(&own.store, &feed, vec![shared], terms);
             let (runtime, ends) = runtime();
             let tasks = Tasks::default();
             let guard = runtime.enter();
@@ -137,20 +135,15 @@ impl Cluster {
             }
         };
         let nodes: Vec<Node> = (0..NODES).map(node).collect();
-        let observers: Vec<_> = nodes
-            .iter()
-            .map(|node| Arc::clone(&node.notifiers))
-            .collect();
-        tokio::spawn(async move {
-            while let Some(events) = batches.recv().await {
-                observers.iter().for_each(|node| node.observe(&events));
-            }
-        });
+        for node in &nodes {
+            let notifiers = Arc::clone(&node.notifiers);
+            database.observe(move |events| notifiers.observe(events));
+        }
         Cluster {
-            store,
+            store: database.node().store,
             nodes,
             heard,
-            _place: place,
+            _database: database,
         }
     }
 

@@ -10,6 +10,7 @@ pub(crate) mod listener;
 pub(crate) mod memory;
 #[cfg(target_os = "linux")]
 pub(crate) mod network;
+pub(crate) mod nodes;
 pub(crate) mod page;
 pub(crate) mod part;
 pub(crate) mod pgbouncer;

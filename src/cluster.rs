@@ -20,6 +20,7 @@ use crate::config::{NODE_FORGOTTEN, NODE_GONE, NODE_PERIOD};
 use crate::failures::Failures;
 use crate::log::nodes::{Fingerprint, Node, NodeId, NodeReport};
 use crate::log::{Store, StoreError};
+use crate::uptime::Uptime;
 
 /// The properties of this node that do not change.
 #[derive(Debug, Clone)]
@@ -216,10 +217,10 @@ impl Cluster {
             uptime: clock.now(),
         };
         let nodes = self.store.node_heartbeat(report, NODE_FORGOTTEN).await?;
-        if let Some(highest) = nodes.iter().map(|node| node.report.uptime).max() {
+        let mut known = self.lock();
+        if let Some(highest) = nodes.iter().map(|node| known.uptime_of(node)).max() {
             clock.advance_to(highest);
         }
-        let mut known = self.lock();
         known.take_in(&nodes, self.id());
         Ok(nodes)
     }
@@ -280,6 +281,18 @@ fn differences(nodes: &[Node], this_id: &NodeId) -> Vec<Differs> {
 }
 
 impl Known {
+    /// Returns the uptime of a node at this moment. A node that has reported since the last exchange counts on: without the time since
+    /// its report, the clocks of nodes would differ by up to [`NODE_PERIOD`], and a message that one of them received would be
+    /// too old for another. If it has ended meanwhile, this node has listened instead.
+    fn uptime_of(&self, node: &Node) -> Uptime {
+        let known = self.nodes.iter().find(|at| at.report.id == node.report.id);
+        let counts_on = known.is_some_and(|known| known.seen_at < node.seen_at);
+        match counts_on {
+            true => node.report.uptime + node.silent.min(NODE_PERIOD),
+            false => node.report.uptime,
+        }
+    }
+
     fn take_in(&mut self, nodes: &[Node], this_id: &NodeId) {
         self.nodes = nodes.to_vec();
         self.read_at = Instant::now();
@@ -350,15 +363,19 @@ mod tests {
         }
     }
 
-    /// What the node of this report concludes from reading these nodes, one round after the other.
-    fn conclusions(report: &NodeReport, rounds: &[&[Node]]) -> Vec<Peers> {
-        let mut known = Known {
+    fn nothing_known() -> Known {
+        Known {
             nodes: Vec::new(),
             read_at: Instant::now(),
             peers: Peers::Unclear,
             earlier_nodes: None,
             reported: HashSet::new(),
-        };
+        }
+    }
+
+    /// What the node of this report concludes from reading these nodes, one round after the other.
+    fn conclusions(report: &NodeReport, rounds: &[&[Node]]) -> Vec<Peers> {
+        let mut known = nothing_known();
         let conclude = |nodes: &&[Node]| {
             known.take_in(nodes, &report.id);
             known.peers
@@ -414,6 +431,20 @@ mod tests {
             [Unclear, Absent],
             "and another is forgotten"
         );
+    }
+
+    /// A restart must not count the time since the last report of the process before it.
+    #[test]
+    fn a_node_counts_on_after_its_report_only_if_it_has_reported_since_this_one_read_of_it() {
+        let (this, other) = (report("1", "s", None), report("2", "s", None));
+        let mut known = nothing_known();
+        let uptimes = [(4, 5), (5, 6), (5, 7), (7, 12)].map(|(seen_at, now)| {
+            let node = node(&other, seen_at, now);
+            let uptime = known.uptime_of(&node);
+            known.take_in(&[node], &this.id);
+            uptime.millis()
+        });
+        assert_eq!(uptimes, [0, 1_000, 0, 2_000]);
     }
 
     #[test]

@@ -202,6 +202,36 @@ async fn a_node_does_not_start_beside_one_that_has_another_secret() {
     assert_eq!(other.nodes().len(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nodes_clock_counts_what_another_node_has_counted_since_its_last_report() {
+    let shared = shared(Settings::default());
+    let [ahead, behind, _] = &shared.stores[..] else {
+        panic!("a store for each node");
+    };
+    let (clock, other) = (ahead.uptime(), behind.uptime());
+    let node = cluster(ahead, "secret", "bus");
+    let late = cluster(behind, "secret", "bus");
+    node.join().await.unwrap().unwrap();
+    late.join().await.unwrap().unwrap();
+    let pause = async || {
+        let begun = clock.now();
+        until("time has passed since the report", async || {
+            clock.now() > begun + Duration::from_millis(700)
+        })
+        .await;
+        clock.now().since(begun)
+    };
+    clock.advance_to(clock.now() + Duration::from_secs(3_600));
+    let reported = clock.now();
+    node.join().await.unwrap().unwrap();
+    // What a node that is silent for longer counts is not known.
+    let since = pause().await.min(Duration::from_secs(1));
+    late.join().await.unwrap().unwrap();
+    // The database measures in milliseconds, too.
+    let rounded = Duration::from_millis(5);
+    assert!(other.now() + rounded >= reported + since);
+}
+
 fn elsewhere(id: &NodeId, uptime: Uptime) -> NodeReport {
     NodeReport {
         id: id.clone(),

@@ -8,7 +8,7 @@ use chrono::Utc;
 use serde_json::{Value, json};
 use tidings::cluster::{Cluster, Identity, NodeHealth};
 use tidings::config::{Bounded, NODE_FORGOTTEN, Settings};
-use tidings::id::SchoolId;
+use tidings::id::{SchoolId, SubjectId};
 use tidings::kind::{self, job};
 use tidings::lease::{Lease, Terms};
 use tidings::log::nodes::{Fingerprint, NodeId, NodeReport};
@@ -230,6 +230,33 @@ async fn a_nodes_clock_counts_what_another_node_has_counted_since_its_last_repor
     // The database measures in milliseconds, too.
     let rounded = Duration::from_millis(5);
     assert!(other.now() + rounded >= reported + since);
+}
+
+/// As after a suspension, until the node has read of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_at_a_node_whose_clock_is_behind_does_not_make_a_job_silent() {
+    let shared = shared(Settings::default());
+    let [ahead, behind, _] = &shared.stores[..] else {
+        panic!("a store for each node");
+    };
+    let clock = ahead.uptime();
+    clock.advance_to(clock.now() + Duration::from_secs(3_600));
+    let id: SubjectId = "j".parse().unwrap();
+    let limits = json!({"status": "in_progress", "stall_after_secs": 600, "timeout_secs": 900});
+    shared.append(vec![create("j", limits)]).await;
+    let reported = serde_json::from_value(json!({"progress": 50})).unwrap();
+    for (store, command) in [
+        (behind, job::Command::Progress(reported)),
+        (ahead, job::Command::Check),
+    ] {
+        let envelope = Envelope::new(id.clone(), kind::Command::Job(command));
+        let mut answers = store.append(school(), vec![envelope]).await.unwrap();
+        answers.remove(0).unwrap();
+    }
+    let stored = ahead.subject(school(), job::KIND, id).await.unwrap();
+    let job = stored.unwrap().state.job().unwrap().clone();
+    assert_eq!(job.status, job::Status::InProgress);
+    assert!(!job.stalled);
 }
 
 fn elsewhere(id: &NodeId, uptime: Uptime) -> NodeReport {

@@ -348,7 +348,10 @@ impl Job {
         if let Some(estimator) = &mut self.estimator {
             estimator.hear(away);
         }
-        (self.heard_at, self.heard_uptime) = (context.now, context.uptime);
+        self.heard_at = context.now;
+        // The clock of a node that was suspended is behind until it reads of the others'. A report that it takes must not make the
+        // job silent for them since before the last one.
+        self.heard_uptime = self.heard_uptime.max(context.uptime);
     }
 
     fn start(&mut self, context: &Context<'_>) {

@@ -1,7 +1,7 @@
 """Chaos with several nodes: real nodes on a real PostgreSQL with a standby, rung by a real Redis, each behind a proxy that breaks the
 connections. Workers publish to any node with idempotent retries, readers move between nodes and transports with their cursors, devices
-send heartbeats to alternating nodes, and a receiver takes what a notifier delivers. Afterwards `truth.py` checks every guarantee against
-the logs of the databases.
+send heartbeats to alternating nodes, and a receiver takes what a notifier delivers. Some jobs are abandoned, logs are kept for seconds
+only, and some readers stay away for longer. Afterwards `truth.py` checks every guarantee against the logs of the databases.
 
     python3 tests/chaos/cluster.py --binary target/release/tidings --seconds 600 --seed 7
     python3 tests/chaos/cluster.py --binary target/debug/tidings --seconds 60 --faults promote,node-freeze --pooler
@@ -28,8 +28,9 @@ from ledger import Broken
 from parts import PgBouncer, Postgres, Redis
 from proxy import Link
 from server import SECRET, Server
-from sources import HeartbeatSender, Receiver, check_devices, check_notifier
-from truth import Reading, School, Truth, Walk
+from silence import ABANDONED, END_SECS, LIMITS, REPORTED, check_silence
+from sources import DEAD_LETTERS, HeartbeatSender, Receiver, check_devices, check_notifier
+from truth import KEEP_SWEPT, WHOLE_LOGS, Log, Reading, School, Truth, Walk
 
 # What happens to nodes, to the bus, and to the database. `promote` loses commits. With `--synchronous milestone`, `postgres-restart` loses
 # the ticks that were not yet on disk. The others lose nothing.
@@ -41,17 +42,21 @@ FAULTS = (
 # After a life of the database has ended, this must pass before the next one ends, so that it is known which life a reader came to.
 LIVES_APART_SECS = 15
 READY_SECS = 60
+# How long events are kept, and how long a reader stays away to find that its cursor has expired: the sweep takes turns of 10 s.
+RETENTION_SECS, AWAY_SECS = 5, 18
 # Counts the statements that may still commit. One whose answer nobody takes cannot.
 BUSY = """SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state = 'active' AND pid <> pg_backend_pid()
     AND wait_event IS DISTINCT FROM 'ClientWrite'"""
 
 
 class Lost(Exception):
-    """A request was rejected because the database lost what it relied on."""
+    """A request was rejected because the database lost what it relied on, or because a job has timed out."""
 
 
 class Publisher(Worker):
     """A worker that begins anew when the database has lost its job."""
+
+    may_time_out = False
 
     async def work(self):
         number = 0
@@ -74,9 +79,64 @@ class Publisher(Worker):
             except Lost:
                 self.run.begun_anew += 1
 
+    async def abandon_jobs(self):
+        """Begins jobs, and reports on each until it is abandoned."""
+        async def until_abandoned(job):
+            for number in range(self.chance.randint(0, 3)):
+                await self.publish("POST", f"/api/jobs/{job}/progress", {"progress": 10 * number + 1})
+
+        await self._keep_beginning(ABANDONED, until_abandoned, 5)
+
+    async def report_jobs(self):
+        """Begins jobs, and reports on each in time until it ends."""
+        async def until_complete(job):
+            ends_at = time.monotonic() + self.chance.uniform(5, 25)
+            number = 0
+            while time.monotonic() < ends_at and not self.run.is_over:
+                number += 1
+                await self.publish("POST", f"/api/jobs/{job}/progress", {"progress": None, "message": f"{number}"})
+                await asyncio.sleep(self.chance.uniform(0, 1))
+            await self.publish("POST", f"/api/jobs/{job}/complete", {})
+
+        await self._keep_beginning(REPORTED, until_complete, 1)
+
+    async def _keep_beginning(self, prefix, carry_on, pause):
+        number = 0
+        while not self.run.is_over:
+            number += 1
+            self.began, self.may_time_out = self.run.life, True
+            job = f"{prefix}{self.name}-{number}"
+            try:
+                await self.publish("POST", "/api/jobs", {"job_id": job, "job_type": "scan", "status": "in_progress", **LIMITS})
+                await carry_on(job)
+            except Lost:
+                self.run.begun_anew += 1
+            await asyncio.sleep(self.chance.uniform(0, pause))
+            while self.run.is_lull and not self.run.is_over:
+                await asyncio.sleep(0.1)
+
     def refused(self, what, status):
+        # A request may have waited for longer than the job's limit. Whether that was so is checked afterwards.
+        if self.may_time_out and status == 409:
+            return Lost()
         # What the database has lost is not found, or in an earlier state.
         return Lost() if self.began != self.run.life and status in (404, 409) else Broken(what)
+
+
+class Roamer(Reader):
+    """A reader that stays away now and then, for so long that its cursor expires."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.leaves_at = time.monotonic() + self.chance.uniform(0, 30)
+
+    async def listen(self, until):
+        if self.reading.cursors and time.monotonic() > self.leaves_at and not self.run.is_over:
+            back_at = time.monotonic() + AWAY_SECS
+            self.leaves_at = back_at + self.chance.uniform(0, 120)
+            while time.monotonic() < back_at and not until():
+                await asyncio.sleep(0.2)
+        await super().listen(until)
 
 
 class Node:
@@ -112,7 +172,7 @@ class Run:
         self.schools = [School(number) for number in range(1, options.schools + 1)]
         self.postgres_lock, self.redis_lock = asyncio.Lock(), asyncio.Lock()
         self.ends_of_lives = {"promote"} if options.synchronous == "full" else {"promote", "postgres-restart"}
-        self.life, self.dumps, self.is_life_ending = 0, [], False
+        self.life, self.past_logs, self.is_life_ending, self.is_life_over = 0, [], False, False
         self.life_began_at = time.monotonic() - LIVES_APART_SECS
         self.crashed = set()  # the lives that ended with a crash: only ticks may be lost
         self.is_lull = False  # workers only report progress, so that a crash has ticks to lose
@@ -125,6 +185,10 @@ class Run:
 
     def port(self, chance):
         return chance.choice(self.nodes).server.port
+
+    def oldest_life(self):
+        """Returns the oldest life that may answer who connects now: nodes remember the last one until they have reached the next."""
+        return self.life - self.is_life_over
 
     def spoil(self, _, message):
         return [message]
@@ -158,6 +222,7 @@ class Run:
             settings = {
                 "TIDINGS_DATABASE_URL": f"postgres://tidings@127.0.0.1:{node.postgres.port}/tidings",
                 "TIDINGS_SYNCHRONOUS": self.options.synchronous,
+                "TIDINGS_RETENTION_SECS": str(RETENTION_SECS),
                 "TIDINGS_NOTIFIERS": json.dumps([self.receiver.notifier()]),
             }
             if self.options.pooler:
@@ -171,6 +236,7 @@ class Run:
             folder.mkdir()
             node.server = Server(self.options.binary, folder, [], settings)
             await node.server.start()
+        await asyncio.to_thread(self.primary.query, KEEP_SWEPT)
 
     async def add_standby(self):
         """Starts a standby of the primary, and waits until it has everything."""
@@ -318,11 +384,9 @@ class Run:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"statements are still running {READY_SECS} s after the nodes were cut off")
             await asyncio.sleep(0.01)
-        dump = self.folder / f"life-{self.life}.sql"
-        await asyncio.to_thread(self.primary.dump, dump)
-        self.dumps.append(dump)
+        self.past_logs.append(await self.whole_logs())
         await self.primary.end()
-        self.life += 1
+        self.life, self.is_life_over = self.life + 1, True
 
     async def _begin_life(self):
         """Lets the nodes reach the database that has taken over."""
@@ -330,7 +394,7 @@ class Run:
         self.to_primary.cut()
         self.to_primary.heal()
         await asyncio.gather(*(node.until_ready() for node in self.nodes if not node.lock.locked()))
-        self.is_life_ending, self.life_began_at = False, time.monotonic()
+        self.is_life_ending, self.is_life_over, self.life_began_at = False, False, time.monotonic()
 
     async def postgres_slow(self, chance):
         await self._slow([self.to_primary], chance)
@@ -359,12 +423,15 @@ class Run:
             self.senders += [HeartbeatSender(self, school, f"d{school.number}.{number}") for number in range(self.options.devices)]
             kinds = scopes(school.number)
             for number in range(self.options.readers):
-                reader = Reader(self, school, kinds[number % len(kinds)], number, Reading)
+                reader = Roamer(self, school, kinds[number % len(kinds)], number, Reading)
                 reader.reading.life = lambda: self.life
                 self.readers.append(reader)
         readers = [asyncio.create_task(reader.roam(lambda: self.is_over)) for reader in self.readers]
         workers = [asyncio.create_task(worker.work()) for worker in [*self.workers, *self.senders]]
-        workers += [asyncio.create_task(Publisher(self, school, f"steady{school.number}").keep_steady()) for school in self.schools]
+        for school in self.schools:
+            workers.append(asyncio.create_task(Publisher(self, school, f"steady{school.number}").keep_steady()))
+            workers.append(asyncio.create_task(Publisher(self, school, f"a{school.number}").abandon_jobs()))
+            workers.append(asyncio.create_task(Publisher(self, school, f"r{school.number}").report_jobs()))
         disturbances = [asyncio.create_task(self.disturb(random.Random(f"{self.seed}-{number}"))) for number in range(self.options.at_once)]
         self.begun_at = time.monotonic()
         self.tasks = [*readers, *workers, *disturbances]
@@ -385,20 +452,41 @@ class Run:
             raise RuntimeError("the database has lost nothing, although it was to be promoted or to crash: the run is too short")
 
     async def check(self):
+        await asyncio.gather(*(self.until_abandoned_fail(school) for school in self.schools))
         await asyncio.gather(*(self.end_leftovers(school) for school in self.schools))
         await self.until_quiet()
-        logs = {school.number: [] for school in self.schools}
-        for life, dump in enumerate(self.dumps):
-            await self.read_past(life, dump, logs)
-        for school in self.schools:
-            logs[school.number].append(await whole_log(self.nodes[0].server.port, school))
-        truths = {school.number: Truth(school, logs[school.number]) for school in self.schools}
+        logs = [*self.past_logs, await self.whole_logs()]
+        truths = {school.number: Truth(school, [log.get(school.number, Log()) for log in logs]) for school in self.schools}
         await self.all_reach(truths)
+        # Retention has gone on meanwhile.
+        for number, log in (await self.whole_logs()).items():
+            if log.messages != truths[number].messages:
+                raise Broken(f"school {number}: the log has changed after everything had ended")
+            truths[number].swept[-1] = log.swept
+        self.swept = sum(truth.check_retention(RETENTION_SECS) for truth in truths.values())
+        silent = [check_silence(self, truth) for truth in truths.values()]
+        self.stalled, self.timed_out = (sum(counts) for counts in zip(*silent))
         self.lost = sum(truth.check_answers(self.crashed) for truth in truths.values())
         walks = [Walk(truths[reader.school.number], reader.reading).check() for reader in self.readers]
         self.mid_stream_resets = sum(walk.mid_stream_resets for walk in walks)
+        self.expired = sum(walk.expired for walk in walks)
         self.false_offline_checked = sum(check_devices(self, truth) for truth in truths.values())
-        await check_notifier(self.receiver, truths)
+        self.given_up = await check_notifier(self.receiver, truths, lambda: self.primary.rows(DEAD_LETTERS))
+
+    async def whole_logs(self):
+        """Reads the logs of all schools, with what retention has deleted."""
+        return Log.of_rows(await asyncio.to_thread(self.primary.rows, WHOLE_LOGS))
+
+    async def until_abandoned_fail(self, school):
+        """Waits until no abandoned job is in progress."""
+        token, deadline = wire.token(SECRET, school.number, "viewer"), time.monotonic() + END_SECS
+        while time.monotonic() < deadline:
+            _, body = await wire.request(self.nodes[0].server.port, "GET", "/api/jobs?status=in_progress&limit=100", token)
+            running = [job["job_id"] for job in json.loads(body)["jobs"] if job["job_id"].startswith(ABANDONED)]
+            if not running:
+                return
+            await asyncio.sleep(0.5)
+        raise Broken(f"school {school.number}: these jobs were abandoned {END_SECS:.0f} s ago and are in progress: {running}")
 
     async def end_leftovers(self, school):
         """Ends the jobs whose end a promotion has lost: the server goes on to report on a job that falls silent."""
@@ -428,20 +516,6 @@ class Run:
             await asyncio.sleep(0.5)
         raise Broken(f"{online} devices that are silent for {4 * wire.PATIENCE_SECS:.0f} s are online")
 
-    async def read_past(self, life, dump, logs):
-        """Reads the logs of a life that has ended, through a node of its own."""
-        database = f"life_{life}"
-        await asyncio.to_thread(self.primary.restore, dump, database)
-        folder = self.folder / f"life-{life}"
-        folder.mkdir()
-        server = Server(self.options.binary, folder, [], {"TIDINGS_DATABASE_URL": f"postgres://tidings@127.0.0.1:{self.primary.port}/{database}"})
-        await server.start()
-        try:
-            for school in self.schools:
-                logs[school.number].append(await whole_log(server.port, school))
-        finally:
-            await server.close()
-
     async def all_reach(self, truths):
         def has_reached(reader):
             reading = reader.reading
@@ -467,11 +541,16 @@ class Run:
             "connections": sum(reader.connections for reader in self.readers),
             "resets": sum(reader.reading.resets for reader in self.readers),
             "resets_of_open_streams": getattr(self, "mid_stream_resets", None),
+            "resets_of_expired_cursors": getattr(self, "expired", None),
+            "deleted_by_retention": getattr(self, "swept", None),
+            "stalled": getattr(self, "stalled", None),
+            "timed_out": getattr(self, "timed_out", None),
             "lives": self.life + 1,
             "acknowledged_and_lost": getattr(self, "lost", None),
             "heartbeats": sum(len(sender.heartbeats) for sender in self.senders),
             "ends_of_leases_judged": getattr(self, "false_offline_checked", None),
             "delivered": len(self.receiver.delivered) if hasattr(self, "receiver") else 0,
+            "given_up_as_too_old": getattr(self, "given_up", None),
             "begun_anew": self.begun_anew,
             "closings": self.closings,
             "refused": self.refused,
@@ -485,25 +564,6 @@ class Run:
             await link.close()
         for part in reversed(self.parts):
             await part.end()
-
-
-async def whole_log(port, school):
-    """Reads a school's log from its beginning, every tick. Returns its events."""
-    token = wire.token(SECRET, school.number, "viewer")
-    _, body = await wire.request(port, "GET", "/api/jobs?limit=1", token)
-    epoch = json.loads(body)["cursor"].partition("-")[0]
-    cursor, events = f"{epoch}-0", []
-    while True:
-        poll = await wire.Poll().open(port, f"/events/schools/{school.number}?tick_ms=0", token, cursor)
-        for message in poll.messages:
-            if message["type"] == "reset":
-                raise Broken(f"school {school.number}: the log cannot be read from its beginning: {message}")
-            if "seq" in message:
-                events.append(message)
-        following = poll.messages[-1]["cursor"]
-        if following == cursor:
-            return events
-        cursor = following
 
 
 async def main():

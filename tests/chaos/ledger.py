@@ -30,7 +30,7 @@ KINDS = {
 class Event:
     """What the ledger remembers of an event."""
 
-    __slots__ = ("digest", "type", "kind", "subject", "category", "status", "state", "report", "eta_at")
+    __slots__ = ("digest", "type", "kind", "subject", "category", "status", "state", "report", "eta_at", "timestamp", "code")
 
     def __init__(self, message):
         self.type = message["type"]
@@ -44,6 +44,12 @@ class Event:
         self.digest = _digest(message, "cursor", "snapshot")
         self.report = _digest(message, "cursor", "snapshot", "seq", "timestamp", "eta_at", "eta_low_at", "eta_high_at", "eta_source")
         self.eta_at = message.get("eta_at")
+        self.timestamp = message.get("timestamp")
+        self.code = (message.get("error") or {}).get("code")
+
+    @property
+    def is_stalled(self):
+        return bool(self.state[2])
 
     def is_new_estimate_after(self, earlier):
         """Whether the event changes nothing but the estimated end. A report that was carried out twice looks different: the first

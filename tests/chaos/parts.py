@@ -3,6 +3,7 @@ user where it refuses to run as root."""
 
 import asyncio
 import glob
+import json
 import os
 import pwd
 import shutil
@@ -187,14 +188,9 @@ class Postgres(Part):
     def _client(self, program, database, *arguments):
         return self.run(postgres_program(program), "-h", "127.0.0.1", "-p", str(self.port), "-U", USER, *arguments, database)
 
-    def dump(self, path):
-        """Writes everything that is committed to a file."""
-        path.write_text(self._client("pg_dump", DATABASE))
-
-    def restore(self, path, database):
-        """Creates a database from such a file."""
-        self.query(f"CREATE DATABASE {database}", "postgres")
-        self._client("psql", database, "-Xq", "-v", "ON_ERROR_STOP=1", "-f", str(path))
+    def rows(self, sql):
+        """Returns the rows of a query whose only column is JSON."""
+        return [json.loads(line) for line in self.query(sql).splitlines()]
 
     async def promote(self):
         await asyncio.to_thread(self.run, postgres_program("pg_ctl"), "promote", "-D", str(self.data), "-w")

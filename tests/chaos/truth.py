@@ -1,15 +1,62 @@
 """Checks what clients of several nodes saw against the true logs, which are read from the databases themselves after the run.
 
 A *life* of the database ends when a standby that lacks commits takes over, or with a crash that loses ticks. `logs[k]` is the whole log of
-a school at the end of life k, from a dump that was made at that moment. The next life's log has a beginning in common with it, and then
+a school at the end of life k, with the events that retention has deleted, as it was read at that moment. The next life's log has a beginning in common with it, and then
 goes on differently. Each reader must have walked along these logs: forward, without a gap, and from one log to another only where they are
 the same, or after a `reset`."""
 
 import json
+import time
+import zlib
 from collections import deque
+from datetime import datetime, timezone
 from itertools import pairwise
 
 from ledger import KINDS, Broken, Event, milestones_of, place
+from silence import found_silent, timestamp_of
+
+# Run in the nodes' database: what retention deletes from the logs is kept, with the time of the deletion.
+KEEP_SWEPT = """
+CREATE SCHEMA chaos;
+CREATE TABLE chaos.swept (LIKE events, swept_at BIGINT NOT NULL);
+CREATE FUNCTION chaos.keep() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO chaos.swept SELECT OLD.*, floor(extract(epoch FROM clock_timestamp()) * 1000);
+    RETURN OLD;
+END $$;
+CREATE TRIGGER keep_swept BEFORE DELETE ON events FOR EACH ROW EXECUTE FUNCTION chaos.keep();
+"""
+COLUMNS = "school_id, seq, kind, subject_id, name, status, at, fields"
+# The whole logs, in one moment.
+WHOLE_LOGS = f"SELECT json_build_array({COLUMNS}, NULL) FROM events UNION ALL SELECT json_build_array({COLUMNS}, swept_at) FROM chaos.swept"
+
+
+def tag_of(seq, kind, subject, name, status, at, fields):
+    """Computes the tag of an event."""
+    crc = zlib.crc32(seq.to_bytes(8, "little") + at.to_bytes(8, "little", signed=True))
+    for text in (kind, subject, name, status, fields):
+        crc = zlib.crc32(len(text.encode()).to_bytes(8, "little") + text.encode(), crc)
+    return f"{crc:08x}"
+
+
+class Log:
+    """The log of one school at the end of a life."""
+
+    def __init__(self, messages=(), swept=None):
+        self.messages, self.swept = list(messages), dict(swept or {})  # swept: the number of a deleted event -> the time
+
+    @staticmethod
+    def of_rows(rows):
+        """Returns the logs by school, from the rows of `WHOLE_LOGS`."""
+        logs = {}
+        for school, seq, kind, subject, name, status, at, fields, swept_at in sorted(rows, key=lambda row: row[:2]):
+            log = logs.setdefault(school, Log())
+            timestamp = datetime.fromtimestamp(at // 1000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S") + f".{at % 1000:03}Z"
+            cursor = f"log-{seq}-{tag_of(seq, kind, subject, name, status, at, fields)}"
+            log.messages.append({"type": name, "cursor": cursor, "school_id": school, "seq": seq, "timestamp": timestamp, **json.loads(fields)})
+            if swept_at is not None:
+                log.swept[seq] = swept_at / 1000
+        return logs
 
 
 class School:
@@ -23,7 +70,9 @@ class School:
     def saw(self, message, _life=None):
         """Records an event that a client received. All must receive the same."""
         spot = place(message["cursor"])
-        if spot[0] != message["seq"] or message["school_id"] != self.number or spot[1] is None:
+        # A state whose event retention has deleted may be without a tag.
+        has_tag = spot[1] is not None or message.get("snapshot")
+        if spot[0] != message["seq"] or message["school_id"] != self.number or not has_tag:
             raise Broken(f"school {self.number} received {message}")
         event = Event(message)
         if message.get("snapshot"):
@@ -46,11 +95,13 @@ class Truth:
     """A school's logs, of all lives."""
 
     def __init__(self, school, logs):
-        """`logs`: per life, the events of the whole log in their order, as messages."""
+        """`logs`: a `Log` for each life."""
         self.school, self.logs, self.lives, self.milestones, self.last = school, [], {}, [], []
-        for life, messages in enumerate(logs):
+        logs = list(logs)
+        self.swept = [whole.swept for whole in logs]
+        for life, whole in enumerate(logs):
             log = {}
-            for message in messages:
+            for message in whole.messages:
                 spot, event = school.saw(message)
                 log[spot[0]] = (spot[1], event)
                 self.lives.setdefault(spot, set()).add(life)
@@ -61,7 +112,7 @@ class Truth:
             self.milestones.append(milestones_of({seq: event for seq, (_, event) in log.items()}, is_whole=True))
         self.everywhere = set(range(len(logs)))
         self._check_that_cuts_are_clean()
-        self.messages = logs[-1]
+        self.messages = logs[-1].messages
 
     def _check_that_cuts_are_clean(self):
         """Two logs must be the same up to an event that both have."""
@@ -77,6 +128,17 @@ class Truth:
     def head(self, life=-1):
         log = self.logs[life]
         return (len(log), log[len(log)][0]) if log else (0, None)
+
+    def check_retention(self, retention_secs):
+        """Only events that are older than the retention may be deleted, and only from the beginning of a log. Returns how many were."""
+        for life, swept in enumerate(self.swept):
+            if sorted(swept) != list(range(1, len(swept) + 1)):
+                raise Broken(f"school {self.school.number}: retention left holes in the log of life {life}")
+            for seq, at in swept.items():
+                age = at - timestamp_of(self.logs[life][seq][1])
+                if age < retention_secs:
+                    raise Broken(f"school {self.school.number}: {seq} was deleted in life {life} at the age of {age:.3f} s, before {retention_secs} s")
+        return len(self.swept[-1])
 
     def check_answers(self, crashed):
         """Everything acknowledged must have been in the log of its life, and no work of a job may be there twice. The lives in `crashed`
@@ -95,7 +157,9 @@ class Truth:
             answered.add((seq, tag))
         twice, latest = [], {}
         for seq, (tag, event) in self.logs[present].items():
-            if event.kind == "jobs" and (seq, tag) not in answered and not event.is_new_estimate_after(latest.get(event.subject)):
+            earlier = latest.get(event.subject)
+            is_answer = event.kind != "jobs" or (seq, tag) in answered
+            if not is_answer and not event.is_new_estimate_after(earlier) and not found_silent(event, earlier):
                 twice.append(seq)
             latest[event.subject] = event
         if twice:
@@ -115,7 +179,7 @@ class Reading:
         self.spot, self.is_ready = None, False
         self.events, self.resets = 0, 0
         self.lately = deque(maxlen=1_000)  # written to a file if a guarantee is broken
-        self.life = lambda: 0
+        self.life, self.now = lambda: 0, time.time
 
     def connected(self, transport, cursor, life):
         """Starts a connection, with a cursor that was received before or without one."""
@@ -132,7 +196,7 @@ class Reading:
         kind = message["type"]
         self.lately.append(json.dumps(message)[:160])
         if kind == "reset":
-            self.records.append(("reset", message["reason"], self.life()))
+            self.records.append(("reset", message["reason"], self.life(), self.now()))
             self.resets += 1
             self.spot, self.is_ready, self.cursors = None, False, []
             return
@@ -161,7 +225,8 @@ class Walk:
         self.truth, self.reading, self.scope = truth, reading, reading.scope
         self.spot, self.claim, self.life, self.states = None, None, 0, {}
         self.omitted = {}  # subject -> the ticks that a later event must supersede, as places
-        self.mid_stream_resets = 0
+        self.catches_up_from = None  # where this connection resumed, until it is `ready`
+        self.mid_stream_resets, self.expired = 0, 0
 
     def check(self):
         for number, (kind, *what) in enumerate(self.reading.records):
@@ -174,7 +239,7 @@ class Walk:
         return Broken(f"{self.reading.name}, record {self.number}: {what}")
 
     def _connected(self, spot, life):
-        self.life, self.claim = life, spot
+        self.life, self.claim, self.catches_up_from = life, spot, spot
         if spot is None:
             self._starts_afresh()
             return
@@ -183,13 +248,21 @@ class Walk:
         self.spot = spot
 
     def _starts_afresh(self):
-        self.spot, self.states, self.omitted = None, {}, {}
+        self.spot, self.states, self.omitted, self.catches_up_from = None, {}, {}, None
 
-    def _reset(self, reason, life):
+    def _reset(self, reason, life, at):
         place = self.claim or self.spot
         window = set(range(self.life, life + 1))
-        if reason not in ("history_changed", "unknown_epoch") or place is None:
+        if reason not in ("history_changed", "unknown_epoch", "expired") or place is None:
             raise self._broken(f"a reset without a reason: {reason}")
+        if reason == "expired":
+            # What follows must have been deleted by then.
+            if not any(self.truth.swept[life].get(place[0] + 1, at + 1) <= at for life in window):
+                raise self._broken(f"{place} is reported as expired in lives {sorted(window)}, and what follows was kept until then")
+            self.expired += 1
+            self.claim = None
+            self._starts_afresh()
+            return
         # On a stream that was open when the history changed, the node may have been further than what it has sent.
         is_open = self.claim is None and len(window) > 1
         if not is_open and window <= self.truth.lives_of(place):
@@ -228,6 +301,11 @@ class Walk:
             self._check_states(spot)
             self.spot, self.claim = spot, None
             return
+        if kind == "heartbeat" and spot == self.catches_up_from:
+            # On `/ws`, a channel that is added resumes from its cursor until all of it has been sent.
+            return
+        if kind in ("ready", "polled"):
+            self.catches_up_from = None
         if spot[0] < self.spot[0]:
             raise self._broken(f"the cursor {spot} after {self.spot}")
         self._goes_to(spot, spot[0])

@@ -24,6 +24,7 @@ mod browsers;
 mod bus_contract;
 mod bus_failover;
 mod chaos;
+mod chaos_silence;
 mod characteristics;
 mod charts;
 mod circles;

@@ -1,0 +1,101 @@
+"""Jobs with short limits of silence, and what must hold of them whatever happens to the nodes: a job that its publisher abandons is stalled
+and then fails, once each, and a job that is reported in time does neither. Other jobs here have no limits."""
+
+from datetime import datetime
+
+import wire
+from ledger import Broken
+
+STALL_SECS, TIMEOUT_SECS = 4, 14
+LIMITS = {"stall_after_secs": STALL_SECS, "timeout_secs": TIMEOUT_SECS}
+ABANDONED, REPORTED = "abandoned-", "reported-"
+# The clocks of nodes differ by the time of a query, and that of a suspended node until it has reported.
+SKEW_SECS = 1
+# A watchdog looks every second. It needs this long without a fault, with the time to connect again.
+LOOK_SECS = 6
+# How long after the run the last abandoned job may take to fail.
+END_SECS = TIMEOUT_SECS + 4 * wire.PATIENCE_SECS
+
+
+def is_limited(job):
+    return job.startswith((ABANDONED, REPORTED))
+
+
+def timestamp_of(event):
+    return datetime.fromisoformat(event.timestamp).timestamp()
+
+
+def found_silent(event, earlier):
+    """Returns what an event says of the silence of its job: `stalled`, `timeout` or nothing."""
+    if event.code == "timeout":
+        return "timeout"
+    return "stalled" if event.is_stalled and not (earlier and earlier.is_stalled) else None
+
+
+class Watch:
+    """One job, along a log."""
+
+    def __init__(self, job):
+        self.job, self.heard, self.latest = job, None, None
+        self.stalled_at, self.ended_at, self.has_timed_out = None, None, False
+
+    def take(self, seq, event, broken):
+        silent = found_silent(event, self.latest)
+        if silent and not is_limited(self.job):
+            raise broken(f"{self.job} has no limit of silence and is reported as {silent} at {seq}")
+        if self.ended_at is not None:
+            raise broken(f"{self.job} had ended, and has an event at {seq}")
+        at = timestamp_of(event)
+        if silent:
+            self._is_silent(silent, at, seq, broken)
+        elif not event.is_new_estimate_after(self.latest):
+            if event.is_stalled:
+                raise broken(f"{self.job} is reported as stalled twice, the second time at {seq}")
+            self.heard, self.stalled_at = at, None
+        if event.status in ("completed", "failed", "cancelled") and is_limited(self.job):
+            self.ended_at = at
+        self.latest = event
+
+    def _is_silent(self, what, at, seq, broken):
+        limit = TIMEOUT_SECS if what == "timeout" else STALL_SECS
+        if self.heard is None or at - self.heard < limit - SKEW_SECS:
+            raise broken(f"{self.job} is reported as {what} at {seq}, and was reported less than {limit} s before")
+        if what == "stalled":
+            self.stalled_at = at
+        else:
+            self.has_timed_out = True
+
+
+def check_silence(run, truth):
+    """Checks the jobs of a school in the logs of all lives. Returns how many were stalled and how many timed out, at the end."""
+    for life, log in enumerate(truth.logs):
+        def broken(what, life=life):
+            return Broken(f"school {truth.school.number}, life {life}: {what}")
+
+        watches = {}
+        for seq, (_, event) in log.items():
+            if event.kind == "jobs":
+                job = event.subject[1]
+                watches.setdefault(job, Watch(job)).take(seq, event, broken)
+    stalled = timed_out = 0
+    for job, watch in watches.items():
+        stalled += watch.stalled_at is not None
+        timed_out += watch.has_timed_out
+        if not job.startswith(ABANDONED):
+            continue
+        if not watch.has_timed_out:
+            raise broken(f"{job} was abandoned, and has not failed")
+        if watch.stalled_at is None and could_look(run, watch.heard + STALL_SECS, watch.ended_at):
+            raise broken(f"{job} failed at {watch.ended_at} without having been stalled")
+    return stalled, timed_out
+
+
+def could_look(run, since, until):
+    """Whether some node had the time to find out, because nothing happened to it."""
+    for node in run.nodes:
+        free = since
+        for began, to in [*sorted(node.disturbed), (until, until)]:
+            if min(began, until) - free >= LOOK_SECS:
+                return True
+            free = max(free, to)
+    return False

@@ -192,14 +192,14 @@ class Reader:
         cursor = None
         if cursors:
             cursor = cursors[-1] if self.chance.random() < 0.7 else self.chance.choice(cursors)
-        life = self.run.life
+        life, oldest = self.run.life, self.run.oldest_life()
         await stream.open(self.run.port(self.chance), self.path(), self.token, cursor)
         try:
             if life != self.run.life:
                 # It is unknown which life answered.
                 return
             self.connections += 1
-            self.reading.connected(stream.name, cursor, life)
+            self.reading.connected(stream.name, cursor, oldest)
             left = self.chance.choice([5, 50, 500, 5_000])
             while left and not until():
                 left -= 1

@@ -115,6 +115,9 @@ class Run:
     def life(self):
         return self.server.power_losses
 
+    def oldest_life(self):
+        return self.life
+
     def port(self, _):
         return self.server.port
 

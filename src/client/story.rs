@@ -35,10 +35,11 @@ const FALLBACK: Duration = Duration::from_secs(600);
 /// How many events of a snapshot are remembered, so that they are not delivered again when the snapshot is repeated. Events
 /// beyond this number are delivered again.
 const REPEATED_MAX: usize = 10_000;
-/// Close codes: nothing more to send, the server shuts down, and the token has expired.
+/// Close codes: nothing more to send, and the token has expired.
 const CLOSED_DONE: u64 = 1000;
-const CLOSED_GOING_AWAY: u64 = 1001;
 const CLOSED_TOKEN_EXPIRED: u64 = 4401;
+/// Close codes after which a client may return, but not with a token that has expired by then: a fresh one helps.
+const CLOSED_RENEWED: &[u64] = &[1001, 1002, 1007, 1011, 1013, CLOSED_TOKEN_EXPIRED, 4408];
 
 /// A rejection of a request.
 #[derive(Clone)]
@@ -297,8 +298,7 @@ impl Story {
         if code == CLOSED_DONE && !returns {
             return Next::Done;
         }
-        let is_renewed =
-            self.token_renews && matches!(code, CLOSED_GOING_AWAY | CLOSED_TOKEN_EXPIRED);
+        let is_renewed = self.token_renews && CLOSED_RENEWED.contains(&code);
         if !returns && !is_renewed {
             let reason = closing.get("reason").as_str().unwrap_or_default();
             return Next::GiveUp(ClientError::Closed {

@@ -79,8 +79,8 @@ const ENDED = "the connection has ended";
 const NO_CODE = 1005;
 /** What a retry does not change. */
 const FINAL = [400, 403, 404, 422];
-/** Closes after which a fresh token may help: expired, or about to expire when the server is back. */
-const RENEWED = [4401, 1001];
+/** Closes after which a client may return, but not with a token that has expired by then: a fresh one helps. */
+const RENEWED = [1001, 1002, 1007, 1011, 1013, 4401, 4408];
 
 /** Returns the server's URL, with a slash at the end. */
 export function baseUrl(server: string | URL = "/"): URL {

@@ -33,7 +33,9 @@ UNAUTHORIZED_MAX = 3
 EARLY_ENDS_MAX = 2
 # How long a reader stays with another transport than the preferred one before a new connection tries that again.
 FALLBACK_SECS = 600.0
-CLOSED_DONE, CLOSED_GOING_AWAY, CLOSED_TOKEN_EXPIRED = 1000, 1001, 4401
+CLOSED_DONE, CLOSED_TOKEN_EXPIRED = 1000, 4401
+# Closes after which a client may return, but not with a token that has expired by then: a fresh one helps.
+CLOSED_RENEWED = frozenset({1001, 1002, 1007, 1011, 1013, CLOSED_TOKEN_EXPIRED, 4408})
 
 
 class TidingsError(Exception):
@@ -185,7 +187,7 @@ class Stream:
         if code == CLOSED_DONE and not closing.get("reconnect"):
             self.is_done = True
             return 0.0
-        may_return = closing.get("reconnect") or (self._token_renews and code in (CLOSED_GOING_AWAY, CLOSED_TOKEN_EXPIRED))
+        may_return = closing.get("reconnect") or (self._token_renews and code in CLOSED_RENEWED)
         if not may_return:
             raise Closed(code, str(closing.get("reason") or ""))
         if code == CLOSED_TOKEN_EXPIRED and at_once:

@@ -82,8 +82,8 @@ export function report(type: string, options: ReportOptions = {}): Report {
   let lost = false;
 
   /** Takes over the attempt of a job that somebody has started already, such as this worker before a restart. */
-  const joins = async (headers: Record<string, string>): Promise<boolean> => {
-    const answer = await (options.fetch ?? fetch)(`${url.slice(0, -1)}?status_case=lower`, { headers, signal: AbortSignal.timeout(REQUEST_MS) });
+  const joins = async (headers: Record<string, string>, signal: AbortSignal): Promise<boolean> => {
+    const answer = await (options.fetch ?? fetch)(`${url.slice(0, -1)}?status_case=lower`, { headers, signal });
     const job = answer.ok ? await answer.json().catch(() => ({})) : {};
     if (job.status === "in_progress") attempt = job.attempt;
     return attempt !== undefined;
@@ -147,6 +147,10 @@ export function report(type: string, options: ReportOptions = {}): Report {
     for (;;) {
       let failure: Error;
       let wait = pause * (0.5 + Math.random());
+      // Not `AbortSignal.timeout`, because a Node process does not wait for it. If a proxy closes a new connection at once, `fetch` of Node 20 neither
+      // settles nor keeps the process running.
+      const late = new AbortController();
+      const timer = setTimeout(() => late.abort(new Error("the server does not answer")), REQUEST_MS);
       try {
         const token = await options.token?.();
         const headers: Record<string, string> = { "Content-Type": "application/json", "Idempotency-Key": command.key };
@@ -155,7 +159,7 @@ export function report(type: string, options: ReportOptions = {}): Report {
           method: "POST",
           headers,
           body,
-          signal: AbortSignal.timeout(REQUEST_MS),
+          signal: late.signal,
           keepalive: command.settle !== undefined && new TextEncoder().encode(body).length < KEEPALIVE_MAX_BYTES,
         });
         if (answer.ok) {
@@ -170,7 +174,7 @@ export function report(type: string, options: ReportOptions = {}): Report {
         const { status = 0 } = refused;
         if (status === 401 ? ++rejections === REJECTIONS_MAX : status < 500 && status !== 429 && status !== 408) {
           if (status === 409) {
-            if (command.verb === "start" && (await joins(headers))) return true;
+            if (command.verb === "start" && (await joins(headers, late.signal))) return true;
             // Finished by someone else, or retried: the job is no longer this worker's.
             lost = true;
             stop.abort(refused);
@@ -192,6 +196,8 @@ export function report(type: string, options: ReportOptions = {}): Report {
         }
       } catch (error) {
         failure = error as Error;
+      } finally {
+        clearTimeout(timer);
       }
       if (Date.now() + wait > deadline) {
         tell(failure);

@@ -1,5 +1,8 @@
 // Reports never block or break the work, and arrive once.
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { connect, createServer } from "node:net";
 import { after, before, describe, test } from "node:test";
 import { report, watch } from "../dist/index.js";
 import { proxy, tidings, token, until } from "./support.js";
@@ -138,6 +141,37 @@ describe("report", { concurrency: true }, () => {
     const stored = await own.call("GET", `/api/jobs/${job.id}`);
     assert.deepEqual([stored.status, stored.result], ["completed", "at last"]);
     await own.remove();
+  });
+
+  // The `fetch` of Node 20 neither settles then, nor keeps the process running.
+  test("a process whose first connection is closed at once still sends its reports before it ends", async () => {
+    let refused = false;
+    const between = createServer((client) => {
+      if (!refused) {
+        refused = true;
+        return client.destroy();
+      }
+      const upstream = connect(server.port, "127.0.0.1");
+      for (const [one, other] of [[client, upstream], [upstream, client]]) {
+        one.on("error", () => other.destroy());
+        one.pipe(other);
+      }
+    });
+    between.listen(0, "127.0.0.1");
+    await once(between, "listening");
+    const program = `
+      import { report } from ${JSON.stringify(new URL("../dist/index.js", import.meta.url).href)};
+      const job = report("import", { id: "closed-at-once", server: "http://127.0.0.1:${between.address().port}", token: () => ${JSON.stringify(token("worker"))} });
+      console.log(await job.complete());`;
+    const child = spawn(process.execPath, ["--input-type=module", "--eval", program], { stdio: ["ignore", "pipe", "inherit"] });
+    let output = "";
+    child.stdout.on("data", (piece) => {
+      output += piece;
+    });
+    const [code] = await once(child, "close");
+    between.close();
+    assert.deepEqual([code, output.trim(), refused], [0, "true", true]);
+    assert.equal((await get("closed-at-once")).status, "completed");
   });
 
   test("a job that the server has lost is reported anew", async () => {

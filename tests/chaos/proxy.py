@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks connections on purpose: it cuts them, delays, throttles or holds back what passes, in either direction."""
+"""A TCP proxy that breaks connections on purpose: it cuts them, delays, throttles, truncates or holds back what passes, in either direction."""
 
 import asyncio
 
@@ -9,16 +9,20 @@ class Way:
     """One direction of a link."""
 
     def __init__(self):
-        self.open = asyncio.Event()
+        self.open, self.truncated = asyncio.Event(), 0
         self.heal()
 
     def heal(self):
-        self.delay_secs, self.bytes_per_sec = 0.0, None
+        self.delay_secs, self.bytes_per_sec, self.share = 0.0, None, None
         self.open.set()
 
     def hold(self):
         """From now on nothing passes. The connections stay open, as if packets were lost."""
         self.open.clear()
+
+    def truncate(self, share):
+        """From now on, each connection ends after this share of the next bytes, which may be the middle of a frame."""
+        self.share = share
 
     async def carry(self, reader, writer):
         while chunk := await reader.read(CHUNK_BYTES):
@@ -27,6 +31,13 @@ class Way:
             if self.bytes_per_sec:
                 await asyncio.sleep(len(chunk) / self.bytes_per_sec)
             await self.open.wait()
+            if self.share is not None:
+                self.truncated += 1
+                writer.write(chunk[: int(len(chunk) * self.share)])
+                # Not aborted, because that would discard the bytes.
+                writer.close()
+                await writer.wait_closed()
+                raise ConnectionAbortedError
             writer.write(chunk)
             await writer.drain()
         if writer.can_write_eof():
@@ -39,7 +50,7 @@ class Link:
     def __init__(self, upstream):
         self.upstream, self.port = upstream, 0
         self.up, self.down = Way(), Way()
-        self.refuses, self.connections, self.server = False, {}, None
+        self.refuses, self.connections, self.server, self.accepted = False, {}, None, 0
 
     async def listen(self):
         self.server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -76,6 +87,7 @@ class Link:
         if self.refuses:
             writer.transport.abort()
             return
+        self.accepted += 1
         number = object()
         self.connections[number] = [writer]
         try:

@@ -16,7 +16,7 @@ use tidings::tasks::{Task, Tasks};
 use tidings::uptime::UptimeClock;
 use tidings::watchdog;
 
-use super::store::{database_url, is_pooled};
+use super::store::{database_url, prepares};
 use super::{Server, server_in, server_with};
 
 /// Number of batches of events that may wait for [`SharedDatabase::observe`]'s observers.
@@ -86,7 +86,7 @@ impl SharedDatabase {
             return only.get_or_insert_with(|| self.opened(open)).clone();
         };
         self.opened(|committed| {
-            let address = Address::parse(&url.into(), !is_pooled()).unwrap();
+            let address = Address::parse(&url.into(), prepares()).unwrap();
             let opened =
                 PostgresStore::open(&self.settings, address, committed, self.notifiers).unwrap();
             Arc::new(opened)

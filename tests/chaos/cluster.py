@@ -234,7 +234,8 @@ class Run:
                 settings["TIDINGS_BUS_URL"] = f"redis://127.0.0.1:{node.redis.port}"
             folder = self.folder / f"node-{node.number}"
             folder.mkdir()
-            node.server = Server(self.options.binary, folder, [], settings)
+            is_other = self.options.first_binary and node.number == 1
+            node.server = Server(self.options.first_binary if is_other else self.options.binary, folder, [], settings)
             await node.server.start()
         await asyncio.to_thread(self.primary.query, KEEP_SWEPT)
 
@@ -576,6 +577,7 @@ async def main():
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--bus", choices=("redis", "postgres"), default="redis", help="what rings between the nodes")
     parser.add_argument("--synchronous", choices=("full", "milestone"), default="full", help="what the nodes wait for; see the setting")
+    parser.add_argument("--first-binary", help="the program of the first node, such as that of an earlier version")
     parser.add_argument("--pooler", action="store_true", help="PgBouncer in front of PostgreSQL")
     parser.add_argument("--schools", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2, help="workers per school")

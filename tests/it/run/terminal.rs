@@ -14,6 +14,8 @@ struct Terminal {
     pty: Arc<Pty>,
     child: Child,
     shown: Arc<Mutex<Vec<u8>>>,
+    /// Ends when no process has the terminal any more, and everything was read.
+    reader: std::thread::JoinHandle<()>,
 }
 
 impl Terminal {
@@ -43,13 +45,18 @@ impl Terminal {
         let pty = Arc::new(pty);
         let shown = Arc::new(Mutex::new(Vec::new()));
         let (reader, sink) = (Arc::clone(&pty), Arc::clone(&shown));
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut part = [0; 64 * 1024];
             while let Ok(count @ 1..) = (&*reader).read(&mut part) {
                 sink.lock().unwrap().extend(&part[..count]);
             }
         });
-        Terminal { pty, child, shown }
+        Terminal {
+            pty,
+            child,
+            shown,
+            reader,
+        }
     }
 
     fn shown(&self) -> String {
@@ -67,8 +74,8 @@ impl Terminal {
     async fn ended(mut self) -> (std::process::ExitStatus, String) {
         let mut status = None;
         until("it ends", async || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
+            status = status.or(self.child.try_wait().unwrap());
+            status.is_some() && self.reader.is_finished()
         })
         .await;
         (status.unwrap(), self.shown())
@@ -216,4 +223,42 @@ async fn the_own_terminal_shows_the_progress_where_nothing_is_cut_by_it() {
     ));
     let (_, shown) = terminal.ended().await;
     assert_eq!(shown, "10%\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_shows_its_progress_in_the_terminal_if_it_is_asked_to() {
+    let server = server().await;
+    let report = |id: &str, taskbar: &str, words: &[&str]| {
+        let mut arguments = vec!["report"];
+        arguments.extend(words);
+        arguments.extend(["--id", id, "--type", "t", "--strict", "--taskbar", taskbar]);
+        tidings(&server, &arguments)
+    };
+    for (words, sequence) in [
+        (&["start"][..], "\u{1b}]9;4;0;\u{1b}\\"),
+        (&["40/200", "Rows"], "\u{1b}]9;4;1;20\u{1b}\\"),
+        (&["Indexes"], ""),
+        (&["ok"], "\u{1b}]9;4;0;\u{1b}\\"),
+    ] {
+        let (status, shown) = Terminal::start(&report("a", "always", words)).ended().await;
+        assert!(status.success(), "{words:?}: {shown}");
+        let sequences = shown.matches("\u{1b}]9;4").count();
+        assert_eq!(sequences, usize::from(!sequence.is_empty()), "{shown:?}");
+        assert!(shown.contains(sequence), "{words:?}: {shown:?}");
+    }
+    // The terminal of the tests is not known to support it.
+    for taskbar in ["auto", "never"] {
+        let report = report(taskbar, taskbar, &["start"]);
+        let (status, shown) = Terminal::start(&report).ended().await;
+        assert!(
+            status.success() && !shown.contains("\u{1b}]9;4"),
+            "{shown:?}"
+        );
+    }
+    // A script reads this output.
+    let output = end_of(report("never", "always", &["55%"]), b"").await;
+    assert!(
+        output.status.success() && !text(&output.stdout).contains("\u{1b}]9;4"),
+        "{output:?}"
+    );
 }

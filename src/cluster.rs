@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 
-use crate::config::{NODE_FORGOTTEN, NODE_GONE, NODE_PERIOD};
+use crate::config::{NODE_CATCH_UP_PERIOD, NODE_FORGOTTEN, NODE_GONE, NODE_PERIOD};
 use crate::failures::Failures;
 use crate::log::nodes::{Fingerprint, Node, NodeId, NodeReport};
 use crate::log::{Store, StoreError};
@@ -169,13 +169,12 @@ impl Cluster {
         Ok(differs.map_or(Ok(()), Err))
     }
 
-    /// Reports periodically until it is dropped.
+    /// Reports periodically until it is dropped. More often while this node has just started, or has just returned from a
+    /// suspension: until it has read a new report of each other node, its clock may be behind theirs.
     pub async fn watch(self: Arc<Self>) {
-        let mut rounds = interval(NODE_PERIOD);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (began, clock) = (Instant::now(), self.store.uptime());
         let mut failures = Failures::default();
         loop {
-            rounds.tick().await;
             match self.exchange_reports().await {
                 Ok(nodes) => {
                     failures.worked();
@@ -188,6 +187,12 @@ impl Cluster {
                     }
                 }
             }
+            let may_be_behind = began.elapsed() < NODE_PERIOD || clock.is_catching_up();
+            sleep(match may_be_behind {
+                true => NODE_CATCH_UP_PERIOD,
+                false => NODE_PERIOD,
+            })
+            .await;
         }
     }
 
@@ -218,7 +223,8 @@ impl Cluster {
         };
         let nodes = self.store.node_heartbeat(report, NODE_FORGOTTEN).await?;
         let mut known = self.lock();
-        if let Some(highest) = nodes.iter().map(|node| known.uptime_of(node)).max() {
+        let others = nodes.iter().filter(|node| node.report.id != *self.id());
+        if let Some(highest) = others.map(|node| known.uptime_of(node)).max() {
             clock.advance_to(highest);
         }
         known.take_in(&nodes, self.id());
@@ -283,7 +289,7 @@ fn differences(nodes: &[Node], this_id: &NodeId) -> Vec<Differs> {
 impl Known {
     /// Returns the uptime of a node at this moment. A node that has reported since the last exchange counts on: without the time since
     /// its report, the clocks of nodes would differ by up to [`NODE_PERIOD`], and a message that one of them received would be
-    /// too old for another. If it has ended meanwhile, this node has listened instead.
+    /// too old for another. If it has ended meanwhile, at most [`NODE_PERIOD`] counts in which no node may have listened.
     fn uptime_of(&self, node: &Node) -> Uptime {
         let known = self.nodes.iter().find(|at| at.report.id == node.report.id);
         let counts_on = known.is_some_and(|known| known.seen_at < node.seen_at);

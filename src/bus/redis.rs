@@ -261,7 +261,7 @@ impl RedisBus {
     /// time. While nodes of two databases are connected, at least one of them finds the other's epoch again and again. A
     /// node that was stopped before its database was replaced leaves its epoch behind only once.
     ///
-    /// Returns what is to be passed to the next comparison, or `None` if there is nothing more to compare.
+    /// Returns what is to be passed to the next comparison, or `None` after it was reported.
     async fn compare_databases(
         &self,
         link: &mut Link,
@@ -286,9 +286,10 @@ impl RedisBus {
         let found = match found {
             Ok(Value::BulkString(found)) if found != own.as_bytes() => found,
             Ok(_) => return Ok(Some(comparison)),
+            // The user may not write it, or the server cannot carry it out now.
             Err(BusError::Failed(error)) => {
                 tracing::debug!(%error, "the databases of the nodes on the bus are not compared");
-                return Ok(None);
+                return Ok(Some(comparison));
             }
             Err(error) => return Err(error),
         };

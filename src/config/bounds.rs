@@ -314,6 +314,8 @@ pub const PRESENCE_GRACE: Duration = Duration::from_secs(3);
 pub const PRESENCE_SCAN: Duration = Duration::from_secs(10);
 /// Interval at which a node reports to the others.
 pub const NODE_PERIOD: Duration = Duration::from_secs(2);
+/// The same while a node has just started, or has returned from a suspension.
+pub const NODE_CATCH_UP_PERIOD: Duration = Duration::from_millis(250);
 /// A node that has not reported for this long is shown as gone.
 pub const NODE_GONE: Duration = Duration::from_secs(10);
 /// A node that has not reported for this long is forgotten.

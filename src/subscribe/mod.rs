@@ -319,7 +319,8 @@ impl Subscription {
     }
 
     /// Listens to more channels. The existing channels have been delivered up to the position. They pause there until the
-    /// new channels have been delivered up to it, too. So the cursor of every delivered event is safe for all channels.
+    /// new channels have been delivered up to it, too. So the cursor of every delivered event is safe for all channels, unless the
+    /// log loses events before `ready`.
     fn add(&mut self, addition: Addition) {
         let Addition {
             channels,

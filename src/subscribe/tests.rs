@@ -441,7 +441,7 @@ async fn a_history_that_changes_after_a_replay_for_an_added_channel_resets_and_r
 /// A snapshot omits subjects that have changed since. Were the event of that change lost, a reader that resumed after the
 /// snapshot would miss the subject.
 #[tokio::test]
-async fn what_a_snapshot_of_an_added_channel_omits_is_behind_every_cursor_until_ready() {
+async fn until_ready_a_stream_resumes_before_what_a_snapshot_of_an_added_channel_omits() {
     let (log, hub, subscriber, _batches) = setup();
     log.ends_with(&[event(1, "a", true), event(2, "b", true)]);
     let mut subscription = open(&subscriber, [subject("a")]);

@@ -282,7 +282,9 @@ fn the_reference_of_the_messages_is_what_the_code_describes() {
         }
     }
     page.push_str(
-        "## Close codes\n\nBefore it closes a stream, the server sends `closing` with the code, and a WebSocket is closed with it.\n\n\
+        "## Close codes\n\nBefore it closes a stream, the server sends `closing` with the code, and a WebSocket is closed with it. \
+        After the codes with a time, `reconnect` is false if the token or ticket will have expired by then: a client that can get a fresh one \
+        reconnects with it.\n\n\
         | code | when | reconnect |\n| --- | --- | --- |\n",
     );
     for close in Close::ALL {

@@ -98,7 +98,9 @@ fn changed(
         });
     }
     let mut next = session.clone();
-    (next.heard_at, next.heard_uptime) = (context.now, context.uptime);
+    next.heard_at = context.now;
+    // As for jobs: the clock of a node that was suspended is behind until it reads of the others'.
+    next.heard_uptime = next.heard_uptime.max(context.uptime);
     let mut class = Class::Milestone;
     match command {
         Command::Start(_) | Command::Check => {

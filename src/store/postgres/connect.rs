@@ -18,7 +18,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use secrecy::zeroize::Zeroizing;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -220,16 +220,20 @@ fn is_refusal(error: &tokio_postgres::Error) -> bool {
     code.is_some_and(|code| !PASSING.iter().any(|class| code.starts_with(class)))
 }
 
-/// Returns whether this node does not accept the server's certificate.
+/// Returns whether this node does not accept the server's certificate, for a reason that does not pass with time.
 fn rejects_certificate(error: &tokio_postgres::Error) -> bool {
     let of_tls = |error: &(dyn std::error::Error + 'static)| {
         let error = error.downcast_ref::<std::io::Error>()?.get_ref()?;
         error.downcast_ref::<rustls::Error>().cloned()
     };
-    matches!(
-        std::error::Error::source(error).and_then(of_tls),
-        Some(rustls::Error::InvalidCertificate(_))
-    )
+    match std::error::Error::source(error).and_then(of_tls) {
+        // The clock of this machine may not be set yet.
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        )) => false,
+        Some(rustls::Error::InvalidCertificate(_)) => true,
+        _ => false,
+    }
 }
 
 /// Returns the innermost cause of an error, which is the most specific.

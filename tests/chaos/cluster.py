@@ -145,7 +145,7 @@ class Node:
     def __init__(self, number):
         self.number, self.server, self.lock = number, None, asyncio.Lock()
         self.postgres, self.direct, self.redis = None, None, None
-        self.disturbed = []  # (from, to), on the wall clock
+        self.disturbed, self.suspended = [], []  # (from, to), on the wall clock
 
     async def until_ready(self):
         deadline = time.monotonic() + READY_SECS
@@ -311,7 +311,9 @@ class Run:
         await self._start(node)
 
     async def node_freeze(self, node, chance):
+        began = time.time()
         await node.server.freeze_for(chance.choice([chance.uniform(0.2, 2), chance.uniform(2, 15)]))
+        node.suspended.append((began, time.time()))
 
     async def _cut(self, links, chance):
         how = chance.choice(["refuse", "hold", "hold up", "hold down", "reset"])

@@ -9,8 +9,9 @@ from ledger import Broken
 STALL_SECS, TIMEOUT_SECS = 4, 14
 LIMITS = {"stall_after_secs": STALL_SECS, "timeout_secs": TIMEOUT_SECS}
 ABANDONED, REPORTED = "abandoned-", "reported-"
-# The clocks of nodes differ by the time of a query, and that of a suspended node until it has reported.
-SKEW_SECS = 1
+# The clocks of nodes differ by the time of a query. That of a node that was suspended is behind by the suspension until it has exchanged
+# reports with the others.
+SKEW_SECS, EXCHANGE_SECS = 1, 5
 # A watchdog looks every second. It needs this long without a fault, with the time to connect again.
 LOOK_SECS = 6
 # How long after the run the last abandoned job may take to fail.
@@ -35,8 +36,8 @@ def found_silent(event, earlier):
 class Watch:
     """One job, along a log."""
 
-    def __init__(self, job):
-        self.job, self.heard, self.latest = job, None, None
+    def __init__(self, job, run):
+        self.job, self.run, self.heard, self.latest = job, run, None, None
         self.stalled_at, self.ended_at, self.has_timed_out = None, None, False
 
     def take(self, seq, event, broken):
@@ -58,7 +59,7 @@ class Watch:
 
     def _is_silent(self, what, at, seq, broken):
         limit = TIMEOUT_SECS if what == "timeout" else STALL_SECS
-        if self.heard is None or at - self.heard < limit - SKEW_SECS:
+        if self.heard is None or at - self.heard < limit - SKEW_SECS - lag(self.run, self.heard):
             raise broken(f"{self.job} is reported as {what} at {seq}, and was reported less than {limit} s before")
         if what == "stalled":
             self.stalled_at = at
@@ -76,7 +77,7 @@ def check_silence(run, truth):
         for seq, (_, event) in log.items():
             if event.kind == "jobs":
                 job = event.subject[1]
-                watches.setdefault(job, Watch(job)).take(seq, event, broken)
+                watches.setdefault(job, Watch(job, run)).take(seq, event, broken)
     stalled = timed_out = 0
     for job, watch in watches.items():
         stalled += watch.stalled_at is not None
@@ -88,6 +89,12 @@ def check_silence(run, truth):
         if watch.stalled_at is None and could_look(run, watch.heard + STALL_SECS, watch.ended_at):
             raise broken(f"{job} failed at {watch.ended_at} without having been stalled")
     return stalled, timed_out
+
+
+def lag(run, at):
+    """How far the clock of the node that took a report at this time may have been behind."""
+    suspensions = [suspension for node in run.nodes for suspension in node.suspended]
+    return max((to - began for began, to in suspensions if to <= at + SKEW_SECS and at < to + EXCHANGE_SECS), default=0)
 
 
 def could_look(run, since, until):

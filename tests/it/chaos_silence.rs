@@ -31,8 +31,8 @@ fn the_model_of_several_nodes_finds_a_silent_job_that_is_not_ended_once_and_a_re
 import silence
 from silence import STALL_SECS, TIMEOUT_SECS, check_silence
 
-def judge(*logs, disturbed=()):
-    run = SimpleNamespace(nodes=[SimpleNamespace(disturbed=list(disturbed))])
+def judge(*logs, disturbed=(), suspended=()):
+    run = SimpleNamespace(nodes=[SimpleNamespace(disturbed=list(disturbed), suspended=suspended)])
     found = []
     said = broken(lambda: found.append(check_silence(run, Truth(School(1), map(Log, logs)))))
     return said or found[0]
@@ -49,6 +49,11 @@ for what in (stalled, timeout):
     assert "less than" in judge([at(1, 0), at(2, S), what(3, S + 1)])
 assert "less than" in judge(whole[:3] + [timeout(4, T - 2)])
 assert judge(whole[:3] + [at(4, 6), stalled(5, 6 + S), timeout(6, 6 + T)]) == (1, 1), "a report ends the silence"
+early = [at(1, 0), at(2, 3), stalled(3, 3 + S - 2), timeout(4, 3 + T)]
+assert "less than" in judge(early)
+assert judge(early, suspended=[(1, 3)]) == (1, 1), "the node that took the report may have been suspended"
+assert "less than" in judge(early, suspended=[(2.5, 3)])
+assert "less than" in judge(early, suspended=[(-20, -10)])
 reported = [at(1, 0, "reported-1"), at(2, 2, "reported-1"), at(3, 4, "reported-1", status="completed")]
 assert judge(reported) == (0, 0)
 assert "less than" in judge(reported[:2] + [stalled(3, 3, "reported-1")])

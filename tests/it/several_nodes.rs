@@ -232,31 +232,40 @@ async fn a_nodes_clock_counts_what_another_node_has_counted_since_its_last_repor
     assert!(other.now() + rounded >= reported + since);
 }
 
-/// As after a suspension, until the node has read of the others.
+/// As after a suspension, until the node has exchanged reports with the others.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_report_at_a_node_whose_clock_is_behind_does_not_make_a_job_silent() {
     let shared = shared(Settings::default());
     let [ahead, behind, _] = &shared.stores[..] else {
         panic!("a store for each node");
     };
-    let clock = ahead.uptime();
-    clock.advance_to(clock.now() + Duration::from_secs(3_600));
-    let id: SubjectId = "j".parse().unwrap();
-    let limits = json!({"status": "in_progress", "stall_after_secs": 600, "timeout_secs": 900});
-    shared.append(vec![create("j", limits)]).await;
-    let reported = serde_json::from_value(json!({"progress": 50})).unwrap();
-    for (store, command) in [
-        (behind, job::Command::Progress(reported)),
-        (ahead, job::Command::Check),
-    ] {
-        let envelope = Envelope::new(id.clone(), kind::Command::Job(command));
+    let limited = |id: &str| {
+        let limits = json!({"status": "in_progress", "stall_after_secs": 600, "timeout_secs": 900});
+        create(id, limits)
+    };
+    let on = |id: &str, command: job::Command| {
+        Envelope::new(id.parse().unwrap(), kind::Command::Job(command))
+    };
+    let append = async |store: &Arc<dyn Store>, envelope: Envelope| {
         let mut answers = store.append(school(), vec![envelope]).await.unwrap();
         answers.remove(0).unwrap();
+    };
+    // From now on, the node behind knows the school.
+    append(behind, limited("before")).await;
+    let clock = ahead.uptime();
+    clock.advance_to(clock.now() + Duration::from_secs(3_600));
+    append(ahead, limited("reported")).await;
+    append(behind, limited("new")).await;
+    let progress = serde_json::from_value(json!({"progress": 50})).unwrap();
+    append(behind, on("reported", job::Command::Progress(progress))).await;
+    for id in ["reported", "new"] {
+        append(ahead, on(id, job::Command::Check)).await;
+        let subject: SubjectId = id.parse().unwrap();
+        let stored = ahead.subject(school(), job::KIND, subject).await.unwrap();
+        let job = stored.unwrap().state.job().unwrap().clone();
+        assert_eq!(job.status, job::Status::InProgress, "{id}");
+        assert!(!job.stalled, "{id}");
     }
-    let stored = ahead.subject(school(), job::KIND, id).await.unwrap();
-    let job = stored.unwrap().state.job().unwrap().clone();
-    assert_eq!(job.status, job::Status::InProgress);
-    assert!(!job.stalled);
 }
 
 fn elsewhere(id: &NodeId, uptime: Uptime) -> NodeReport {

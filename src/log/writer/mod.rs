@@ -282,10 +282,11 @@ impl<B: Backend> Writer<B> {
     /// Carries out a group with a slice of each school, and answers the requests that are completely carried out.
     fn commit(&mut self, at: time::Instant, hurries: bool) {
         let began = Instant::now();
-        let now = self.backend.now();
         let mut decisions = Decisions::default();
         let mut round = self.turns.begin(at, hurries);
         let prepared = self.backend.prepare(&mut self.turns.upcoming(&round));
+        // Not before: what was read may have moved the uptime ahead.
+        let now = self.backend.now();
         let decided = match prepared {
             Ok(()) => self.decide_round(&mut round, &mut decisions, now),
             Err(error) => {

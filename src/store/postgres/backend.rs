@@ -30,7 +30,7 @@ use crate::log::Hints;
 use crate::log::StoreError;
 use crate::log::decide::Decisions;
 use crate::log::facts::{Address, Answered, KeyUse, Moment, Stored, Tail};
-use crate::store::columns::{place, unreadable};
+use crate::store::columns::{place, unreadable, uptime};
 use crate::store::numbers::{signed, unsigned};
 use crate::store::shared::{self, Move, SchoolRow, Traces, stamp};
 use crate::uptime::UptimeClock;
@@ -312,9 +312,10 @@ impl shared::Database for Database {
         }
     }
 
-    /// Loads the rows in the order of their ids.
+    /// Loads the rows in the order of their ids. Moves the uptime ahead to that of their last writes: the clock of a node that was
+    /// suspended is behind, and what it decides after a write of another node must not be older than that.
     fn schools(&mut self, ids: &[SchoolId]) -> Result<HashMap<SchoolId, SchoolRow>, StoreError> {
-        type Row = (i64, i64, i64, Option<i64>, i64);
+        type Row = (i64, i64, i64, Option<i64>, i64, i64);
         let wanted: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let with_lock = self.holds_locks;
         let rows: Vec<Row> = self.ask(async |conn| {
@@ -327,13 +328,15 @@ impl shared::Database for Database {
                     schools::head,
                     schools::head_tag,
                     schools::bytes,
+                    schools::uptime,
                 ));
             match with_lock {
                 true => query.for_update().load(conn).await,
                 false => query.load(conn).await,
             }
         })?;
-        let read = |(id, stamp, head, tag, bytes): Row| {
+        let read = |(id, stamp, head, tag, bytes, written): Row| {
+            self.uptime.advance_to(uptime(written)?);
             let tail = Tail {
                 head: place(head, tag),
                 bytes: unsigned(bytes),

@@ -10,6 +10,7 @@ diesel::table! {
         floor_tag -> Nullable<BigInt>,
         bytes -> BigInt,
         answer_bytes -> BigInt,
+        uptime -> BigInt,
     }
 }
 

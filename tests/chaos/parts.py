@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ledger import Broken
 
-# A program that takes longer than this to start or to end counts as hung.
-PATIENCE_SECS = 60
+# A program that takes longer than this to start or to end counts as hung. PostgreSQL has taken a minute to end a process of replication.
+PATIENCE_SECS = 150
 USER = "tidings"
 DATABASE = "tidings"
 

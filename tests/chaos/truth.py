@@ -15,6 +15,7 @@ from itertools import pairwise
 from ledger import KINDS, Broken, Event, milestones_of, place
 from silence import found_silent, timestamp_of
 
+BEGINNING = (0, None)  # the place before the first event
 # Run in the nodes' database: what retention deletes from the logs is kept, with the time of the deletion.
 KEEP_SWEPT = """
 CREATE SCHEMA chaos;
@@ -225,7 +226,7 @@ class Walk:
         self.truth, self.reading, self.scope = truth, reading, reading.scope
         self.spot, self.claim, self.life, self.states = None, None, 0, {}
         self.omitted = {}  # subject -> the ticks that a later event must supersede, as places
-        self.catches_up_from = None  # where this connection resumed, until it is `ready`
+        self.catches_up_from = None  # where this connection began, until it is `ready`
         self.mid_stream_resets, self.expired = 0, 0
 
     def check(self):
@@ -239,7 +240,7 @@ class Walk:
         return Broken(f"{self.reading.name}, record {self.number}: {what}")
 
     def _connected(self, spot, life):
-        self.life, self.claim, self.catches_up_from = life, spot, spot
+        self.life, self.claim, self.catches_up_from = life, spot, spot or BEGINNING
         if spot is None:
             self._starts_afresh()
             return
@@ -248,7 +249,7 @@ class Walk:
         self.spot = spot
 
     def _starts_afresh(self):
-        self.spot, self.states, self.omitted, self.catches_up_from = None, {}, {}, None
+        self.spot, self.states, self.omitted, self.catches_up_from = None, {}, {}, BEGINNING
 
     def _reset(self, reason, life, at):
         place = self.claim or self.spot
@@ -294,6 +295,8 @@ class Walk:
 
     def _moved(self, spot, kind):
         """`ready`, `heartbeat`, `polled` and others that carry a cursor."""
+        if kind in ("ready", "polled"):
+            self.catches_up_from = None
         if self.spot is None:
             if kind not in ("ready", "polled"):
                 # A heartbeat while the snapshot is read.
@@ -304,8 +307,6 @@ class Walk:
         if kind == "heartbeat" and spot == self.catches_up_from:
             # On `/ws`, a channel that is added resumes from its cursor until all of it has been sent.
             return
-        if kind in ("ready", "polled"):
-            self.catches_up_from = None
         if spot[0] < self.spot[0]:
             raise self._broken(f"the cursor {spot} after {self.spot}")
         self._goes_to(spot, spot[0])

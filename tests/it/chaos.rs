@@ -254,6 +254,9 @@ assert "before the state of" in judged((None, 0, ready(1, "01")), logs=one)
 assert not judged(whole, ("e-1-01", 0, *LOST[1:]), logs=one)
 heartbeat = ready(1, "01") | {"type": "heartbeat"}
 assert not judged(whole, ("e-1-01", 0, LOST[1], heartbeat, LOST[2], LOST[3]), logs=one)
+beginning = {"type": "heartbeat", "cursor": "e-0"}
+assert not judged((None, 0, *state, LOST[1], beginning, *LOST[2:], ready(4, "04")), logs=one)
+assert "the cursor (0, None) after (1, '01')" in judged((None, 0, *state, ready(1, "01"), beginning), logs=one)
 assert "the cursor (1, '01') after (3, '03')" in judged(whole, ("e-1-01", 0, LOST[1], LOST[2], ready(3, "03"), heartbeat), logs=one)
 assert "3 (every tick) is missing" in judged(whole, ("e-2-02", 0, LOST[3]), logs=one)
 milestone = [event(1, "01"), event(2, "02", status="queued"), event(3, "03")]

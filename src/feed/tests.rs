@@ -28,6 +28,10 @@ pub(crate) struct Kept {
     floor: AtomicU64,
     /// Whether the next read of events fails.
     pub(crate) fails: AtomicBool,
+    /// Whether no other node writes to it.
+    pub(crate) is_alone: AtomicBool,
+    /// How many states a page of a snapshot has at most; 0: all.
+    pub(crate) page_states: AtomicUsize,
     /// What the next read of its bounds waits for before it returns.
     pub(crate) gate: Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -59,7 +63,7 @@ impl Log for Kept {
     }
 
     fn is_shared(&self) -> bool {
-        true
+        !self.is_alone.load(Ordering::SeqCst)
     }
 
     fn numbers_are_unique(&self) -> bool {
@@ -125,9 +129,18 @@ impl Log for Kept {
             let is_last = !events.iter().any(is_later);
             is_last && event.seq > after && event.seq <= head.seq && scope.matches(event)
         });
+        let mut states: Vec<_> = states.map(Arc::clone).collect();
+        let most = self.page_states.load(Ordering::SeqCst);
+        let is_cut = most > 0 && states.len() > most;
+        if is_cut {
+            states.truncate(most);
+        }
         Ok(Page {
-            events: states.map(Arc::clone).collect(),
-            through: head,
+            through: match states.last() {
+                Some(last) if is_cut => last.place(),
+                _ => head,
+            },
+            events: states,
             head,
             newest,
             floor: self.floor().seq,

@@ -432,11 +432,17 @@ impl Subscription {
             None => return Poll::Ready(()),
         };
         let is_last = page.through.seq >= page.head.seq;
-        if is_last && page.newest.seq > page.head.seq && self.shared.feed.is_shared() {
-            self.plan.push_front(Step::Confirm(page.newest));
+        if is_last && page.newest.seq > page.head.seq {
+            // The pages may omit subjects that changed while they were read. Their later events precede `ready`, which says
+            // that the state is complete.
+            let is_shared = self.shared.feed.is_shared();
+            if is_shared {
+                self.plan.push_front(Step::Confirm(page.newest));
+            }
+            // `Confirm` verifies that the catch-up has reached the newest event. Without it, the catch-up waits for the hub.
             self.plan.push_front(Step::CatchUp {
                 from: None,
-                settled: true,
+                settled: is_shared,
             });
         }
         match &added {

@@ -1,5 +1,7 @@
 //! Guarantees of a subscription, on a log in memory.
 
+use std::sync::atomic::Ordering;
+
 use futures_util::{FutureExt, StreamExt};
 
 use super::*;
@@ -459,6 +461,42 @@ async fn until_ready_a_stream_resumes_before_what_a_snapshot_of_an_added_channel
     assert_eq!(resumes_from(&subscription), 0);
     assert!(until_ready(&mut subscription).await.is_empty());
     assert_eq!(resumes_from(&subscription), 3);
+}
+
+/// A page of a snapshot has no subjects that changed while an earlier one was read. Without them, the state is not complete.
+#[tokio::test]
+async fn subjects_that_change_while_a_snapshot_is_read_precede_ready() {
+    for is_alone in [true, false] {
+        let (log, hub, subscriber, _batches) = setup();
+        log.is_alone.store(is_alone, Ordering::SeqCst);
+        log.page_states.store(2, Ordering::SeqCst);
+        let first = ["a", "b", "c", "d"];
+        let first: Vec<_> = (1..)
+            .zip(first)
+            .map(|(seq, of)| event(seq, of, true))
+            .collect();
+        log.ends_with(&first);
+        let mut subscription = subscriber
+            .open(Request {
+                from: None,
+                ..request(
+                    &subscriber,
+                    Scope::new(school(), [Channel::Collection(job::KIND)]),
+                )
+            })
+            .unwrap();
+        // From here on, the mailbox has every event.
+        hub.offer(&first).wake();
+        assert_eq!(next_event(&mut subscription).await, 1);
+        let newer = [event(5, "c", true)];
+        log.ends_with(&newer);
+        hub.offer(&newer).wake();
+        assert_eq!(
+            until_ready(&mut subscription).await,
+            [2, 4, 5],
+            "{is_alone}"
+        );
+    }
 }
 
 /// The place in the next heartbeat.

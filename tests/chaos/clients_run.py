@@ -48,6 +48,8 @@ SETTINGS = {"TIDINGS_JWT_LEEWAY_SECS": "0", "TIDINGS_TICKET_TTL_SECS": "2", "TID
 TOKEN_SECS, FRESH_SECS = 4, 1
 # How long a process may take for what needs no more than a connection, after the last fault.
 PATIENCE_SECS = 120
+# More than the states that the server reads at once, so that subjects change while a snapshot is read.
+OLD_JOBS = 300
 # Each program must have come back at least once with another token.
 CONNECTIONS_MIN = 3
 LONGEST_LINE = 64 * 1024 * 1024
@@ -268,6 +270,8 @@ class Run:
         steady = Worker(self, self.answers, "steady")
         working = [asyncio.create_task(worker.work()) for worker in workers] + [asyncio.create_task(steady.keep_steady())]
         self.tasks = [keeping, *working]
+        commands = [{"op": "jobs.create", "job_id": f"old-{number}", "job_type": "old", "status": "in_progress"} for number in range(OLD_JOBS)]
+        await steady.batch(commands)
         for (_, transport, scope, every_tick, secret), reader in zip(READERS, self.readers.values()):
             await reader.start("watch", transport, scope, "0" if every_tick else "100", *(["ticket"] if secret == "ticket" else []))
         for publisher in self.publishers.values():

@@ -297,3 +297,21 @@ proptest! {
         }
     }
 }
+
+/// The clock of a node that was suspended is behind those of the others until they have exchanged reports.
+#[test]
+fn a_report_with_an_earlier_uptime_does_not_move_the_lease_of_a_session_back() {
+    use enrollment::{Command, apply};
+    let start = Command::Start(from(json!({"device_id": "d", "lease_secs": 60})));
+    let started = apply(&id(), None, &start, &context(3_600, 1, None)).unwrap();
+    let report = Command::Progress(from(json!({"status": "capturing"})));
+    let reported = apply(&id(), Some(&started.state), &report, &context(10, 2, None)).unwrap();
+    assert!(reported.state.heard_uptime >= up(3_600));
+    let checked = apply(
+        &id(),
+        Some(&reported.state),
+        &Command::Check,
+        &context(3_601, 3, None),
+    );
+    assert!(checked.unwrap().drafts.is_empty(), "it is not silent");
+}

@@ -250,14 +250,16 @@ class Run:
         await self.server.start()
 
     async def disturb(self, pause_secs, *faults):
-        """Each fault once, then again in another order."""
-        while not self.is_over:
+        """Each fault once, whatever time it takes, then again in another order."""
+        had_all = False
+        while not (self.is_over and had_all):
             for fault in self.chance.sample(faults, len(faults)):
                 await asyncio.sleep(self.chance.uniform(0.2, pause_secs))
-                if self.is_over:
+                if self.is_over and had_all:
                     return
                 await fault()
                 self.happened[fault.__name__] += 1
+            had_all = True
 
     # The run.
 

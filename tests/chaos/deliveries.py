@@ -334,7 +334,8 @@ class Plants:
     def early_ready(self):
         lines = self._one([reader["lines"] for reader in self.transcript["readers"].values()])
         at = max(at for at, line in enumerate(lines) if line["type"] == "ready")
-        before = self._one([one for one in range(at) if lines[one].get("snapshot")])
+        since = max((at for at, line in enumerate(lines) if line["type"] == "reset"), default=0)
+        before = self._one([one for one in range(since, at) if lines[one].get("snapshot")])
         lines.insert(before, lines.pop(at))
 
     def subject(self):
@@ -343,7 +344,7 @@ class Plants:
 
     def state(self):
         state = self._one([state for part, state in self.transcript["states"].items() if part.startswith("jobs/")])
-        state["status"] = "in_progress"
+        state["status"] = "pending"
 
     def lose(self):
         answers = [line for lines in self.transcript["publishers"].values() for line in lines if line["type"] == "answered"]

@@ -453,6 +453,8 @@ class Run:
         await self.check()
         if self.life == 0 and self.ends_of_lives.intersection(self.faults):
             raise RuntimeError("the database has lost nothing, although it was to be promoted or to crash: the run is too short")
+        if not (self.swept and self.stalled and self.timed_out):
+            raise RuntimeError("retention has deleted nothing, or no job was silent for too long: the run is too short")
 
     async def check(self):
         await asyncio.gather(*(self.until_abandoned_fail(school) for school in self.schools))
@@ -474,7 +476,7 @@ class Run:
         self.mid_stream_resets = sum(walk.mid_stream_resets for walk in walks)
         self.expired = sum(walk.expired for walk in walks)
         self.false_offline_checked = sum(check_devices(self, truth) for truth in truths.values())
-        self.given_up = await check_notifier(self.receiver, truths, lambda: self.primary.rows(DEAD_LETTERS))
+        self.given_up = await check_notifier(self.receiver, truths, lambda: (self.primary.rows(DEAD_LETTERS), Log.of_rows(self.primary.rows(WHOLE_LOGS))))
 
     async def whole_logs(self):
         """Reads the logs of all schools, with what retention has deleted."""

@@ -83,7 +83,7 @@ class Log:
 
     def has(self, cursor):
         seq, tag = place(cursor)
-        return self.tags.get(seq) == tag
+        return seq in self.tags and self.tags[seq] == tag
 
     def of_job(self, job):
         """Returns the messages about a job, without those that change only the estimate."""

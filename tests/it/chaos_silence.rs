@@ -87,15 +87,16 @@ assert not retained({1: 105, 2: 107})
 assert "2 was deleted in life 0 at the age of 4.9" in retained({1: 105, 2: 105.9})
 assert "left holes" in retained({2: 110})
 
-def expires(cursor, swept, *, when, lives=(log,), life=0):
+def expires(cursor, swept, *, when, lives=(log,), life=0, reason="expired"):
     school = School(1)
     reading = Reading(school, ALL, True, "reader")
     reading.now, reading.life = lambda: when, lambda: life
     reading.connected("sse", None, 0)
-    for message in [at(1, 100) | {"snapshot": True}, ready(1, "01"), *log[1:]]:
+    first = at(1, 100) | {"snapshot": True} | ({"cursor": cursor} if cursor == "e-1" else {})
+    for message in [first, ready(1, "01"), *log[1:]]:
         reading.take(message)
     reading.connected("sse", cursor, life)
-    reading.take({"type": "reset", "reason": "expired"})
+    reading.take({"type": "reset", "reason": reason})
     for message in [log[2] | {"snapshot": True}, ready(3, "03")]:
         reading.take(message)
     logs = [Log(messages, swept if number == life else {}) for number, messages in enumerate(lives)]
@@ -105,6 +106,10 @@ assert not expires("e-1-01", {1: 105, 2: 106}, when=107)
 assert "what follows was kept" in expires("e-1-01", {1: 105, 2: 106}, when=105.5)
 assert "what follows was kept" in expires("e-2-02", {1: 105, 2: 106}, when=107)
 assert not expires("e-1-01", {1: 105, 2: 106}, when=107, lives=(log, log), life=1)
+# A cursor without a tag is only accepted while no number was assigned twice.
+assert not expires("e-1", {}, when=107, lives=(log, log), life=1, reason="unknown_epoch")
+for cursor, life in [("e-1", 0), ("e-1-01", 1)]:
+    assert "whose logs have its event" in expires(cursor, {}, when=107, lives=(log, log), life=life, reason="unknown_epoch")
 "#,
     );
 }
@@ -121,30 +126,32 @@ from sources import Receiver, check_notifier
 sources.DELIVERY_SECS = 0
 log = [at(1, 100, "a", status="failed"), at(2, 101, "b", status="failed"), at(3, 102, "b", status="completed")]
 
+swept = {1: 105, 2: 106, 3: 107}
+
 def delivered(*numbers, dead=()):
     receiver = Receiver(1)
     receiver.delivered = [(f"i{number}", log[number - 1]) for number in numbers]
     truths = {1: Truth(School(1), [Log(log)])}
     found = []
-    said = broken(lambda: found.append(asyncio.run(check_notifier(receiver, truths, lambda: list(dead)))))
+    said = broken(lambda: found.append(asyncio.run(check_notifier(receiver, truths, lambda: (dead, {1: Log(log, swept)})))))
     return said or found[0]
 
-def too_old(first, last, floor):
+def too_old(first, last, when):
     cause = f"events {first} to {last} are past retention; it is unknown whether the notifier wanted any of them"
-    return (1, last, "", cause, floor)
+    return (1, last, "", cause, when * 1000)
 
-def set_aside(seq, last, subject, floor):
+def set_aside(seq, last, subject, when):
     cause = f"past retention before delivery, together with the subject's following events up to {last}; the last attempt: 503"
-    return (1, seq, subject, cause, floor)
+    return (1, seq, subject, cause, when * 1000)
 
 assert delivered(1, 2, 3) == 0
 assert "1 events were not delivered" in delivered(1, 3)
-assert delivered(3, dead=[too_old(1, 2, 2)]) == 1
-assert "1 events were not delivered" in delivered(dead=[too_old(1, 2, 2)])
-assert "2 was given up as past retention, and was not deleted" in delivered(3, dead=[too_old(1, 2, 1)])
-assert delivered(1, dead=[set_aside(2, 3, "b", 3)]) == 1
-assert "1 events were not delivered" in delivered(dead=[set_aside(2, 3, "b", 3)])
-assert "was given up: 503" in delivered(1, 2, dead=[(1, 3, "b", "503", 3)])
+assert delivered(3, dead=[too_old(1, 2, 106)]) == 1
+assert "1 events were not delivered" in delivered(dead=[too_old(1, 2, 106)])
+assert "2 was given up as past retention, and was not deleted" in delivered(3, dead=[too_old(1, 2, 105)])
+assert delivered(1, dead=[set_aside(2, 3, "b", 107)]) == 1
+assert "1 events were not delivered" in delivered(dead=[set_aside(2, 3, "b", 107)])
+assert "was given up: 503" in delivered(1, 2, dead=[(1, 3, "b", "503", 107000)])
 "#,
     );
 }

@@ -150,9 +150,10 @@ export function report(type: string, options: ReportOptions = {}): Report {
       // Not `AbortSignal.timeout`, because a Node process does not wait for it. If a proxy closes a new connection at once, `fetch` of Node 20 neither
       // settles nor keeps the process running.
       const late = new AbortController();
-      const timer = setTimeout(() => late.abort(new Error("the server does not answer")), REQUEST_MS);
+      let timer;
       try {
         const token = await options.token?.();
+        timer = setTimeout(() => late.abort(new Error("the server does not answer")), REQUEST_MS);
         const headers: Record<string, string> = { "Content-Type": "application/json", "Idempotency-Key": command.key };
         if (token) headers.Authorization = `Bearer ${token}`;
         const answer = await (options.fetch ?? fetch)(url + command.verb, {

@@ -150,7 +150,7 @@ export function report(type: string, options: ReportOptions = {}): Report {
       // Not `AbortSignal.timeout`, because a Node process does not wait for it. If a proxy closes a new connection at once, `fetch` of Node 20 neither
       // settles nor keeps the process running.
       const late = new AbortController();
-      let timer;
+      let timer: ReturnType<typeof setTimeout> | undefined;
       try {
         const token = await options.token?.();
         timer = setTimeout(() => late.abort(new Error("the server does not answer")), REQUEST_MS);

@@ -8,19 +8,14 @@ use serde_json::json;
 use super::*;
 use crate::support::forwarder::Forwarder;
 
-/// The longest time that a command may take whose server does not answer: its own, and that of `--wait`.
-const WAIT: Duration = Duration::from_secs(15);
-
-/// Runs a script for a server at this address. Returns how it went, and how long it took.
-async fn run_for(url: &str, script: &str) -> (Output, Duration) {
+/// Runs a script for a server at this address. Fails if it does not end.
+async fn run_for(url: &str, script: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let mut run = command(folder.path());
     run.args(["run", "--wait", "2", "--", "sh", "-c", script])
         .env("TIDINGS_URL", url)
         .env("TIDINGS_TOKEN", worker(1));
-    let since = Instant::now();
-    let output = end_of(run, b"input\n").await;
-    (output, since.elapsed())
+    end_of(run, b"input\n").await
 }
 
 fn is_unharmed(output: &Output) {
@@ -43,14 +38,12 @@ async fn a_server_that_is_down_or_silent_costs_the_command_nothing() {
         .unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     for address in [closed, silent.local_addr().unwrap()] {
-        let (output, time) = run_for(&format!("http://{address}"), SCRIPT).await;
+        let output = run_for(&format!("http://{address}"), SCRIPT).await;
         is_unharmed(&output);
-        assert!(time < WAIT, "{time:?}");
     }
     for url in ["http://no-such-host.invalid", "not a url"] {
-        let (output, time) = run_for(url, SCRIPT).await;
+        let output = run_for(url, SCRIPT).await;
         is_unharmed(&output);
-        assert!(time < WAIT, "{time:?}");
     }
 }
 
@@ -65,14 +58,13 @@ async fn a_server_that_rejects_reports_does_not_affect_the_command_and_its_reaso
                 std::thread::spawn(move || reject(stream.unwrap(), status, ""));
             }
         });
-        let (output, time) = run_for(&url, SCRIPT).await;
+        let output = run_for(&url, SCRIPT).await;
         is_unharmed(&output);
         let stderr = text(&output.stderr);
         assert!(
             stderr.contains(&format!("because {status} (HTTP {status})")),
             "{stderr}"
         );
-        assert!(time < WAIT, "{status}: {time:?}");
     }
 }
 
@@ -95,7 +87,7 @@ async fn a_server_that_asks_to_wait_is_not_asked_again_before() {
             blocking(move || (times.recv().unwrap(), times.recv().unwrap())).await;
         let pause = second - first;
         assert!(pause >= Duration::from_secs(3), "{status}: {pause:?}");
-        let (output, _) = ended.await.unwrap();
+        let output = ended.await.unwrap();
         assert_eq!(output.status.code(), Some(9));
     }
 }

@@ -40,9 +40,11 @@ pub(super) enum Step {
         /// The newest event when the previous page was read.
         newest: Option<Place>,
     },
-    /// After a snapshot of a shared log and the catch-up that follows it: verify that the log still has this event, which
-    /// was the newest one while the snapshot was read. The snapshot omits subjects that changed after its end, because the
-    /// catch-up delivers their later events. If the log has lost these events, the client misses the subjects.
+    /// After a snapshot and the catch-up that follows it, which reaches at least this event: the newest one while the snapshot was
+    /// read. A reader of the store can see it before the hub is offered it. The snapshot omits subjects that changed after its end,
+    /// because the catch-up delivers their later events.
+    ///
+    /// A shared log is read again: if it has lost these events, the client misses the subjects.
     Confirm(Place),
     /// Deliver the events of added channels after `after`, up to the position.
     Replay {
@@ -253,7 +255,9 @@ impl Subscription {
                 upto,
                 newest,
             } => self.poll_snapshot(cx, (scope, added), after, upto, newest),
-            Step::Confirm(_) if self.scope.is_empty() => Poll::Ready(()),
+            Step::Confirm(_) if self.scope.is_empty() || !self.shared.feed.is_shared() => {
+                Poll::Ready(())
+            }
             Step::Confirm(newest) => self.poll_confirm(cx, newest),
         }
     }
@@ -435,14 +439,10 @@ impl Subscription {
         if is_last && page.newest.seq > page.head.seq {
             // The pages may omit subjects that changed while they were read. Their later events precede `ready`, which says
             // that the state is complete.
-            let is_shared = self.shared.feed.is_shared();
-            if is_shared {
-                self.plan.push_front(Step::Confirm(page.newest));
-            }
-            // `Confirm` verifies that the catch-up has reached the newest event. Without it, the catch-up waits for the hub.
+            self.plan.push_front(Step::Confirm(page.newest));
             self.plan.push_front(Step::CatchUp {
                 from: None,
-                settled: is_shared,
+                settled: true,
             });
         }
         match &added {

@@ -266,9 +266,9 @@ class Walk:
             return
         # On a stream that was open when the history changed, the node may have been further than what it has sent.
         is_open = self.claim is None and len(window) > 1
-        # The log must have the event of a cursor without a tag only if it never assigned a number twice. A snapshot has such cursors
-        # for events that retention has deleted.
-        is_untagged = reason == "unknown_epoch" and place[1] is None and max(window) > 0
+        # A standby may have assigned numbers again, so a cursor without a tag is not accepted. A snapshot has such cursors for events that
+        # retention has deleted.
+        is_untagged = reason == "unknown_epoch" and place[1] is None
         if not (is_open or is_untagged) and window <= self.truth.lives_of(place):
             raise self._broken(f"reset from {place} in lives {sorted(window)}, whose logs have its event")
         self.mid_stream_resets += self.claim is None

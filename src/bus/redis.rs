@@ -59,10 +59,12 @@ struct Live {
     unsubscribing: Arc<AtomicUsize>,
 }
 
-/// The epoch of another database that was found at the bus, and when it was first found.
+/// What comparing the databases of the nodes on the bus has found.
 #[derive(Default)]
 struct Comparison {
+    /// The epoch of another database, and when it was first found.
     other: Option<(Vec<u8>, Instant)>,
+    is_reported: bool,
 }
 
 #[derive(Clone)]
@@ -234,20 +236,16 @@ impl RedisBus {
     /// Waits until the connection ends. Returns why it has ended.
     async fn hold(&self, Live { link, ended, .. }: &mut Live) -> &'static str {
         let ping = redis::cmd("PING");
-        let mut comparison = self.secret.as_ref().map(|_| Comparison::default());
+        let mut comparison = Comparison::default();
         loop {
             let check = async {
                 link.ask(&ping).await?;
-                match comparison.take() {
-                    Some(found) => self.compare_databases(link, found).await,
-                    None => Ok(None),
-                }
+                self.compare_databases(link, &mut comparison).await
             };
             tokio::select! {
                 () = ended.notified() => return "it ended",
-                checked = check => match checked {
-                    Ok(found) => comparison = found,
-                    Err(_) => return "it did not answer",
+                checked = check => if checked.is_err() {
+                    return "it did not answer";
                 }
             }
             tokio::select! {
@@ -260,15 +258,13 @@ impl RedisBus {
     /// Compares the database with that of the other nodes that have the same secret. One of them writes its epoch for a short
     /// time. While nodes of two databases are connected, at least one of them finds the other's epoch again and again. A
     /// node that was stopped before its database was replaced leaves its epoch behind only once.
-    ///
-    /// Returns what is to be passed to the next comparison, or `None` after it was reported.
     async fn compare_databases(
         &self,
         link: &mut Link,
-        comparison: Comparison,
-    ) -> Result<Option<Comparison>, BusError> {
-        let Some(secret) = &self.secret else {
-            return Ok(None);
+        comparison: &mut Comparison,
+    ) -> Result<(), BusError> {
+        let Some(secret) = self.secret.as_ref().filter(|_| !comparison.is_reported) else {
+            return Ok(());
         };
         let (key, own) = (
             format!("tidings:{{{}}}:database", secret.as_str()),
@@ -285,31 +281,27 @@ impl RedisBus {
         }
         let found = match found {
             Ok(Value::BulkString(found)) if found != own.as_bytes() => found,
-            Ok(_) => return Ok(Some(comparison)),
+            Ok(_) => return Ok(()),
             // The user may not write it, or the server cannot carry it out now.
             Err(BusError::Failed(error)) => {
                 tracing::debug!(%error, "the databases of the nodes on the bus are not compared");
-                return Ok(Some(comparison));
+                return Ok(());
             }
             Err(error) => return Err(error),
         };
-        match comparison.other {
-            Some((epoch, since)) if epoch == found => {
-                if since.elapsed() <= BUS_DATABASE_KEPT {
-                    return Ok(Some(Comparison {
-                        other: Some((epoch, since)),
-                    }));
+        match &comparison.other {
+            Some((epoch, since)) if *epoch == found => {
+                if since.elapsed() > BUS_DATABASE_KEPT {
+                    comparison.is_reported = true;
+                    tracing::error!(
+                        "another node has the same `jwt_secret` and the same bus, but another database, so its clients do not see the events of this node: \
+                         set `database_url` to the same database on all nodes, or give a separate installation its own `jwt_secret`"
+                    );
                 }
-                tracing::error!(
-                    "another node has the same `jwt_secret` and the same bus, but another database, so its clients do not see the events of this node: \
-                     set `database_url` to the same database on all nodes, or give a separate installation its own `jwt_secret`"
-                );
-                Ok(None)
             }
-            _ => Ok(Some(Comparison {
-                other: Some((found, Instant::now())),
-            })),
+            _ => comparison.other = Some((found, Instant::now())),
         }
+        Ok(())
     }
 
     /// Returns a random value that all nodes of this database find at the server; the first of them writes it. A user

@@ -25,18 +25,17 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import signal
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 
 import deliveries
 import wire
 from clients import Worker, end
 from ledger import Broken
+from outcome import outcome
 from proxy import Link
 from server import SECRET, Server
 
@@ -392,6 +391,10 @@ class Run:
     def figures(self):
         return {"seed": self.seed, "seconds": self.seconds, "starts": self.server.starts, "faults": self.happened, "truncated": self.truncated, "connections": sum(program.link.accepted for program in self.programs if program.link)}
 
+    def evidence(self):
+        """Returns what the programs printed, by the name of a file."""
+        return [(f"{program.name}.lines", map(json.dumps, program.lines)) for program in self.programs]
+
     async def close(self):
         await end(self.tasks)
         for program in self.programs:
@@ -413,27 +416,16 @@ async def main():
     folder = tempfile.mkdtemp(prefix="tidings-chaos-clients-")
     run = Run(options, folder)
     print(f"chaos of the clients: seed {options.seed}, in {folder}", flush=True)
-    try:
+
+    async def carry_out():
         transcript = await run.carry_out()
         if options.transcript:
             options.transcript.write_text(json.dumps(transcript))
         if options.plant:
             deliveries.spoil(transcript, options.plant, options.seed)
-        print(json.dumps(run.figures() | deliveries.check(transcript)), flush=True)
-    except Broken as broken:
-        for program in run.programs:
-            (Path(folder) / f"{program.name}.lines").write_text("\n".join(json.dumps(line) for line in program.lines))
-        print(json.dumps(run.figures()), flush=True)
-        print(f"BROKEN (seed {options.seed}): {broken}", flush=True)
-        return 1
-    except Exception:
-        # The run failed, not the clients. Print this before anything else can fail.
-        traceback.print_exc()
-        return 2
-    finally:
-        await run.close()
-    shutil.rmtree(folder)
-    return 0
+        return deliveries.check(transcript)
+
+    return await outcome(run, folder, carry_out)
 
 
 sys.exit(asyncio.run(main()))

@@ -15,16 +15,15 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 
 import wire
 from clients import Reader, Worker, end, scopes
 from ledger import Broken
+from outcome import of_readers, outcome
 from parts import PgBouncer, Postgres, Redis
 from proxy import Link
 from server import SECRET, Server
@@ -561,7 +560,11 @@ class Run:
             "refused": self.refused,
         }
 
+    def evidence(self):
+        return of_readers(self.readers)
+
     async def close(self):
+        await end(self.tasks)
         for node in self.nodes:
             if node.server:
                 await node.server.close()
@@ -600,24 +603,7 @@ async def main():
     os.chmod(folder, 0o755)
     run = Run(options, folder)
     print(f"chaos: seed {options.seed}, in {folder}", flush=True)
-    try:
-        await run.carry_out()
-        print(json.dumps(run.figures()), flush=True)
-    except Broken as broken:
-        for reader in run.readers:
-            (Path(folder) / f"{reader.reading.name}.messages".replace("/", "_")).write_text("\n".join(reader.reading.lately))
-        print(json.dumps(run.figures()), flush=True)
-        print(f"BROKEN (seed {options.seed}): {broken}", flush=True)
-        return 1
-    except Exception:
-        # The run failed, not the server. Print this before anything else can fail.
-        traceback.print_exc()
-        return 2
-    finally:
-        await end(run.tasks)
-        await run.close()
-    shutil.rmtree(folder)
-    return 0
+    return await outcome(run, folder, run.carry_out)
 
 
 sys.exit(asyncio.run(main()))

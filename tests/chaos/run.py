@@ -12,16 +12,14 @@ import argparse
 import asyncio
 import json
 import random
-import shutil
 import sys
 import tempfile
 import time
-import traceback
-from pathlib import Path
 
 import wire
 from clients import Reader, Worker, end, scopes
 from ledger import Broken, Histories, Reading, School, place
+from outcome import of_readers, outcome
 from server import SECRET, Server
 
 FAULTS = ("kill", "term", "freeze", "power", "disk", "clock")
@@ -193,6 +191,13 @@ class Run:
                 return tags
             cursor = following
 
+    def evidence(self):
+        return of_readers(self.readers)
+
+    async def close(self):
+        await end(self.tasks)
+        await self.server.close()
+
     def figures(self):
         return {
             "seed": self.seed,
@@ -229,24 +234,7 @@ async def main():
     folder = tempfile.mkdtemp(prefix="tidings-chaos-")
     run = Run(options, folder)
     print(f"chaos: seed {options.seed}, in {folder}", flush=True)
-    try:
-        await run.carry_out()
-        print(json.dumps(run.figures()), flush=True)
-    except Broken as broken:
-        for reader in run.readers:
-            (Path(folder) / f"{reader.reading.name}.messages".replace("/", "_")).write_text("\n".join(reader.reading.lately))
-        print(json.dumps(run.figures()), flush=True)
-        print(f"BROKEN (seed {options.seed}): {broken}", flush=True)
-        return 1
-    except Exception:
-        # The run failed, not the server. Print this before anything else can fail.
-        traceback.print_exc()
-        return 2
-    finally:
-        await end(run.tasks)
-        await run.server.close()
-    shutil.rmtree(folder)
-    return 0
+    return await outcome(run, folder, run.carry_out)
 
 
 sys.exit(asyncio.run(main()))

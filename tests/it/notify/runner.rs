@@ -539,13 +539,7 @@ async fn what_the_log_has_forgotten_is_a_dead_letter_and_not_a_silent_gap() {
     }
     let settings = server.tidings.settings().clone();
     assert_eq!(settings.retention_events.get(), 2);
-    while server
-        .tidings
-        .store()
-        .sweep(chrono::Utc::now())
-        .await
-        .unwrap()
-    {}
+    server.sweep().await;
     let folder = server.stop().await;
     kept.broken.store(false, Ordering::SeqCst);
     let server = server_notifying_in(folder, &kept, json!({"retention_events": 2})).await;

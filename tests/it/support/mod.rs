@@ -149,6 +149,21 @@ impl Server {
         Arc::clone(&self.folder)
     }
 
+    /// Deletes what retention does not keep. Returns in how many steps.
+    pub(crate) async fn sweep(&self) -> usize {
+        let mut steps = 0;
+        while self
+            .tidings
+            .store()
+            .sweep(chrono::Utc::now())
+            .await
+            .unwrap()
+        {
+            steps += 1;
+        }
+        steps
+    }
+
     /// Returns a request with a token.
     pub(crate) fn request(&self, method: &str, path: &str, token: &str) -> reqwest::RequestBuilder {
         self.http

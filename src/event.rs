@@ -232,6 +232,8 @@ pub struct Event {
     /// The tag of the event before it in the log. It is not stored, so it is known only for an event that was just
     /// committed. With it, a node detects that it delivered a different event in that place.
     pub before: Option<Tag>,
+    /// What a reader that has received this event still awaits; see [`Cursor::awaits`].
+    awaits: Option<Place>,
     /// The kind of its subject.
     pub kind: Kind,
     /// Its subject.
@@ -284,6 +286,7 @@ impl Event {
             seq,
             tag,
             before: None,
+            awaits: None,
             kind,
             subject,
             at,
@@ -298,6 +301,18 @@ impl Event {
         Event { before, ..self }
     }
 
+    /// Returns the same event for a reader that still awaits the event at `newest`.
+    pub fn awaiting(&self, newest: Place) -> Event {
+        let at = (self.epoch, self.place());
+        let (subject, draft) = (self.subject.clone(), self.draft.clone());
+        Event {
+            snapshot: self.snapshot,
+            before: self.before,
+            awaits: Some(newest),
+            ..Event::snapshot(at, self.school, self.kind, subject, self.at, draft)
+        }
+    }
+
     /// Returns its place in the log.
     pub fn place(&self) -> Place {
         Place {
@@ -309,8 +324,8 @@ impl Event {
     /// Returns the cursor of a reader that has received this event.
     pub fn cursor(&self) -> Cursor {
         Cursor {
-            epoch: self.epoch,
-            place: self.place(),
+            awaits: self.awaits,
+            ..Cursor::new(self.epoch, self.place())
         }
     }
 

@@ -398,13 +398,17 @@ impl fmt::Display for Place {
 /// A client's position: it has seen everything up to and including `place`.
 ///
 /// Its text is `<epoch>-<seq>-<tag>`. The tag identifies the event itself: if a history is lost and its numbers are
-/// assigned again, a cursor from it is recognised. Cursors from older versions of the server have no tag.
+/// assigned again, a cursor from it is recognised. Cursors from older versions of the server have no tag. If the client
+/// awaits an event, its place follows: `<epoch>-<seq>-<tag>.<seq>-<tag>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cursor {
     /// The epoch of the place.
     pub epoch: Epoch,
     /// The last event seen.
     pub place: Place,
+    /// A snapshot omits subjects that change while it is read, because their later events follow. Until the client has
+    /// received all of these events: the last of them. If the log has lost it, the client lacks states.
+    pub awaits: Option<Place>,
 }
 
 impl Cursor {
@@ -412,14 +416,21 @@ impl Cursor {
     pub const FOREIGN: Cursor = Cursor {
         epoch: Epoch(0),
         place: Place::untagged(0),
+        awaits: None,
     };
+
+    /// Returns the cursor of a client that has seen everything up to this place and awaits nothing.
+    pub const fn new(epoch: Epoch, place: Place) -> Cursor {
+        Cursor {
+            epoch,
+            place,
+            awaits: None,
+        }
+    }
 
     /// Returns a cursor without a tag.
     pub const fn untagged(epoch: Epoch, seq: u64) -> Cursor {
-        Cursor {
-            epoch,
-            place: Place::untagged(seq),
-        }
+        Cursor::new(epoch, Place::untagged(seq))
     }
 }
 
@@ -427,17 +438,26 @@ impl FromStr for Cursor {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let (epoch, place) = text.split_once('-').ok_or(NameError::Cursor)?;
+        let (epoch, places) = text.split_once('-').ok_or(NameError::Cursor)?;
+        let (place, awaits) = match places.split_once('.') {
+            Some((place, awaits)) => (place, Some(awaits.parse()?)),
+            None => (places, None),
+        };
         Ok(Cursor {
             epoch: epoch.parse()?,
             place: place.parse()?,
+            awaits,
         })
     }
 }
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.epoch, self.place)
+        write!(f, "{}-{}", self.epoch, self.place)?;
+        match self.awaits {
+            Some(awaits) => write!(f, ".{awaits}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -538,6 +558,9 @@ mod tests {
             "00000000-1-00000001-1",
             "00000000--00000001",
             "ABCDEF00-1",
+            "00000000-1.",
+            "00000000-1.2-1",
+            "00000000-1.2.3",
         ] {
             assert!(text.parse::<Cursor>().is_err(), "{text:?}");
         }
@@ -565,7 +588,9 @@ mod tests {
         #[test]
         fn a_cursor_reads_back_as_written(epoch: u32, seq in 0..=i64::MAX as u64, tag: Option<u32>) {
             let place = Place { seq, tag: tag.map(Tag) };
-            let cursor = Cursor { epoch: Epoch(epoch), place };
+            let mut cursor = Cursor::new(Epoch(epoch), place);
+            assert_eq!(cursor.to_string().parse(), Ok(cursor));
+            cursor.awaits = Some(place);
             assert_eq!(cursor.to_string().parse(), Ok(cursor));
         }
 

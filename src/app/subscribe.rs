@@ -160,10 +160,8 @@ impl SubscribeService {
 
     /// Returns the current end of a school's log.
     pub async fn here(&self, school: SchoolId) -> Result<Cursor, StoreError> {
-        Ok(Cursor {
-            epoch: self.store.epoch(),
-            place: self.store.head(school).await?,
-        })
+        let place = self.store.head(school).await?;
+        Ok(Cursor::new(self.store.epoch(), place))
     }
 
     /// Returns what a new token allows, if it covers the whole scope of a stream.

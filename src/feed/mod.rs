@@ -82,7 +82,8 @@ impl Feed {
 
     /// Returns the place that a cursor names. Returns `None` if the cursor has another epoch, or if it has no tag and the log
     /// has assigned numbers more than once.
-    pub fn place(&self, Cursor { epoch, place }: Cursor) -> Option<Place> {
+    pub fn place(&self, cursor: Cursor) -> Option<Place> {
+        let Cursor { epoch, place, .. } = cursor;
         let is_certain = place.tag.is_some() || place.seq == 0 || self.log.numbers_are_unique();
         (epoch == self.log.epoch() && is_certain).then_some(place)
     }

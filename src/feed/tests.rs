@@ -204,7 +204,7 @@ fn a_cursor_names_a_place_of_its_own_database_only() {
     let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, committed);
     let (epoch, other) = (feed.epoch(), "00000002".parse().unwrap());
     let tagged = event(3, "a", true).place();
-    let named = |epoch, place| feed.place(Cursor { epoch, place });
+    let named = |epoch, place| feed.place(Cursor::new(epoch, place));
     for place in [tagged, Place::untagged(3), Place::default()] {
         assert_eq!(named(epoch, place), Some(place));
         assert_eq!(named(other, place), None);

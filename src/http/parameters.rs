@@ -92,8 +92,9 @@ const fn repeatable(name: &'static str, about: &'static str, values: Values) -> 
 const NAME_MAX_BYTES: usize = 128;
 /// The maximum length of a list of names or of a token in the description, in bytes. It is not enforced.
 const NAMES_MAX_BYTES: usize = 1_024;
-/// A cursor: epoch, seq and tag.
-const CURSOR_PATTERN: &str = "^([0-9a-f]{8}-[0-9]{1,18}(-[0-9a-f]{8})?)?$";
+/// A cursor: epoch, seq and tag; and seq and tag of the event that the client awaits.
+const CURSOR_PATTERN: &str =
+    r"^([0-9a-f]{8}-[0-9]{1,18}(-[0-9a-f]{8})?(\.[0-9]{1,18}(-[0-9a-f]{8})?)?)?$";
 /// The cursor of the examples.
 pub(super) const EXAMPLE_CURSOR: &str = "5f3a9c1e-1284-64551b6b";
 /// Ids without commas, separated by commas.

@@ -279,10 +279,7 @@ async fn list(
     let reads = tidings.reads();
     let read = async { Ok(reads.subjects(&caller, kind, asked).await?) };
     let found: ListPage = connection.while_connected::<_, Problem>(read).await?;
-    let cursor = Cursor {
-        epoch: reads.epoch(),
-        place: first.or(found.head),
-    };
+    let cursor = Cursor::new(reads.epoch(), first.or(found.head));
     let end = PageEnd {
         next: found.next.map(|next| format!("{next}-{}", cursor.place)),
         searched: found.searched.map(|searched| SearchedRows {

@@ -240,10 +240,7 @@ async fn list(
     let (caller, Asked(asked)) = (caller?, asked?);
     let page = tidings.reads().parts(&caller, KIND, asked).await?;
     let violations = page.parts.iter().filter_map(Part::characteristic);
-    let cursor = Cursor {
-        epoch: tidings.reads().epoch(),
-        place: first.or(page.head),
-    };
+    let cursor = Cursor::new(tidings.reads().epoch(), first.or(page.head));
     let answer = ViolationPage {
         violations: violations.map(ListedViolation::from).collect(),
         next: page.next.map(|next| format!("{next}-{}", cursor.place)),

@@ -44,7 +44,7 @@ pub(super) enum Step {
     /// read. A reader of the store can see it before the hub is offered it. The snapshot omits subjects that changed after its end,
     /// because the catch-up delivers their later events.
     ///
-    /// A shared log is read again: if it has lost these events, the client misses the subjects.
+    /// The log is read again: if it has lost these events, the client misses the subjects.
     Confirm(Place),
     /// Deliver the events of added channels after `after`, up to the position.
     Replay {
@@ -152,6 +152,7 @@ impl Subscription {
     pub(super) fn narrow_plan(&mut self, channels: &[Channel]) {
         if self.scope.channels().is_empty() {
             self.backfill = None;
+            self.awaits = None;
             // Without channels, `ready` means nothing.
             self.plan.retain(|step| !matches!(step, Step::Ready));
         }
@@ -228,6 +229,9 @@ impl Subscription {
             } => {
                 self.position = from;
                 self.is_claimed = true;
+                if let Some(awaits) = self.awaited_after(from) {
+                    self.plan.push_front(Step::Confirm(awaits));
+                }
                 self.plan.push_front(Step::CatchUp {
                     from: None,
                     settled,
@@ -255,9 +259,7 @@ impl Subscription {
                 upto,
                 newest,
             } => self.poll_snapshot(cx, (scope, added), after, upto, newest),
-            Step::Confirm(_) if self.scope.is_empty() || !self.shared.feed.is_shared() => {
-                Poll::Ready(())
-            }
+            Step::Confirm(_) if self.scope.is_empty() => Poll::Ready(()),
             Step::Confirm(newest) => self.poll_confirm(cx, newest),
         }
     }
@@ -282,6 +284,9 @@ impl Subscription {
         };
         let required_seq = match self.plan.front() {
             Some(Step::Confirm(newest)) => newest.seq,
+            // On another node, the client may have received events that this node has not been told of yet. Added channels must not
+            // deliver them again.
+            Some(Step::Add(addition)) => self.known(addition.cursor).map_or(0, |known| known.seq),
             _ => 0,
         };
         if self.reading.is_none()
@@ -356,6 +361,7 @@ impl Subscription {
         let reset = Delivery::Control(Control::Reset(reason));
         self.push(reset, Some(Place::default()));
         self.plan.retain(|step| !matches!(step, Step::Confirm(_)));
+        self.awaits = None;
     }
 
     fn poll_replay(
@@ -389,7 +395,10 @@ impl Subscription {
             .events
             .into_iter()
             .filter(|event| event.seq <= upto && !added.covers(event));
-        wanted.for_each(|event| self.push(Delivery::Event(event), None));
+        for event in wanted {
+            let event = self.for_reader(event);
+            self.push(Delivery::Event(event), None);
+        }
         if page.through.seq < upto {
             self.plan.push_front(Step::Replay {
                 scope,
@@ -436,9 +445,13 @@ impl Subscription {
             None => return Poll::Ready(()),
         };
         let is_last = page.through.seq >= page.head.seq;
-        if is_last && page.newest.seq > page.head.seq {
+        let has_changed = page.newest.seq > page.head.seq;
+        if has_changed {
             // The pages may omit subjects that changed while they were read. Their later events precede `ready`, which says
             // that the state is complete.
+            self.awaits = Some(page.newest);
+        }
+        if is_last && has_changed {
             self.plan.push_front(Step::Confirm(page.newest));
             self.plan.push_front(Step::CatchUp {
                 from: None,
@@ -448,7 +461,10 @@ impl Subscription {
         match &added {
             Some(added) => {
                 let wanted = page.events.into_iter().filter(|event| !added.covers(event));
-                wanted.for_each(|event| self.push(Delivery::Event(event), None));
+                for event in wanted {
+                    let event = self.for_reader(event);
+                    self.push(Delivery::Event(event), None);
+                }
                 if is_last {
                     self.plan.push_front(Step::Added);
                 }
@@ -493,6 +509,8 @@ impl Subscription {
         );
         if is_lost || page.is_some() && self.position.seq < newest.seq {
             self.reset(ResetReason::HistoryChanged);
+        } else {
+            self.awaits = None;
         }
         Poll::Ready(())
     }

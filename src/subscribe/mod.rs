@@ -118,6 +118,8 @@ pub struct Subscription {
     safe: Place,
     /// While added channels catch up: the place from which a reader of all channels must resume.
     backfill: Option<Place>,
+    /// Until it is confirmed that the log has it: the newest event when a snapshot was read; see [`Cursor::awaits`].
+    awaits: Option<Place>,
     /// Wide events that are on none of the channels are delivered, in order, if their `seq` is greater than this.
     wide_from: u64,
     /// Whether channels were removed: the mailbox may contain events that are no longer in scope.
@@ -181,6 +183,7 @@ impl Subscriber {
             is_claimed: false,
             safe: Place::default(),
             backfill: None,
+            awaits: None,
             wide_from: 0,
             narrowed: false,
             next_heartbeat: now + shared.heartbeat,
@@ -194,6 +197,7 @@ impl Subscriber {
         };
         subscription.renew(expires_at);
         subscription.safe = subscription.known(from).unwrap_or_default();
+        subscription.await_as(from);
         if let Some(also) = welcome {
             subscription.push_control(Control::Connected {
                 school: subscription.scope.school,
@@ -362,6 +366,7 @@ impl Subscription {
             // Nothing changes.
         } else if first {
             self.safe = from;
+            self.await_as(cursor);
             steps.push(self.start(cursor));
         } else {
             self.backfill = Some(self.backfill.map_or(from, |backfill| backfill.min(from)));
@@ -379,6 +384,10 @@ impl Subscription {
             // Deliver the events since then on all channels. The snapshot omitted states that were newer than the position;
             // their events are among them.
             steps.push(Step::catch_up());
+            if known.is_some() {
+                self.await_as(cursor);
+                steps.extend(self.awaits.map(Step::Confirm));
+            }
         }
         if !self.scope.channels().is_empty() {
             steps.push(Step::Ready);
@@ -478,13 +487,35 @@ impl Subscription {
 
     fn cursor(&self, place: Place) -> Cursor {
         Cursor {
-            epoch: self.shared.feed.epoch(),
-            place,
+            awaits: self.awaited_after(place),
+            ..Cursor::new(self.shared.feed.epoch(), place)
+        }
+    }
+
+    /// Awaits what a client with this cursor awaits.
+    fn await_as(&mut self, cursor: Option<Cursor>) {
+        if self.known(cursor).is_some() {
+            self.awaits = cursor.and_then(|cursor| cursor.awaits);
+        }
+    }
+
+    /// Returns what a reader that has received everything up to this place awaits. If the log has lost the awaited event, it may
+    /// have later ones.
+    fn awaited_after(&self, place: Place) -> Option<Place> {
+        self.awaits.filter(|awaits| *awaits != place)
+    }
+
+    /// Returns the event with the cursor of this reader.
+    fn for_reader(&self, event: Arc<Event>) -> Arc<Event> {
+        match self.awaited_after(event.place()) {
+            Some(awaits) => Arc::new(event.awaiting(awaits)),
+            None => event,
         }
     }
 
     fn deliver(&mut self, event: Arc<Event>) {
         let moves_to = Some(event.place());
+        let event = self.for_reader(event);
         self.push(Delivery::Event(event), moves_to);
     }
 

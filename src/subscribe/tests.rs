@@ -499,6 +499,78 @@ async fn subjects_that_change_while_a_snapshot_is_read_precede_ready() {
     }
 }
 
+/// The cursors of an unfinished snapshot name the newest event when it was read: the snapshot omits the subjects that
+/// changed up to it.
+#[tokio::test]
+async fn a_reader_that_leaves_before_ready_misses_no_state_if_events_are_lost_meanwhile() {
+    for (is_alone, is_lost) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (log, hub, subscriber, _batches) = setup();
+        log.is_alone.store(is_alone, Ordering::SeqCst);
+        log.page_states.store(2, Ordering::SeqCst);
+        let subjects = ["a", "b", "c", "d"];
+        let first = (1..).zip(subjects);
+        let first: Vec<_> = first.map(|(seq, of)| event(seq, of, true)).collect();
+        log.ends_with(&first);
+        let open = |from| {
+            let scope = Scope::new(school(), [Channel::Collection(job::KIND)]);
+            let request = request(&subscriber, scope);
+            subscriber.open(Request { from, ..request }).unwrap()
+        };
+        let mut left = open(None);
+        hub.offer(&first).wake();
+        let complete = next_cursor(&mut left).await;
+        assert_eq!((complete.place.seq, complete.awaits), (1, None));
+        let newer = [event(5, "d", true), event(6, "c", true)];
+        log.ends_with(&newer);
+        let mut cursors = vec![complete];
+        for _ in 0..2 {
+            cursors.push(next_cursor(&mut left).await);
+        }
+        let places: Vec<u64> = cursors.iter().map(|cursor| cursor.place.seq).collect();
+        assert_eq!(places, [1, 2, 5]);
+        assert_eq!(cursors[2].awaits, Some(newer[1].place()));
+        assert_eq!(left.resume_cursor(), Some(cursors[2]));
+        drop(left);
+        if is_lost {
+            log.ends_with(&[event(6, "e", true)]);
+        }
+        let is_reset =
+            |control: &Control| matches!(control, Control::Reset(ResetReason::HistoryChanged));
+        let jobs = Channel::Collection(job::KIND);
+        for others in [None, Some(vec![]), Some(vec![subject("a")])] {
+            let mut back = match others {
+                None => open(Some(cursors[2])),
+                // The cursor comes with channels that are added later.
+                Some(others) => {
+                    let mut back = open_with(&subscriber, others, Duration::ZERO);
+                    if !back.scope().is_empty() {
+                        assert_eq!(until_ready(&mut back).await, [1]);
+                    }
+                    back.subscribe([jobs.clone()].into(), Some(cursors[2]), Map::new(), None);
+                    back
+                }
+            };
+            if is_lost {
+                assert_eq!(until(&mut back, is_reset).await, [6]);
+                assert_eq!(until_ready(&mut back).await, [1, 2, 3, 5, 6]);
+            } else {
+                let last = next_cursor(&mut back).await;
+                assert_eq!(last, newer[1].cursor(), "it awaits nothing");
+                assert!(until_ready(&mut back).await.is_empty());
+            }
+        }
+    }
+}
+
+/// Returns the cursor of the next event.
+async fn next_cursor(subscription: &mut Subscription) -> Cursor {
+    loop {
+        if let Delivery::Event(event) = subscription.next().await.expect("it goes on") {
+            return event.cursor();
+        }
+    }
+}
+
 /// The place in the next heartbeat.
 async fn heartbeat(subscription: &mut Subscription) -> u64 {
     loop {

@@ -12,7 +12,7 @@ from collections import deque
 from datetime import datetime, timezone
 from itertools import pairwise
 
-from ledger import KINDS, Broken, Event, milestones_of, place
+from ledger import KINDS, Broken, Event, awaited, milestones_of, place
 from silence import found_silent, timestamp_of
 
 BEGINNING = (0, None)  # the place before the first event
@@ -185,7 +185,7 @@ class Reading:
     def connected(self, transport, cursor, life):
         """Starts a connection, with a cursor that was received before or without one."""
         self.lately.append(f"--- {transport} with {cursor} in life {life}")
-        self.records.append(("connected", place(cursor) if cursor else None, life))
+        self.records.append(("connected", place(cursor) if cursor else None, awaited(cursor) if cursor else None, life))
         if cursor is None:
             self.spot, self.is_ready = None, False
             return
@@ -225,6 +225,7 @@ class Walk:
     def __init__(self, truth, reading):
         self.truth, self.reading, self.scope = truth, reading, reading.scope
         self.spot, self.claim, self.life, self.states = None, None, 0, {}
+        self.awaits = None  # until `ready`: the event of which the reader's cursor says that the reader awaits it
         self.omitted = {}  # subject -> the ticks that a later event must supersede, as places
         self.catches_up_from = None  # where this connection began, until it is `ready`
         self.mid_stream_resets, self.expired = 0, 0
@@ -239,8 +240,9 @@ class Walk:
     def _broken(self, what):
         return Broken(f"{self.reading.name}, record {self.number}: {what}")
 
-    def _connected(self, spot, life):
+    def _connected(self, spot, awaits, life):
         self.life, self.claim, self.catches_up_from = life, spot, spot or BEGINNING
+        self.awaits = awaits
         if spot is None:
             self._starts_afresh()
             return
@@ -269,10 +271,13 @@ class Walk:
         # A standby may have assigned numbers again, so a cursor without a tag is not accepted. A snapshot has such cursors for events that
         # retention has deleted.
         is_untagged = reason == "unknown_epoch" and place[1] is None
-        if not (is_open or is_untagged) and window <= self.truth.lives_of(place):
+        lives = self.truth.lives_of(place)
+        if self.awaits:
+            lives = lives & self.truth.lives_of(self.awaits)
+        if not (is_open or is_untagged) and window <= lives:
             raise self._broken(f"reset from {place} in lives {sorted(window)}, whose logs have its event")
         self.mid_stream_resets += self.claim is None
-        self.claim = None
+        self.claim = self.awaits = None
         self._starts_afresh()
 
     def _state(self, spot, event):
@@ -299,7 +304,7 @@ class Walk:
     def _moved(self, spot, kind):
         """`ready`, `heartbeat`, `polled` and others that carry a cursor."""
         if kind in ("ready", "polled"):
-            self.catches_up_from = None
+            self.catches_up_from = self.awaits = None
         if self.spot is None:
             if kind not in ("ready", "polled"):
                 # A heartbeat while the snapshot is read.

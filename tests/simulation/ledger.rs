@@ -153,10 +153,8 @@ impl Ledger {
 
     /// Returns the cursor at the end of a school's log.
     pub(super) fn end(&self, school: SchoolId) -> Cursor {
-        Cursor {
-            epoch: self.epoch,
-            place: self.with(school, |log| log.place(log.head())),
-        }
+        let place = self.with(school, |log| log.place(log.head()));
+        Cursor::new(self.epoch, place)
     }
 
     /// Whether the log has the event that a cursor names.

@@ -108,6 +108,8 @@ enum Fault {
     OffByOne,
     /// Only the number of a cursor is used, whichever event the cursor names.
     NumbersAlone,
+    /// A client's cursor does not say what it awaits.
+    NothingAwaited,
     /// The log reports outdated bounds.
     StaleBounds,
     /// A heartbeat carries the head of the log although the client listens to no channel.

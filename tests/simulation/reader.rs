@@ -70,8 +70,6 @@ pub(super) struct Reader {
     /// Subjects that lost ticks in a power loss, with the head of the log after it. A tick up to that head may be
     /// missing, because the lost tick superseded it.
     excused: HashMap<SubjectId, u64>,
-    /// Whether the session began from a cursor.
-    has_resumed: bool,
 }
 
 struct Session {
@@ -118,12 +116,12 @@ impl Reader {
                 is_ready: false,
                 must_reset: false,
                 may_reset: false,
+                lacks_states: false,
             },
             is_stalled: false,
             fault,
             deliveries: 0,
             excused: HashMap::new(),
-            has_resumed: false,
         }
     }
 
@@ -167,27 +165,22 @@ impl Reader {
             place.delivered.retain(|_, seq| *seq <= head);
         }
         // Current states leave out a subject whose newest event is younger, because that event follows. If it is lost, the
-        // subject is missing. The session notices that something was lost, and starts over. But the cursor of one of these
-        // states names an event that the log still has, so nobody can notice if the client leaves before that and resumes
-        // from it, or has resumed from it already. Such a client begins anew here.
-        let all = self.shadow.tells_all;
-        let is_whole = |cursor: Cursor, knowledge: &Knowledge, scope: &Scope| {
-            ledger.has_lost(scope.school, cursor.place)
-                || knowledge.allows(cursor, all, scope, ledger).is_ok()
-        };
-        self.places
-            .retain(|place| is_whole(place.cursor, &place.knowledge, &place.scope));
+        // subject is missing. The session notices that something was lost, and starts over.
         let is_hit = lost.iter().any(|event| event.school == self.school());
-        let cursor = self.cursor;
-        let is_partial =
-            cursor.is_some_and(|cursor| !is_whole(cursor, &self.knowledge, &self.scope));
-        if is_partial && (self.session.is_none() || self.has_resumed) {
-            self.leave();
-            self.cursor = None;
-        } else if self.session.is_some() {
+        if self.session.is_some() {
             // If something waits for it, that may be a `reset`, and what follows has been read.
             self.shadow.may_reset |= is_hit && (!self.shadow.is_ready || self.rings());
+            let lacks_states = |cursor| self.lacks_states(cursor, ledger);
+            self.shadow.lacks_states |=
+                !self.shadow.is_ready && self.cursor.is_some_and(lacks_states);
         }
+    }
+
+    /// Whether a client with this cursor lacks states, because the log has lost the event that it awaits.
+    fn lacks_states(&self, cursor: Cursor, ledger: &Ledger) -> bool {
+        cursor
+            .awaits
+            .is_some_and(|awaits| ledger.has_lost(self.school(), awaits))
     }
 
     fn is_of_lost_history(&self, cursor: Cursor, ledger: &Ledger) -> bool {
@@ -235,7 +228,6 @@ impl Reader {
             self.knowledge = place.knowledge.clone();
             self.shadow.delivered = place.delivered.clone();
         }
-        self.has_resumed = self.cursor.is_some();
         if let Some(cursor) = self.cursor.filter(|_| !self.is_multiplexed()) {
             self.knowledge.is_complete(cursor.place.seq);
             self.shadow.last = cursor.place.seq;
@@ -252,6 +244,7 @@ impl Reader {
                 },
                 from: self.cursor.map(|cursor| match self.fault {
                     Some(Fault::NumbersAlone) => Cursor::untagged(cursor.epoch, cursor.place.seq),
+                    Some(Fault::NothingAwaited) => Cursor::new(cursor.epoch, cursor.place),
                     _ => cursor,
                 }),
                 tick: self.tick,
@@ -263,6 +256,9 @@ impl Reader {
         if let Some(ttl) = ttl.filter(|_| self.fault != Some(Fault::EndlessToken)) {
             expires_in(&mut subscription, ttl);
         }
+        let lacks_states = self
+            .cursor
+            .is_some_and(|cursor| self.lacks_states(cursor, ledger));
         let shadow = &mut self.shadow;
         shadow.is_ready = false;
         shadow.is_adding = false;
@@ -277,6 +273,7 @@ impl Reader {
             Some(cursor) => {
                 // An earlier session may have ended before it received its `reset`.
                 shadow.must_reset = false;
+                shadow.lacks_states = lacks_states;
                 shadow.since = Some(cursor.place.seq);
                 shadow.complete = cursor.place.seq;
             }
@@ -307,9 +304,6 @@ impl Reader {
     pub(super) fn leave(&mut self) {
         self.session = None;
         self.is_stalled = false;
-        if self.shadow.is_partial() && !self.shadow.must_reset {
-            self.cursor = None;
-        }
     }
 
     /// Takes up to `limit` deliveries, while there are any. Returns whether there were any.
@@ -441,7 +435,7 @@ impl Reader {
 
     /// Checks that a cursor is safe for all subscribed channels or, if there are none, for those that the client wants.
     fn is_sent(&mut self, cursor: Cursor, ledger: &Ledger) -> Result<(), String> {
-        if self.shadow.is_partial() {
+        if self.shadow.is_partial() && self.lacks_states(cursor, ledger) {
             return Ok(());
         }
         let scope = match self.scope.channels().is_empty() {
@@ -467,6 +461,8 @@ impl Reader {
     fn now_hears(&mut self, ledger: &Ledger) {
         if let Some((channel, from)) = self.asked.clone() {
             let known = from.filter(|from| ledger.knows(self.scope.school, from.cursor));
+            let lacks_states = |from: &Place| self.lacks_states(from.cursor, ledger);
+            self.shadow.lacks_states |= known.as_ref().is_some_and(lacks_states);
             self.begins_to_hear(&channel, known.as_ref());
             self.scope.add(channel);
         }
@@ -511,7 +507,7 @@ impl Reader {
             let cursor = from.as_ref().map(|from| from.cursor);
             self.asked = Some((channel.clone(), from));
             let cursor = match (self.fault, cursor) {
-                (Some(Fault::LateAddition), Some(Cursor { epoch, place })) => {
+                (Some(Fault::LateAddition), Some(Cursor { epoch, place, .. })) => {
                     Some(Cursor::untagged(epoch, place.seq + 1))
                 }
                 _ => cursor,

@@ -30,10 +30,13 @@ pub(super) struct Shadow {
     pub(super) must_reset: bool,
     /// Whether events were lost while it was catching up.
     pub(super) may_reset: bool,
+    /// Whether it lacks states because the event that its cursor awaits was lost, so that a `reset` must come before `ready`.
+    pub(super) lacks_states: bool,
 }
 
 impl Shadow {
-    /// Whether events were lost that current states may have left out. Until it receives `ready`, its cursors are not safe.
+    /// Whether events were lost that current states may have left out. Until it receives `ready`, its cursors are safe only if they
+    /// await such an event.
     pub(super) fn is_partial(&self) -> bool {
         self.may_reset && !self.is_ready
     }
@@ -44,6 +47,7 @@ impl Shadow {
         self.since = None;
         self.complete = 0;
         self.must_reset = false;
+        self.lacks_states = false;
         self.is_ready = false;
     }
 
@@ -62,7 +66,8 @@ impl Shadow {
         let original = ledger
             .event(scope.school, seq)
             .ok_or_else(|| format!("{seq} was never committed"))?;
-        let is_it = (event.school, event.cursor()) == (scope.school, original.cursor());
+        let identity = |event: &Event| (event.school, event.epoch, event.place());
+        let is_it = event.school == scope.school && identity(event) == identity(&original);
         if original.subject != event.subject || !is_it {
             return Err(format!("{seq} is another event than was committed"));
         }
@@ -102,6 +107,7 @@ impl Shadow {
                 let head = ledger.head(scope.school);
                 let too_far = head - at.min(head) > REPLAY_MAX;
                 if !(self.must_reset
+                    || self.lacks_states
                     || self.may_reset
                     || at < ledger.floor(scope.school)
                     || too_far)
@@ -110,6 +116,9 @@ impl Shadow {
                 }
                 self.begin_anew();
                 Ok(())
+            }
+            Control::Ready(cursor) if self.lacks_states => {
+                Err(format!("it is ready at {cursor} without a reset"))
             }
             Control::Ready(cursor) => {
                 self.is_ready = true;

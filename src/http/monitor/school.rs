@@ -55,10 +55,7 @@ fn view_with(
     tab: &str,
     mut context: Value,
 ) -> Value {
-    let cursor = Cursor {
-        epoch: tidings.reads().epoch(),
-        place: guest.head,
-    };
+    let cursor = Cursor::new(tidings.reads().epoch(), guest.head);
     context["cursor"] = cursor.to_string().into();
     context["stream"] = stream(guest, base).into();
     context["school"] = guest.place(&base.0);

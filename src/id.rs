@@ -361,13 +361,10 @@ impl Place {
     pub const fn untagged(seq: u64) -> Place {
         Place { seq, tag: None }
     }
-}
 
-impl FromStr for Place {
-    type Err = NameError;
-
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        let (seq, tag) = match text.split_once('-') {
+    /// Parses the number and, after `separator`, the tag.
+    fn parse(text: &str, separator: char) -> Result<Place, NameError> {
+        let (seq, tag) = match text.split_once(separator) {
             Some((seq, tag)) => (seq, Some(hex(tag)?)),
             None => (text, None),
         };
@@ -384,14 +381,27 @@ impl FromStr for Place {
             tag: tag.map(Tag),
         })
     }
+
+    /// Writes the number and, after `separator`, the tag.
+    fn write(&self, f: &mut fmt::Formatter<'_>, separator: char) -> fmt::Result {
+        match self.tag {
+            Some(Tag(tag)) => write!(f, "{}{separator}{tag:08x}", self.seq),
+            None => write!(f, "{}", self.seq),
+        }
+    }
+}
+
+impl FromStr for Place {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        Place::parse(text, '-')
+    }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.tag {
-            Some(Tag(tag)) => write!(f, "{}-{tag:08x}", self.seq),
-            None => self.seq.fmt(f),
-        }
+        self.write(f, '-')
     }
 }
 
@@ -399,15 +409,15 @@ impl fmt::Display for Place {
 ///
 /// Its text is `<epoch>-<seq>-<tag>`. The tag identifies the event itself: if a history is lost and its numbers are
 /// assigned again, a cursor from it is recognised. Cursors from older versions of the server have no tag. If the client
-/// awaits an event, its place follows: `<epoch>-<seq>-<tag>.<seq>-<tag>`.
+/// awaits an event, its place follows: `<epoch>-<seq>-<tag>.<seq>.<tag>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cursor {
     /// The epoch of the place.
     pub epoch: Epoch,
     /// The last event seen.
     pub place: Place,
-    /// A snapshot omits subjects that change while it is read, because their later events follow. Until the client has
-    /// received all of these events: the last of them. If the log has lost it, the client lacks states.
+    /// A snapshot does not contain the earlier states of subjects whose last event lies further on in it, or follows it. Until the
+    /// client has received these events: the newest one when the snapshot was read. If the log has lost it, the client lacks states.
     pub awaits: Option<Place>,
 }
 
@@ -440,7 +450,7 @@ impl FromStr for Cursor {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let (epoch, places) = text.split_once('-').ok_or(NameError::Cursor)?;
         let (place, awaits) = match places.split_once('.') {
-            Some((place, awaits)) => (place, Some(awaits.parse()?)),
+            Some((place, awaits)) => (place, Some(Place::parse(awaits, '.')?)),
             None => (places, None),
         };
         Ok(Cursor {
@@ -455,7 +465,10 @@ impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.epoch, self.place)?;
         match self.awaits {
-            Some(awaits) => write!(f, ".{awaits}"),
+            Some(awaits) => {
+                f.write_str(".")?;
+                awaits.write(f, '.')
+            }
             None => Ok(()),
         }
     }
@@ -559,8 +572,9 @@ mod tests {
             "00000000--00000001",
             "ABCDEF00-1",
             "00000000-1.",
-            "00000000-1.2-1",
+            "00000000-1.2-00000003",
             "00000000-1.2.3",
+            "00000000-1.2.00000003.4",
         ] {
             assert!(text.parse::<Cursor>().is_err(), "{text:?}");
         }

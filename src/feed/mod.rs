@@ -101,10 +101,15 @@ impl Feed {
         after: Place,
         conflate: bool,
     ) -> Result<Option<Page>, StoreError> {
-        let began = Instant::now();
-        let page = self.read_page(scope, after, conflate).await;
+        let (began, school) = (Instant::now(), scope.school);
+        let mut page = self.read_page(scope, after, conflate).await?;
+        // A shared log may have lost `after` between the check and the reading. If it has it now, it had it then.
+        if self.is_shared() && after.tag.is_some() && page.is_some() {
+            let is_known = self.has(school, after).await?;
+            page = page.filter(|_| is_known);
+        }
         self.replay_duration.observe(began.elapsed().as_secs_f64());
-        page
+        Ok(page)
     }
 
     async fn read_page(

@@ -94,7 +94,7 @@ const NAME_MAX_BYTES: usize = 128;
 const NAMES_MAX_BYTES: usize = 1_024;
 /// A cursor: epoch, seq and tag; and seq and tag of the event that the client awaits.
 const CURSOR_PATTERN: &str =
-    r"^([0-9a-f]{8}-[0-9]{1,18}(-[0-9a-f]{8})?(\.[0-9]{1,18}(-[0-9a-f]{8})?)?)?$";
+    r"^([0-9a-f]{8}-[0-9]{1,18}(-[0-9a-f]{8})?(\.[0-9]{1,18}(\.[0-9a-f]{8})?)?)?$";
 /// The cursor of the examples.
 pub(super) const EXAMPLE_CURSOR: &str = "5f3a9c1e-1284-64551b6b";
 /// Ids without commas, separated by commas.

@@ -302,6 +302,7 @@ impl Subscription {
             } else {
                 in_scope
             };
+            self.has_verified_position();
             wanted.into_iter().for_each(|event| self.deliver(event));
             self.position = head;
             self.is_claimed = false;
@@ -316,7 +317,10 @@ impl Subscription {
         };
         self.is_claimed = false;
         let page = match page {
-            Some(Ok(page)) => page,
+            Some(Ok(page)) => {
+                self.has_verified_position();
+                page
+            }
             Some(Err(ResetReason::HistoryChanged)) if self.position != self.safe => {
                 // The log may still have the events that were sent to the client.
                 self.position = self.safe;
@@ -344,6 +348,11 @@ impl Subscription {
             });
         }
         Poll::Ready(())
+    }
+
+    /// The log has the event at the position. If the reader awaited that one, it awaits nothing more.
+    fn has_verified_position(&mut self) {
+        self.awaits.take_if(|awaits| *awaits == self.position);
     }
 
     /// Starts over with a snapshot of everything in scope. On a `reset`, clients discard the states that they have.
@@ -446,12 +455,13 @@ impl Subscription {
         };
         let is_last = page.through.seq >= page.head.seq;
         let has_changed = page.newest.seq > page.head.seq;
-        if has_changed {
-            // The pages may omit subjects that changed while they were read. Their later events precede `ready`, which says
-            // that the state is complete.
+        // Without another node, only a power loss between two deliveries of one page could lose an event in it.
+        if has_changed || self.shared.feed.is_shared() {
             self.awaits = Some(page.newest);
         }
         if is_last && has_changed {
+            // The pages may omit subjects that changed while they were read. Their later events precede `ready`, which says
+            // that the state is complete.
             self.plan.push_front(Step::Confirm(page.newest));
             self.plan.push_front(Step::CatchUp {
                 from: None,

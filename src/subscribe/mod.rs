@@ -118,7 +118,7 @@ pub struct Subscription {
     safe: Place,
     /// While added channels catch up: the place from which a reader of all channels must resume.
     backfill: Option<Place>,
-    /// Until it is confirmed that the log has it: the newest event when a snapshot was read; see [`Cursor::awaits`].
+    /// Until it is confirmed that the log has it, or else until `ready`: the newest event when a snapshot was read; see [`Cursor::awaits`].
     awaits: Option<Place>,
     /// Wide events that are on none of the channels are delivered, in order, if their `seq` is greater than this.
     wide_from: u64,
@@ -653,6 +653,7 @@ impl Subscription {
                 if let Control::Ready(_) = *control {
                     // Additions are processed one at a time, so every acknowledged addition is complete.
                     self.backfill = None;
+                    self.awaits = None;
                 }
                 // The reader's place is known only now.
                 control.stamp(self.resume_cursor());

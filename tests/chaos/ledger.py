@@ -70,7 +70,7 @@ def place(cursor):
 
 def awaited(cursor):
     """Returns the number and tag of the event that the reader awaits, because a snapshot may have left out what it changed."""
-    seq, _, tag = cursor.partition(".")[2].partition("-")
+    seq, _, tag = cursor.partition(".")[2].partition(".")
     return (int(seq), tag) if seq else None
 
 

@@ -142,7 +142,9 @@ impl Cluster {
                     if !(is_same || is_lost) {
                         return Err(format!("a repetition is answered with {}", event.seq));
                     }
-                    sent.answered = Some(event.place());
+                    // The first one may have changed nothing. Then the answer is the state at that time, and a failover can
+                    // lose the key without that event.
+                    sent.answered = (!event.snapshot).then(|| event.place());
                 }
                 (Err(CommandError::Rule(error)), answered) => {
                     let is_lost =

@@ -48,8 +48,8 @@
 //! 9. Empty channels, windows and schools are removed from memory.
 //! 10. A subject's terminal state is final; progress never decreases within an attempt; a kind's rules are pure
 //!     functions of state, command and time.
-//! 11. A cursor names an event. A cursor whose event is in a part of the history that was lost is answered with a `reset`;
-//!     all others are honoured.
+//! 11. A cursor names an event; within a snapshot, it can also name one that the client awaits. A cursor whose event is in a
+//!     part of the history that was lost is answered with a `reset`; all others are honoured.
 //! 12. Work that only one node may do requires a lease, whose fencing token is checked in the transaction of the write.
 //!
 //! # Layers

@@ -273,7 +273,9 @@ impl Story {
         if !self.repeats_snapshot || !self.in_snapshot {
             return false;
         }
-        let event = (seq, message.cursor().map(str::to_owned));
+        // The rest of the text says what the connection awaits.
+        let place = message.cursor().and_then(|cursor| cursor.split('.').next());
+        let event = (seq, place.map(str::to_owned));
         if self.delivered.len() >= REPEATED_MAX {
             return self.delivered.contains(&event);
         }

@@ -102,9 +102,9 @@ impl Feed {
         conflate: bool,
     ) -> Result<Option<Page>, StoreError> {
         let (began, school) = (Instant::now(), scope.school);
-        let mut page = self.read_page(scope, after, conflate).await?;
+        let (mut page, is_certain) = self.read_page(scope, after, conflate).await?;
         // A shared log may have lost `after` between the check and the reading. If it has it now, it had it then.
-        if self.is_shared() && after.tag.is_some() && page.is_some() {
+        if !is_certain && self.is_shared() && after.tag.is_some() {
             let is_known = self.has(school, after).await?;
             page = page.filter(|_| is_known);
         }
@@ -112,36 +112,42 @@ impl Feed {
         Ok(page)
     }
 
+    /// Also returns whether the page certainly belongs to the history in which the event before it was found.
     async fn read_page(
         &self,
         scope: Arc<Scope>,
-        after: Place,
+        checked: Place,
         conflate: bool,
-    ) -> Result<Option<Page>, StoreError> {
-        if after.tag.is_none() && is_narrow(&scope) {
-            return self.log.replay(scope, after.seq, conflate).await.map(Some);
+    ) -> Result<(Option<Page>, bool), StoreError> {
+        if checked.tag.is_none() && is_narrow(&scope) {
+            let page = self.log.replay(scope, checked.seq, conflate).await?;
+            return Ok((Some(page), true));
         }
         let bounds = self.heads.bounds(scope.school).await?;
         self.segments.follow(scope.school, bounds).await?;
-        if !self.is_known(scope.school, after, bounds).await? {
-            return Ok(None);
+        if !self.is_known(scope.school, checked, bounds).await? {
+            return Ok((None, true));
         }
-        let after = after.seq;
+        let Place { seq: after, .. } = checked;
         if is_narrow(&scope) {
-            return self.log.replay(scope, after, conflate).await.map(Some);
+            let page = self.log.replay(scope, after, conflate).await?;
+            let is_certain = page.head == bounds.head;
+            return Ok((Some(page), is_certain));
         }
         if after < bounds.floor.seq || after >= bounds.head.seq {
-            return Ok(Some(Page {
+            let page = Page {
                 events: Vec::new(),
                 through: bounds.head,
                 head: bounds.head,
                 newest: bounds.head,
                 floor: bounds.floor.seq,
-            }));
+            };
+            return Ok((Some(page), true));
         }
         let Some(segment) = self.segments.get(scope.school, after, bounds).await? else {
             // Its events are too large to be cached.
-            return self.log.replay(scope, after, conflate).await.map(Some);
+            let page = self.log.replay(scope, after, conflate).await?;
+            return Ok((Some(page), false));
         };
         let in_scope = segment.after(after).filter(|event| scope.matches(event));
         let mut events = in_scope.map(Arc::clone).collect();
@@ -150,13 +156,15 @@ impl Feed {
             events.retain(|event| !segment.supersedes(event, &scope.filter));
         }
         let head = bounds.head.max(segment.through());
-        Ok(Some(Page {
+        let page = Page {
             events,
             through: segment.through(),
             head,
             newest: head,
             floor: bounds.floor.seq.max(segment.floor()),
-        }))
+        };
+        let is_certain = segment.has(checked);
+        Ok((Some(page), is_certain))
     }
 
     /// Whether the log still has this event. Also true if that cannot be determined: without a tag, or past retention.

@@ -42,6 +42,14 @@ impl Segment {
         self.events[known..].iter()
     }
 
+    /// Whether the segment holds this event.
+    pub(super) fn has(&self, place: Place) -> bool {
+        let event = self
+            .events
+            .binary_search_by_key(&place.seq, |event| event.seq);
+        event.is_ok_and(|index| self.events[index].place() == place)
+    }
+
     pub(super) fn floor(&self) -> u64 {
         self.floor
     }

@@ -26,6 +26,8 @@ pub(crate) struct Kept {
     numbers_repeat: AtomicBool,
     /// Retention has removed the events up to here.
     floor: AtomicU64,
+    /// Whether the next read of its bounds fails.
+    pub(crate) fails_bounds: AtomicBool,
     /// Whether the next read of events fails.
     pub(crate) fails: AtomicBool,
     /// Whether no other node writes to it.
@@ -72,6 +74,9 @@ impl Log for Kept {
 
     async fn bounds(&self, _: SchoolId) -> Result<Bounds, StoreError> {
         self.bounds_reads.fetch_add(1, Ordering::SeqCst);
+        if self.fails_bounds.swap(false, Ordering::SeqCst) {
+            return Err(StoreError::Database("the database is away".into()));
+        }
         let head = self.events.lock().unwrap().last().map(|last| last.place());
         let gate = self.gate.lock().unwrap().take();
         if let Some(gate) = gate {

@@ -205,6 +205,8 @@ impl Subscription {
         };
         match step {
             Step::Ready => {
+                // What was awaited is confirmed, or it was the end of a snapshot, and is the position.
+                self.awaits = None;
                 let position = self.position;
                 self.push(
                     Delivery::Control(Control::Ready(self.cursor(position))),
@@ -346,6 +348,12 @@ impl Subscription {
                 from: None,
                 settled: true,
             });
+            // Until then, the reader receives copies of the events, which have cursors of its own.
+            let awaited = self.awaits.filter(|awaits| awaits.seq <= self.position.seq);
+            if let Some(awaited) = awaited {
+                self.plan.retain(|step| !matches!(step, Step::Confirm(_)));
+                self.plan.push_front(Step::Confirm(awaited));
+            }
         }
         Poll::Ready(())
     }
@@ -455,8 +463,8 @@ impl Subscription {
         };
         let is_last = page.through.seq >= page.head.seq;
         let has_changed = page.newest.seq > page.head.seq;
-        // Without another node, only a power loss between two deliveries of one page could lose an event in it.
-        if has_changed || self.shared.feed.is_shared() {
+        // On a single node, only a power loss in the middle of the last page could lose an event that is in it.
+        if has_changed || !is_last || self.shared.feed.is_shared() {
             self.awaits = Some(page.newest);
         }
         if is_last && has_changed {
@@ -513,11 +521,15 @@ impl Subscription {
             self.plan.push_front(Step::Confirm(newest));
             return Poll::Pending;
         };
+        // Without an answer, the stream ends, and its last cursor still says what the client awaits.
+        let Some(page) = page else {
+            return Poll::Ready(());
+        };
         let is_lost = matches!(
             page,
-            Some(Err(ResetReason::HistoryChanged | ResetReason::UnknownEpoch))
+            Err(ResetReason::HistoryChanged | ResetReason::UnknownEpoch)
         );
-        if is_lost || page.is_some() && self.position.seq < newest.seq {
+        if is_lost || self.position.seq < newest.seq {
             self.reset(ResetReason::HistoryChanged);
         } else {
             self.awaits = None;

@@ -323,8 +323,7 @@ impl Subscription {
     }
 
     /// Listens to more channels. The existing channels have been delivered up to the position. They pause there until the
-    /// new channels have been delivered up to it, too. So the cursor of every delivered event is safe for all channels, unless the
-    /// log loses events before `ready`.
+    /// new channels have been delivered up to it, too. So the cursor of every delivered event is safe for all channels.
     fn add(&mut self, addition: Addition) {
         let Addition {
             channels,
@@ -653,7 +652,6 @@ impl Subscription {
                 if let Control::Ready(_) = *control {
                     // Additions are processed one at a time, so every acknowledged addition is complete.
                     self.backfill = None;
-                    self.awaits = None;
                 }
                 // The reader's place is known only now.
                 control.stamp(self.resume_cursor());
@@ -682,6 +680,8 @@ impl Subscription {
                 }
                 ready!(step);
             } else {
+                // A snapshot that was sent again, or whose channels were removed, does not end with `ready`.
+                self.awaits = None;
                 let patience = self.conflator.patience();
                 let mail = ready!(self.attachment.mailbox().poll(cx, patience));
                 self.receive(mail, now, now);

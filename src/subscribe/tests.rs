@@ -520,9 +520,7 @@ async fn a_reader_that_leaves_before_ready_misses_no_state_if_events_are_lost_me
         hub.offer(&first).wake();
         let complete = next_cursor(&mut left).await;
         assert_eq!(complete.place.seq, 1);
-        // Another node can lose the rest of the page.
-        let last_of_snapshot = (!is_alone).then_some(first[3].place());
-        assert_eq!(complete.awaits, last_of_snapshot);
+        assert_eq!(complete.awaits, Some(first[3].place()), "more pages follow");
         let newer = [event(5, "d", true), event(6, "c", true)];
         log.ends_with(&newer);
         let mut cursors = vec![complete];
@@ -563,6 +561,35 @@ async fn a_reader_that_leaves_before_ready_misses_no_state_if_events_are_lost_me
             }
         }
     }
+}
+
+/// A long poll ends with a cursor even then.
+#[tokio::test]
+async fn a_cursor_after_a_failed_read_says_what_the_client_awaits() {
+    let (log, hub, subscriber, _batches) = setup();
+    let first = [event(1, "a", true), event(2, "b", true)];
+    let newer = [event(3, "a", true), event(4, "c", true)];
+    for events in [&first, &newer] {
+        log.ends_with(events);
+        hub.offer(events).wake();
+    }
+    let awaits = Some(newer[1].place());
+    let from = Cursor {
+        awaits,
+        ..first[1].cursor()
+    };
+    let scope = Scope::new(school(), ["a", "b"].map(subject));
+    let request = Request {
+        from: Some(from),
+        ..request(&subscriber, scope)
+    };
+    let mut subscription = subscriber.open(request).unwrap();
+    assert_eq!(next_event(&mut subscription).await, 3);
+    log.fails_bounds.store(true, Ordering::SeqCst);
+    let is_closing = |control: &Control| matches!(control, Control::Closing { .. });
+    assert!(until(&mut subscription, is_closing).await.is_empty());
+    let last = subscription.resume_cursor().unwrap();
+    assert_eq!((last.place, last.awaits), (newer[0].place(), awaits));
 }
 
 /// Returns the cursor of the next event.

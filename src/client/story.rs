@@ -434,6 +434,9 @@ mod tests {
             story.receive(message(other_history)),
             Received::Message(_)
         ));
+        // The log has grown since.
+        let grown = json!({"type": "job_progress", "seq": 5, "cursor": "e-5-t.9.u"});
+        assert!(matches!(story.receive(message(grown)), Received::Nothing));
         story.receive(message(json!({"type": "ready", "cursor": "e-5-t"})));
         story.connecting(Instant::now());
         assert_eq!(story.cursor(), Some("e-5-t"));

@@ -19,6 +19,7 @@ mod acknowledgements;
 mod attacks;
 mod backlog;
 mod bad_input;
+mod balanced;
 mod behind_proxy;
 mod browsers;
 mod bus_contract;

@@ -296,3 +296,31 @@ async fn a_node_with_another_database_than_the_others_on_its_bus_says_so() {
         .find(|line| line.contains("the same bus, but another database"));
     assert!(complaint.is_some(), "the node ended without it");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_another_bus_than_the_others_says_so() {
+    let (Some(database), Some(redis), Some(other)) = (
+        postgres::database(),
+        RedisServer::start(),
+        RedisServer::start(),
+    ) else {
+        return;
+    };
+    // It has the tests' secret.
+    let first = server_with(json!({"database_url": database.url, "bus_url": redis.url()})).await;
+    until("the bus works", async || is_connected(&first).await).await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(folder.path());
+    command
+        .env("TIDINGS_DATABASE_URL", &database.url)
+        .env("TIDINGS_BUS_URL", other.url())
+        .env("TIDINGS_JWT_SECRET", SECRET)
+        .arg("serve")
+        .stderr(Stdio::piped());
+    let mut node = Process::start(&mut command);
+    let log = BufReader::new(node.stderr());
+    let complaint = log.lines().map(Result::unwrap).find(|line| {
+        line.contains("a setting that all nodes must share differs") && line.contains("bus_url")
+    });
+    assert!(complaint.is_some(), "the node ended without it");
+}

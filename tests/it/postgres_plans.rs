@@ -47,7 +47,8 @@ async fn subjects_and_keys_are_looked_up_by_their_key_before_there_are_statistic
         .batch(&worker(1), lines((0..JOBS).map(|number| report(number, 1))))
         .await;
     first.stop().await;
-    let (client, connection) = tokio_postgres::connect(&database.url, NoTls).await.unwrap();
+    let url = database.url_of_superuser();
+    let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
     tokio::spawn(connection);
     let reset = "SELECT pg_stat_reset(), pg_stat_clear_snapshot()";
     client.query(reset, &[]).await.unwrap();

@@ -61,7 +61,7 @@ async fn only_a_commit_with_a_milestone_waits_for_the_disk_even_if_another_node_
     nodes[0].running_job("a").await;
     // Both nodes have opened their connections.
     report_in_turns(&nodes, 1..5).await;
-    let disk = Disk::of(&database.url).await;
+    let disk = Disk::of(&database.url_of_superuser()).await;
     let wal_writer = disk.wal_writer().await;
     process::send(wal_writer, "STOP");
     let before = disk.bytes().await;

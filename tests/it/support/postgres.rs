@@ -19,6 +19,9 @@ use super::{PATIENCE, skip};
 /// The superuser of the tests' servers. There are no passwords.
 const USER: &str = "tidings";
 
+/// The role that the tests' databases belong to, and that the nodes connect as. It has no privileges of its own.
+const OWNER: &str = "owner";
+
 /// Number of attempts to start a server. Another program may take its free port first.
 const ATTEMPTS: usize = 3;
 
@@ -42,6 +45,8 @@ const SORTING: [&str; 2] = ["--locale-provider=icu", "--icu-locale=en-US"];
 /// A PostgreSQL server.
 pub(crate) struct Cluster {
     url: String,
+    /// The URL with which its databases are used.
+    owner_url: String,
     clerk: mpsc::Sender<Order>,
     _part: Option<Part>,
 }
@@ -55,7 +60,9 @@ pub(crate) struct Database {
 }
 
 enum Order {
-    Create(String, mpsc::Sender<()>),
+    CreateRole(&'static str),
+    /// A database and its owner.
+    Create(String, String, mpsc::Sender<()>),
     Drop(String),
 }
 
@@ -121,7 +128,9 @@ impl Cluster {
         });
         let (url, clerk, part) =
             started.unwrap_or_else(|| panic!("PostgreSQL does not start: {log}"));
+        clerk.send(Order::CreateRole(OWNER)).unwrap();
         Cluster {
+            owner_url: url.replace(&format!("{USER}@"), &format!("{OWNER}@")),
             url,
             clerk,
             _part: Some(part),
@@ -133,6 +142,7 @@ impl Cluster {
         let url = url.trim_end_matches('/').to_owned();
         let clerk = clerk(&url, || true).expect("the server named by POSTGRES_URL");
         Cluster {
+            owner_url: url.clone(),
             url,
             clerk,
             _part: None,
@@ -152,13 +162,24 @@ impl Cluster {
         let name = format!("t_{}_{number}", std::process::id());
         let (created, is_created) = mpsc::channel();
         let clerk = self.clerk.clone();
-        clerk.send(Order::Create(name.clone(), created)).unwrap();
+        let owner = self.owner_url.trim_start_matches("postgres://");
+        let owner = owner.split([':', '@']).next().unwrap_or(USER).to_owned();
+        let order = Order::Create(name.clone(), owner, created);
+        clerk.send(order).unwrap();
         is_created.recv().expect("the database is created");
         Database {
-            url: format!("{}/{name}", self.url),
+            url: format!("{}/{name}", self.owner_url),
             name,
             clerk,
         }
+    }
+}
+
+impl Database {
+    /// Returns the URL with which a superuser connects to it.
+    pub(crate) fn url_of_superuser(&self) -> String {
+        self.url
+            .replace(&format!("//{OWNER}@"), &format!("//{USER}@"))
     }
 }
 
@@ -265,8 +286,12 @@ async fn connect(url: &str, mut runs: impl FnMut() -> bool) -> Option<Client> {
 
 async fn carry_out(client: &Client, order: Order) {
     match order {
-        Order::Create(name, created) => {
-            let create = format!("CREATE DATABASE {name} TEMPLATE template0");
+        Order::CreateRole(name) => {
+            let create = format!("CREATE ROLE {name} LOGIN");
+            client.batch_execute(&create).await.unwrap();
+        }
+        Order::Create(name, owner, created) => {
+            let create = format!("CREATE DATABASE {name} OWNER {owner} TEMPLATE template0");
             client.batch_execute(&create).await.unwrap();
             // Fails only if the test has ended.
             let _ = created.send(());

@@ -41,6 +41,7 @@ mod story;
 #[cfg(test)]
 mod vectors;
 mod watch;
+pub(crate) mod worker;
 
 use std::fmt;
 use std::future::Future;

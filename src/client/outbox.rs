@@ -7,6 +7,8 @@
 //! 3. The number and the size of waiting reports are bounded. If there is no room, the oldest tick is dropped first; without
 //!    ticks, the new report is.
 //! 4. A report is sent as the same bytes, with the same idempotency key, until it is answered.
+//! 5. A job that the server has lost is started again before the report that was not accepted. If another worker has started it
+//!    meanwhile, the attempt is that worker's: nothing more is sent about the job.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -112,8 +114,10 @@ pub(super) struct Report {
     key: String,
     line: Option<String>,
     sent: Option<Instant>,
-    /// Whether a start was already inserted before this report, because the server did not know the job.
-    has_created: bool,
+    /// Whether the job was already started again for this report, because the server did not know it.
+    has_started_again: bool,
+    /// Whether it starts a job again that the server has lost.
+    is_again: bool,
     is_reduced: bool,
     /// Whether a job that has failed is retried when it is started again.
     restarts: bool,
@@ -140,9 +144,19 @@ impl Report {
             key: Uuid::now_v7().simple().to_string(),
             line: None,
             sent: None,
-            has_created: false,
+            has_started_again: false,
+            is_again: false,
             is_reduced: false,
             restarts: verb == Verb::Start,
+        }
+    }
+
+    /// Returns the report that starts the job again.
+    fn again(subject: &Arc<Subject>) -> Report {
+        Report {
+            is_again: true,
+            restarts: false,
+            ..Report::new(subject, Verb::Start, subject.start.clone())
         }
     }
 
@@ -216,8 +230,11 @@ impl Outbox {
         self.milestones > 0
     }
 
-    /// Adds a report. Returns whether there was room for it.
+    /// Adds a report, unless another worker has taken over its job. Returns whether there was room for it.
     pub(super) fn offer(&mut self, mut report: Report) -> bool {
+        if report.subject.known().is_superseded {
+            return true;
+        }
         if report.size() > REPORT_MAX_BYTES {
             report.reduce();
             if report.size() > REPORT_MAX_BYTES {
@@ -275,6 +292,14 @@ impl Outbox {
         }
         self.no_longer_counts(&report);
         Some(report)
+    }
+
+    fn remove_all_of(&mut self, subject: &Arc<Subject>) {
+        let is_of = |report: &Report| Arc::ptr_eq(&report.subject, subject);
+        let position = |queue: &VecDeque<Report>| queue.iter().position(is_of);
+        while let Some(index) = self.queues.get(&subject.id).and_then(position) {
+            self.remove(&subject.id, index);
+        }
     }
 
     /// Gives up reports whose keys the server may have forgotten. Returns how many there were.
@@ -351,19 +376,16 @@ impl Outbox {
             let secs = problem["retry_after"].as_f64().unwrap_or_default();
             return Decision::Repeat(Duration::from_secs_f64(secs.clamp(0.0, 3_600.0)));
         }
-        if status == 404 && report.is_tick() && report.subject.known().attempt.is_some() {
-            // The server has lost the job. Progress without an attempt creates it again.
-            report.subject.known().attempt = None;
-            report.thaw();
-            return Decision::Repeat(Duration::ZERO);
-        }
-        if status == 404 && report.verb.is_terminal() && !report.has_created {
-            report.has_created = true;
+        if status == 404 && report.verb.has_attempt() && !report.has_started_again {
+            report.has_started_again = true;
             // The server has lost the job. The attempt of the new one is known once it has started.
             report.subject.known().attempt = None;
             report.thaw();
-            let start = Report::new(&report.subject, Verb::Start, report.subject.start.clone());
-            self.put_before(&id, index, start);
+            let subject = Arc::clone(&report.subject);
+            let before = self.queues[&id].iter().take(index);
+            if !before.into_iter().any(|report| report.is_again) {
+                self.put_before(&id, index, Report::again(&subject));
+            }
             return Decision::Repeat(Duration::ZERO);
         }
         if matches!(code, "finished" | "illegal-transition") && report.verb != Verb::Create {
@@ -386,13 +408,26 @@ impl Outbox {
         }
     }
 
-    /// Decides what to do with a report that the job's status did not allow. `job` is the current state of the job on the server.
-    pub(super) fn decide_with(&mut self, key: &str, job: &Value, result: &Value) -> Decision {
+    /// Decides what to do with a report of this worker that the job's status did not allow. `job` is the current state of the job on
+    /// the server.
+    pub(super) fn decide_with(
+        &mut self,
+        key: &str,
+        worker: &str,
+        job: &Value,
+        result: &Value,
+    ) -> Decision {
         let Some((id, index)) = self.find(key) else {
             return Decision::Done;
         };
         let status = job["status"].as_str().unwrap_or_default().to_lowercase();
         let report = &mut self.queues[&id][index];
+        if report.is_again && !(status == "in_progress" && job["worker"] == worker) {
+            let subject = Arc::clone(&report.subject);
+            subject.known().is_superseded = true;
+            self.remove_all_of(&subject);
+            return Decision::Rejected("another worker has started the job again".into());
+        }
         let is_start = report.verb == Verb::Start;
         if is_start && status == "failed" && std::mem::take(&mut report.restarts) {
             report.thaw();
@@ -480,6 +515,10 @@ mod tests {
         Report::new(subject, Verb::Progress, body(fields))
     }
 
+    fn not_found() -> Value {
+        json!({"status": 404, "problem": {"code": "not-found"}})
+    }
+
     fn lines(batch: &str) -> Vec<Value> {
         let lines = batch.lines();
         lines
@@ -554,6 +593,67 @@ mod tests {
         assert_eq!(lines(&batch)[0]["op"], "jobs.start");
         let answer = json!({"status": 200, "event": {"attempt": 1, "status": "in_progress"}});
         assert_eq!(outbox.decide(&keys[0], &answer), Decision::Done);
+        let (_, batch) = outbox.take("w", Instant::now(), 10);
+        assert_eq!(lines(&batch)[0]["op"], "jobs.complete");
+        assert_eq!(lines(&batch)[0]["attempt"], 1);
+    }
+
+    #[test]
+    fn reports_of_a_lost_job_wait_for_one_start() {
+        let (mut outbox, job) = (Outbox::default(), subject("a"));
+        job.known().attempt = Some(2);
+        outbox.offer(tick(&job, json!({"progress": 1})));
+        outbox.offer(Report::new(&job, Verb::Complete, Map::new()));
+        let (keys, _) = outbox.take("w", Instant::now(), 10);
+        for key in &keys {
+            let decision = outbox.decide(key, &not_found());
+            assert_eq!(decision, Decision::Repeat(Duration::ZERO));
+        }
+        let ops = |outbox: &mut Outbox| {
+            let (keys, batch) = outbox.take("w", Instant::now(), 10);
+            let op = |line: &Value| line["op"].as_str().unwrap().to_owned();
+            (keys, lines(&batch).iter().map(op).collect::<Vec<_>>())
+        };
+        let (keys, sent) = ops(&mut outbox);
+        assert_eq!(sent, ["jobs.start"]);
+        let answer = json!({"status": 200, "event": {"attempt": 1, "status": "in_progress"}});
+        outbox.decide(&keys[0], &answer);
+        assert_eq!(ops(&mut outbox).1, ["jobs.progress", "jobs.complete"]);
+    }
+
+    #[test]
+    fn a_lost_job_that_another_worker_has_started_is_left_to_it() {
+        for verb in [Verb::Progress, Verb::Complete, Verb::Fail, Verb::Cancel] {
+            let (mut outbox, job) = (Outbox::default(), subject("a"));
+            job.known().attempt = Some(2);
+            outbox.offer(Report::new(&job, verb, Map::new()));
+            let (keys, _) = outbox.take("w", Instant::now(), 10);
+            outbox.decide(&keys[0], &not_found());
+            let (keys, batch) = outbox.take("w", Instant::now(), 10);
+            assert_eq!(lines(&batch)[0]["op"], "jobs.start");
+            let conflict = json!({"status": 409, "problem": {"code": "illegal-transition"}});
+            assert_eq!(outbox.decide(&keys[0], &conflict), Decision::Check);
+            let running = json!({"status": "in_progress", "attempt": 1, "worker": "other"});
+            let decision = outbox.decide_with(&keys[0], "w", &running, &conflict);
+            assert!(matches!(decision, Decision::Rejected(_)), "{verb:?}");
+            assert!(outbox.is_empty() && job.known().is_superseded);
+            assert!(outbox.offer(Report::new(&job, Verb::Complete, Map::new())));
+            assert!(outbox.is_empty(), "nothing more is sent about the job");
+        }
+    }
+
+    #[test]
+    fn a_lost_job_that_this_worker_has_started_is_continued() {
+        let (mut outbox, job) = (Outbox::default(), subject("a"));
+        job.known().attempt = Some(2);
+        outbox.offer(Report::new(&job, Verb::Complete, Map::new()));
+        let (keys, _) = outbox.take("w", Instant::now(), 10);
+        outbox.decide(&keys[0], &not_found());
+        let (keys, _) = outbox.take("w", Instant::now(), 10);
+        let conflict = json!({"status": 409, "problem": {"code": "illegal-transition"}});
+        let running = json!({"status": "in_progress", "attempt": 1, "worker": "w"});
+        let decision = outbox.decide_with(&keys[0], "w", &running, &conflict);
+        assert_eq!(decision, Decision::Done);
         let (_, batch) = outbox.take("w", Instant::now(), 10);
         assert_eq!(lines(&batch)[0]["op"], "jobs.complete");
         assert_eq!(lines(&batch)[0]["attempt"], 1);

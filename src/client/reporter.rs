@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::backoff::Backoff;
 use super::outbox::{Decision, Known, Outbox, Report, Subject, Verb};
+use super::worker::worker;
 use super::{Client, ClientError};
 
 /// Progress is sent at most this often.
@@ -50,7 +51,7 @@ impl Reporter {
     pub fn start(client: Client) -> Reporter {
         let shared = Arc::new(Shared {
             client,
-            worker: format!("{}:{}", env!("CARGO_PKG_NAME"), std::process::id()),
+            worker: worker(),
             outbox: Mutex::default(),
             changed: Notify::new(),
             rounds: watch::channel(0).0,
@@ -204,7 +205,7 @@ impl Shared {
             let mut decision = self.lock().decide(key, result);
             if decision == Decision::Check {
                 decision = match self.check(key).await {
-                    Some(job) => self.lock().decide_with(key, &job, result),
+                    Some(job) => self.lock().decide_with(key, &self.worker, &job, result),
                     None => Decision::Repeat(Duration::from_millis(1)),
                 };
             }

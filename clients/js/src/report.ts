@@ -81,11 +81,12 @@ export function report(type: string, options: ReportOptions = {}): Report {
   let ended = false;
   let lost = false;
 
-  /** Takes over the attempt of a job that somebody has started already, such as this worker before a restart. */
-  const joins = async (headers: Record<string, string>, signal: AbortSignal): Promise<boolean> => {
+  /** Takes over the attempt of a job that somebody has started already, such as this worker before a restart. A job that the server had lost is another worker's then. */
+  const joins = async (again: boolean, headers: Record<string, string>, signal: AbortSignal): Promise<boolean> => {
     const answer = await (options.fetch ?? fetch)(`${url.slice(0, -1)}?status_case=lower`, { headers, signal });
     const job = answer.ok ? await answer.json().catch(() => ({})) : {};
-    if (job.status === "in_progress") attempt = job.attempt;
+    const own = !again || (options.worker !== undefined && job.worker === options.worker);
+    if (job.status === "in_progress" && own) attempt = job.attempt;
     return attempt !== undefined;
   };
 
@@ -138,7 +139,7 @@ export function report(type: string, options: ReportOptions = {}): Report {
 
   const begins = (): Command => ({ verb: "start", body: { job_type: type, worker: options.worker }, metadata: new Map(Object.entries(named())), key: unique() });
 
-  const post = async (command: Command): Promise<boolean> => {
+  const post = async (command: Command, again = false): Promise<boolean> => {
     const deadline = Date.now() + (options.giveUpMs ?? GIVE_UP_MS);
     let body = written(command);
     let pause = PAUSE_MS;
@@ -175,7 +176,7 @@ export function report(type: string, options: ReportOptions = {}): Report {
         const { status = 0 } = refused;
         if (status === 401 ? ++rejections === REJECTIONS_MAX : status < 500 && status !== 429 && status !== 408) {
           if (status === 409) {
-            if (command.verb === "start" && (await joins(headers, late.signal))) return true;
+            if (command.verb === "start" && (await joins(again, headers, late.signal))) return true;
             // Finished by someone else, or retried: the job is no longer this worker's.
             lost = true;
             stop.abort(refused);
@@ -185,7 +186,7 @@ export function report(type: string, options: ReportOptions = {}): Report {
             anew = true;
             attempt = undefined;
             delete command.body.attempt;
-            if (await post(begins())) {
+            if (await post(begins(), true)) {
               body = written(command);
               continue;
             }

@@ -195,6 +195,47 @@ describe("report", { concurrency: true }, () => {
     await own.remove();
   });
 
+  test("a job that the server has lost, and that another worker has started since, is left to it", async () => {
+    const own = await tidings();
+    try {
+      for (const last of [(job) => job.progress(50), (job) => job.complete("done")]) {
+        const problems = [];
+        const options = {
+          server: own.url,
+          token: () => token("worker"),
+          id: "lost",
+          onError: (error) => problems.push(error),
+          fetch: async (url, init) => {
+            const answer = await fetch(url, init);
+            // The other worker is quicker than this one.
+            if (answer.status === 404) await own.post("jobs/lost/start", { job_type: "import", worker: "other" });
+            return answer;
+          },
+        };
+        await report("import", options).fail("first try");
+        await own.post("jobs/lost/retry");
+        const job = report("import", options);
+        await job.flush();
+        const forget = async () => {
+          await own.stop();
+          own.forget();
+          await own.start();
+        };
+        await forget();
+        last(job);
+        await job.flush();
+        assert.equal(job.signal.aborted, true);
+        assert.equal(await job.complete("too late"), false);
+        const { attempt, status, progress, worker } = await own.call("GET", "/api/jobs/lost");
+        assert.deepEqual([attempt, status, progress, worker], [1, "in_progress", 0, "other"]);
+        assert.ok(problems.length > 0);
+        await forget();
+      }
+    } finally {
+      await own.remove();
+    }
+  });
+
   test("a server that does not come back breaks nothing", async () => {
     const problems = [];
     const job = report("nowhere", {

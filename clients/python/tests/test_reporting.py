@@ -8,6 +8,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -163,6 +164,45 @@ def test_a_job_that_the_server_has_lost_is_reported_anew(tmp_path: Path) -> None
             assert reporter.flush()
         known = server.job("lost") or {}
         assert (known.get("attempt"), known.get("status"), known.get("result")) == (1, "completed", "done")
+    finally:
+        server.stop()
+
+
+def test_a_lost_job_that_another_worker_has_started_is_left_to_it(tmp_path: Path) -> None:
+    server = Server(tmp_path / "s")
+    # Starts the job for another worker, as soon as the server has said that it does not know it.
+    taken_over = threading.Event()
+
+    def take_over(response: httpx.Response) -> None:
+        if b"not-found" in response.read() and not taken_over.is_set():
+            taken_over.set()
+            server.post("/api/jobs/lost/start", {"job_type": "import", "worker": "other"})
+
+    def client() -> httpx.Client:
+        return httpx.Client(event_hooks={"response": [take_over]})
+
+    try:
+        for last in (lambda job: job.complete("done"), lambda job: job.update(50)):
+            taken_over.clear()
+            with reporting(server.url, client=client) as reporter:
+                job_of(reporter, id="lost").start().fail("first try")
+                again = job_of(reporter, id="lost").start()
+                assert reporter.flush()
+                assert again.snapshot["attempt"] == 2
+                server.stop()
+                shutil.rmtree(tmp_path / "s" / "data")
+                server.start()
+                last(again)
+                assert reporter.flush()
+                assert taken_over.is_set()
+                assert again.cancel_requested
+                again.fail("too late")
+                assert reporter.flush()
+            assert server.story("lost") == [("in_progress", 0.0)], "the attempt is the other worker's"
+            assert (server.job("lost") or {}).get("worker") == "other"
+            server.stop()
+            shutil.rmtree(tmp_path / "s" / "data")
+            server.start()
     finally:
         server.stop()
 

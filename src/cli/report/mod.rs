@@ -12,10 +12,11 @@ use uuid::Uuid;
 pub(super) use self::delivery::Delivery;
 use super::client::Client;
 use super::run::progress;
+use super::run::shorten;
 use super::run::spool::{Recipient, Unreported, is_worth_another_try, send_earlier};
 use super::run::taskbar::{self, Wanted};
-use super::run::{host, shorten};
 use super::{Exit, Failure, credential, terminal};
+use crate::client::worker::host;
 use crate::id::SubjectId;
 use crate::kind::job::JobType;
 

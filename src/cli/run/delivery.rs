@@ -9,6 +9,7 @@ use super::outcome::{Ending, Outcome};
 use super::reporter::Latest;
 use crate::cli::client::Client;
 use crate::cli::{Exit, Failure};
+use crate::client::worker::worker;
 use crate::id::SubjectId;
 
 /// How much a report of the outcome contains. The server may reject a long one: its limits can be lower than those of this command.
@@ -348,19 +349,4 @@ fn merge(object: &mut Value, more: Value) {
 /// Rounds a percentage to two decimal places.
 fn rounded(percent: f64) -> f64 {
     (percent * 100.0).round() / 100.0
-}
-
-/// Returns the name of this process: its host and process id.
-pub(in crate::cli) fn worker() -> String {
-    format!("{}:{}", host(), std::process::id())
-}
-
-/// Returns the name of this machine.
-pub(in crate::cli) fn host() -> String {
-    let name = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    // Bounded, because the server limits the length of `worker`.
-    name.chars().take(64).collect()
 }

@@ -41,8 +41,8 @@ use clap::Args;
 use rustix::process::Signal;
 use serde_json::json;
 
+pub(super) use self::delivery::is_unchanged_since;
 use self::delivery::{Delivery, Job};
-pub(super) use self::delivery::{host, is_unchanged_since};
 use self::observer::Observer;
 pub(super) use self::observer::shorten;
 use self::outcome::Outcome;
@@ -54,6 +54,7 @@ use self::script::Descriptor;
 use self::spool::{Recipient, Run, Unreported, What, send_earlier};
 use self::taskbar::Wanted;
 use super::{Exit, credential, terminal};
+use crate::client::worker::host;
 use crate::id::SubjectId;
 use crate::kind::job::JobType;
 
@@ -177,7 +178,7 @@ fn report(
     let job_type = arguments.job_type.as_ref().map(JobType::as_str);
     let job_type = job_type.map_or_else(|| type_of(&name), str::to_owned);
     let title = arguments.title.clone().unwrap_or_else(|| name.clone());
-    let metadata = json!({"title": title, "command": name, "host": delivery::host()});
+    let metadata = json!({"title": title, "command": name, "host": host()});
     let new_id = || {
         uuid::Uuid::now_v7()
             .to_string()

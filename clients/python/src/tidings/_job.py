@@ -72,7 +72,7 @@ class Job:
         self._reporter = reporter or _reporter.reporter()
         school = school_id if school_id is not None else self._reporter.school_id
         self._subject = Subject("jobs", self.id, school)
-        self._state = JobState()
+        self._state = JobState({"job_type": self.type})
         self._stop_on_cancel = stop_on_cancel
         self._is_started = self._is_ended = False
         self._limits = {name: value for name, value in (("stall_after_secs", stall_after_secs), ("timeout_secs", timeout_secs)) if value is not None}
@@ -81,6 +81,7 @@ class Job:
             self._metadata["title"] = title
         self._message = message
         self._tokens: list[contextvars.Token[Job | None]] = []
+        self._state.start.update(self._texts(message, self._metadata))
 
     # What the server has answered.
 
@@ -113,9 +114,9 @@ class Job:
         if self._limits:
             self._create("pending", message, metadata)
         self._is_started, self._is_ended = True, False
-        # Answers to reports of an earlier attempt say nothing about this one.
-        self._state = JobState()
         body = {"job_type": self.type, **self._texts(message or self._message, {**self._metadata, **(metadata or {})})}
+        # Answers to reports of an earlier attempt say nothing about this one.
+        self._state = JobState(body)
         self._send("start", body, restarts=restart)
         return self
 
@@ -206,11 +207,7 @@ class Job:
         self._send(verb, body)
 
     def _send(self, verb: str, body: Body, is_tick: bool = False, expected: frozenset[ProblemCode] = frozenset(), restarts: bool = False) -> None:
-        creates: tuple[Report, ...] = ()
-        if verb in ("complete", "fail", "cancel"):
-            made = {"job_type": self.type, **self._texts(self._message, self._metadata)}
-            creates = (Report(self._subject, "start", made, job=self._state),)
-        self._reporter.report(Report(self._subject, verb, body, is_tick, self._state, creates, expected, restarts))
+        self._reporter.report(Report(self._subject, verb, body, is_tick, self._state, (), expected, restarts))
 
 
 _plain_type = job_type

@@ -6,6 +6,8 @@
    replaces it or both together have at most `FOLD_MAX_BYTES`. Everything else is a *milestone* and is kept.
 3. The number and the size of waiting reports are bounded. If there is no room, the oldest tick is dropped first; without ticks, the new report is.
 4. A report is sent as the same bytes, with the same idempotency key, until it is answered.
+5. A job that the server has lost is started again before the report that was not accepted. If another worker has started it meanwhile, the attempt is that
+   worker's: nothing more is sent about the job.
 """
 
 from __future__ import annotations
@@ -62,8 +64,9 @@ class Subject(NamedTuple):
 
 @dataclass
 class JobState:
-    """What the server has answered about a job."""
+    """What the server has answered about a job. `start` are the fields with which it is started."""
 
+    start: Body = field(default_factory=dict)
     attempt: int | None = None
     event: Body | None = None
     is_superseded: bool = False
@@ -90,6 +93,10 @@ class Report:
     expected: frozenset[ProblemCode] = frozenset()
     # Whether a job that has failed is retried when it is started again.
     restarts: bool = False
+    # Whether it starts a job again that the server has lost.
+    is_again: bool = False
+    # Whether the job was already started again for this report.
+    has_started_again: bool = False
     answered: Callable[[Body | None], None] | None = None
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     line: bytes | None = None
@@ -106,6 +113,10 @@ class Report:
     @property
     def is_terminal(self) -> bool:
         return self.verb in _TERMINAL
+
+    @property
+    def is_superseded(self) -> bool:
+        return self.job is not None and self.job.is_superseded and self.verb in _WITH_ATTEMPT
 
     def measure(self) -> None:
         self.size = size_of(self.body)
@@ -169,7 +180,9 @@ class Outbox:
         return self.count
 
     def offer(self, report: Report) -> bool:
-        """Takes a report. Returns whether there was room."""
+        """Takes a report, unless another worker has taken over its job. Returns whether there was room."""
+        if report.is_superseded:
+            return True
         report.measure()
         if report.size > REPORT_MAX_BYTES:
             report.reduce()
@@ -263,10 +276,19 @@ class Outbox:
         queue = self._queues[report.queue]
         at = queue.index(report)
         for needed in reversed(reports):
+            if needed.is_again and any(waiting.is_again and waiting.job is needed.job for waiting in queue):
+                continue
             needed.lane = report.lane
             needed.measure()
             queue.insert(at, needed)
             self._count(needed, 1)
+
+    def remove_superseded(self, job: JobState) -> None:
+        """Another worker has taken over the job: its reports are not sent."""
+        for queue in list(self._queues.values()):
+            for report in list(queue):
+                if report.job is job and report.is_superseded:
+                    self.remove(report)
 
     def expire(self, now: float) -> int:
         """Gives up reports whose keys the server may have forgotten. Returns their number."""
@@ -304,15 +326,13 @@ def judge(report: Report, status: int, event: Body | None, problem: Body) -> Ver
     if status == 404 and report.creates:
         creates, report.creates = report.creates, ()
         if report.job is not None:
-            # The server has lost the job. The attempt of the new one is known once it has started.
-            report.job.attempt = None
             report.thaw()
         return Verdict(is_done=False, first=creates)
-    if status == 404 and report.is_tick and report.job is not None and report.job.attempt is not None:
-        # The server has lost the job. Progress without an attempt creates it again.
-        report.job.attempt = None
+    if status == 404 and report.job is not None and report.verb in _WITH_ATTEMPT and not report.has_started_again:
+        # The server has lost the job. The attempt of the new one is known once it has started.
+        report.has_started_again, report.job.attempt = True, None
         report.thaw()
-        return Verdict(is_done=False)
+        return Verdict(is_done=False, first=(Report(report.subject, "start", report.job.start, job=report.job, is_again=True),))
     if status == 409 and report.job is not None and code in ("finished", "illegal-transition") and report.verb != "create":
         return Verdict(look=True)
     if status in (409, 422) and report.job is not None and not report.job.has_other_type and "`job_type`" in str(problem.get("detail")):
@@ -329,11 +349,14 @@ def judge(report: Report, status: int, event: Body | None, problem: Body) -> Ver
     return Verdict(warning=str(problem.get("detail") or code))
 
 
-def after_look(report: Report, job: Body, problem: Body) -> Verdict:
-    """Decides about a report that a job's status does not allow, now that the job is known."""
+def after_look(report: Report, worker: str, job: Body, problem: Body) -> Verdict:
+    """Decides about a report of this worker that a job's status does not allow, now that the job is known."""
     state = report.job
     assert state is not None, "only reports of jobs are looked at"
     status = job.get("status")
+    if report.is_again and not (status == "in_progress" and job.get("worker") == worker):
+        state.is_superseded = True
+        return Verdict(warning="another worker has started the job again")
     if report.verb == "start":
         if status == "in_progress" or status == "cancelled":
             # Another process has started this attempt, or a user does not want the job any more.

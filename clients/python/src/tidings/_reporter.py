@@ -286,7 +286,7 @@ class Reporter:
                     looked_in_vain = True
                     verdict = Verdict(is_done=False)
                 else:
-                    verdict, event = after_look(report, job, problem), job
+                    verdict, event = after_look(report, self._worker or worker_name(), job, problem), job
             if not verdict.is_done and not verdict.first and report.line is not None:
                 retry_after = max(retry_after, seconds(str(problem.get("retry_after") or 0)), 0.001)
             verdicts.append((report, verdict, event))
@@ -310,6 +310,8 @@ class Reporter:
             self._outbox.put_first(report, verdict.first)
         if verdict.is_done:
             self._outbox.remove(report)
+            if report.is_again and report.job is not None and report.job.is_superseded:
+                self._outbox.remove_superseded(report.job)
             if report.answered is not None:
                 report.answered(event)
 

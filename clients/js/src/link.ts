@@ -6,7 +6,8 @@
  *    down blocks nothing.
  * 2. A blocked transport is remembered for half an hour, across reloads, and forgotten when the network changes.
  * 3. Each connection gets a fresh token, and starts at the cursor that the reader has then.
- * 4. A connection that is silent for two heartbeats is dead.
+ * 4. An application that returns no token in time is asked again later.
+ * 5. A connection that is silent for two heartbeats is dead.
  *
  * Absent: what messages mean, beyond those that concern the connection itself.
  */
@@ -33,6 +34,8 @@ export interface LinkOptions {
   query?: Record<string, string | number | readonly (string | number)[] | undefined> | undefined;
   /** The transports to use, in order of preference. */
   transports?: readonly Transport[] | undefined;
+  /** How long `token` and `ticket` may take, in milliseconds. Then the watch is offline, and calls them again later. Half a minute if absent. */
+  secretMs?: number | undefined;
   /** How long a transport that the network blocks is not tried again, in milliseconds. Half an hour if absent. */
   blockedMs?: number | undefined;
   /**
@@ -57,6 +60,9 @@ export interface Reader {
   restart?: () => void;
 }
 
+/** How long the application may take to return a token or a ticket. */
+export const SECRET_MS = 30_000;
+export const NO_SECRET = "the application returns no token or ticket";
 /** Within this time, a connection must bring its first message. */
 const FIRST_MESSAGE_MS = 4000;
 const BLOCKED_MS = 1_800_000;
@@ -118,8 +124,8 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
   let napping = new AbortController();
   const online = () => {
     // Another network may permit what the last one did not.
-    forget(shelf);
     blocked = {};
+    remember(shelf, blocked);
     pause = PAUSE_MS;
     napping.abort();
   };
@@ -131,11 +137,15 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
     const started = Date.now();
     const stop = new AbortController();
     const abort = () => stop.abort();
-    let [asked, heard, silent, again, slept] = [false, false, false, false, false];
+    let asked = false;
+    let heard = false;
+    let silent = false;
+    let again = false;
+    let slept = false;
     let timer: ReturnType<typeof setTimeout> | undefined;
     // The first poll waits for nothing, and shows that the connection works.
     const patient = transport === "poll" && polling;
-    let limit = patient ? POLL_MAX_MS : FIRST_MESSAGE_MS;
+    let limit = options.secretMs ?? SECRET_MS;
     let closing: Message | undefined;
     let said = "";
     let failure: unknown;
@@ -177,7 +187,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
       abort();
       napping.abort();
     };
-    signal.addEventListener("abort", abort);
+    signal.addEventListener("abort", abort, { signal: stop.signal });
     const url = new URL(scope);
     const headers: Record<string, string> = {};
     const ask = (method: string, accept: string, until: AbortSignal) =>
@@ -228,8 +238,9 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
         };
         socket.onerror = socket.onclose = () => done();
       });
-    const gone = new Promise<void>((done) => stop.signal.addEventListener("abort", () => done()));
+    const gone = sleep(Number.POSITIVE_INFINITY, stop.signal);
     const connect = async () => {
+      alive();
       const token = await options.token?.();
       const ticket = await options.ticket?.();
       if (stop.signal.aborted) return;
@@ -239,6 +250,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
       // Not `cursor`: a foreign cursor is then answered with a reset, not rejected.
       if (cursor) url.searchParams.set("lastEventId", cursor);
       asked = true;
+      limit = patient ? POLL_MAX_MS : FIRST_MESSAGE_MS;
       alive();
       await (transport === "websocket" ? converse(token) : transport === "sse" ? listen() : poll());
     };
@@ -250,10 +262,9 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
     }
     clearTimeout(timer);
     abort();
-    signal.removeEventListener("abort", abort);
     if (signal.aborted) return;
     if (again) continue;
-    if (silent) failure = new Error("the connection is silent");
+    if (silent) failure = new Error(asked ? "the connection is silent" : NO_SECRET);
     polling = !failure && !closing;
 
     let wait = 0;
@@ -299,9 +310,9 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
         }
       }
       if (failure instanceof TidingsError) {
-        const { status = 0, retryMs } = failure;
+        const { status = 0 } = failure;
         if (FINAL.includes(status) || (status === 401 && ++rejections === REJECTIONS_MAX)) throw failure;
-        wait = retryMs;
+        wait = failure.retryMs;
         retreat = status !== 401 || rejections > 1;
       }
     } else {
@@ -335,11 +346,5 @@ function recall(shelf: string) {
 function remember(shelf: string, value: unknown) {
   try {
     localStorage.setItem(shelf, JSON.stringify(value));
-  } catch {}
-}
-
-function forget(shelf: string) {
-  try {
-    localStorage.removeItem(shelf);
   } catch {}
 }

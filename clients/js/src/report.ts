@@ -8,9 +8,9 @@
  * 5. A report is not lost because of its content. Long texts are cut; if JSON or the server does not accept the rest, it is sent without result and metadata.
  */
 import { rejection, sleep, TidingsError } from "./error.js";
-import { baseUrl, type LinkOptions } from "./link.js";
+import { baseUrl, type LinkOptions, NO_SECRET, SECRET_MS } from "./link.js";
 
-export interface ReportOptions extends Pick<LinkOptions, "server" | "token" | "fetch"> {
+export interface ReportOptions extends Pick<LinkOptions, "server" | "token" | "secretMs" | "fetch"> {
   /** The job's id; the client makes one up if absent. */
   id?: string;
   /** A name for people: `metadata.title`. */
@@ -153,7 +153,11 @@ export function report(type: string, options: ReportOptions = {}): Report {
       const late = new AbortController();
       let timer: ReturnType<typeof setTimeout> | undefined;
       try {
-        const token = await options.token?.();
+        const tokenless = new Promise<never>((_, failed) => {
+          timer = setTimeout(() => failed(new Error(NO_SECRET)), options.secretMs ?? SECRET_MS);
+        });
+        const token = await Promise.race([options.token?.(), tokenless]);
+        clearTimeout(timer);
         timer = setTimeout(() => late.abort(new Error("the server does not answer")), REQUEST_MS);
         const headers: Record<string, string> = { "Content-Type": "application/json", "Idempotency-Key": command.key };
         if (token) headers.Authorization = `Bearer ${token}`;

@@ -81,8 +81,8 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
     },
     tell(transport, error) {
       up = transport;
-      const { code, retryMs } = (error ?? {}) as Partial<TidingsError>;
-      post({ up: up ?? null, why: error?.message, code, wait: retryMs });
+      const why = error as TidingsError | undefined;
+      post({ up: up ?? null, why: why?.message, code: why?.code, wait: why?.retryMs });
       tab.tell(transport, error);
     },
   };
@@ -148,7 +148,6 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
     };
     const end = (error?: Error) => {
       clearInterval(timer);
-      for (const [type, act] of acts) globalThis.removeEventListener?.(type, act);
       leave();
       channel.close();
       if (error) failed(error);
@@ -164,11 +163,8 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
       enter(true);
     }, CHECK_MS);
     // A page that the browser puts aside, to show it again later, runs no code meanwhile.
-    const acts = [
-      ["pagehide", () => leave()],
-      ["pageshow", (event: Event) => (event as PageTransitionEvent).persisted && enter()],
-    ] as const;
-    for (const [type, act] of acts) globalThis.addEventListener?.(type, act);
+    globalThis.addEventListener?.("pagehide", () => leave(), { signal });
+    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && enter(), { signal });
     signal.addEventListener("abort", () => end());
     if (signal.aborted) return end();
     enter();

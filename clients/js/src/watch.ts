@@ -1,8 +1,8 @@
 /**
  * Watches a scope: the whole story, once, in order, over any transport, across cuts, reloads and tabs.
  */
-import type { TidingsError } from "./error.js";
-import { type LinkOptions, link, type Reader, scopeUrl, type Transport } from "./link.js";
+import { sleep, type TidingsError } from "./error.js";
+import { type LinkOptions, link, type Reader, SECRET_MS, scopeUrl, type Transport } from "./link.js";
 import type { Message, Reset, Tiding, TidingsEvent } from "./messages.js";
 import { type Chapter, placeOf, Story } from "./story.js";
 import { together } from "./tabs.js";
@@ -125,7 +125,7 @@ export function watch(scope: string | readonly string[], options: WatchOptions =
       let who = options.identity;
       if (who === undefined && (share || persist)) {
         try {
-          secret = await (options.token ?? options.ticket)?.();
+          secret = (await Promise.race([(options.token ?? options.ticket)?.(), sleep(options.secretMs ?? SECRET_MS, stop.signal)])) as typeof secret;
           who = claims(secret);
         } catch {}
       }

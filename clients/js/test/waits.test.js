@@ -138,9 +138,66 @@ describe("waits", { concurrency: true }, () => {
     assert.deepEqual(server.requests, []);
     server.stop();
   });
+
+  test("a report whose token does not come asks for another one", async () => {
+    let asked = 0;
+    const never = new Promise(() => {});
+    const job = report("tokenless", { server: real.url, secretMs: 100, token: () => (asked++ === 0 ? never : token("worker")) });
+    assert.equal(await sooner(job.complete(), 10_000), true);
+    const problems = [];
+    const given = report("tokenless", { server: real.url, secretMs: 100, giveUpMs: 0, token: () => never, onError: ({ message }) => problems.push(message) });
+    assert.equal(await sooner(given.complete(), 10_000), false);
+    assert.deepEqual(problems, Array(2).fill("the application returns no token or ticket"));
+  });
 });
 
+// By themselves, because a network that returns ends the pauses of all.
+for (const kind of ["token", "ticket"]) {
+  test(`an application whose ${kind} does not come is asked again, with pauses, and the watch says so meanwhile`, async () => {
+    const server = await answering((_, response) => begin(response));
+    const asked = [];
+    const watching = watch("jobs", {
+      server: server.url,
+      secretMs: 100,
+      [kind]: () => {
+        asked.push(performance.now());
+        return asked.length < 3 ? new Promise(() => {}) : "at last";
+      },
+    });
+    await until(() => watching.getSnapshot().error);
+    assert.equal(watching.getSnapshot().error.message, "the application returns no token or ticket");
+    await until(() => watching.getSnapshot().status === "live");
+    // The shortest pauses are half as long as the first one, and as the second one.
+    assert.ok(asked[1] - asked[0] > 500 && asked[2] - asked[1] > 1000, `${asked}`);
+    assert.equal(asked.length, 3);
+    assert.equal(server.requests.length, 1, "no request without it, not even for a test of the network");
+    watching.close();
+    await sooner(watching.finished, 3000);
+    server.stop();
+  });
+}
+
 // By itself, as all tests of this file have one clock.
+test("a page whose token does not come at first watches all the same", async (context) => {
+  const server = await answering((_, response) => begin(response));
+  // A page looks for a token before it connects, to learn whose stored state is its own.
+  const stored = Object.getOwnPropertyDescriptor(globalThis, "sessionStorage");
+  Object.defineProperty(globalThis, "sessionStorage", { value: { getItem: () => null, setItem() {}, removeItem() {} }, configurable: true });
+  context.after(() => (stored ? Object.defineProperty(globalThis, "sessionStorage", stored) : delete globalThis.sessionStorage));
+  let asked = 0;
+  const never = new Promise(() => {});
+  const watching = watch("jobs", { server: server.url, secretMs: 100, token: () => (asked++ === 0 ? never : "at last") });
+  await until(() => watching.getSnapshot().status === "live");
+  assert.equal(asked, 2);
+  watching.close();
+  await sooner(watching.finished, 3000);
+  const closed = watch("jobs", { server: server.url, token: () => never });
+  await new Promise(setImmediate);
+  closed.close();
+  await sooner(closed.finished, 3000);
+  server.stop();
+});
+
 test("a clock that is set back does not hold up long polls", async (context) => {
   const poll = (messages) => JSON.stringify({ messages, cursor: READY.cursor });
   const server = await answering((_, response, index) => {

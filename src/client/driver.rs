@@ -25,6 +25,9 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub(super) struct Pace {
     #[cfg(test)]
     pub(super) pauses: Option<mpsc::UnboundedSender<Duration>>,
+    /// Whether waits have their real length.
+    #[cfg(test)]
+    pub(super) is_real: bool,
 }
 
 #[cfg(test)]
@@ -34,7 +37,7 @@ impl Pace {
     /// Returns the actual duration of a wait.
     fn real(&self, wait: Duration) -> Duration {
         #[cfg(test)]
-        if self.pauses.is_some() {
+        if self.pauses.is_some() && !self.is_real {
             return wait / TEST_SCALE;
         }
         wait

@@ -37,6 +37,7 @@ mod outbox;
 mod proxy;
 mod reporter;
 mod sse;
+mod state;
 mod story;
 #[cfg(test)]
 mod vectors;
@@ -61,6 +62,7 @@ pub use self::item::Event;
 use self::message::MESSAGE_MAX_BYTES;
 pub use self::message::Message;
 pub use self::reporter::{Job, JobBuilder, Reporter};
+pub use self::state::State;
 use self::story::Rejection;
 pub use self::watch::{Watch, WatchBuilder};
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::driver::Pace;
-use super::{Client, ClientError, Credential, Message, Transport, Watch};
+use super::{Client, ClientError, Credential, Message, State, Transport, Watch};
 
 /// The interval of heartbeats of a stream that stays open.
 const HEARTBEAT: Duration = Duration::from_millis(50);
@@ -26,6 +26,8 @@ struct Server {
     transport: Transport,
     pauses: mpsc::UnboundedReceiver<Duration>,
     settled: mpsc::UnboundedSender<()>,
+    /// When the last byte was sent.
+    sent_at: Instant,
 }
 
 impl Server {
@@ -43,6 +45,7 @@ impl Server {
                 Transport::EventStream => self.stream(&mut socket, script, is_last).await,
                 Transport::LongPoll => answer_poll(&mut socket, script, &head).await,
             };
+            self.sent_at = Instant::now();
             if is_held {
                 held.push(socket);
             }
@@ -57,15 +60,13 @@ impl Server {
         while let Ok(pause) = self.pauses.try_recv() {
             paused += pause;
         }
-        let paused = paused.as_millis();
-        if let Some(bounds) = script["wait_ms"].as_object() {
-            let bound = |name, otherwise| {
-                let bound = bounds.get(name).and_then(Value::as_u64);
-                bound.unwrap_or(otherwise)
-            };
-            let (min, max) = (bound("min", 0), bound("max", u64::MAX));
-            if paused < u128::from(min) || paused > u128::from(max) {
-                return Err(format!("it waited for {paused} ms, not {min} to {max}"));
+        let silent = self.sent_at.elapsed();
+        for (field, waited) in [("wait_ms", paused), ("silence_ms", silent)] {
+            let bound = |name| script[field][name].as_u64().map(u128::from);
+            let (min, max) = (bound("min"), bound("max"));
+            let waited = waited.as_millis();
+            if min.is_some_and(|min| waited < min) || max.is_some_and(|max| waited > max) {
+                return Err(format!("`{field}` is {waited}, not {min:?} to {max:?}"));
             }
         }
         let header = |name: &str| {
@@ -224,6 +225,7 @@ async fn run(case: &Value, transport: Transport) -> Result<(), String> {
         transport,
         pauses: paused,
         settled,
+        sent_at: Instant::now(),
     };
     let mut server = tokio::spawn(server.run());
     let tokens = case["options"]["tokens"].as_array().cloned();
@@ -235,8 +237,14 @@ async fn run(case: &Value, transport: Transport) -> Result<(), String> {
         std::future::ready(Ok::<_, String>(token.to_owned()))
     });
     let client = Client::new(&url, credential).unwrap();
+    // A silence is measured, and not what the reader asks for.
+    let connections = case["connections"].as_array().unwrap();
+    let is_real = connections
+        .iter()
+        .any(|script| script["silence_ms"].is_object());
     let mut builder = client.watch("jobs").transports(&[transport]).pace(Pace {
         pauses: Some(pauses),
+        is_real,
     });
     if let Some(cursor) = case["options"]["cursor"].as_str() {
         builder = builder.cursor(cursor);
@@ -293,6 +301,16 @@ fn compare(
     }
     if outcome != expected["outcome"] {
         return Err(format!("the outcome is {outcome}: {error:?}"));
+    }
+    let mut state = State::default();
+    delivered.iter().for_each(|message| state.apply(message));
+    let events = state.iter();
+    let events = events.map(|(key, event)| (key.to_owned(), event.get("seq").clone()));
+    let present = Value::Object(events.collect());
+    if let Some(wanted) = expected.get("state")
+        && present != *wanted
+    {
+        return Err(format!("the state is {present}, not {wanted}"));
     }
     if watch.cursor() != expected["cursor"].as_str() {
         return Err(format!("the cursor is {:?}", watch.cursor()));

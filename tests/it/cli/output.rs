@@ -1,7 +1,8 @@
 //! What commands print in terminals, pipes and files.
 
 use std::io::Read;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -101,6 +102,63 @@ fn in_terminal(command: &Command, before: &str) -> Command {
     terminal
 }
 
+/// A command in a terminal of 24 rows and 60 columns. It is killed when this is dropped.
+struct SmallTerminal {
+    script: Guarded,
+    command: u32,
+}
+
+impl SmallTerminal {
+    fn start(command: &Command) -> SmallTerminal {
+        let file = command.get_current_dir().unwrap().join("terminal.pid");
+        // As under `nohup`: the command survives the end of its terminal.
+        let prepare = "trap '' HUP; stty rows 24 cols 60; echo $$ >terminal.pid; exec";
+        let mut terminal = in_terminal(command, prepare);
+        let mut script = Guarded(terminal.stdout(Stdio::piped()).spawn().unwrap());
+        let command = loop {
+            let id = std::fs::read_to_string(&file).unwrap_or_default();
+            if let Some(id) = id.strip_suffix('\n') {
+                break id.parse().unwrap();
+            }
+            let ended = script.0.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        SmallTerminal { script, command }
+    }
+}
+
+impl Drop for SmallTerminal {
+    fn drop(&mut self) {
+        // Fails only if it has already ended.
+        let kill = ["-s", "KILL", &self.command.to_string()];
+        let _ = Command::new("kill")
+            .args(kill)
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+#[test]
+fn a_command_in_a_terminal_does_not_outlive_its_test() {
+    if !needs("script") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut sleeping = Command::new("sleep");
+    let terminal = SmallTerminal::start(sleeping.arg("600").current_dir(folder.path()));
+    let process = format!("/proc/{}/stat", terminal.command);
+    // A process that nobody has waited for is dead, too.
+    let runs = || std::fs::read_to_string(&process).is_ok_and(|stat| !stat.contains(") Z "));
+    assert!(runs());
+    drop(terminal);
+    let deadline = Instant::now() + PATIENCE;
+    while runs() {
+        assert!(Instant::now() < deadline, "it runs on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn colours_are_for_terminals_and_for_those_who_want_them() {
     let folder = tempfile::tempdir().unwrap();
@@ -188,14 +246,8 @@ async fn a_notice_is_printed_to_its_end_in_60_columns() {
         .args(["watch", "jobs"])
         .env("TIDINGS_URL", &server.url)
         .env("TIDINGS_TOKEN", viewer(1));
-    let mut terminal = in_terminal(&watching, "stty rows 24 cols 60; exec");
-    let mut child = Guarded(
-        terminal
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    let mut out = Patient(child.0.stdout.take().unwrap());
+    let mut terminal = SmallTerminal::start(&watching);
+    let mut out = Patient(terminal.script.0.stdout.take().unwrap());
     let streams = async || {
         let list = reqwest::Client::new()
             .get(format!("{}/metrics", server.url))
@@ -259,14 +311,8 @@ async fn bars_stay_in_view_in_24_rows_and_60_columns() {
         server.report("/api/jobs", body).await;
     }
     let watching = watch(&server, &["jobs"]);
-    let mut terminal = in_terminal(&watching, "stty rows 24 cols 60; exec");
-    let mut child = Guarded(
-        terminal
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    let mut out = Patient(child.0.stdout.take().unwrap());
+    let mut terminal = SmallTerminal::start(&watching);
+    let mut out = Patient(terminal.script.0.stdout.take().unwrap());
     let seen = blocking(move || {
         let mut bytes = Vec::new();
         let mut part = [0; 4096];

@@ -34,9 +34,9 @@ export function keyOf(event: Message): string | undefined {
   return undefined;
 }
 
-/** Returns the epoch and `seq` of a cursor: `<epoch>-<seq>-<tag>`. What cannot be read is 0: then more is asked for than is needed. */
+/** Returns the epoch and `seq` of a cursor: `<epoch>-<seq>-<tag>`, and perhaps more. What cannot be read is 0: then more is asked for than is needed. */
 export function placeOf(cursor: string): { epoch: string; seq: number } {
-  const [epoch = "", seq] = cursor.split("-");
+  const [epoch = "", seq] = cursor.split(/[-.]/);
   return { epoch, seq: Number(seq) || 0 };
 }
 

@@ -3,6 +3,8 @@
 mod delivery;
 
 use std::io::{self, IsTerminal, Write};
+use std::num::ParseIntError;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -63,7 +65,7 @@ pub(super) struct Arguments {
     id: Option<SubjectId>,
     /// The attempt that `start` has begun.
     #[arg(long, env = "TIDINGS_ATTEMPT")]
-    attempt: Option<u32>,
+    attempt: Option<Attempt>,
     /// For `ok`: the result, as JSON.
     #[arg(long, value_name = "JSON", value_parser = json_value)]
     result: Option<Value>,
@@ -75,6 +77,19 @@ pub(super) struct Arguments {
     /// Show the progress in the terminal's taskbar or tab (`OSC 9;4`).
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     taskbar: Wanted,
+}
+
+/// The attempt that `start` has begun. Empty if that is not known.
+#[derive(Debug, Clone, Copy)]
+struct Attempt(Option<u32>);
+
+impl FromStr for Attempt {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Attempt, ParseIntError> {
+        let attempt = Some(text).filter(|text| !text.is_empty());
+        attempt.map(str::parse).transpose().map(Attempt)
+    }
 }
 
 /// A report, as a verb of a job with its body.
@@ -184,7 +199,10 @@ fn job(arguments: &Arguments, is_start: bool) -> Result<Job, Failure> {
     Ok(Job {
         id,
         job_type: arguments.job_type.clone(),
-        attempt: arguments.attempt.filter(|_| !is_start),
+        attempt: arguments
+            .attempt
+            .and_then(|Attempt(attempt)| attempt)
+            .filter(|_| !is_start),
     })
 }
 
@@ -289,7 +307,7 @@ impl Job {
         Delivery::new(&self.id, job_type, self.attempt, report.verb, body)
     }
 
-    /// Prints the job for the shell's `eval`.
+    /// Prints the job for the shell's `eval`: one command that POSIX shells and fish have.
     fn export(&self, attempt: Option<u64>) -> Result<(), Failure> {
         let mut line = format!("export TIDINGS_JOB={}", quoted(self.id.as_str()));
         if let Some(job_type) = &self.job_type {
@@ -298,13 +316,17 @@ impl Job {
         line += &match attempt {
             Some(attempt) => format!(" TIDINGS_ATTEMPT={attempt}"),
             // The shell may still have the attempt of an earlier job.
-            None => "; unset TIDINGS_ATTEMPT".to_owned(),
+            None => " TIDINGS_ATTEMPT=".to_owned(),
         };
         terminal::print_line(&line)
     }
 }
 
-/// Quotes a text as one word for the shell.
+/// Quotes a text as one word for the shell. In fish, a backslash within quotes is one, too, if it is before a quote.
 fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
+    let escaped = text.chars().map(|character| match character {
+        '\'' | '\\' => format!("'\\{character}'"),
+        _ => character.to_string(),
+    });
+    format!("'{}'", escaped.collect::<String>())
 }

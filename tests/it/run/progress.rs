@@ -45,6 +45,34 @@ async fn a_script_reports_on_a_file_descriptor_or_in_a_file() {
     }
 }
 
+/// GNU tar, which can run a command after so many records of 10 KiB each.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_reports_on_a_file_descriptor_by_its_own_hooks() {
+    let server = server().await;
+    let file = std::fs::File::create(server.folder.path().join("rows")).unwrap();
+    file.set_len(200 * 10 * 1024).unwrap();
+    let mut tar = tidings(&server, &["run", "--fd", "3", "--", "tar"]);
+    let action = "--checkpoint-action=exec=echo \"$TAR_CHECKPOINT/200 records\" >&3; read line";
+    tar.args(["--checkpoint=50", action, "-cf", "rows.tar", "rows"]);
+    let mut child = started(&mut tar);
+    let mut input = child.stdin.take().unwrap();
+    for percent in [25.0, 50.0, 75.0, 100.0] {
+        let job = job_when(&server, "progress", |job| job["progress"] == percent).await;
+        let source = &job["metadata"]["progress_source"];
+        assert_eq!(
+            (source, &job["status"]),
+            (&json!("script"), &json!("in_progress"))
+        );
+        input.write_all(b"\n").unwrap();
+    }
+    assert!(status_of(&mut child).success());
+    assert_eq!(only_job(&server).await["status"], "completed");
+    let length = std::fs::metadata(server.folder.path().join("rows.tar"))
+        .unwrap()
+        .len();
+    assert!(length > 200 * 10 * 1024, "{length}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_descriptor_that_is_in_use_is_rejected_before_anything_runs() {
     let server = server().await;

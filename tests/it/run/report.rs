@@ -4,15 +4,25 @@ use serde_json::json;
 
 use super::*;
 
+/// Those in which the output of `tidings report start` is a command. They are all installed by `.ci/run`, or always there.
+const SHELLS: [&str; 5] = ["sh", "dash", "bash", "zsh", "fish"];
+
 /// Runs a script in which `tidings` is this program.
 async fn script(server: &Server, shell: &str, script: &str) -> Output {
     let binary = crate::support::process::binary();
     let prepared = tidings(server, &[]);
+    let function = match shell {
+        "fish" => "function tidings; 'BINARY' $argv; end",
+        _ => "tidings() { 'BINARY' \"$@\"; }",
+    };
     let mut command = Command::new(shell);
     command
         .args([
             "-c",
-            &format!("tidings() {{ \"{}\" \"$@\"; }}\n{script}", binary.display()),
+            &format!(
+                "{}\n{script}",
+                function.replace("BINARY", binary.to_str().unwrap())
+            ),
         ])
         .current_dir(server.folder.path());
     for (name, value) in prepared.get_envs() {
@@ -26,23 +36,23 @@ async fn script(server: &Server, shell: &str, script: &str) -> Output {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_script_reports_from_its_start_to_its_end() {
-    for shell in ["sh", "bash"] {
+    for shell in SHELLS.into_iter().filter(|shell| needs(shell)) {
         let server = server().await;
         let output = script(
             &server,
             shell,
-            "set -e
-             eval \"$(tidings report start --type import --title \"It's mine\")\"
+            "eval \"$(tidings report start --type import --title \"It's mine\")\"
              tidings report 40/200 'Reading rows'
              tidings report 'Only a message'
              tidings report 55%
              tidings report ok 'All rows' --result '{\"rows\": 200}'",
         )
         .await;
-        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(output.status.success(), "{shell}: {}", text(&output.stderr));
         assert_eq!(
             (text(&output.stdout), text(&output.stderr)),
-            (String::new(), String::new())
+            (String::new(), String::new()),
+            "{shell}"
         );
         let job = only_job(&server).await;
         assert_eq!(
@@ -218,6 +228,43 @@ async fn a_job_whose_start_was_lost_is_started_by_a_later_report() {
         (&job["status"], &job["job_type"]),
         (&json!("completed"), &json!("import"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_id_is_one_word_in_every_shell() {
+    for shell in SHELLS.into_iter().filter(|shell| needs(shell)) {
+        let server = server().await;
+        let id = r"It's \\ * \' (a) \";
+        let start = r#"eval "$(tidings report start --type import --id "It's \\\\ * \\' (a) \\")"; tidings report ok"#;
+        let output = script(&server, shell, start).await;
+        assert!(output.status.success(), "{shell}: {}", text(&output.stderr));
+        let job = only_job(&server).await;
+        assert_eq!(
+            (&job["job_id"], &job["status"]),
+            (&json!(id), &json!("completed")),
+            "{shell}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: waits for retries"]
+async fn a_start_that_is_lost_leaves_no_attempt_of_an_earlier_job_in_any_shell() {
+    for shell in SHELLS.into_iter().filter(|shell| needs(shell)) {
+        let server = server().await;
+        let output = script(
+            &server,
+            shell,
+            "export TIDINGS_ATTEMPT=7
+             eval \"$(TIDINGS_URL=http://127.0.0.1:9 tidings report start --type import)\"
+             echo \"<$TIDINGS_ATTEMPT>\"
+             tidings report ok",
+        )
+        .await;
+        assert!(output.status.success(), "{shell}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), "<>\n", "{shell}");
+        assert_eq!(only_job(&server).await["status"], "completed", "{shell}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

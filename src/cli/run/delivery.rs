@@ -161,14 +161,15 @@ impl Delivery {
         Ok(answer["cancel_requested"] == true)
     }
 
-    /// Sends a report, and once more if the server has lost the job, which is then started again.
+    /// Sends a report, and once more if the server has lost the job, which is then started again. A job that another run has started
+    /// meanwhile is left to it, because it is the newer one.
     fn even_if_lost<T>(
         &mut self,
         send: impl Fn(&Delivery) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         match send(self) {
             Err(failure) if failure.exit == Exit::NotFound && self.attempt.is_some() => {
-                self.start()?;
+                self.start_if(|_| false)?;
                 send(self)
             }
             sent => sent,
@@ -349,4 +350,68 @@ fn merge(object: &mut Value, more: Value) {
 /// Rounds a percentage to two decimal places.
 fn rounded(percent: f64) -> f64 {
     (percent * 100.0).round() / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpListener;
+    use std::thread::spawn;
+
+    use super::*;
+
+    /// Answers requests with these statuses and bodies. Returns its URL, and the first lines of the requests at the end.
+    fn answering(answers: Vec<(u16, Value)>) -> (String, std::thread::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = spawn(move || {
+            let mut seen = Vec::new();
+            for (status, body) in answers {
+                let mut socket = BufReader::new(listener.accept().unwrap().0);
+                let (mut line, mut length) = (String::new(), 0);
+                socket.read_line(&mut line).unwrap();
+                seen.push(line.trim_end().to_owned());
+                while line != "\r\n" {
+                    line.clear();
+                    socket.read_line(&mut line).unwrap();
+                    let field = line.to_lowercase();
+                    if let Some(value) = field.strip_prefix("content-length:") {
+                        length = value.trim().parse().unwrap();
+                    }
+                }
+                socket.read_exact(&mut vec![0; length]).unwrap();
+                let body = body.to_string();
+                let length = body.len();
+                let head = "Content-Type: application/json\r\nConnection: close";
+                let answer = format!(
+                    "HTTP/1.1 {status} X\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}"
+                );
+                socket.get_mut().write_all(answer.as_bytes()).unwrap();
+            }
+            seen
+        });
+        (url, server)
+    }
+
+    #[test]
+    fn a_lost_job_that_another_run_has_started_is_left_to_it() {
+        let running = json!({"status": "in_progress", "attempt": 1, "worker": "other"});
+        let (url, server) = answering(vec![
+            (404, json!({"code": "not-found"})),
+            (409, json!({"code": "illegal-transition"})),
+            (200, running),
+        ]);
+        let client = Client::new(&url, None).unwrap();
+        let job = Job::new(&"nightly".parse().unwrap(), "backup".into(), json!({}));
+        let mut delivery = Delivery::again(client, job, Some(2));
+        let failure = delivery.progress(&Latest::default()).unwrap_err();
+        assert!(failure.is_conflict());
+        let seen = server.join().unwrap();
+        let expected = [
+            "POST /api/jobs/nightly/progress HTTP/1.1",
+            "POST /api/jobs/nightly/start HTTP/1.1",
+            "GET /api/jobs/nightly HTTP/1.1",
+        ];
+        assert_eq!(seen, expected);
+    }
 }

@@ -54,11 +54,14 @@ impl<T> Queue<T> {
 
     /// Removes the oldest item.
     pub fn pop_front(&mut self) -> Option<T> {
-        let next = self.rest.pop_front();
-        if next.is_none() && self.rest.capacity() > 0 {
-            self.rest = VecDeque::new();
+        let first = self.first.take()?;
+        if self.rest.capacity() > 0 {
+            self.first = self.rest.pop_front();
+            if self.first.is_none() {
+                self.rest = VecDeque::new();
+            }
         }
-        std::mem::replace(&mut self.first, next)
+        Some(first)
     }
 
     /// Removes all items.

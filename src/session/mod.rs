@@ -35,7 +35,7 @@ use crate::id::{Channel, Cursor};
 use crate::kind::{self, characteristic};
 use crate::log::StoreError;
 use crate::rejections::RequestSource;
-use crate::subscribe::{Delivery, Subscription};
+use crate::subscribe::{Item, Subscription};
 use crate::wire::client::{ClientMessage, ClientMessageError};
 use crate::wire::{self, Close, Control};
 
@@ -242,9 +242,18 @@ impl Session {
 
     /// Sends deliveries while there is room. Returns whether there were any.
     pub fn poll_deliveries(&mut self, cx: &mut Context<'_>, out: &mut impl Outbox) -> bool {
+        self.poll_deliveries_at(cx, Instant::now(), out)
+    }
+
+    /// Like [`poll_deliveries`](Session::poll_deliveries), with the current time.
+    pub(crate) fn poll_deliveries_at(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        out: &mut impl Outbox,
+    ) -> bool {
         let mut any = false;
         // Check even if there is no room: a client whose credential has expired must not receive what is still unsent.
-        let now = Instant::now();
         self.subscription.end_if_expired_by(now);
         while self.ended.is_none() && self.close_message.is_none() && out.has_room() {
             if let Some(event) = self.gathering.next_announced() {
@@ -252,13 +261,13 @@ impl Session {
                 any = true;
                 continue;
             }
-            let Poll::Ready(delivery) = self.subscription.poll_delivery(cx, now) else {
+            let Poll::Ready(item) = self.subscription.poll_item(cx, now) else {
                 break;
             };
             any = true;
-            match delivery {
-                Some(Delivery::Event(event)) => self.gathering.take(event, out),
-                Some(Delivery::Control(control)) => self.take_control(control, out),
+            match item {
+                Some(Item::Event(event)) => self.gathering.take(event, out),
+                Some(Item::Control(control)) => self.take_control(*control, out),
                 // The last delivery is `closing`, which ends the session.
                 None => break,
             }

@@ -91,8 +91,8 @@ struct Entry {
     moves_to: Option<Place>,
 }
 
-/// A [`Delivery`] whose control message is boxed, so that an idle connection is small.
-enum Item {
+/// A [`Delivery`] whose control message is boxed, so that an idle connection is small, and an event is cheap to pass on.
+pub(crate) enum Item {
     Event(Arc<Event>),
     Control(Box<Control>),
 }
@@ -550,7 +550,9 @@ impl Subscription {
                         outbox.push_back(Entry::live(event))
                     });
                 }
-                self.set_timer();
+                if self.conflator.conflates() {
+                    self.set_timer();
+                }
             }
             Mail::Lagging => {
                 // Send the held ticks before the replay, because their `seq`s are lower.
@@ -640,28 +642,36 @@ impl Subscription {
     }
 
     /// Updates the state for a delivery that leaves the outbox.
-    fn delivered(&mut self, entry: Entry) -> Delivery {
-        let Entry { item, moves_to } = entry;
+    fn delivered(&mut self, entry: Entry) -> Item {
+        let Entry { mut item, moves_to } = entry;
         self.safe = moves_to.unwrap_or(self.safe);
-        match item {
-            Item::Event(event) => {
-                self.log.count_event();
-                Delivery::Event(event)
-            }
-            Item::Control(mut control) => {
-                if let Control::Ready(_) = *control {
+        match &mut item {
+            Item::Event(_) => self.log.count_event(),
+            Item::Control(control) => {
+                if let Control::Ready(_) = **control {
                     // Additions are processed one at a time, so every acknowledged addition is complete.
                     self.backfill = None;
                 }
                 // The reader's place is known only now.
                 control.stamp(self.resume_cursor());
-                Delivery::Control(*control)
             }
         }
+        item
     }
 
     /// Returns the next delivery, or none at the end. `now` is the current time.
     pub fn poll_delivery(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Option<Delivery>> {
+        let item = self.poll_item(cx, now);
+        item.map(|item| item.map(Delivery::from))
+    }
+
+    /// Whether another delivery may be ready although nothing has arrived in the mailbox since the last one.
+    pub(crate) fn may_have_more(&self) -> bool {
+        !self.outbox.is_empty() || !self.plan.is_empty() || self.ended
+    }
+
+    /// Like [`poll_delivery`](Subscription::poll_delivery).
+    pub(crate) fn poll_item(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Option<Item>> {
         loop {
             if let Some(entry) = self.outbox.pop_front() {
                 return Poll::Ready(Some(self.delivered(entry)));
@@ -686,6 +696,15 @@ impl Subscription {
                 let mail = ready!(self.attachment.mailbox().poll(cx, patience));
                 self.receive(mail, now, now);
             }
+        }
+    }
+}
+
+impl From<Item> for Delivery {
+    fn from(item: Item) -> Delivery {
+        match item {
+            Item::Event(event) => Delivery::Event(event),
+            Item::Control(control) => Delivery::Control(*control),
         }
     }
 }

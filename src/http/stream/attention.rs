@@ -12,6 +12,8 @@ use std::task::{Context, Wake, Waker};
 pub(super) struct Attention {
     state: Arc<State>,
     waker: Waker,
+    /// The waker in `state`, so that its lock is taken only when the task changes.
+    task: Waker,
 }
 
 struct State {
@@ -41,6 +43,7 @@ impl Attention {
         });
         Attention {
             waker: Waker::from(Arc::clone(&state)),
+            task: Waker::noop().clone(),
             state,
         }
     }
@@ -51,16 +54,17 @@ impl Attention {
     }
 
     /// Whether it was woken since the last call.
-    pub(super) fn take(&self, cx: &Context<'_>) -> bool {
+    pub(super) fn take(&mut self, cx: &Context<'_>) -> bool {
         // Store the waker before the flag is read: a wake-up in between then wakes this task again.
-        let mut task = self
-            .state
-            .task
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        task.clone_from(cx.waker());
-        drop(task);
-        self.state.is_woken.swap(false, Ordering::Acquire)
+        if !self.task.will_wake(cx.waker()) {
+            self.task.clone_from(cx.waker());
+            let task = self.state.task.lock();
+            task.unwrap_or_else(PoisonError::into_inner)
+                .clone_from(cx.waker());
+        }
+        // Most polls find no wake-up, and reading is cheaper than replacing.
+        self.state.is_woken.load(Ordering::Relaxed)
+            && self.state.is_woken.swap(false, Ordering::Acquire)
     }
 }
 
@@ -81,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_wake_up_is_taken_once_by_the_task_that_called_take_last() {
-        let attention = Attention::new();
+        let mut attention = Attention::new();
         let tasks = [Arc::new(Count::default()), Arc::new(Count::default())];
         let [first, second] = tasks.clone().map(Waker::from);
         assert!(

@@ -174,11 +174,11 @@ impl Connection {
     }
 
     /// Queues deliveries while there is room. Returns whether they have ended the session.
-    fn take_deliveries(&mut self, cx: &mut Context<'_>) -> bool {
+    fn take_deliveries(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let Some(session) = &mut self.session else {
             return false;
         };
-        session.poll_deliveries(cx, &mut self.frames);
+        session.poll_deliveries_at(cx, now, &mut self.frames);
         session.poll_published(cx, &mut self.frames);
         self.follow();
         self.session.is_none()
@@ -364,7 +364,7 @@ impl Future for Connection {
             if !this.poll_timers(cx, now) {
                 return Poll::Ready(());
             }
-            let mut any = this.take_deliveries(cx);
+            let mut any = this.take_deliveries(cx, now);
             match this.take_messages(cx) {
                 Ok(some) => any |= some,
                 Err(End::Gone) => return Poll::Ready(()),

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::params::Params;
 use crate::config::CHUNK_BYTES;
-use crate::subscribe::{Delivery, Subscription};
+use crate::subscribe::{Item, Subscription};
 use crate::wire::{self, Encoding};
 
 /// The bytes that are being copied, and how many of them have been copied.
@@ -51,6 +51,11 @@ pub(super) trait Parts {
 
     /// Returns the next part, or none at the end. `now` is the current time.
     fn poll_part(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Option<Arc<[u8]>>>;
+
+    /// Whether it is worth polling for another part before the previous ones are passed on.
+    fn may_have_more(&self) -> bool {
+        true
+    }
 }
 
 /// Copies the parts that are ready, as many as fit.
@@ -62,6 +67,9 @@ pub(super) fn poll_fill(
 ) -> Poll<io::Result<()>> {
     let before = buffer.filled().len();
     while parts.outgoing().copy_to(buffer) {
+        if buffer.filled().len() > before && !parts.may_have_more() {
+            break;
+        }
         match parts.poll_part(cx, now) {
             Poll::Ready(Some(part)) => parts.outgoing().set(part),
             Poll::Ready(None) => break,
@@ -116,11 +124,11 @@ impl EventSourceBody {
         if let Some(frame) = self.prelude.take() {
             return Poll::Ready(Some(frame));
         }
-        let delivery = self.subscription.poll_delivery(cx, now);
-        delivery.map(|delivery| {
-            delivery.map(|delivery| match delivery {
-                Delivery::Event(event) => Arc::clone(wire::event(&event, self.encoding)),
-                Delivery::Control(control) => wire::control(&control, self.encoding.framing).into(),
+        let item = self.subscription.poll_item(cx, now);
+        item.map(|item| {
+            item.map(|item| match item {
+                Item::Event(event) => Arc::clone(wire::event(&event, self.encoding)),
+                Item::Control(control) => wire::control(&control, self.encoding.framing).into(),
             })
         })
     }
@@ -133,6 +141,11 @@ impl Parts for EventSourceBody {
 
     fn poll_part(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Option<Arc<[u8]>>> {
         self.poll_frame(cx, now)
+    }
+
+    // The next read, which follows at once, waits for the mailbox.
+    fn may_have_more(&self) -> bool {
+        self.prelude.is_some() || self.subscription.may_have_more()
     }
 }
 

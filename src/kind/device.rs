@@ -332,6 +332,10 @@ pub fn apply(
             };
             seen_at.map(heard).iter().for_each(|heard| next.hear(heard));
             next.turn(report.status, context.uptime);
+            if report.status == Status::Offline {
+                // Also if it is offline already: a node may not know yet that another one has heard it twice since.
+                next.lease_uptime = context.uptime;
+            }
         }
         Command::Arrive { heard, before } => {
             if next.counts(*before) {

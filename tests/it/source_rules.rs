@@ -200,6 +200,35 @@ proptest! {
         }
     }
 
+    /// With several nodes, heartbeats can become known after a report that came later.
+    #[test]
+    fn heartbeats_from_before_an_offline_report_do_not_bring_a_device_online(
+        times in prop::collection::vec(1..20_i64, 4),
+        is_online in prop::bool::ANY,
+    ) {
+        use device::{Command, Status};
+        let apply = |state: Option<&device::Device>, command: &Command, now: i64| {
+            device::apply(&id(), state, command, &context(now, 1, None)).unwrap().state
+        };
+        let arrive = |before: i64, last: i64| Command::Arrive { heard: heard(last), before: Some(up(before)) };
+        let offline = Command::Report(from(json!({"status": "offline"})));
+        let mut now = 0;
+        let mut next = |pause: i64| { now += pause; now };
+        let mut door = apply(None, &Command::Register(from(json!({"lease_secs": 600}))), 0);
+        door = apply(Some(&door), &offline, next(1));
+        let [first, second, reported, third] = [0, 1, 2, 3].map(|index| next(times[index]));
+        if is_online {
+            door = apply(Some(&door), &arrive(first, second), second);
+            prop_assert_eq!(door.status, Status::Online);
+        }
+        door = apply(Some(&door), &offline, reported);
+        door = apply(Some(&door), &arrive(first, second), reported);
+        door = apply(Some(&door), &arrive(second, third), third);
+        prop_assert_eq!(door.status, Status::Offline);
+        door = apply(Some(&door), &arrive(third, third + 1), third + 1);
+        prop_assert_eq!(door.status, Status::Online);
+    }
+
     /// A lease is over when it is, in uptime, whatever the wall clock says and however often the server starts anew. What
     /// was not written down before an unexpected end is made up for once.
     #[test]

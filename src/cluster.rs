@@ -97,6 +97,9 @@ struct Known {
     earlier_nodes: Option<HashMap<NodeId, DateTime<Utc>>>,
     /// The differences that were logged.
     reported: HashSet<(NodeId, &'static str)>,
+    /// The number of pauses of this node's clock, and the times of the last reports of the other running nodes when they were first read
+    /// after the last pause.
+    first_read: (u64, HashMap<NodeId, DateTime<Utc>>),
 }
 
 impl Identity {
@@ -132,6 +135,7 @@ impl Cluster {
                 peers: Peers::Unclear,
                 earlier_nodes: None,
                 reported: HashSet::new(),
+                first_read: (0, HashMap::new()),
             }),
         }
     }
@@ -169,8 +173,8 @@ impl Cluster {
         Ok(differs.map_or(Ok(()), Err))
     }
 
-    /// Reports periodically until it is dropped. More often while this node has just started, or has just returned from a
-    /// suspension: until it has read a new report of each other node, its clock may be behind theirs.
+    /// Reports periodically until it is dropped. More often while this node has just started, or its clock may be behind those of
+    /// other nodes.
     pub async fn watch(self: Arc<Self>) {
         let (began, clock) = (Instant::now(), self.store.uptime());
         let mut failures = Failures::default();
@@ -187,8 +191,8 @@ impl Cluster {
                     }
                 }
             }
-            let may_be_behind = began.elapsed() < NODE_PERIOD || clock.is_catching_up();
-            sleep(match may_be_behind {
+            let is_new = began.elapsed() < NODE_PERIOD;
+            sleep(match is_new || clock.is_behind() {
                 true => NODE_CATCH_UP_PERIOD,
                 false => NODE_PERIOD,
             })
@@ -207,6 +211,7 @@ impl Cluster {
 
     async fn exchange_reports(&self) -> Result<Vec<Node>, StoreError> {
         let clock = self.store.uptime();
+        let pauses = clock.pauses();
         let health = (self.health)();
         let report = NodeReport {
             id: self.identity.id.clone(),
@@ -226,6 +231,9 @@ impl Cluster {
         let others = nodes.iter().filter(|node| node.report.id != *self.id());
         if let Some(highest) = others.map(|node| known.uptime_of(node)).max() {
             clock.advance_to(highest);
+        }
+        if known.has_heard_from_all(&nodes, self.id(), pauses) {
+            clock.compared_after(pauses);
         }
         known.take_in(&nodes, self.id());
         Ok(nodes)
@@ -297,6 +305,24 @@ impl Known {
             true => node.report.uptime + node.silent.min(NODE_PERIOD),
             false => node.report.uptime,
         }
+    }
+
+    /// Whether all other running nodes have reported since this one first read their reports after its last pause. What they reported
+    /// before may not include the time of the pause.
+    fn has_heard_from_all(&mut self, nodes: &[Node], this_id: &NodeId, pauses: u64) -> bool {
+        let others = nodes
+            .iter()
+            .filter(|node| node.report.id != *this_id && is_running(node));
+        if self.first_read.0 != pauses {
+            let seen_at = |node: &Node| (node.report.id.clone(), node.seen_at);
+            self.first_read = (pauses, others.clone().map(seen_at).collect());
+        }
+        let first = &self.first_read.1;
+        let mut others = others;
+        others.all(|node| {
+            let first = first.get(&node.report.id);
+            first.is_none_or(|first| node.seen_at > *first)
+        })
     }
 
     fn take_in(&mut self, nodes: &[Node], this_id: &NodeId) {
@@ -376,6 +402,7 @@ mod tests {
             peers: Peers::Unclear,
             earlier_nodes: None,
             reported: HashSet::new(),
+            first_read: (0, HashMap::new()),
         }
     }
 
@@ -451,6 +478,29 @@ mod tests {
             uptime.millis()
         });
         assert_eq!(uptimes, [0, 1_000, 0, 2_000]);
+    }
+
+    #[test]
+    fn all_nodes_have_been_heard_from_once_each_that_runs_has_reported_again_after_the_pause() {
+        let (this, one, other) = (
+            report("1", "s", None),
+            report("2", "s", None),
+            report("3", "s", None),
+        );
+        let mut known = nothing_known();
+        let mut heard = |pauses, others: &[Node]| {
+            let nodes = [&[node(&this, 20, 20)], others].concat();
+            known.has_heard_from_all(&nodes, &this.id, pauses)
+        };
+        assert!(heard(1, &[]), "nobody else runs");
+        assert!(heard(1, &[node(&one, 19, 20)]), "it started later");
+        let gone = node(&other, 0, NODE_GONE.as_secs());
+        let first = [node(&one, 19, 20), gone];
+        assert!(!heard(2, &first), "one report may be from before the pause");
+        assert!(!heard(2, &first));
+        let again = [node(&one, 20, 20), first[1].clone()];
+        assert!(heard(2, &again), "and the node that is gone does not count");
+        assert!(!heard(3, &again), "another pause");
     }
 
     #[test]

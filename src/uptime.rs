@@ -12,7 +12,8 @@
 //! processed.
 //!
 //! Several nodes over one store count one uptime: each moves its clock ahead to the highest ([`UptimeClock::advance_to`]),
-//! so that the time during which any of them listened counts.
+//! so that the time during which any of them listened counts. The clock of a node that has just started, or was suspended,
+//! is behind until the node has heard from the others ([`UptimeClock::is_behind`]).
 //!
 //! The store saves the uptime with every commit, and every [`UPTIME_PERIOD`](crate::config::UPTIME_PERIOD) without one.
 //! A server that is killed loses at most this much uptime.
@@ -108,6 +109,24 @@ impl UptimeClock {
         self.read().is_catching_up()
     }
 
+    /// Returns how often the process was not running so far, including before its start.
+    pub fn pauses(&self) -> u64 {
+        self.read().pauses
+    }
+
+    /// Whether other nodes may have counted time meanwhile that this clock does not include: since the last pause, it has not been
+    /// compared with theirs.
+    pub fn is_behind(&self) -> bool {
+        let ticks = self.read();
+        ticks.compared_after < ticks.pauses
+    }
+
+    /// Records that the clock was compared with those of all other nodes after this many pauses.
+    pub fn compared_after(&self, pauses: u64) {
+        let mut ticks = self.read();
+        ticks.compared_after = ticks.compared_after.max(pauses);
+    }
+
     /// Whether the server was not shut down in order before. What it had received and not saved is lost.
     pub fn was_cut_off(&self) -> bool {
         self.was_cut_off
@@ -130,6 +149,10 @@ struct Ticks {
     read_at: Instant,
     /// The clock stands still until then.
     counts_from: Instant,
+    /// How often the process was not running, including before its start.
+    pauses: u64,
+    /// After how many of these pauses the clock was compared with those of other nodes.
+    compared_after: u64,
 }
 
 impl Ticks {
@@ -140,6 +163,8 @@ impl Ticks {
             listened: Duration::ZERO,
             read_at: now,
             counts_from: now,
+            pauses: 1,
+            compared_after: 0,
         }
     }
 
@@ -148,6 +173,7 @@ impl Ticks {
         if passed > self.gaps.longest_tick {
             let caught_up = now + passed.min(self.gaps.catch_up);
             self.counts_from = self.counts_from.max(caught_up);
+            self.pauses += 1;
         } else {
             let from = self.read_at.max(self.counts_from);
             self.listened += now.saturating_duration_since(from);
@@ -249,6 +275,29 @@ mod tests {
         assert_eq!(at(7_900, 0), (70_000, true));
         assert_eq!(at(8_300, 0), (70_000, false));
         assert_eq!(at(8_400, 0), (70_100, false));
+    }
+
+    #[test]
+    fn the_clock_is_behind_after_its_start_and_after_each_pause_until_it_is_compared() {
+        let start = Instant::now();
+        let ticks = Ticks::begin(Uptime::default(), GAPS, start);
+        let clock = UptimeClock {
+            ticks: Arc::new(Mutex::new(ticks)),
+            was_cut_off: false,
+        };
+        let read = |millis| {
+            let mut ticks = clock.ticks.lock().unwrap();
+            ticks.read(start + Duration::from_millis(millis));
+            (ticks.pauses, ticks.compared_after < ticks.pauses)
+        };
+        assert_eq!(read(100), (1, true), "it has just started");
+        clock.compared_after(1);
+        assert_eq!(read(200), (1, false));
+        assert_eq!(read(5_000), (2, true), "it was suspended");
+        clock.compared_after(1);
+        assert_eq!(read(5_100), (2, true), "a comparison from before that");
+        clock.compared_after(2);
+        assert_eq!(read(5_200), (2, false));
     }
 
     #[test]

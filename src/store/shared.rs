@@ -85,6 +85,9 @@ pub trait Database: Send + 'static {
     /// Returns the current time.
     fn now(&self) -> Moment;
 
+    /// Moves the uptime ahead to that of the other nodes, if the clock of this one may be behind.
+    fn advance_uptime(&mut self) -> Result<(), StoreError>;
+
     /// Returns a stamp that no other write has.
     fn stamp(&mut self) -> i64 {
         stamp()
@@ -290,7 +293,7 @@ impl<D: Database> Backend<D> {
         Ok(())
     }
 
-    /// Loads what is not known, and locks the rows if one of the schools was missed too often.
+    /// Loads what is not known, also of the time, and locks the rows if one of the schools was missed too often.
     fn load(
         &mut self,
         schools: &[SchoolId],
@@ -306,6 +309,7 @@ impl<D: Database> Backend<D> {
             self.forget(schools.iter().copied());
             self.database.lock()?;
         }
+        self.database.advance_uptime()?;
         let unknown = schools.iter().copied();
         let unknown: Vec<SchoolId> = unknown
             .filter(|school| !self.known.contains(school))

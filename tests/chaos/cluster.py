@@ -24,7 +24,7 @@ import wire
 from clients import Reader, Worker, end, scopes
 from ledger import Broken
 from outcome import of_readers, outcome
-from parts import PgBouncer, Postgres, Redis
+from parts import PATIENCE_SECS, PgBouncer, Postgres, Redis
 from proxy import Link
 from server import SECRET, Server
 from silence import ABANDONED, END_SECS, LIMITS, REPORTED, check_silence
@@ -291,7 +291,7 @@ class Run:
 
     async def _start(self, node):
         # Without its database a node does not start. The operator starts it again.
-        deadline = time.monotonic() + READY_SECS
+        deadline = time.monotonic() + PATIENCE_SECS + READY_SECS
         while True:
             try:
                 return await node.server.start()
@@ -387,6 +387,8 @@ class Run:
                 raise RuntimeError(f"statements are still running {READY_SECS} s after the nodes were cut off")
             await asyncio.sleep(0.01)
         self.past_logs.append(await self.whole_logs())
+        # A process of Postgres may not end before somebody takes what it has sent, or its connection ends.
+        self.to_primary.cut()
         await self.primary.end()
         self.life, self.is_life_over = self.life + 1, True
 
@@ -408,8 +410,8 @@ class Run:
         """The primary is lost, and a standby that lacks its last commits takes its place."""
         self.replication.hold()
         await asyncio.sleep(chance.choice([0, chance.uniform(0.1, 2)]))
-        await self._end_life()
         self.replication.refuse()
+        await self._end_life()
         await self.standby.promote()
         self.primary = self.standby
         await self.add_standby()

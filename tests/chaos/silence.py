@@ -6,12 +6,12 @@ from datetime import datetime
 import wire
 from ledger import Broken
 
-STALL_SECS, TIMEOUT_SECS = 4, 14
+STALL_SECS, TIMEOUT_SECS = 5, 15
 LIMITS = {"stall_after_secs": STALL_SECS, "timeout_secs": TIMEOUT_SECS}
 ABANDONED, REPORTED = "abandoned-", "reported-"
-# The clocks of nodes differ by the time of a query. That of a node that was suspended is behind by the suspension until it has exchanged
-# reports with the others.
-SKEW_SECS, EXCHANGE_SECS = 1, 5
+# A node that was suspended, or starved of CPU time, takes its time from what the others have reported, each every two seconds. If they could
+# not, its clock is behind by the suspension until it has exchanged reports with them.
+SKEW_SECS, EXCHANGE_SECS = 3, 5
 # A watchdog looks every second. It needs this long without a fault, with the time to connect again.
 LOOK_SECS = 6
 # How long after the run the last abandoned job may take to fail.
@@ -93,8 +93,15 @@ def check_silence(run, truth):
 
 def lag(run, at):
     """How far the clock of the node that took a report at this time may have been behind."""
-    suspensions = [suspension for node in run.nodes for suspension in node.suspended]
-    return max((to - began for began, to in suspensions if to <= at + SKEW_SECS and at < to + EXCHANGE_SECS), default=0)
+    def has_saved(node):
+        return all(to < at - SKEW_SECS or began > at for began, to in node.disturbed)
+
+    def suspensions():
+        for node in run.nodes:
+            if not any(has_saved(other) for other in run.nodes if other is not node):
+                yield from node.suspended
+
+    return max((to - began for began, to in suspensions() if to <= at + SKEW_SECS and at < to + EXCHANGE_SECS), default=0)
 
 
 def could_look(run, since, until):

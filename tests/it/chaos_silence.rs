@@ -31,8 +31,10 @@ fn the_model_of_several_nodes_finds_a_silent_job_that_is_not_ended_once_and_a_re
 import silence
 from silence import STALL_SECS, TIMEOUT_SECS, check_silence
 
-def judge(*logs, disturbed=(), suspended=()):
-    run = SimpleNamespace(nodes=[SimpleNamespace(disturbed=list(disturbed), suspended=suspended)])
+def judge(*logs, disturbed=(), suspended=(), others=()):
+    nodes = [SimpleNamespace(disturbed=list(disturbed), suspended=suspended)]
+    nodes += [SimpleNamespace(disturbed=list(of_other), suspended=[]) for of_other in others]
+    run = SimpleNamespace(nodes=nodes)
     found = []
     said = broken(lambda: found.append(check_silence(run, Truth(School(1), map(Log, logs)))))
     return said or found[0]
@@ -47,13 +49,16 @@ assert "stalled twice" in judge(whole[:3] + [stalled(4, 2 + S), timeout(5, 1 + T
 assert "had ended" in judge(whole + [timeout(5, 2 + T)])
 for what in (stalled, timeout):
     assert "less than" in judge([at(1, 0), at(2, S), what(3, S + 1)])
-assert "less than" in judge(whole[:3] + [timeout(4, T - 2)])
+assert "less than" in judge(whole[:3] + [timeout(4, T - 3)])
 assert judge(whole[:3] + [at(4, 6), stalled(5, 6 + S), timeout(6, 6 + T)]) == (1, 1), "a report ends the silence"
-early = [at(1, 0), at(2, 3), stalled(3, 3 + S - 2), timeout(4, 3 + T)]
+assert judge([at(1, 0), at(2, 3), stalled(3, 3 + S - 3), timeout(4, 3 + T)]) == (1, 1), "the clocks of nodes differ"
+early = [at(1, 0), at(2, 3), stalled(3, 3 + S - 4), timeout(4, 3 + T)]
 assert "less than" in judge(early)
 assert judge(early, suspended=[(1, 3)]) == (1, 1), "the node that took the report may have been suspended"
 assert "less than" in judge(early, suspended=[(2.5, 3)])
 assert "less than" in judge(early, suspended=[(-20, -10)])
+assert "less than" in judge(early, suspended=[(1, 3)], others=[[(0, 5)], []]), "another node has saved the time"
+assert judge(early, suspended=[(1, 3)], others=[[(0, 5)], [(2, 4)]]) == (1, 1), "no other node has"
 reported = [at(1, 0, "reported-1"), at(2, 2, "reported-1"), at(3, 4, "reported-1", status="completed")]
 assert judge(reported) == (0, 0)
 assert "less than" in judge(reported[:2] + [stalled(3, 3, "reported-1")])

@@ -252,20 +252,30 @@ async fn a_report_at_a_node_whose_clock_is_behind_does_not_make_a_job_silent() {
     };
     // From now on, the node behind knows the school.
     append(behind, limited("before")).await;
+    let assert_goes_on = async |ids: [&str; 2]| {
+        for id in ids {
+            append(ahead, on(id, job::Command::Check)).await;
+            let subject: SubjectId = id.parse().unwrap();
+            let stored = ahead.subject(school(), job::KIND, subject).await.unwrap();
+            let job = stored.unwrap().state.job().unwrap().clone();
+            assert_eq!(job.status, job::Status::InProgress, "{id}");
+            assert!(!job.stalled, "{id}");
+        }
+    };
     let clock = ahead.uptime();
-    clock.advance_to(clock.now() + Duration::from_secs(3_600));
+    let an_hour_passes = || clock.advance_to(clock.now() + Duration::from_secs(3_600));
+    an_hour_passes();
     append(ahead, limited("reported")).await;
     append(behind, limited("new")).await;
-    let progress = serde_json::from_value(json!({"progress": 50})).unwrap();
-    append(behind, on("reported", job::Command::Progress(progress))).await;
-    for id in ["reported", "new"] {
-        append(ahead, on(id, job::Command::Check)).await;
-        let subject: SubjectId = id.parse().unwrap();
-        let stored = ahead.subject(school(), job::KIND, subject).await.unwrap();
-        let job = stored.unwrap().state.job().unwrap().clone();
-        assert_eq!(job.status, job::Status::InProgress, "{id}");
-        assert!(!job.stalled, "{id}");
-    }
+    let progress = || serde_json::from_value(json!({"progress": 50})).unwrap();
+    append(behind, on("reported", job::Command::Progress(progress()))).await;
+    assert_goes_on(["reported", "new"]).await;
+    // Now the other node only counts the time, and saves it.
+    an_hour_passes();
+    ahead.save_uptime().await.unwrap();
+    append(behind, on("new", job::Command::Progress(progress()))).await;
+    append(behind, limited("newer")).await;
+    assert_goes_on(["new", "newer"]).await;
 }
 
 fn elsewhere(id: &NodeId, uptime: Uptime) -> NodeReport {

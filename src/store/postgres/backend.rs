@@ -21,7 +21,7 @@ use super::lookup::join_by_key;
 use super::prepared::prepared;
 use super::rows::{self, EventRow, SubjectRow};
 use super::schema::{counts, events, idempotency_keys, parts, schools, subjects};
-use super::{answers, database_error};
+use super::{Fact, answers, database_error};
 use crate::config::{self, POSTGRES_PLAN_AGE, POSTGRES_RETRY, POSTGRES_UNKNOWN_WAIT, Synchronous};
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::Part;
@@ -290,6 +290,22 @@ impl shared::Database for Database {
             at: Utc::now().trunc_subsecs(3),
             uptime: self.uptime.now(),
         }
+    }
+
+    /// Every node saves its uptime each second, unless a suspended one has locked that row. So what they have reported counts, too.
+    fn advance_uptime(&mut self) -> Result<(), StoreError> {
+        if !self.uptime.is_behind() {
+            return Ok(());
+        }
+        let query = diesel::sql_query(
+            "SELECT GREATEST((SELECT value::bigint FROM meta WHERE key = 'uptime'), \
+             (SELECT max((report::json->>'uptime')::bigint) FROM nodes))::text AS value",
+        );
+        let saved: Fact = self.ask(async |conn| query.get_result(conn).await)?;
+        let saved = saved.value.parse().map_err(|_| unreadable("an uptime"));
+        let saved = saved.and_then(uptime).map_err(database_error)?;
+        self.uptime.advance_to(saved);
+        Ok(())
     }
 
     fn connect(&mut self) -> Result<(), StoreError> {

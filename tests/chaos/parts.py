@@ -14,17 +14,12 @@ import sys
 from pathlib import Path
 
 from ledger import Broken
+from ports import reserved_port
 
 # A program that takes longer than this to start or to end counts as hung. PostgreSQL has taken a minute to end a process of replication.
 PATIENCE_SECS = 150
 USER = "tidings"
 DATABASE = "tidings"
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def found(program, *places):
@@ -47,7 +42,7 @@ class Part:
 
     def __init__(self, folder, name, signal=signal.SIGKILL):
         self.folder, self.name, self.signal = Path(folder) / name, name, signal
-        self.port, self.process, self.is_frozen = free_port(), None, False
+        self.port, self.process, self.is_frozen = reserved_port(), None, False
         self.folder.mkdir()
         self.user = None
         if os.geteuid() == 0:

@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 from ledger import Broken
+from ports import reserved_port
 
 SECRET = "a secret for chaos only, long enough for HS256"
 # A server that takes longer than this counts as hung.
@@ -39,7 +40,7 @@ class Server:
 
     def __init__(self, binary, folder, faults, settings=None):
         # The server runs in its own folder.
-        self.binary, self.folder, self.port, self.process = Path(binary).resolve(), Path(folder), 0, None
+        self.binary, self.folder, self.port, self.process = Path(binary).resolve(), Path(folder), reserved_port(), None
         self.data, self.disk, self.clock = self.folder / "data", self.folder / "disk", self.folder / "clock"
         self.starts, self.faults, self.preload, self.mounted = 0, faults, [], False
         self.power_losses = 0
@@ -102,7 +103,6 @@ class Server:
         if "listens on" not in line:
             code = await self.process.wait()
             raise self._broken(f"start {self.starts} ended with exit code {code}")
-        self.port = int(line.rsplit(":", 1)[1])
 
     async def end(self, how=signal.SIGKILL):
         self._check_that_it_runs()

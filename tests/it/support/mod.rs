@@ -34,7 +34,7 @@ use tidings::auth::{Claims, Role};
 pub(crate) use listener::{Listener, Transport};
 
 /// How long to wait for something that must happen. Long, because the machine may be busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The secret of every test server.
 pub(crate) const SECRET: &str = "a secret for tests only, long enough for HS256";

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use crate::config::WAKE_AT_ONCE;
+use crate::config::{WAKE_AT_ONCE, WAKE_PART};
 use crate::event::Event;
 use crate::feed;
 use crate::hub::Hub;
@@ -83,9 +83,12 @@ impl Dispatcher {
         let offer = || self.hub.offer(part).wake_some(WAKE_AT_ONCE);
         match self.tasks.guard(&self.name, offer) {
             Some(None) => {}
-            Some(Some(wake_list)) => self
-                .tasks
-                .spawn("wake readers", feed::wake_in_batches(wake_list)),
+            Some(Some(wake_list)) => {
+                for part in wake_list.into_parts(WAKE_PART) {
+                    self.tasks
+                        .spawn("wake readers", feed::wake_in_batches(part));
+                }
+            }
             None => {
                 let close = || self.hub.close_all(|| Close::InternalError);
                 self.tasks.guard(&self.name, close);

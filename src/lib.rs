@@ -13,7 +13,8 @@
 //! ```
 //!
 //! The outcome of a publisher's command is decided from the subject's state. The new state and its event are committed
-//! together. The committed event is encoded once and offered to mailboxes. A connection is a cursor plus a mailbox.
+//! together. The committed event is encoded once and offered to mailboxes. A connection is a cursor plus a mailbox; a
+//! WebSocket that only waits for live events lends its socket to its mailbox, so that whoever offers an event writes it.
 //! Connecting, reconnecting and catching up after a lag are the same operation: read the log from a cursor, then receive
 //! live events.
 //!

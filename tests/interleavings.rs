@@ -45,13 +45,14 @@ mod sync {
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
-use shuttle::sync::Mutex;
+use shuttle::sync::{Condvar, Mutex};
 use shuttle::thread::{self, Thread};
 use tidings::event::{Class, Draft, Event};
 use tidings::scope::Scope;
 use tidings::wire::Close;
 
-use hub::mailbox::{Mail, Mailbox, Patience};
+use hub::mailbox::{Mail, Mailbox, Patience, Sink, Written};
+use hub::queue::Queue;
 use hub::{Attachment, Hub, Reader};
 
 /// Schedules that are tried one after the other, and as many of those in which threads are kept waiting the longest: in a
@@ -269,8 +270,85 @@ fn places_are_given_once_and_given_back() {
     assert_eq!(hub.attached(), 0);
 }
 
+/// The socket of a connection: its task holds the lock while it runs.
+#[derive(Default)]
+struct Socket {
+    sent: Mutex<Vec<u64>>,
+    has_sent: Condvar,
+}
+
+impl Socket {
+    fn send(&self, sent: &mut Vec<u64>, event: &Event) {
+        sent.push(event.seq);
+        self.has_sent.notify_all();
+    }
+}
+
+impl Sink for Socket {
+    fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool) {
+        let mut written = Written::default();
+        let Ok(mut sent) = self.sent.try_lock() else {
+            return (written, false);
+        };
+        while let Some(event) = events.pop_front() {
+            self.send(&mut sent, &event);
+            written.events += 1;
+            written.last = Some(event.place());
+        }
+        (written, true)
+    }
+}
+
+/// Events are sent by whoever offers them, or by the task of the connection: each once, and in order.
+fn a_socket_that_is_lent_sends_every_event_once() {
+    let hub = Arc::new(Hub::new(8, 8));
+    let attachment = listen(&hub);
+    let socket = Arc::new(Socket::default());
+    let (lent, is_over) = (Arc::clone(&socket), Arc::new(Mutex::new(false)));
+    let ends = Arc::clone(&is_over);
+    let task = thread::spawn(move || {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mailbox = attachment.mailbox();
+        let mut position = 0;
+        while !*ends.lock().expect("whole") {
+            let mut sent = lent.sent.lock().expect("whole");
+            let written = mailbox.take_back();
+            position = written.last.map_or(position, |last| last.seq);
+            while let Poll::Ready(mail) =
+                mailbox.poll(&mut Context::from_waker(&waker), Patience::Never)
+            {
+                let Mail::Events(events) = mail else {
+                    panic!("{mail:?}");
+                };
+                for event in events {
+                    position = follow(position, &event);
+                    lent.send(&mut sent, &event);
+                }
+            }
+            mailbox.lend(&lent, position);
+            drop(sent);
+            thread::park();
+        }
+    });
+    let publisher = thread::spawn(move || {
+        for seq in 1..=3 {
+            hub.offer(&[event(seq, Class::Milestone)]).wake();
+        }
+    });
+    let mut sent = socket.sent.lock().expect("whole");
+    while sent.len() < 3 {
+        sent = socket.has_sent.wait(sent).expect("whole");
+    }
+    assert_eq!(*sent, [1, 2, 3]);
+    drop(sent);
+    publisher.join().expect("it ends well");
+    *is_over.lock().expect("whole") = true;
+    task.thread().unpark();
+    task.join().expect("it ends well");
+}
+
 fn main() {
-    let scenarios: [(&str, fn()); 6] = [
+    let scenarios: [(&str, fn()); 7] = [
         ("no wake-up is lost", no_wake_up_is_lost),
         (
             "who is patient is woken by a milestone",
@@ -291,6 +369,10 @@ fn main() {
         (
             "places are given once and given back",
             places_are_given_once_and_given_back,
+        ),
+        (
+            "a socket that is lent sends every event once",
+            a_socket_that_is_lent_sends_every_event_once,
         ),
     ];
     let is_full =

@@ -3,14 +3,18 @@
 //! A full mailbox first conflates: of the ticks of one subject it keeps only the newest. If that does not free enough
 //! room, it drops all of its events and marks itself as *lagging*. Its connection then replays from its own cursor the
 //! next time it reads. So milestones are never lost (invariant 4): what is not in the mailbox is in the log.
+//!
+//! A connection that only waits for live events can *lend* the mailbox its sink ([`Mailbox::lend`]). Whoever offers an event then
+//! writes it, instead of waking a task for a single write. The connection's task takes the sink back before it does anything else.
 
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use chrono::{DateTime, Utc};
 
 use super::queue::Queue;
 use crate::event::Event;
+use crate::id::Place;
 use crate::scope::{Filter, without_superseded};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::wire::Close;
@@ -36,6 +40,32 @@ struct Slots {
     close: Option<Close>,
     reader: Option<Waker>,
     patience: Patience,
+    /// Allocated when a sink is lent for the first time.
+    lent: Option<Box<Lent>>,
+}
+
+/// Writes a connection's live events while its task waits.
+pub trait Sink: Send + Sync {
+    /// Writes events, oldest first, and takes them out of the queue. It must not wait. Returns which ones it has taken, and whether they
+    /// are all of them and are completely written. Otherwise the connection's task continues.
+    fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool);
+}
+
+struct Lent {
+    sink: Arc<dyn Sink>,
+    is_lent: bool,
+    /// The `seq` up to which the reader has everything.
+    after: u64,
+    written: Written,
+}
+
+/// What has been written to a sink while it was lent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The number of events.
+    pub events: u64,
+    /// The place of the last one.
+    pub last: Option<Place>,
 }
 
 /// The ticks for which a waiting reader need not be woken: it would hold them back, and its timer polls again when they
@@ -85,6 +115,20 @@ pub enum Mail {
     Close(Close),
 }
 
+impl Slots {
+    /// Returns the sink that is lent, if one is.
+    fn lent(&self) -> Option<&Lent> {
+        self.lent.as_deref().filter(|lent| lent.is_lent)
+    }
+}
+
+/// Wakes the reader of a mailbox whose sink is lent: by writing to it.
+impl Wake for Mailbox {
+    fn wake(self: Arc<Self>) {
+        self.write();
+    }
+}
+
 impl Mailbox {
     pub(super) fn new(capacity: usize, conflate: bool, filter: Filter) -> Mailbox {
         Mailbox {
@@ -99,8 +143,8 @@ impl Mailbox {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an event. Returns the reader's waker if the reader waits and must be woken.
-    pub(super) fn offer(&self, event: &Arc<Event>) -> Option<Waker> {
+    /// Adds an event. Returns a waker if the reader waits and must be woken, or its lent sink be used.
+    pub(super) fn offer(self: &Arc<Self>, event: &Arc<Event>) -> Option<Waker> {
         if !self.filter.matches(event) {
             return None;
         }
@@ -133,8 +177,72 @@ impl Mailbox {
                 slots.events.clear();
                 slots.lagging = true;
             }
+        } else if slots.lent().is_some() {
+            // Each waker that is returned writes all events, so only the first of several is needed.
+            let is_first = slots.events.len() == 1;
+            return is_first.then(|| Waker::from(Arc::clone(self)));
         }
         slots.reader.take()
+    }
+
+    /// Lends the sink of the reader, which waits and has received everything up to `after`. Returns false if there is mail.
+    pub fn lend(&self, sink: &Arc<impl Sink + 'static>, after: u64) -> bool {
+        let mut slots = self.slots();
+        let has_mail = !slots.events.is_empty() || slots.lagging || slots.close.is_some();
+        if has_mail || slots.reader.is_none() {
+            return false;
+        }
+        let lent = slots.lent.get_or_insert_with(|| {
+            Box::new(Lent {
+                sink: Arc::clone(sink) as Arc<dyn Sink>,
+                is_lent: false,
+                after,
+                written: Written::default(),
+            })
+        });
+        (lent.is_lent, lent.after) = (true, after);
+        true
+    }
+
+    /// Takes the sink back. Returns what has been written to it since it was lent.
+    pub fn take_back(&self) -> Written {
+        let mut slots = self.slots();
+        let Some(lent) = &mut slots.lent else {
+            return Written::default();
+        };
+        lent.is_lent = false;
+        std::mem::take(&mut lent.written)
+    }
+
+    /// Writes the waiting events to the lent sink. If the reader has taken it back, it finds the events itself.
+    fn write(&self) {
+        let mut slots = self.slots();
+        let Slots {
+            events,
+            lent,
+            reader,
+            close,
+            ..
+        } = &mut *slots;
+        let Some(lent) = lent.as_mut().filter(|lent| lent.is_lent && close.is_none()) else {
+            return;
+        };
+        // The reader may have read some of them from the log.
+        events.retain(|event| event.seq > lent.after);
+        if events.is_empty() {
+            return;
+        }
+        let (taken, is_done) = lent.sink.write(events);
+        lent.written.events += taken.events;
+        lent.written.last = taken.last.or(lent.written.last);
+        if !is_done {
+            lent.is_lent = false;
+            let reader = reader.take();
+            drop(slots);
+            if let Some(reader) = reader {
+                reader.wake();
+            }
+        }
     }
 
     /// Drops all events, so that the reader reads the log. Returns the reader's waker if the reader waits and must be
@@ -264,7 +372,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_full_mailbox_conflates_ticks_and_keeps_milestones() {
-        let mailbox = Mailbox::new(6, true, Filter::default());
+        let mailbox = Arc::new(Mailbox::new(6, true, Filter::default()));
         mailbox.offer(&event(1, "a", true));
         for seq in 2..=7 {
             mailbox.offer(&event(seq, "a", false));
@@ -274,7 +382,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_mailbox_that_is_half_full_after_conflation_goes_on() {
-        let mailbox = Mailbox::new(4, true, Filter::default());
+        let mailbox = Arc::new(Mailbox::new(4, true, Filter::default()));
         for seq in 1..=4 {
             mailbox.offer(&event(seq, "a", false));
         }
@@ -284,7 +392,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_mailbox_full_of_milestones_reports_once_that_it_lags() {
-        let mailbox = Mailbox::new(4, true, Filter::default());
+        let mailbox = Arc::new(Mailbox::new(4, true, Filter::default()));
         for seq in 1..=9 {
             mailbox.offer(&event(seq, "a", true));
         }
@@ -296,7 +404,7 @@ pub(crate) mod tests {
 
     #[test]
     fn without_conflation_a_full_mailbox_lags() {
-        let mailbox = Mailbox::new(4, false, Filter::default());
+        let mailbox = Arc::new(Mailbox::new(4, false, Filter::default()));
         for seq in 1..=5 {
             mailbox.offer(&event(seq, "a", false));
         }
@@ -305,7 +413,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_patient_reader_is_woken_by_a_milestone_by_many_ticks_and_by_a_close() {
-        let mailbox = Mailbox::new(16, true, Filter::default());
+        let mailbox = Arc::new(Mailbox::new(16, true, Filter::default()));
         let wait = |patience: Patience| {
             while mailbox
                 .poll(&mut Context::from_waker(Waker::noop()), patience.clone())
@@ -339,7 +447,7 @@ pub(crate) mod tests {
     fn a_reader_that_is_patient_with_one_subject_is_woken_by_all_others() {
         let noop = &mut Context::from_waker(Waker::noop());
         let mut wakes = |offered: &Arc<Event>| {
-            let mailbox = Mailbox::new(16, true, Filter::default());
+            let mailbox = Arc::new(Mailbox::new(16, true, Filter::default()));
             let patience = Patience::Like(event(1, "a", false));
             assert!(mailbox.poll(noop, patience).is_pending());
             let woken = mailbox.offer(offered).is_some();
@@ -353,7 +461,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_patient_reader_finds_only_the_newest_of_successive_ticks_of_a_subject() {
-        let mailbox = Mailbox::new(16, true, Filter::default());
+        let mailbox = Arc::new(Mailbox::new(16, true, Filter::default()));
         let noop = &mut Context::from_waker(Waker::noop());
         assert!(mailbox.poll(noop, Patience::AnyTick).is_pending());
         for (seq, subject) in [(1, "a"), (2, "a"), (3, "b"), (4, "a"), (5, "a"), (6, "a")] {
@@ -368,9 +476,114 @@ pub(crate) mod tests {
         assert_eq!(seqs(&mailbox), [7, 8, 10]);
     }
 
+    /// A sink with room for some events.
+    #[derive(Default)]
+    struct Taker {
+        room: usize,
+        taken: std::sync::Mutex<Vec<u64>>,
+    }
+
+    impl Sink for Taker {
+        fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool) {
+            let (mut taken, mut written) = (self.taken.lock().unwrap(), Written::default());
+            while taken.len() < self.room
+                && let Some(event) = events.pop_front()
+            {
+                taken.push(event.seq);
+                written.events += 1;
+                written.last = Some(event.place());
+            }
+            (written, events.is_empty())
+        }
+    }
+
+    #[derive(Default)]
+    struct Count(std::sync::atomic::AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    impl Count {
+        fn get(&self) -> usize {
+            self.0.load(std::sync::atomic::Ordering::SeqCst)
+        }
+    }
+
+    /// A mailbox whose reader waits, has everything up to event 2, and has lent a sink with this room.
+    fn lent(room: usize) -> (Arc<Mailbox>, Arc<Taker>, Arc<Count>) {
+        let mailbox = Arc::new(Mailbox::new(8, true, Filter::default()));
+        let (sink, woken) = (
+            Taker {
+                room,
+                ..Taker::default()
+            },
+            Arc::new(Count::default()),
+        );
+        let (sink, waker) = (Arc::new(sink), Waker::from(Arc::clone(&woken)));
+        assert!(!mailbox.lend(&sink, 2), "nobody waits");
+        let mut cx = Context::from_waker(&waker);
+        assert!(mailbox.poll(&mut cx, Patience::Never).is_pending());
+        assert!(mailbox.lend(&sink, 2));
+        (mailbox, sink, woken)
+    }
+
+    #[test]
+    fn events_are_written_to_a_sink_that_is_lent_and_its_reader_sleeps() {
+        let (mailbox, sink, woken) = lent(8);
+        let offered = [2, 3, 4].map(|seq| mailbox.offer(&event(seq, "a", true)));
+        assert_eq!(offered.iter().flatten().count(), 1, "it writes all of them");
+        offered.into_iter().flatten().for_each(Waker::wake);
+        mailbox.offer(&event(5, "a", true)).unwrap().wake();
+        assert_eq!(*sink.taken.lock().unwrap(), [3, 4, 5], "it has event 2");
+        assert_eq!(woken.get(), 0);
+        let written = Written {
+            events: 3,
+            last: Some(event(5, "a", true).place()),
+        };
+        assert_eq!(mailbox.take_back(), written);
+        assert_eq!(mailbox.take_back(), Written::default(), "only once");
+        let late = mailbox.offer(&event(6, "a", true)).unwrap();
+        late.wake();
+        assert_eq!(woken.get(), 1);
+        assert!(!mailbox.lend(&sink, 5), "there is mail");
+        assert_eq!(seqs(&mailbox), [6]);
+    }
+
+    #[test]
+    fn what_a_sink_does_not_take_is_left_for_its_reader_which_is_woken() {
+        let (mailbox, sink, woken) = lent(1);
+        let offered = [3, 4, 5].map(|seq| mailbox.offer(&event(seq, "a", true)));
+        offered.into_iter().flatten().for_each(Waker::wake);
+        assert_eq!(woken.get(), 1);
+        assert!(mailbox.offer(&event(6, "a", true)).is_none());
+        assert_eq!(*sink.taken.lock().unwrap(), [3]);
+        assert_eq!(mailbox.take_back().events, 1);
+        assert_eq!(seqs(&mailbox), [4, 5, 6]);
+    }
+
+    #[test]
+    fn nothing_is_written_after_a_close_or_an_overflow() {
+        let (mailbox, sink, woken) = lent(100);
+        let offered = mailbox.offer(&event(3, "a", true)).unwrap();
+        mailbox.close(Close::Done);
+        offered.wake();
+        assert_eq!((sink.taken.lock().unwrap().len(), woken.get()), (0, 1));
+        assert!(matches!(take(&mailbox), Some(Mail::Close(Close::Done))));
+        let (mailbox, sink, woken) = lent(100);
+        let offered: Vec<Option<Waker>> = (3..=20)
+            .map(|seq| mailbox.offer(&event(seq, "a", true)))
+            .collect();
+        offered.into_iter().flatten().for_each(Waker::wake);
+        assert_eq!((sink.taken.lock().unwrap().len(), woken.get()), (0, 1));
+        assert!(matches!(take(&mailbox), Some(Mail::Lagging)));
+    }
+
     #[test]
     fn an_event_on_several_channels_is_kept_once() {
-        let mailbox = Mailbox::new(4, true, Filter::default());
+        let mailbox = Arc::new(Mailbox::new(4, true, Filter::default()));
         let twice = event(1, "a", true);
         mailbox.offer(&twice);
         mailbox.offer(&twice);
@@ -383,7 +596,7 @@ pub(crate) mod tests {
             statuses: ["failed".to_owned()].into(),
             ..Filter::default()
         };
-        let mailbox = Mailbox::new(4, true, filter);
+        let mailbox = Arc::new(Mailbox::new(4, true, filter));
         mailbox.offer(&event(1, "a", true));
         assert!(take(&mailbox).is_none());
     }

@@ -153,7 +153,8 @@ impl Default for History {
     }
 }
 
-/// Waiting readers with new events, to be woken. Each is listed at most once.
+/// Waiting readers with new events, to be woken. Each is listed at most once. Waking a reader whose sink is lent means to write its
+/// events.
 #[derive(Default)]
 #[must_use = "the readers sleep until they are woken"]
 pub struct WakeList(Vec<Waker>);
@@ -162,6 +163,15 @@ impl WakeList {
     /// Wakes all readers.
     pub fn wake(self) {
         self.0.into_iter().for_each(Waker::wake);
+    }
+
+    /// Splits the list into parts of this size.
+    pub fn into_parts(mut self, size: usize) -> impl Iterator<Item = WakeList> {
+        std::iter::from_fn(move || {
+            let first = self.0.len().saturating_sub(size);
+            let part = self.0.split_off(first);
+            (!part.is_empty()).then_some(WakeList(part))
+        })
     }
 
     /// Wakes up to `at_once` readers. Returns the others, if there are any.

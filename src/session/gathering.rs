@@ -34,6 +34,11 @@ impl Gathering {
         gathered.is_some_and(|gathered| !gathered.0.is_empty())
     }
 
+    /// Whether nothing is held back any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.gathered.is_none() && self.announced.is_empty()
+    }
+
     /// Returns the next event that was announced.
     pub(super) fn next_announced(&mut self) -> Option<Arc<Event>> {
         self.announced.pop_front()

@@ -31,6 +31,7 @@ use crate::app::{SubscribeService, uncovered};
 use crate::auth::{Access, AuthError, Role};
 use crate::config::PIPELINE_END_WAIT;
 use crate::event::Event;
+use crate::hub::mailbox::Sink;
 use crate::id::{Channel, Cursor};
 use crate::kind::{self, characteristic};
 use crate::log::StoreError;
@@ -273,6 +274,27 @@ impl Session {
             }
         }
         any
+    }
+
+    /// Lends the client's sink to those who offer events, if nothing but live events can follow for now. Returns whether it is lent: then
+    /// [`Session::take_back`] must be called before anything else.
+    pub(crate) fn lend(&self, sink: &Arc<impl Sink + 'static>) -> bool {
+        let is_quiet = self.ended.is_none()
+            && self.close_message.is_none()
+            && self.pending.is_none()
+            && self.held_message.is_none()
+            && self.gathering.is_over();
+        is_quiet && self.subscription.lend(sink)
+    }
+
+    /// Takes the client's sink back, and continues after the events that were written to it.
+    pub(crate) fn take_back(&mut self) {
+        self.subscription.take_back();
+    }
+
+    /// Returns when the client's credential expires.
+    pub(crate) fn expires(&self) -> Option<Instant> {
+        self.subscription.expires()
     }
 
     /// Sends the answers to commands while there is room. When all are sent, sends the close message that waits for them.

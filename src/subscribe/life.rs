@@ -40,8 +40,8 @@ impl StreamLog {
         self.end = reason;
     }
 
-    pub(super) fn count_event(&mut self) {
-        self.events += 1;
+    pub(super) fn count_events(&mut self, more: u64) {
+        self.events += more;
     }
 }
 

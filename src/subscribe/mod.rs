@@ -35,7 +35,7 @@ use crate::alarm::Alarm;
 use crate::config::{Settings, StreamLimits};
 use crate::event::Event;
 use crate::feed::Feed;
-use crate::hub::mailbox::{Mail, Patience};
+use crate::hub::mailbox::{Mail, Patience, Sink, Written};
 use crate::hub::queue::Queue;
 use crate::hub::{Attachment, Hub, HubFull, Reader};
 use crate::id::{Channel, Cursor, Kind, Place};
@@ -641,12 +641,39 @@ impl Subscription {
         }
     }
 
+    /// Lends the mailbox the sink of the client, if nothing but live events can follow. Returns whether it is lent. Before anything else
+    /// is done, [`Subscription::take_back`] must be called.
+    pub(crate) fn lend(&self, sink: &Arc<impl Sink + 'static>) -> bool {
+        let only_events_follow = self.outbox.is_empty()
+            && self.plan.is_empty()
+            && !self.ended
+            && !self.narrowed
+            && self.awaits.is_none()
+            && self.backfill.is_none()
+            && !self.conflator.conflates();
+        only_events_follow && self.attachment.mailbox().lend(sink, self.position.seq)
+    }
+
+    /// Takes the sink back, and continues after the events that were written to it.
+    pub(crate) fn take_back(&mut self) {
+        let Written { events, last } = self.attachment.mailbox().take_back();
+        if let Some(last) = last {
+            (self.position, self.safe) = (last, last);
+            self.log.count_events(events);
+        }
+    }
+
+    /// Returns when the credential expires.
+    pub(crate) fn expires(&self) -> Option<Instant> {
+        self.expires
+    }
+
     /// Updates the state for a delivery that leaves the outbox.
     fn delivered(&mut self, entry: Entry) -> Item {
         let Entry { mut item, moves_to } = entry;
         self.safe = moves_to.unwrap_or(self.safe);
         match &mut item {
-            Item::Event(_) => self.log.count_event(),
+            Item::Event(_) => self.log.count_events(1),
             Item::Control(control) => {
                 if let Control::Ready(_) = **control {
                     // Additions are processed one at a time, so every acknowledged addition is complete.

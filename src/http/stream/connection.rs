@@ -5,13 +5,17 @@
 //! costs little more than its write: the socket and the signal that ends the server's tasks share a separate waker, and are
 //! polled only if that was woken. The connection reads only while there is room for answers, so a client that sends
 //! requests without reading the answers is slowed down, and its requests are not buffered.
+//!
+//! While only live events can follow, the task is not even woken: it lends the socket to its [mailbox](crate::hub::mailbox), and
+//! whoever offers an event writes it. The task holds the lock of the socket while it runs.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 
+use tokio::task::coop;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -22,7 +26,10 @@ use super::socket::{End, Incoming, Socket};
 use crate::alarm::Alarm;
 use crate::app::SubscribeService;
 use crate::config::{CLOSE_WAIT, WAITING_MESSAGES, WRITE_STALL};
+use crate::event::Event;
 use crate::http::idle_connections::InProgress;
+use crate::hub::mailbox::{Sink, Written};
+use crate::hub::queue::Queue;
 use crate::session::{Dialect, Outbox, Outgoing, Session};
 use crate::throttle::RateLimit;
 use crate::wire::{self, Close, Control, Encoding, Framing};
@@ -61,9 +68,60 @@ impl Outbox for Frames {
     }
 }
 
+/// The socket, which the connection's task shares with those who offer events.
+struct Shared {
+    frames: Mutex<Lendable>,
+    /// The waker of the socket.
+    waker: Waker,
+}
+
+struct Lendable {
+    frames: Frames,
+    /// When the client's credential expires: nothing is sent after that.
+    expires: Option<Instant>,
+}
+
+impl Sink for Shared {
+    fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool) {
+        let mut written = Written::default();
+        // If the lock is held, the task runs, and continues. Without a budget, the socket would not be written.
+        let Ok(mut lendable) = self.frames.try_lock() else {
+            return (written, false);
+        };
+        let now = Instant::now();
+        let is_expired = lendable.expires.is_some_and(|expires| expires <= now);
+        if is_expired || !coop::has_budget_remaining() {
+            return (written, false);
+        }
+        let frames = &mut lendable.frames;
+        frames.socket.set_now(now);
+        let mut cx = Context::from_waker(&self.waker);
+        while !events.is_empty() {
+            while frames.has_room()
+                && let Some(event) = events.pop_front()
+            {
+                frames.send(Outgoing::Event(&event));
+                written.events += 1;
+                written.last = Some(event.place());
+            }
+            if !matches!(frames.socket.poll_write(&mut cx), Poll::Ready(Ok(()))) {
+                return (written, false);
+            }
+        }
+        (written, true)
+    }
+}
+
 /// A WebSocket connection.
 pub(super) struct Connection {
-    frames: Frames,
+    shared: Arc<Shared>,
+    /// Whether the socket is lent.
+    is_lent: bool,
+    driver: Driver,
+}
+
+/// A connection, except for its socket.
+struct Driver {
     /// None once the session has ended, or if the client was rejected at the start.
     session: Option<Session>,
     service: Arc<SubscribeService>,
@@ -86,7 +144,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Makes the request count as in progress until the connection ends.
     pub(super) fn keeps(&mut self, in_progress: Option<Arc<InProgress>>) {
-        self.in_progress = in_progress;
+        self.driver.in_progress = in_progress;
     }
 
     pub(super) fn new(
@@ -97,8 +155,8 @@ impl Connection {
         opening: Opening,
         end: CancellationToken,
     ) -> Connection {
-        let mut connection = Connection {
-            frames: Frames { socket, encoding },
+        let mut frames = Frames { socket, encoding };
+        let mut driver = Driver {
             session: None,
             waiting: VecDeque::new(),
             phase: Phase::Open,
@@ -112,20 +170,39 @@ impl Connection {
         };
         match opening {
             Opening::Accepted(beginning, publishing) => {
-                let service = Arc::clone(&connection.service);
+                let service = Arc::clone(&driver.service);
                 let session = Session::new(service, dialect, *beginning);
-                connection.session = Some(match publishing {
+                driver.session = Some(match publishing {
                     Some(publishing) => session.with_publishing(publishing),
                     None => session,
                 });
             }
-            Opening::Rejected { error, code, close } => connection.reject(error, code, close),
+            Opening::Rejected { error, code, close } => {
+                driver.reject(error, code, close, &mut frames)
+            }
         }
-        connection
+        let expires = None;
+        let shared = Shared {
+            frames: Mutex::new(Lendable { frames, expires }),
+            waker: driver.attention.waker().clone(),
+        };
+        Connection {
+            shared: Arc::new(shared),
+            is_lent: false,
+            driver,
+        }
     }
+}
 
+impl Driver {
     /// Sends a client the reason for its rejection.
-    fn reject(&mut self, error: Option<String>, code: &'static str, close: Close) {
+    fn reject(
+        &mut self,
+        error: Option<String>,
+        code: &'static str,
+        close: Close,
+        frames: &mut Frames,
+    ) {
         if let Some(message) = error {
             let channels = Vec::new();
             let error = Control::Error {
@@ -134,18 +211,18 @@ impl Connection {
                 channels,
                 id: None,
             };
-            self.frames.send(Outgoing::Control(&error));
+            frames.send(Outgoing::Control(&error));
         }
         if close.retry_ms().is_some() {
             let can_return = true;
             let closing = Control::Closing { close, can_return };
-            self.frames.send(Outgoing::Control(&closing));
+            frames.send(Outgoing::Control(&closing));
         }
-        self.begin_close(close);
+        self.begin_close(close, frames);
     }
 
-    fn begin_close(&mut self, close: Close) {
-        self.frames.socket.close(close);
+    fn begin_close(&mut self, close: Close, frames: &mut Frames) {
+        frames.socket.close(close);
         self.wait_for_close();
     }
 
@@ -159,78 +236,78 @@ impl Connection {
     }
 
     /// Closes the connection, and ends the session if there is one.
-    fn close(&mut self, close: Close) {
+    fn close(&mut self, close: Close, frames: &mut Frames) {
         if let Some(session) = &mut self.session {
-            session.close(close, &mut self.frames);
+            session.close(close, frames);
         }
-        self.begin_close(close);
+        self.begin_close(close, frames);
     }
 
     /// Closes the connection if the session has ended.
-    fn follow(&mut self) {
+    fn follow(&mut self, frames: &mut Frames) {
         if let Some(close) = self.session.as_ref().and_then(Session::ended) {
-            self.begin_close(close);
+            self.begin_close(close, frames);
         }
     }
 
     /// Queues deliveries while there is room. Returns whether they have ended the session.
-    fn take_deliveries(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    fn take_deliveries(&mut self, cx: &mut Context<'_>, now: Instant, frames: &mut Frames) -> bool {
         let Some(session) = &mut self.session else {
             return false;
         };
-        session.poll_deliveries_at(cx, now, &mut self.frames);
-        session.poll_published(cx, &mut self.frames);
-        self.follow();
+        session.poll_deliveries_at(cx, now, frames);
+        session.poll_published(cx, frames);
+        self.follow(frames);
         self.session.is_none()
     }
 
     /// Answers messages while there is room. Returns whether there were any.
-    fn take_messages(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+    fn take_messages(&mut self, cx: &mut Context<'_>, frames: &mut Frames) -> Result<bool, End> {
         if let Some(session) = &mut self.session {
-            match session.poll_answer(cx, &mut self.frames) {
+            match session.poll_answer(cx, frames) {
                 Poll::Ready(false) => {}
                 Poll::Ready(true) => return Ok(true),
                 Poll::Pending => return Ok(false),
             }
-            if !self.frames.socket.has_room_for_answers() {
+            if !frames.socket.has_room_for_answers() {
                 return Ok(false);
             }
             if !session.has_held_message()
                 && let Some(incoming) = self.waiting.pop_front()
             {
                 let may_count = may_publish(session, &incoming);
-                let is_free = receive(session, incoming, &mut self.frames);
+                let is_free = receive(session, incoming, frames);
                 // A message that looked like a command was not counted when it arrived. If it was none, it counts now.
                 if may_count && !is_free {
                     self.is_rate_limited = self.is_rate_limited || !self.arrivals.count();
                 }
                 return Ok(true);
             }
-            if session.resume(&mut self.frames) {
+            if session.resume(frames) {
                 return Ok(true);
             }
             if self.is_rate_limited && !session.has_held_message() {
                 let message =
                     "The connection sends messages too fast, and is closed; send fewer per second";
                 let limit = Some("client_messages_per_sec");
-                session.reject("too_fast", limit, message, &mut self.frames);
-                self.close(Close::TryAgainLater);
+                session.reject("too_fast", limit, message, frames);
+                self.close(Close::TryAgainLater, frames);
                 return Ok(true);
             }
         }
-        if !self.frames.socket.is_readable() {
+        if !frames.socket.is_readable() {
             return Ok(false);
         }
         // Continue to read while a message waits, so that pings are answered and pongs are noticed at once.
-        if !self.frames.socket.has_room_for_answers() || !self.has_room_to_wait() {
+        if !frames.socket.has_room_for_answers() || !self.has_room_to_wait() {
             return Ok(false);
         }
         let mut socket_cx = Context::from_waker(self.attention.waker());
-        match self.frames.socket.poll_read(&mut socket_cx) {
+        match frames.socket.poll_read(&mut socket_cx) {
             Poll::Ready(Ok(incoming)) => {
                 if let Phase::Open = self.phase {
                     self.enqueue(incoming);
-                    if self.frames.socket.is_closed_by_peer() {
+                    if frames.socket.is_closed_by_peer() {
                         // The peer has sent its close frame, and our answer is queued. Nothing may follow it.
                         self.wait_for_close();
                     }
@@ -276,18 +353,18 @@ impl Connection {
     }
 
     /// Checks the socket and `end` if their waker was woken. Returns false if the server ends its tasks.
-    fn poll_attention(&mut self, cx: &Context<'_>) -> bool {
+    fn poll_attention(&mut self, cx: &Context<'_>, frames: &mut Frames) -> bool {
         if !self.attention.take(cx) {
             return true;
         }
-        self.frames.socket.woken();
+        frames.socket.woken();
         self.arrivals.may_wait();
         let mut cx = Context::from_waker(self.attention.waker());
         self.end.as_mut().poll(&mut cx).is_pending()
     }
 
     /// Checks the timers. Returns false if the connection must be dropped.
-    fn poll_timers(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    fn poll_timers(&mut self, cx: &mut Context<'_>, now: Instant, frames: &mut Frames) -> bool {
         while self.timer.poll(cx, now) {
             let heartbeat = self.service.settings().heartbeat();
             let now = Instant::now();
@@ -298,7 +375,7 @@ impl Connection {
                 self.timer.set(until);
                 continue;
             }
-            let socket = &self.frames.socket;
+            let socket = &frames.socket;
             let is_stalled = socket.stalled_for() >= WRITE_STALL;
             // Whether the peer must have answered pings. A peer that takes no bytes cannot receive one. While the session
             // is busy, answers that have arrived may not have been read.
@@ -311,12 +388,12 @@ impl Connection {
                 return false;
             }
             if is_asked && socket.silent_for() >= heartbeat * 2 {
-                self.close(Close::Silent);
+                self.close(Close::Silent, frames);
                 continue;
             }
             let mut next = now + heartbeat / 4;
             if let Some(session) = &mut self.session
-                && let Some(due) = session.poll_timers(now, &mut self.frames)
+                && let Some(due) = session.poll_timers(now, frames)
             {
                 next = next.min(due);
             }
@@ -350,47 +427,78 @@ impl Future for Connection {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        if !this.poll_attention(cx) {
+        let Connection {
+            shared,
+            is_lent,
+            driver,
+        } = &mut *self;
+        let lendable = shared.frames.lock();
+        let lendable = &mut *lendable.unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(is_lent)
+            && let Some(session) = &mut driver.session
+        {
+            session.take_back();
+        }
+        let done = driver.poll(cx, &mut lendable.frames);
+        if done.is_pending() && driver.is_quiet(&lendable.frames) {
+            let session = driver.session.as_ref();
+            lendable.expires = session.and_then(Session::expires);
+            *is_lent = session.is_some_and(|session| session.lend(shared));
+        }
+        done
+    }
+}
+
+impl Driver {
+    /// Whether the socket and the client have nothing to do.
+    fn is_quiet(&self, frames: &Frames) -> bool {
+        matches!(self.phase, Phase::Open)
+            && self.waiting.is_empty()
+            && !self.is_rate_limited
+            && frames.socket.is_quiet()
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, frames: &mut Frames) -> Poll<()> {
+        if !self.poll_attention(cx, frames) {
             return Poll::Ready(());
         }
         let now = Instant::now();
-        this.frames.socket.set_now(now);
+        frames.socket.set_now(now);
         loop {
-            if let Phase::Ending = this.phase {
-                let mut socket_cx = Context::from_waker(this.attention.waker());
-                return this.frames.socket.poll_shutdown(&mut socket_cx);
+            if let Phase::Ending = self.phase {
+                let mut socket_cx = Context::from_waker(self.attention.waker());
+                return frames.socket.poll_shutdown(&mut socket_cx);
             }
-            if !this.poll_timers(cx, now) {
+            if !self.poll_timers(cx, now, frames) {
                 return Poll::Ready(());
             }
-            let mut any = this.take_deliveries(cx, now);
-            match this.take_messages(cx) {
+            let mut any = self.take_deliveries(cx, now, frames);
+            match self.take_messages(cx, frames) {
                 Ok(some) => any |= some,
                 Err(End::Gone) => return Poll::Ready(()),
-                Err(End::Broken(close)) => match this.phase {
+                Err(End::Broken(close)) => match self.phase {
                     Phase::Open => {
-                        if let (Close::MessageTooBig, Some(session)) = (close, &this.session) {
+                        if let (Close::MessageTooBig, Some(session)) = (close, &self.session) {
                             session.note("too_big", Some("client_message_limit_bytes"));
                         }
-                        this.close(close);
+                        self.close(close, frames);
                         any = true;
                     }
                     // Our close frame is already queued.
                     Phase::Closing(_) | Phase::Ending => any = true,
                 },
             }
-            let was_full = !this.frames.socket.has_room();
-            let mut socket_cx = Context::from_waker(this.attention.waker());
-            match this.frames.socket.poll_write(&mut socket_cx) {
+            let was_full = !frames.socket.has_room();
+            let mut socket_cx = Context::from_waker(self.attention.waker());
+            match frames.socket.poll_write(&mut socket_cx) {
                 // There was no room before, so the session may have more to send.
                 Poll::Ready(Ok(())) => any |= was_full,
                 Poll::Ready(Err(_)) => {
-                    this.phase = Phase::Ending;
+                    self.phase = Phase::Ending;
                     continue;
                 }
                 // No room for answers: only writing makes room, so there is nothing else to do.
-                Poll::Pending if !this.frames.socket.has_room_for_answers() => {
+                Poll::Pending if !frames.socket.has_room_for_answers() => {
                     return Poll::Pending;
                 }
                 Poll::Pending => {}

@@ -171,6 +171,15 @@ impl Socket {
         self.out.len() < WRITE_MAX_FRAMES + ANSWER_FRAMES
     }
 
+    /// Whether nothing waits to be written or to be read, and the closing handshake has not begun.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.out.is_empty()
+            && self.is_writable
+            && !self.is_readable
+            && self.broken.is_none()
+            && !(self.closed || self.peer_closed || self.ignores_input)
+    }
+
     /// Whether the peer has sent its close frame.
     pub(super) fn is_closed_by_peer(&self) -> bool {
         self.peer_closed

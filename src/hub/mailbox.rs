@@ -7,6 +7,7 @@
 //! A connection that only waits for live events can *lend* the mailbox its sink ([`Mailbox::lend`]). Whoever offers an event then
 //! writes it, instead of waking a task for a single write. The connection's task takes the sink back before it does anything else.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -46,8 +47,9 @@ struct Slots {
 
 /// Writes a connection's live events while its task waits.
 pub trait Sink: Send + Sync {
-    /// Writes events, oldest first, and takes them out of the queue. It must not wait. Returns which ones it has taken, and whether they
-    /// are all of them and are completely written. Otherwise the connection's task continues.
+    /// Writes events, oldest first, and takes them out of the queue. It must not wait, and should write only once, because the mailbox is
+    /// locked meanwhile. Returns which ones it has taken, and whether they are all of them and are completely written. Otherwise the
+    /// connection's task continues.
     fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool);
 }
 
@@ -232,7 +234,12 @@ impl Mailbox {
         if events.is_empty() {
             return;
         }
-        let (taken, is_done) = lent.sink.write(events);
+        // Whoever offered the events has other readers to write to.
+        let write = AssertUnwindSafe(|| lent.sink.write(events));
+        let (taken, is_done) = panic::catch_unwind(write).unwrap_or_else(|_| {
+            close.get_or_insert(Close::InternalError);
+            (Written::default(), false)
+        });
         lent.written.events += taken.events;
         lent.written.last = taken.last.or(lent.written.last);
         if !is_done {
@@ -579,6 +586,30 @@ pub(crate) mod tests {
         offered.into_iter().flatten().for_each(Waker::wake);
         assert_eq!((sink.taken.lock().unwrap().len(), woken.get()), (0, 1));
         assert!(matches!(take(&mailbox), Some(Mail::Lagging)));
+    }
+
+    #[test]
+    fn a_sink_that_panics_closes_its_stream_only() {
+        struct Broken;
+        impl Sink for Broken {
+            fn write(&self, _: &mut Queue<Arc<Event>>) -> (Written, bool) {
+                panic!("it cannot write");
+            }
+        }
+        let (mailbox, woken) = (
+            Arc::new(Mailbox::new(8, true, Filter::default())),
+            Arc::new(Count::default()),
+        );
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        assert!(mailbox.poll(&mut cx, Patience::Never).is_pending());
+        assert!(mailbox.lend(&Arc::new(Broken), 0));
+        mailbox.offer(&event(1, "a", true)).unwrap().wake();
+        assert_eq!(
+            (mailbox.closing(), woken.get()),
+            (Some(Close::InternalError), 1)
+        );
+        assert!(mailbox.slots().lent().is_none());
     }
 
     #[test]

@@ -122,7 +122,7 @@ pub struct Subscription {
     awaits: Option<Place>,
     /// Wide events that are on none of the channels are delivered, in order, if their `seq` is greater than this.
     wide_from: u64,
-    /// Whether channels were removed: the mailbox may contain events that are no longer in scope.
+    /// Whether the mailbox may contain events that are no longer in scope, because channels were removed since it was empty.
     narrowed: bool,
     next_heartbeat: Instant,
     expires: Option<Instant>,
@@ -720,7 +720,10 @@ impl Subscription {
                 // A snapshot that was sent again, or whose channels were removed, does not end with `ready`.
                 self.awaits = None;
                 let patience = self.conflator.patience();
-                let mail = ready!(self.attachment.mailbox().poll(cx, patience));
+                let Poll::Ready(mail) = self.attachment.mailbox().poll(cx, patience) else {
+                    self.narrowed = false;
+                    return Poll::Pending;
+                };
                 self.receive(mail, now, now);
             }
         }

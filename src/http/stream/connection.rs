@@ -96,27 +96,22 @@ impl Sink for Shared {
         let frames = &mut lendable.frames;
         frames.socket.set_now(now);
         let mut cx = Context::from_waker(&self.waker);
-        while !events.is_empty() {
-            while frames.has_room()
-                && let Some(event) = events.pop_front()
-            {
-                frames.send(Outgoing::Event(&event));
-                written.events += 1;
-                written.last = Some(event.place());
-            }
-            if !matches!(frames.socket.poll_write(&mut cx), Poll::Ready(Ok(()))) {
-                return (written, false);
-            }
+        // Only one write, because the mailbox is locked meanwhile.
+        while frames.has_room()
+            && let Some(event) = events.pop_front()
+        {
+            frames.send(Outgoing::Event(&event));
+            written.events += 1;
+            written.last = Some(event.place());
         }
-        (written, true)
+        let is_written = matches!(frames.socket.poll_write(&mut cx), Poll::Ready(Ok(())));
+        (written, is_written && events.is_empty())
     }
 }
 
 /// A WebSocket connection.
 pub(super) struct Connection {
     shared: Arc<Shared>,
-    /// Whether the socket is lent.
-    is_lent: bool,
     driver: Driver,
 }
 
@@ -139,6 +134,14 @@ struct Driver {
     end: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Makes the request count as in progress, although Rocket drops the request itself at the upgrade.
     in_progress: Option<Arc<InProgress>>,
+    /// Whether the socket is lent.
+    is_lent: bool,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.take_back();
+    }
 }
 
 impl Connection {
@@ -167,6 +170,7 @@ impl Connection {
             end: Box::pin(end.cancelled_owned()),
             service,
             in_progress: None,
+            is_lent: false,
         };
         match opening {
             Opening::Accepted(beginning, publishing) => {
@@ -188,13 +192,21 @@ impl Connection {
         };
         Connection {
             shared: Arc::new(shared),
-            is_lent: false,
             driver,
         }
     }
 }
 
 impl Driver {
+    /// Takes the socket back if it is lent.
+    fn take_back(&mut self) {
+        if std::mem::take(&mut self.is_lent)
+            && let Some(session) = &mut self.session
+        {
+            session.take_back();
+        }
+    }
+
     /// Sends a client the reason for its rejection.
     fn reject(
         &mut self,
@@ -427,23 +439,15 @@ impl Future for Connection {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Connection {
-            shared,
-            is_lent,
-            driver,
-        } = &mut *self;
+        let Connection { shared, driver } = &mut *self;
         let lendable = shared.frames.lock();
         let lendable = &mut *lendable.unwrap_or_else(PoisonError::into_inner);
-        if std::mem::take(is_lent)
-            && let Some(session) = &mut driver.session
-        {
-            session.take_back();
-        }
+        driver.take_back();
         let done = driver.poll(cx, &mut lendable.frames);
         if done.is_pending() && driver.is_quiet(&lendable.frames) {
             let session = driver.session.as_ref();
             lendable.expires = session.and_then(Session::expires);
-            *is_lent = session.is_some_and(|session| session.lend(shared));
+            driver.is_lent = session.is_some_and(|session| session.lend(shared));
         }
         done
     }

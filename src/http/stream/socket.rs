@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use rocket::data::IoStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop;
 use tokio::time::Instant;
 use tungstenite::error::{CapacityError, Error as ProtocolError};
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -47,8 +48,8 @@ pub(super) enum End {
 }
 
 /// The WebSocket.
-pub(super) struct Socket {
-    io: IoStream,
+pub(super) struct Socket<S = IoStream> {
+    io: S,
     /// The maximum size of a message.
     message_limit: usize,
     protocol: Option<Box<Protocol>>,
@@ -66,6 +67,8 @@ pub(super) struct Socket {
     peer_closed: bool,
     /// The socket's buffer was full. When the socket accepts bytes again, the peer has read some.
     blocked: bool,
+    /// Whether the stream may hold back bytes that were written: TLS encrypts more than the socket accepts.
+    unflushed: bool,
     /// The peer violated the protocol. Its further input is read, so that it can receive our close frame, and ignored.
     ignores_input: bool,
     /// How many bytes have been ignored.
@@ -123,8 +126,8 @@ impl Write for Pipe<'_> {
     }
 }
 
-impl Socket {
-    pub(super) fn new(io: IoStream, message_limit: usize) -> Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    pub(super) fn new(io: S, message_limit: usize) -> Socket<S> {
         let now = Instant::now();
         Socket {
             io,
@@ -139,6 +142,7 @@ impl Socket {
             is_writable: true,
             peer_closed: false,
             blocked: false,
+            unflushed: false,
             ignores_input: false,
             ignored: 0,
             broken: None,
@@ -173,11 +177,16 @@ impl Socket {
 
     /// Whether nothing waits to be written or to be read, and the closing handshake has not begun.
     pub(super) fn is_quiet(&self) -> bool {
-        self.out.is_empty()
+        !self.has_unwritten()
             && self.is_writable
             && !self.is_readable
             && self.broken.is_none()
             && !(self.closed || self.peer_closed || self.ignores_input)
+    }
+
+    /// Whether there are bytes that the socket has not accepted.
+    fn has_unwritten(&self) -> bool {
+        self.unflushed || !self.out.is_empty()
     }
 
     /// Whether the peer has sent its close frame.
@@ -187,7 +196,7 @@ impl Socket {
 
     /// Queues an encoded frame.
     pub(super) fn send(&mut self, frame: Arc<[u8]>) {
-        if self.out.is_empty() {
+        if !self.has_unwritten() {
             self.last_progress = self.now;
         }
         self.out.push_back(frame);
@@ -220,10 +229,10 @@ impl Socket {
 
     /// Returns for how long the socket has accepted no bytes although some are queued.
     pub(super) fn stalled_for(&self) -> Duration {
-        if self.out.is_empty() {
-            Duration::ZERO
-        } else {
+        if self.has_unwritten() {
             self.now.saturating_duration_since(self.last_progress)
+        } else {
+            Duration::ZERO
         }
     }
 
@@ -256,7 +265,7 @@ impl Socket {
         }
     }
 
-    /// Writes queued frames. Returns ready when all of them are written.
+    /// Writes queued frames. Returns ready when the socket has accepted all of them.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         while let Some(first) = self.out.front() {
             if !self.is_writable {
@@ -274,12 +283,24 @@ impl Socket {
                 Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count])
             };
             let Poll::Ready(result) = result else {
-                (self.blocked, self.is_writable) = (true, false);
-                return Poll::Pending;
+                return self.wait_until_writable();
             };
             match result {
                 Ok(0) | Err(_) => return Poll::Ready(Err(End::Gone)),
                 Ok(count) => self.advance(count),
+            }
+        }
+        if self.unflushed {
+            if !self.is_writable {
+                return Poll::Pending;
+            }
+            match Pin::new(&mut self.io).poll_flush(cx) {
+                Poll::Pending => return self.wait_until_writable(),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Gone)),
+                Poll::Ready(Ok(())) => {
+                    self.unflushed = false;
+                    self.progress();
+                }
             }
         }
         if self.peer_closed {
@@ -290,15 +311,28 @@ impl Socket {
             // would reset the connection before the peer reads our close frame.
             return self.poll_shutdown(cx).map(Ok);
         }
-        // The stream is not buffered, so there is nothing to flush.
         Poll::Ready(Ok(()))
     }
 
-    fn advance(&mut self, mut count: usize) {
+    /// The socket's waker will be woken when it accepts bytes again.
+    fn wait_until_writable(&mut self) -> Poll<Result<(), End>> {
+        self.is_writable = false;
+        // Without a budget, Tokio does not even try to write.
+        self.blocked |= coop::has_budget_remaining();
+        Poll::Pending
+    }
+
+    /// Records that the socket has accepted bytes.
+    fn progress(&mut self) {
         self.last_progress = self.now;
         if std::mem::take(&mut self.blocked) {
             self.last_heard = self.last_progress;
         }
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        self.unflushed = true;
+        self.progress();
         while let Some(first) = self.out.front() {
             let rest = first.len() - self.written;
             if count < rest {
@@ -374,5 +408,45 @@ impl Socket {
     /// Shuts down the connection.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         Pin::new(&mut self.io).poll_shutdown(cx).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, BufStream, DuplexStream, duplex};
+
+    use super::*;
+
+    /// A socket over a stream that buffers what is written, like TLS, and a connection that accepts `room` bytes.
+    fn buffered(room: usize) -> (Socket<BufStream<DuplexStream>>, DuplexStream) {
+        let (io, peer) = duplex(room);
+        (Socket::new(BufStream::new(io), 1000), peer)
+    }
+
+    #[tokio::test]
+    async fn nothing_stays_in_the_buffer_of_the_stream() {
+        let (mut socket, mut peer) = buffered(16);
+        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        let (frame, mut received) = (Arc::from(*b"0123456789"), [0; 30]);
+        (0..3).for_each(|_| socket.send(Arc::clone(&frame)));
+        assert!(socket.poll_read(cx).is_pending());
+        for rest in [14, 0] {
+            let is_written = rest == 0;
+            assert_eq!(socket.poll_write(cx).is_ready(), is_written);
+            assert_eq!(socket.is_quiet(), is_written);
+            socket.set_now(socket.now + Duration::from_secs(1));
+            assert_eq!(socket.stalled_for().is_zero(), is_written);
+            let from = if is_written { 16 } else { 0 };
+            peer.read_exact(&mut received[from..30 - rest])
+                .await
+                .unwrap();
+            socket.woken();
+            assert!(socket.poll_read(cx).is_pending());
+        }
+        assert_eq!(received, *b"012345678901234567890123456789");
+        assert!(
+            socket.silent_for() <= Duration::from_secs(1),
+            "the peer has read"
+        );
     }
 }

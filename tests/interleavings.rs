@@ -294,6 +294,7 @@ impl Sink for Socket {
             self.send(&mut sent, &event);
             written.events += 1;
             written.last = Some(event.place());
+            written.taken = written.last;
         }
         (written, true)
     }
@@ -313,7 +314,7 @@ fn a_socket_that_is_lent_sends_every_event_once() {
         while !*ends.lock().expect("whole") {
             let mut sent = lent.sent.lock().expect("whole");
             let written = mailbox.take_back();
-            position = written.last.map_or(position, |last| last.seq);
+            position = written.taken.map_or(position, |last| last.seq);
             while let Poll::Ready(mail) =
                 mailbox.poll(&mut Context::from_waker(&waker), Patience::Never)
             {

@@ -47,15 +47,17 @@ struct Slots {
 
 /// Writes a connection's live events while its task waits.
 pub trait Sink: Send + Sync {
-    /// Writes events, oldest first, and takes them out of the queue. It must not wait, and should write only once, because the mailbox is
-    /// locked meanwhile. Returns which ones it has taken, and whether they are all of them and are completely written. Otherwise the
-    /// connection's task continues.
+    /// Takes events out of the queue, oldest first, and writes them. It must not wait, and should write only once, because the mailbox is
+    /// locked meanwhile. Returns what it has written, and whether that is all: nothing is left in the queue, held back or incompletely
+    /// written. Otherwise the connection's task continues.
     fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool);
 }
 
 struct Lent {
     sink: Arc<dyn Sink>,
     is_lent: bool,
+    /// Whether someone has been asked to write.
+    is_called: bool,
     /// The `seq` up to which the reader has everything.
     after: u64,
     written: Written,
@@ -68,6 +70,8 @@ pub struct Written {
     pub events: u64,
     /// The place of the last one.
     pub last: Option<Place>,
+    /// The place of the last one that was taken out of the queue. The sink may hold it back.
+    pub taken: Option<Place>,
 }
 
 /// The ticks for which a waiting reader need not be woken: it would hold them back, and its timer polls again when they
@@ -119,8 +123,8 @@ pub enum Mail {
 
 impl Slots {
     /// Returns the sink that is lent, if one is.
-    fn lent(&self) -> Option<&Lent> {
-        self.lent.as_deref().filter(|lent| lent.is_lent)
+    fn lent(&mut self) -> Option<&mut Lent> {
+        self.lent.as_deref_mut().filter(|lent| lent.is_lent)
     }
 }
 
@@ -179,10 +183,10 @@ impl Mailbox {
                 slots.events.clear();
                 slots.lagging = true;
             }
-        } else if slots.lent().is_some() {
-            // Each waker that is returned writes all events, so only the first of several is needed.
-            let is_first = slots.events.len() == 1;
-            return is_first.then(|| Waker::from(Arc::clone(self)));
+        } else if let Some(lent) = slots.lent() {
+            // The waker writes all events, so one is enough.
+            let is_called = std::mem::replace(&mut lent.is_called, true);
+            return (!is_called).then(|| Waker::from(Arc::clone(self)));
         }
         slots.reader.take()
     }
@@ -198,11 +202,12 @@ impl Mailbox {
             Box::new(Lent {
                 sink: Arc::clone(sink) as Arc<dyn Sink>,
                 is_lent: false,
+                is_called: false,
                 after,
                 written: Written::default(),
             })
         });
-        (lent.is_lent, lent.after) = (true, after);
+        (lent.is_lent, lent.is_called, lent.after) = (true, false, after);
         true
     }
 
@@ -229,6 +234,7 @@ impl Mailbox {
         let Some(lent) = lent.as_mut().filter(|lent| lent.is_lent && close.is_none()) else {
             return;
         };
+        lent.is_called = false;
         // The reader may have read some of them from the log.
         events.retain(|event| event.seq > lent.after);
         if events.is_empty() {
@@ -236,12 +242,14 @@ impl Mailbox {
         }
         // Whoever offered the events has other readers to write to.
         let write = AssertUnwindSafe(|| lent.sink.write(events));
-        let (taken, is_done) = panic::catch_unwind(write).unwrap_or_else(|_| {
+        let (more, is_done) = panic::catch_unwind(write).unwrap_or_else(|_| {
             close.get_or_insert(Close::InternalError);
             (Written::default(), false)
         });
-        lent.written.events += taken.events;
-        lent.written.last = taken.last.or(lent.written.last);
+        let written = &mut lent.written;
+        written.events += more.events;
+        written.last = more.last.or(written.last);
+        written.taken = more.taken.or(written.taken);
         if !is_done {
             lent.is_lent = false;
             let reader = reader.take();
@@ -499,6 +507,7 @@ pub(crate) mod tests {
                 taken.push(event.seq);
                 written.events += 1;
                 written.last = Some(event.place());
+                written.taken = written.last;
             }
             (written, events.is_empty())
         }
@@ -546,9 +555,11 @@ pub(crate) mod tests {
         mailbox.offer(&event(5, "a", true)).unwrap().wake();
         assert_eq!(*sink.taken.lock().unwrap(), [3, 4, 5], "it has event 2");
         assert_eq!(woken.get(), 0);
+        let last = Some(event(5, "a", true).place());
         let written = Written {
             events: 3,
-            last: Some(event(5, "a", true).place()),
+            last,
+            taken: last,
         };
         assert_eq!(mailbox.take_back(), written);
         assert_eq!(mailbox.take_back(), Written::default(), "only once");
@@ -557,6 +568,23 @@ pub(crate) mod tests {
         assert_eq!(woken.get(), 1);
         assert!(!mailbox.lend(&sink, 5), "there is mail");
         assert_eq!(seqs(&mailbox), [6]);
+    }
+
+    #[test]
+    fn an_event_is_written_after_ticks_that_its_reader_waits_for() {
+        let (mailbox, sink, woken) = lent(8);
+        let patience = Patience::Like(event(2, "a", false));
+        let waker = Waker::from(Arc::clone(&woken));
+        mailbox.take_back();
+        assert!(
+            mailbox
+                .poll(&mut Context::from_waker(&waker), patience)
+                .is_pending()
+        );
+        assert!(mailbox.lend(&sink, 2));
+        assert!(mailbox.offer(&event(3, "a", false)).is_none());
+        mailbox.offer(&event(4, "b", false)).unwrap().wake();
+        assert_eq!(*sink.taken.lock().unwrap(), [3, 4]);
     }
 
     #[test]

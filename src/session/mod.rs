@@ -36,7 +36,7 @@ use crate::id::{Channel, Cursor};
 use crate::kind::{self, characteristic};
 use crate::log::StoreError;
 use crate::rejections::RequestSource;
-use crate::subscribe::{Item, Subscription};
+use crate::subscribe::{Item, Lease, Subscription};
 use crate::wire::client::{ClientMessage, ClientMessageError};
 use crate::wire::{self, Close, Control};
 
@@ -276,25 +276,20 @@ impl Session {
         any
     }
 
-    /// Lends the client's sink to those who offer events, if nothing but live events can follow for now. Returns whether it is lent: then
-    /// [`Session::take_back`] must be called before anything else.
-    pub(crate) fn lend(&self, sink: &Arc<impl Sink + 'static>) -> bool {
+    /// Lends the client's sink to those who offer events, if nothing but live events can follow for now. They must be passed to the
+    /// lease. Before anything else is done, [`Session::take_back`] must be called.
+    pub(crate) fn lend(&mut self, sink: &Arc<impl Sink + 'static>) -> Option<Lease> {
         let is_quiet = self.ended.is_none()
             && self.close_message.is_none()
             && self.pending.is_none()
             && self.held_message.is_none()
             && self.gathering.is_over();
-        is_quiet && self.subscription.lend(sink)
+        is_quiet.then(|| self.subscription.lend(sink)).flatten()
     }
 
     /// Takes the client's sink back, and continues after the events that were written to it.
-    pub(crate) fn take_back(&mut self) {
-        self.subscription.take_back();
-    }
-
-    /// Returns when the client's credential expires.
-    pub(crate) fn expires(&self) -> Option<Instant> {
-        self.subscription.expires()
+    pub(crate) fn take_back(&mut self, lease: Lease) {
+        self.subscription.take_back(lease);
     }
 
     /// Sends the answers to commands while there is room. When all are sent, sends the close message that waits for them.

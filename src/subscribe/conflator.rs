@@ -46,6 +46,14 @@ impl Conflator {
         }
     }
 
+    /// Returns the conflator, and leaves one that has sent nothing.
+    pub(super) fn take(&mut self) -> Conflator {
+        Conflator {
+            interval: self.interval,
+            state: self.state.take(),
+        }
+    }
+
     pub(super) fn conflates(&self) -> bool {
         !self.interval.is_zero()
     }

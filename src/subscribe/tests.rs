@@ -1,5 +1,6 @@
 //! Guarantees of a subscription, on a log in memory.
 
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use futures_util::{FutureExt, StreamExt};
@@ -263,6 +264,71 @@ async fn only_the_newest_of_the_ticks_within_an_interval_is_sent() {
     assert_eq!(seq, 3);
     hub.offer(&[event(4, "a", true)]).wake();
     assert_eq!(next_event(&mut subscription).await, 4);
+}
+
+/// A sink with room for one event at a time.
+#[derive(Default)]
+struct Narrow {
+    lease: Mutex<Option<Lease>>,
+    sent: Mutex<Vec<u64>>,
+}
+
+impl Sink for Narrow {
+    fn write(&self, waiting: &mut Queue<Arc<Event>>) -> (Written, bool) {
+        let mut lease = self.lease.lock().unwrap();
+        let lease = lease.as_mut().unwrap();
+        let written = lease.send(waiting, Instant::now(), |event| {
+            self.sent.lock().unwrap().push(event.seq);
+            false
+        });
+        (written, waiting.is_empty() && !lease.holds_any())
+    }
+}
+
+/// It is as if the subscription itself had sent what was written.
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_lends_its_sink_continues_after_what_was_written() {
+    let (_, hub, subscriber, _batches) = setup();
+    let interval = Duration::from_millis(100);
+    let mut subscription = open_with(&subscriber, [Channel::Collection(job::KIND)], interval);
+    let sink = Arc::new(Narrow::default());
+    assert!(subscription.lend(&sink).is_none(), "a snapshot follows");
+    until_ready(&mut subscription).await;
+    let lend = |subscription: &mut Subscription, now: &[u64]| {
+        assert!(subscription.next().now_or_never().is_none());
+        *sink.lease.lock().unwrap() = subscription.lend(&sink);
+        assert_eq!(*sink.sent.lock().unwrap(), now);
+    };
+    let place = |subscription: &Subscription| subscription.resume_cursor().unwrap().place.seq;
+    let take_back = |subscription: &mut Subscription| {
+        subscription.take_back(sink.lease.lock().unwrap().take().unwrap());
+    };
+    lend(&mut subscription, &[]);
+    hub.offer(&[event(1, "a", false)]).wake();
+    hub.offer(&[event(2, "b", true)]).wake();
+    take_back(&mut subscription);
+    assert_eq!(place(&subscription), 2);
+    lend(&mut subscription, &[1, 2]);
+    // A tick of the same subject within the interval is held back, although someone else has sent the first one.
+    hub.offer(&[event(3, "a", false)]).wake();
+    take_back(&mut subscription);
+    assert_eq!(place(&subscription), 2);
+    assert!(subscription.next().now_or_never().is_none());
+    assert!(
+        subscription.lend(&sink).is_none(),
+        "only the subscription can send it when it is due"
+    );
+    assert_eq!(next_event(&mut subscription).await, 3);
+    lend(&mut subscription, &[1, 2]);
+    // The first fills the sink.
+    hub.offer(&[event(4, "b", true), event(5, "b", true)])
+        .wake();
+    take_back(&mut subscription);
+    assert_eq!(
+        (place(&subscription), next_event(&mut subscription).await),
+        (4, 5)
+    );
+    lend(&mut subscription, &[1, 2, 4]);
 }
 
 /// Its number is lower than those that the added channels deliver.

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use tokio::task::coop;
@@ -31,6 +31,7 @@ use crate::http::idle_connections::InProgress;
 use crate::hub::mailbox::{Sink, Written};
 use crate::hub::queue::Queue;
 use crate::session::{Dialect, Outbox, Outgoing, Session};
+use crate::subscribe::Lease;
 use crate::throttle::RateLimit;
 use crate::wire::{self, Close, Control, Encoding, Framing};
 
@@ -77,35 +78,40 @@ struct Shared {
 
 struct Lendable {
     frames: Frames,
-    /// When the client's credential expires: nothing is sent after that.
-    expires: Option<Instant>,
+    /// While the socket is lent.
+    lease: Option<Lease>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Lendable> {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Sink for Shared {
     fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool) {
-        let mut written = Written::default();
         // If the lock is held, the task runs, and continues. Without a budget, the socket would not be written.
         let Ok(mut lendable) = self.frames.try_lock() else {
-            return (written, false);
+            return (Written::default(), false);
         };
+        let Lendable { frames, lease } = &mut *lendable;
         let now = Instant::now();
-        let is_expired = lendable.expires.is_some_and(|expires| expires <= now);
-        if is_expired || !coop::has_budget_remaining() {
-            return (written, false);
-        }
-        let frames = &mut lendable.frames;
+        let lease = lease.as_mut().filter(|lease| !lease.has_expired(now));
+        let Some(lease) = lease.filter(|_| coop::has_budget_remaining()) else {
+            return (Written::default(), false);
+        };
         frames.socket.set_now(now);
-        let mut cx = Context::from_waker(&self.waker);
         // Only one write, because the mailbox is locked meanwhile.
-        while frames.has_room()
-            && let Some(event) = events.pop_front()
-        {
+        let written = lease.send(events, now, |event| {
             frames.send(Outgoing::Event(&event));
-            written.events += 1;
-            written.last = Some(event.place());
-        }
+            frames.has_room()
+        });
+        let mut cx = Context::from_waker(&self.waker);
         let is_written = matches!(frames.socket.poll_write(&mut cx), Poll::Ready(Ok(())));
-        (written, is_written && events.is_empty())
+        (
+            written,
+            is_written && events.is_empty() && !lease.holds_any(),
+        )
     }
 }
 
@@ -113,6 +119,13 @@ impl Sink for Shared {
 pub(super) struct Connection {
     shared: Arc<Shared>,
     driver: Driver,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut lendable = self.shared.lock();
+        self.driver.take_back(lendable.lease.take());
+    }
 }
 
 /// A connection, except for its socket.
@@ -134,14 +147,6 @@ struct Driver {
     end: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Makes the request count as in progress, although Rocket drops the request itself at the upgrade.
     in_progress: Option<Arc<InProgress>>,
-    /// Whether the socket is lent.
-    is_lent: bool,
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.take_back();
-    }
 }
 
 impl Connection {
@@ -170,7 +175,6 @@ impl Connection {
             end: Box::pin(end.cancelled_owned()),
             service,
             in_progress: None,
-            is_lent: false,
         };
         match opening {
             Opening::Accepted(beginning, publishing) => {
@@ -185,9 +189,9 @@ impl Connection {
                 driver.reject(error, code, close, &mut frames)
             }
         }
-        let expires = None;
+        let lease = None;
         let shared = Shared {
-            frames: Mutex::new(Lendable { frames, expires }),
+            frames: Mutex::new(Lendable { frames, lease }),
             waker: driver.attention.waker().clone(),
         };
         Connection {
@@ -199,11 +203,9 @@ impl Connection {
 
 impl Driver {
     /// Takes the socket back if it is lent.
-    fn take_back(&mut self) {
-        if std::mem::take(&mut self.is_lent)
-            && let Some(session) = &mut self.session
-        {
-            session.take_back();
+    fn take_back(&mut self, lease: Option<Lease>) {
+        if let (Some(lease), Some(session)) = (lease, &mut self.session) {
+            session.take_back(lease);
         }
     }
 
@@ -440,14 +442,12 @@ impl Future for Connection {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Connection { shared, driver } = &mut *self;
-        let lendable = shared.frames.lock();
-        let lendable = &mut *lendable.unwrap_or_else(PoisonError::into_inner);
-        driver.take_back();
+        let lendable = &mut *shared.lock();
+        driver.take_back(lendable.lease.take());
         let done = driver.poll(cx, &mut lendable.frames);
         if done.is_pending() && driver.is_quiet(&lendable.frames) {
-            let session = driver.session.as_ref();
-            lendable.expires = session.and_then(Session::expires);
-            driver.is_lent = session.is_some_and(|session| session.lend(shared));
+            let session = driver.session.as_mut();
+            lendable.lease = session.and_then(|session| session.lend(shared));
         }
         done
     }

@@ -34,7 +34,7 @@ struct Echo;
 #[rocket::async_trait]
 impl IoHandler for Echo {
     async fn io(self: Pin<Box<Self>>, io: IoStream) -> io::Result<()> {
-        tokio::spawn(echo(Socket::new(io, MESSAGE_LIMIT)));
+        tokio::spawn(echo(Socket::new(io, MESSAGE_LIMIT, false)));
         Ok(())
     }
 }

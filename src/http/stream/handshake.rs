@@ -44,9 +44,15 @@ pub(super) struct Handshake {
     accept_key: String,
     subprotocol: Option<String>,
     in_progress: Option<Arc<InProgress>>,
+    is_over_tls: bool,
 }
 
 impl Handshake {
+    /// Whether this server decrypts the connection.
+    pub(super) fn is_over_tls(&self) -> bool {
+        self.is_over_tls
+    }
+
     /// Returns the guard that keeps the request in progress, for the task that drives the connection.
     pub(super) fn in_progress(&self) -> Option<Arc<InProgress>> {
         self.in_progress.clone()
@@ -235,6 +241,7 @@ impl MaybeHandshake {
             accept_key: socket.accept_key().to_owned(),
             subprotocol: chosen_subprotocol(request).map(str::to_owned),
             in_progress: idle_connections::in_progress(request),
+            is_over_tls: request.rocket().config().tls_enabled(),
         }))
     }
 
@@ -316,6 +323,7 @@ pub(super) struct Handler {
     pub(super) encoding: Encoding,
     pub(super) opening: Opening,
     pub(super) in_progress: Option<Arc<InProgress>>,
+    pub(super) is_over_tls: bool,
 }
 
 #[rocket::async_trait]
@@ -327,8 +335,10 @@ impl IoHandler for Handler {
             encoding,
             opening,
             in_progress,
+            is_over_tls,
         } = *Pin::into_inner(self);
-        let socket = Socket::new(io, tidings.settings().client_message_limit_bytes.get());
+        let message_limit = tidings.settings().client_message_limit_bytes.get();
+        let socket = Socket::new(io, message_limit, is_over_tls);
         // The task ends when the peer closes or is silent, when the credential expires, or when the server stops.
         let service = Arc::clone(tidings.subscriptions());
         let end = tidings.tasks().token().clone();

@@ -450,8 +450,10 @@ fn upgrade(
         Err(()) => (dialect, Encoding::new(Framing::WebSocket)),
     };
     let in_progress = handshake.in_progress();
+    let is_over_tls = handshake.is_over_tls();
     Stream::Socket(handshake.accept(Handler {
         in_progress,
+        is_over_tls,
         tidings: Arc::clone(tidings),
         dialect,
         encoding,

@@ -67,8 +67,10 @@ pub(super) struct Socket<S = IoStream> {
     peer_closed: bool,
     /// The socket's buffer was full. When the socket accepts bytes again, the peer has read some.
     blocked: bool,
-    /// Whether the stream may hold back bytes that were written: TLS encrypts more than the socket accepts.
-    unflushed: bool,
+    /// Whether the stream may hold back bytes that were written: TLS can encrypt more than the socket accepts.
+    is_buffered: bool,
+    /// Whether it may hold back some now.
+    is_unflushed: bool,
     /// The peer violated the protocol. Its further input is read, so that it can receive our close frame, and ignored.
     ignores_input: bool,
     /// How many bytes have been ignored.
@@ -127,7 +129,7 @@ impl Write for Pipe<'_> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    pub(super) fn new(io: S, message_limit: usize) -> Socket<S> {
+    pub(super) fn new(io: S, message_limit: usize, is_buffered: bool) -> Socket<S> {
         let now = Instant::now();
         Socket {
             io,
@@ -142,7 +144,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             is_writable: true,
             peer_closed: false,
             blocked: false,
-            unflushed: false,
+            is_buffered,
+            is_unflushed: false,
             ignores_input: false,
             ignored: 0,
             broken: None,
@@ -186,7 +189,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Whether there are bytes that the socket has not accepted.
     fn has_unwritten(&self) -> bool {
-        self.unflushed || !self.out.is_empty()
+        self.is_unflushed || !self.out.is_empty()
     }
 
     /// Whether the peer has sent its close frame.
@@ -290,7 +293,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 Ok(count) => self.advance(count),
             }
         }
-        if self.unflushed {
+        if self.is_unflushed {
             if !self.is_writable {
                 return Poll::Pending;
             }
@@ -298,7 +301,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 Poll::Pending => return self.wait_until_writable(),
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Gone)),
                 Poll::Ready(Ok(())) => {
-                    self.unflushed = false;
+                    self.is_unflushed = false;
                     self.progress();
                 }
             }
@@ -331,7 +334,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 
     fn advance(&mut self, mut count: usize) {
-        self.unflushed = true;
+        self.is_unflushed = self.is_buffered;
         self.progress();
         while let Some(first) = self.out.front() {
             let rest = first.len() - self.written;
@@ -420,7 +423,7 @@ mod tests {
     /// A socket over a stream that buffers what is written, like TLS, and a connection that accepts `room` bytes.
     fn buffered(room: usize) -> (Socket<BufStream<DuplexStream>>, DuplexStream) {
         let (io, peer) = duplex(room);
-        (Socket::new(BufStream::new(io), 1000), peer)
+        (Socket::new(BufStream::new(io), 1000, true), peer)
     }
 
     #[tokio::test]

@@ -57,20 +57,20 @@ struct Lent {
     sink: Arc<dyn Sink>,
     is_lent: bool,
     /// Whether someone has been asked to write.
-    is_called: bool,
+    is_write_requested: bool,
     /// The `seq` up to which the reader has everything.
     after: u64,
     written: Written,
 }
 
-/// What has been written to a sink while it was lent.
+/// What a sink that was lent has done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Written {
-    /// The number of events.
+    /// The number of events that it has written.
     pub events: u64,
     /// The place of the last one.
     pub last: Option<Place>,
-    /// The place of the last one that was taken out of the queue. The sink may hold it back.
+    /// The place of the last event that it has taken out of the queue. It may hold that one back.
     pub taken: Option<Place>,
 }
 
@@ -149,7 +149,7 @@ impl Mailbox {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an event. Returns a waker if the reader waits and must be woken, or its lent sink be used.
+    /// Adds an event. Returns a waker if the reader waits and must be woken, or if its lent sink must be used.
     pub(super) fn offer(self: &Arc<Self>, event: &Arc<Event>) -> Option<Waker> {
         if !self.filter.matches(event) {
             return None;
@@ -185,8 +185,8 @@ impl Mailbox {
             }
         } else if let Some(lent) = slots.lent() {
             // The waker writes all events, so one is enough.
-            let is_called = std::mem::replace(&mut lent.is_called, true);
-            return (!is_called).then(|| Waker::from(Arc::clone(self)));
+            let is_requested = std::mem::replace(&mut lent.is_write_requested, true);
+            return (!is_requested).then(|| Waker::from(Arc::clone(self)));
         }
         slots.reader.take()
     }
@@ -202,12 +202,12 @@ impl Mailbox {
             Box::new(Lent {
                 sink: Arc::clone(sink) as Arc<dyn Sink>,
                 is_lent: false,
-                is_called: false,
+                is_write_requested: false,
                 after,
                 written: Written::default(),
             })
         });
-        (lent.is_lent, lent.is_called, lent.after) = (true, false, after);
+        (lent.is_lent, lent.is_write_requested, lent.after) = (true, false, after);
         true
     }
 
@@ -234,7 +234,7 @@ impl Mailbox {
         let Some(lent) = lent.as_mut().filter(|lent| lent.is_lent && close.is_none()) else {
             return;
         };
-        lent.is_called = false;
+        lent.is_write_requested = false;
         // The reader may have read some of them from the log.
         events.retain(|event| event.seq > lent.after);
         if events.is_empty() {

@@ -153,8 +153,7 @@ impl Default for History {
     }
 }
 
-/// Waiting readers with new events, to be woken. Each is listed at most once. Waking a reader whose sink is lent means to write its
-/// events.
+/// Waiting readers with new events, to be woken. Waking a reader whose sink is lent means to write its events.
 #[derive(Default)]
 #[must_use = "the readers sleep until they are woken"]
 pub struct WakeList(Vec<Waker>);

@@ -276,7 +276,7 @@ impl Session {
         any
     }
 
-    /// Lends the client's sink to those who offer events, if nothing but live events can follow for now. They must be passed to the
+    /// Lends the client's sink to those who offer events, if nothing but live events can follow for now. These must be passed to the
     /// lease. Before anything else is done, [`Session::take_back`] must be called.
     pub(crate) fn lend(&mut self, sink: &Arc<impl Sink + 'static>) -> Option<Lease> {
         let is_quiet = self.ended.is_none()

@@ -133,7 +133,7 @@ pub struct Subscription {
     log: StreamLog,
 }
 
-/// The right to send live events instead of a subscription that waits for them.
+/// The right to send live events on behalf of a subscription that waits for them.
 pub(crate) struct Lease {
     conflator: Conflator,
     expires: Option<Instant>,
@@ -647,7 +647,7 @@ impl Subscription {
         }
     }
 
-    /// Lends the mailbox the sink of the client, if nothing but live events can follow. They must be passed to the lease. Before
+    /// Lends the mailbox the sink of the client, if nothing but live events can follow. These must be passed to the lease. Before
     /// anything else is done, [`Subscription::take_back`] must be called.
     pub(crate) fn lend(&mut self, sink: &Arc<impl Sink + 'static>) -> Option<Lease> {
         let only_events_follow = self.outbox.is_empty()
@@ -671,7 +671,7 @@ impl Subscription {
         self.position = written.taken.unwrap_or(self.position);
         self.safe = written.last.unwrap_or(self.safe);
         self.log.count_events(written.events);
-        if !self.conflator.is_empty() {
+        if self.conflator.conflates() {
             self.set_timer();
         }
     }
@@ -744,7 +744,8 @@ impl Lease {
         self.expires.is_some_and(|expires| expires <= now)
     }
 
-    /// Takes events that arrive at the time `now`, until a tick is held back, or `send` returns that there is no room for more.
+    /// Takes events that arrive at the time `now`, until a tick is held back, or `send` returns false because there is no
+    /// room for more.
     pub(crate) fn send(
         &mut self,
         events: &mut Queue<Arc<Event>>,

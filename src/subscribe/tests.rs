@@ -329,6 +329,20 @@ async fn a_subscription_that_lends_its_sink_continues_after_what_was_written() {
         (4, 5)
     );
     lend(&mut subscription, &[1, 2, 4]);
+    // The sink sends a tick that is due at once. The next one within the interval wakes nobody, and is sent when it is due.
+    tokio::time::sleep(interval * 2).await;
+    take_back(&mut subscription);
+    lend(&mut subscription, &[1, 2, 4]);
+    hub.offer(&[event(6, "a", false)]).wake();
+    take_back(&mut subscription);
+    lend(&mut subscription, &[1, 2, 4, 6]);
+    take_back(&mut subscription);
+    let begin = Instant::now();
+    let reader = tokio::spawn(async move { next_event(&mut subscription).await });
+    tokio::task::yield_now().await;
+    hub.offer(&[event(7, "a", false)]).wake();
+    assert_eq!(reader.await.unwrap(), 7);
+    assert!(begin.elapsed() <= interval);
 }
 
 /// Its number is lower than those that the added channels deliver.

@@ -71,7 +71,7 @@ impl Outbox for Frames {
 
 /// The socket, which the connection's task shares with those who offer events.
 struct Shared {
-    frames: Mutex<Lendable>,
+    lendable: Mutex<Lendable>,
     /// The waker of the socket.
     waker: Waker,
 }
@@ -84,14 +84,14 @@ struct Lendable {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Lendable> {
-        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lendable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Sink for Shared {
     fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool) {
-        // If the lock is held, the task runs, and continues. Without a budget, the socket would not be written.
-        let Ok(mut lendable) = self.frames.try_lock() else {
+        // If the lock is held, the task runs, and continues. Without a budget, the socket could not be written to.
+        let Ok(mut lendable) = self.lendable.try_lock() else {
             return (Written::default(), false);
         };
         let Lendable { frames, lease } = &mut *lendable;
@@ -101,7 +101,7 @@ impl Sink for Shared {
             return (Written::default(), false);
         };
         frames.socket.set_now(now);
-        // Only one write, because the mailbox is locked meanwhile.
+        // Only what fits into one write, because the mailbox is locked meanwhile.
         let written = lease.send(events, now, |event| {
             frames.send(Outgoing::Event(&event));
             frames.has_room()
@@ -191,7 +191,7 @@ impl Connection {
         }
         let lease = None;
         let shared = Shared {
-            frames: Mutex::new(Lendable { frames, lease }),
+            lendable: Mutex::new(Lendable { frames, lease }),
             waker: driver.attention.waker().clone(),
         };
         Connection {

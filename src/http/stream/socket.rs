@@ -56,7 +56,7 @@ pub(super) struct Socket<S = IoStream> {
     /// Frames to be written, in order. The first is written up to `written`.
     out: Queue<Arc<[u8]>>,
     written: usize,
-    /// The current time, as of the last [`Socket::look`].
+    /// The current time, as of the last [`Socket::set_now`].
     now: Instant,
     last_progress: Instant,
     last_heard: Instant,

@@ -16,6 +16,8 @@ use crate::http::OldHandshakes;
 
 /// The module that writes the line.
 const TARGET: &str = "rocket::server";
+/// How the text begins.
+const BEGINNING: &[u8] = b"received request: ";
 /// The longest line that is needed, in bytes: the one with the key.
 const LINE_MAX_BYTES: usize = 128;
 
@@ -42,12 +44,13 @@ impl<S: Subscriber> Layer<S> for Requests {
     }
 }
 
-/// Reads the text of a request line by line while it is formatted. Stops it at the version unless that is HTTP/1.0, and as
-/// soon as nothing more is needed.
+/// Reads a text line by line while it is formatted. Stops the formatting as soon as nothing more is needed: usually at the version.
 #[derive(Default)]
 struct Reader {
     /// The beginning of the current line.
-    line: String,
+    line: Vec<u8>,
+    /// Whether the text has begun as the one that is needed.
+    has_begun: bool,
     is_old: bool,
     key: Option<String>,
 }
@@ -62,30 +65,40 @@ impl Visit for Reader {
 }
 
 impl Reader {
+    /// Reads the line. Fails if nothing more is needed.
     fn end_line(&mut self) -> fmt::Result {
-        let line = std::mem::take(&mut self.line);
-        let line = line.trim().trim_end_matches(',');
-        if let Some(version) = line.strip_prefix("version: ") {
-            self.is_old = version == "HTTP/1.0";
-            return self.is_old.then_some(()).ok_or(fmt::Error);
-        }
-        let key = line.strip_prefix("\"sec-websocket-key\": \"");
-        let key = key
-            .and_then(|key| key.strip_suffix('"'))
-            .filter(|_| self.is_old);
-        self.key = key.map(str::to_owned);
-        key.map_or(Ok(()), |_| Err(fmt::Error))
+        let line = self.line.trim_ascii();
+        let line = line.strip_suffix(b",").unwrap_or(line);
+        let goes_on = if !self.has_begun {
+            self.has_begun = line.starts_with(BEGINNING);
+            self.has_begun
+        } else if let Some(version) = line.strip_prefix(b"version: ") {
+            self.is_old = version == b"HTTP/1.0";
+            self.is_old
+        } else {
+            let key = line.strip_prefix(b"\"sec-websocket-key\": \"");
+            let key = key.and_then(|key| str::from_utf8(key.strip_suffix(b"\"")?).ok());
+            self.key = key.filter(|_| self.is_old).map(str::to_owned);
+            self.key.is_none()
+        };
+        goes_on.then_some(()).ok_or(fmt::Error)
+    }
+
+    fn push(&mut self, part: &[u8]) {
+        let room = LINE_MAX_BYTES - self.line.len();
+        self.line.extend_from_slice(&part[..part.len().min(room)]);
     }
 }
 
 impl Write for Reader {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for character in text.chars() {
-            if character == '\n' {
-                self.end_line()?;
-            } else if self.line.len() < LINE_MAX_BYTES {
-                self.line.push(character);
-            }
+        let mut lines = text.as_bytes().split(|byte| *byte == b'\n');
+        let first = lines.next().unwrap_or_default();
+        self.push(first);
+        for line in lines {
+            self.end_line()?;
+            self.line.clear();
+            self.push(line);
         }
         Ok(())
     }

@@ -78,9 +78,12 @@ pub(super) fn init_logging() -> Result<OldHandshakes, Failure> {
     })?;
     let discreet = FilterFn::new(|metadata| {
         let target = metadata.target();
-        let root = target.split("::").next().unwrap_or_default();
+        let is_within = |root: &&str| {
+            let rest = target.strip_prefix(*root);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        };
         // Rocket's macros also log under our name, for example that a guard forwards a request.
-        !SILENCED.contains(&root) && !target.ends_with("::_")
+        !SILENCED.iter().any(is_within) && !target.ends_with("::_")
     });
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(|| terminal::Log)

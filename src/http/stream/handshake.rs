@@ -137,6 +137,10 @@ pub(super) enum Obstacle {
 /// Records, before routing, what guards cannot see: the original method, and whether the request arrived over HTTP/1.0.
 pub(in crate::http) fn fairing() -> impl Fairing {
     AdHoc::on_request("Tidings: handshakes", |request, _| {
+        let headers = request.headers();
+        if !headers.contains("Upgrade") && !headers.contains("Sec-WebSocket-Key") {
+            return Box::pin(async {});
+        }
         let obstacle = if is_too_old(request) {
             Obstacle::Version
         } else if request.method() != Method::Get {

@@ -99,7 +99,10 @@ class Server:
         try:
             line = (await asyncio.wait_for(self.process.stdout.readline(), START_SECS)).decode()
         except asyncio.TimeoutError:
-            raise self._broken(f"it does not listen within {START_SECS} s of start {self.starts}") from None
+            failure = self._broken(f"it does not listen within {START_SECS} s of start {self.starts}")
+            # Otherwise it could still take the port, and could not be started again.
+            await self.end()
+            raise failure from None
         if "listens on" not in line:
             code = await self.process.wait()
             raise self._broken(f"start {self.starts} ended with exit code {code}")

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use tokio::task::coop;
@@ -82,12 +82,6 @@ struct Lendable {
     lease: Option<Lease>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Lendable> {
-        self.lendable.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Sink for Shared {
     fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool) {
         // If the lock is held, the task runs, and continues. Without a budget, the socket could not be written to.
@@ -123,7 +117,8 @@ pub(super) struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let mut lendable = self.shared.lock();
+        let lendable = self.shared.lendable.lock();
+        let mut lendable = lendable.unwrap_or_else(PoisonError::into_inner);
         self.driver.take_back(lendable.lease.take());
     }
 }
@@ -442,7 +437,9 @@ impl Future for Connection {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Connection { shared, driver } = &mut *self;
-        let lendable = &mut *shared.lock();
+        // Whoever wrote a live event may have panicked. That counts as a panic of this task.
+        let lendable = shared.lendable.lock();
+        let lendable = &mut *lendable.expect("no write of a live event has panicked");
         driver.take_back(lendable.lease.take());
         let done = driver.poll(cx, &mut lendable.frames);
         if done.is_pending() && driver.is_quiet(&lendable.frames) {

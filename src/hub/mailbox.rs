@@ -240,7 +240,7 @@ impl Mailbox {
         if events.is_empty() {
             return;
         }
-        // Whoever offered the events has other readers to write to.
+        // The caller has other readers to write to.
         let write = AssertUnwindSafe(|| lent.sink.write(events));
         let (more, is_done) = panic::catch_unwind(write).unwrap_or_else(|_| {
             close.get_or_insert(Close::InternalError);

@@ -437,7 +437,7 @@ impl Future for Connection {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Connection { shared, driver } = &mut *self;
-        // Whoever wrote a live event may have panicked. That counts as a panic of this task.
+        // If writing a live event has panicked, that counts as a panic of this task.
         let lendable = shared.lendable.lock();
         let lendable = &mut *lendable.expect("no write of a live event has panicked");
         driver.take_back(lendable.lease.take());

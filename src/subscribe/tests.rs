@@ -493,6 +493,38 @@ async fn a_history_that_changes_during_a_replay_resets_only_who_received_it() {
     }
 }
 
+/// Until a client has received something, nothing that it has can be lost. The stream follows the log all the same, because
+/// it listens to the wide events of a kind.
+#[tokio::test(start_paused = true)]
+async fn a_history_that_changes_before_the_first_channel_resets_nobody() {
+    let (log, hub, subscriber, _batches) = setup();
+    let request = Request {
+        from: None,
+        ..request(&subscriber, Scope::new(school(), []).with_wide(job::KIND))
+    };
+    let mut subscription = subscriber.open(request).unwrap();
+    let first = [event(1, "a", true), event(2, "a", true)];
+    log.ends_with(&first);
+    hub.offer(&first).wake();
+    let is_heartbeat = |control: &Control| matches!(control, Control::Heartbeat { .. });
+    until(&mut subscription, is_heartbeat).await;
+    assert_eq!(subscription.position, first[1].place());
+    log.ends_with(&[event(1, "b", true)]);
+    hub.start_over(school()).wake();
+    let is_first = |control: &Control| {
+        assert!(!matches!(control, Control::Ready(_)), "it has no channel");
+        assert!(!matches!(control, Control::Reset(_)), "{control:?}");
+        is_heartbeat(control)
+    };
+    until(&mut subscription, is_first).await;
+    subscription.subscribe([subject("b")].into(), None, Map::new(), None);
+    let sent = until(&mut subscription, |control| {
+        assert!(!matches!(control, Control::Reset(_)), "{control:?}");
+        matches!(control, Control::Ready(_))
+    });
+    assert_eq!(sent.await, [1]);
+}
+
 /// What was replayed for an added channel must not be sent again, even if the next read finds that some of it is lost.
 #[tokio::test]
 async fn a_history_that_changes_after_a_replay_for_an_added_channel_resets_and_repeats_nothing() {

@@ -256,6 +256,10 @@ class Walk:
     def _reset(self, reason, life, at):
         place = self.claim or self.spot
         window = set(range(self.life, life + 1))
+        if place is None and reason == "history_changed" and self.states:
+            # Before `ready`: some of the snapshot, which it had begun to receive, or what the snapshot relied on, was lost.
+            self._starts_afresh()
+            return
         if reason not in ("history_changed", "unknown_epoch", "expired") or place is None:
             raise self._broken(f"a reset without a reason: {reason}")
         if reason == "expired":

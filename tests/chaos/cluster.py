@@ -23,7 +23,7 @@ from pathlib import Path
 import wire
 from clients import Reader, Worker, end, scopes
 from ledger import Broken
-from outcome import of_readers, outcome
+from outcome import TooShort, of_readers, outcome
 from parts import PATIENCE_SECS, PgBouncer, Postgres, Redis
 from proxy import Link
 from server import SECRET, Server
@@ -453,9 +453,9 @@ class Run:
         await asyncio.gather(*workers, *readers)
         await self.check()
         if self.life == 0 and self.ends_of_lives.intersection(self.faults):
-            raise RuntimeError("the database has lost nothing, although it was to be promoted or to crash: the run is too short")
+            raise TooShort("the database has lost nothing, although it was to be promoted or to crash")
         if not (self.swept and self.stalled and self.timed_out):
-            raise RuntimeError("retention has deleted nothing, or no job was silent for too long: the run is too short")
+            raise TooShort("retention has deleted nothing, or no job was silent for too long")
 
     async def check(self):
         await asyncio.gather(*(self.until_abandoned_fail(school) for school in self.schools))

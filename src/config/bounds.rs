@@ -161,6 +161,10 @@ pub const PIPELINE_END_WAIT: Duration = Duration::from_secs(5);
 pub const PUBLISH_ID_MAX_BYTES: usize = 128;
 /// Number of committed batches that can wait for the dispatcher. Beyond it, the writer waits.
 pub const DISPATCH_QUEUE: usize = 64;
+/// Number of groups of one command in a row after which a request that comes alone commits by itself again.
+pub const CALM_GROUPS: u32 = 16;
+/// Number of commits of such requests after which the writer's thread does the work that follows them.
+pub const OWED_MAX: u32 = 16;
 /// Number of events in a segment, which is a part of a log that replays share.
 pub const SEGMENT_EVENTS: u64 = 256;
 /// Maximum size of a segment's events, in bytes. A larger segment is not shared: each replay reads it, one page at a

@@ -25,6 +25,9 @@ pub struct Committed {
     in_flight: Arc<InFlight>,
 }
 
+/// Room for one batch.
+pub(super) struct Reserved(mpsc::OwnedPermit<Vec<Arc<Event>>>);
+
 /// Receives each batch right after its commit, on the thread that committed it. It must not block.
 pub type Announcer = Box<dyn Fn(&[Arc<Event>]) + Send + Sync>;
 
@@ -117,6 +120,19 @@ impl Committed {
         self.in_flight.announce(&events);
         place.send(events);
         Ok(())
+    }
+
+    /// Reserves room for a batch. Returns `None` if there is no room now, or if the receiver is gone.
+    pub(super) fn try_reserve(&self) -> Option<Reserved> {
+        let sender = self.batches.clone();
+        Some(Reserved(sender.try_reserve_owned().ok()?))
+    }
+
+    /// Sends a batch for which there is room.
+    pub(super) fn send_reserved(&self, place: Reserved, events: Vec<Arc<Event>>) {
+        self.in_flight.note(&events);
+        self.in_flight.announce(&events);
+        place.0.send(events);
     }
 
     /// Sends a batch without `await`. If the channel is full, it blocks the thread, which must not be a Tokio worker thread.

@@ -69,6 +69,7 @@ mod limits;
 mod links;
 mod locks;
 mod logins;
+mod lone_commits;
 mod methods;
 mod migrating;
 mod monitor;

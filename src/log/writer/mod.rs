@@ -6,30 +6,32 @@
 //! command writes nothing, and so that the backend knows whether the group contains a milestone, which must reach the
 //! disk before it is acknowledged.
 //!
+//! A request that comes alone carries this out on its own thread; see `desk`.
+//!
 //! ```text
 //! Handle ─queue─▶ Turns ─▶ Rules::decide ─▶ Backend::commit ─▶ Committed ─▶ answers
 //! ```
 //!
 //! Upholds invariants 1 and 2. Nothing else is allowed to write to the tables while it runs.
 
+mod desk;
 mod pace;
 mod turns;
 
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time;
 
+use self::desk::{Desk, Notes};
 pub use self::pace::Pace;
 use self::turns::{Due, Queue, Round, Turns};
 use super::decide::{Decisions, Rules};
 use super::facts::{Facts, Moment};
 use super::{Allowance, CommandError, CommitMetrics, Committed, Envelope, Receipt, StoreError};
 use crate::config::WRITER_QUEUE;
-use crate::event::is_dense;
+use crate::event::{Event, is_dense};
 use crate::failures::Failures;
 use crate::id::{Kind, SchoolId};
 use crate::kind::State;
@@ -65,12 +67,27 @@ pub trait Backend: Facts<Error = StoreError> + Send + 'static {
         now: Moment,
     ) -> Result<Option<Instant>, StoreError>;
 
+    /// Whether the facts are on this machine, so that a thread that must not be blocked can decide.
+    fn is_embedded(&self) -> bool {
+        false
+    }
+
+    /// Commits as [`commit`](Backend::commit) does if that takes only a moment: if it waits neither for the disk nor for a lock. Returns
+    /// `None` if nothing was done, and a thread that can be blocked must commit.
+    fn try_commit(
+        &mut self,
+        _: &mut Decisions,
+        _: Moment,
+    ) -> Option<Result<Option<Instant>, StoreError>> {
+        None
+    }
+
     /// Takes the schools that the last commit left out. Empty for a store with one writer.
     fn missed(&mut self) -> Vec<SchoolId> {
         Vec::new()
     }
 
-    /// Does the work of a commit that can wait until its requests are answered.
+    /// Does the work of the last commits that can wait until their requests are answered.
     fn answered(&mut self) {}
 
     /// Closes the database cleanly.
@@ -102,6 +119,7 @@ pub(super) struct Submission {
 /// Submits work to a writer. The writer stops when all of its handles are dropped.
 pub struct Handle<B> {
     work: mpsc::Sender<Work<B>>,
+    desk: Arc<Desk<B>>,
 }
 
 /// See the [module-level documentation](self).
@@ -115,15 +133,18 @@ pub struct Writer<B> {
     /// Consecutive commits that failed.
     failures: Failures,
     queue: mpsc::Receiver<Work<B>>,
+    notes: Notes,
+    desk: Arc<Desk<B>>,
 }
 
-/// Wakes a waiting thread.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
+/// A group of commands that has been decided.
+struct Group {
+    began: Instant,
+    now: Moment,
+    round: Round,
+    decisions: Decisions,
+    /// Whether the decisions are complete.
+    decided: Result<(), StoreError>,
 }
 
 impl<B: Backend> Handle<B> {
@@ -134,15 +155,17 @@ impl<B: Backend> Handle<B> {
         commands: Vec<Envelope>,
         allowance: Arc<Allowance>,
     ) -> Result<Receipts, StoreError> {
-        self.ask(|answer| {
-            Work::Append(Submission {
-                school,
-                commands,
-                allowance,
-                answer,
-            })
-        })
-        .await
+        let (answer, answered) = oneshot::channel();
+        let submission = Submission {
+            school,
+            commands,
+            allowance,
+            answer,
+        };
+        if let Some(submission) = self.desk.commit(submission) {
+            self.submit(Work::Append(submission)).await?;
+        }
+        answered.await.map_err(|_| StoreError::Stopped)?
     }
 
     /// Runs a function on the writer's backend.
@@ -166,11 +189,13 @@ impl<B: Backend> Handle<B> {
 
     async fn ask<T>(&self, work: impl FnOnce(Answer<T>) -> Work<B>) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        self.work
-            .send(work(answer))
-            .await
-            .map_err(|_| StoreError::Stopped)?;
+        self.submit(work(answer)).await?;
         answered.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    async fn submit(&self, work: Work<B>) -> Result<(), StoreError> {
+        let submitted = self.work.send(work).await;
+        submitted.map_err(|_| StoreError::Stopped)
     }
 }
 
@@ -193,30 +218,18 @@ impl<B: Backend> Writer<B> {
             turns: Turns::new(pace),
             failures: Failures::default(),
             queue,
+            notes: Notes::default(),
+            desk: Arc::default(),
         };
-        (writer, Handle { work })
+        let desk = Arc::clone(&writer.desk);
+        (writer, Handle { work, desk })
     }
 
     /// Runs the writer on the current thread until it is closed or every handle is dropped. Completes the work submitted
     /// before that. Returns the channel on which to answer once the backend is dropped, if a caller is waiting.
-    pub fn run(mut self) -> Option<Answer<()>> {
-        let mut closed = None;
-        loop {
-            let is_closing = closed.is_some();
-            let next = match self.turns.due(time::Instant::now()) {
-                Due::Never if is_closing => break,
-                _ if is_closing => None,
-                Due::Now => self.queue.try_recv().ok(),
-                Due::At(at) => self.receive_until(at),
-                Due::Never => match self.queue.blocking_recv() {
-                    Some(work) => Some(work),
-                    None => return None,
-                },
-            };
-            closed = closed.or(self.work_on(next, is_closing));
-        }
-        self.backend.close();
-        closed
+    pub fn run(self) -> Option<Answer<()>> {
+        let desk = Arc::clone(&self.desk);
+        desk.run(self)
     }
 
     /// Does the pending work without waiting for more, for callers without a dedicated thread, such as a simulation.
@@ -226,23 +239,8 @@ impl<B: Backend> Writer<B> {
         let is_due = self.turns.due(time::Instant::now()) == Due::Now;
         let waits = next.is_some() || is_due;
         self.work_on(next, false);
+        self.settle_up();
         waits
-    }
-
-    /// Waits for work on this thread until `deadline` at most. Returns at once if there will be no more work.
-    fn receive_until(&mut self, deadline: time::Instant) -> Option<Work<B>> {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let mut context = Context::from_waker(&waker);
-        loop {
-            if let Poll::Ready(work) = self.queue.poll_recv(&mut context) {
-                return work;
-            }
-            let left = deadline.saturating_duration_since(time::Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            thread::park_timeout(left);
-        }
     }
 
     /// Accepts `next` and all work queued behind it, so that all schools take part in the turns, and commits a group.
@@ -263,7 +261,8 @@ impl<B: Backend> Writer<B> {
         let hurries = is_closing || closed.is_some() || self.queue.is_closed();
         let now = time::Instant::now();
         if self.turns.due(now) == Due::Now || (hurries && !self.turns.is_empty()) {
-            self.commit(now, hurries);
+            let group = self.decide(now, hurries);
+            self.commit(group);
         }
         closed
     }
@@ -279,8 +278,8 @@ impl<B: Backend> Writer<B> {
         None
     }
 
-    /// Carries out a group with a slice of each school, and answers the requests that are completely carried out.
-    fn commit(&mut self, at: time::Instant, hurries: bool) {
+    /// Decides a group with a slice of each school.
+    fn decide(&mut self, at: time::Instant, hurries: bool) -> Group {
         let began = Instant::now();
         let mut decisions = Decisions::default();
         let mut round = self.turns.begin(at, hurries);
@@ -297,7 +296,39 @@ impl<B: Backend> Writer<B> {
                 Err(error)
             }
         };
-        let written = decided.and_then(|()| self.backend.commit(&mut decisions, now));
+        Group {
+            began,
+            now,
+            round,
+            decisions,
+            decided,
+        }
+    }
+
+    /// Commits a group, and answers the requests that are completely carried out.
+    fn commit(&mut self, mut group: Group) {
+        let written = match std::mem::replace(&mut group.decided, Ok(())) {
+            Ok(()) => self.backend.commit(&mut group.decisions, group.now),
+            Err(error) => Err(error),
+        };
+        self.finish(group, written, |committed, events| {
+            committed.blocking_send(events)
+        });
+    }
+
+    /// Sends the events of a group, and answers its requests.
+    fn finish(
+        &mut self,
+        group: Group,
+        written: Result<Option<Instant>, StoreError>,
+        send: impl FnOnce(&Committed, Vec<Arc<Event>>) -> Result<(), StoreError>,
+    ) {
+        let Group {
+            began,
+            round,
+            decisions,
+            ..
+        } = group;
         if let Ok(Some(at)) = written {
             self.turns.worked(&round, at - began);
         }
@@ -307,11 +338,11 @@ impl<B: Backend> Writer<B> {
                 .committed(decisions.events.len(), began.elapsed());
             debug_assert!(is_dense(&decisions.events), "a commit has no hole");
             // Fails only if the dispatcher has stopped, and then nothing receives events.
-            let _ = self.committed.blocking_send(decisions.events);
+            let _ = send(&self.committed, decisions.events);
         }
         let missed = self.backend.missed();
+        self.note_group(round.taken.commands);
         self.turns.settle(round, &written, &missed);
-        self.backend.answered();
     }
 
     /// Logs when commits begin to fail, and when they succeed again. Returns the error for the waiting requests. It

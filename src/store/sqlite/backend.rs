@@ -55,6 +55,8 @@ pub(super) struct Backend {
     synchronous: Synchronous,
     /// Whether the connection currently waits for the disk at each commit.
     waits_for_disk: bool,
+    /// Whether the connection currently waits until another program's lock on the database is released.
+    waits_for_lock: bool,
     tails: LruCache<SchoolId, Tail>,
     /// How many subjects of a kind a school has.
     counts: LruCache<(SchoolId, Kind), u64>,
@@ -64,8 +66,8 @@ pub(super) struct Backend {
     swept_school: i64,
     /// Whether the database was in its original place at the last check.
     is_in_place: bool,
-    /// The approximate number of pages that the last commit wrote for its events, until the checkpoints are informed.
-    uncounted: Option<i64>,
+    /// The approximate number of pages that commits have written since the checkpoints were informed.
+    uncounted: i64,
     /// Declared after `conn`, so that it is dropped later: see [`DatabaseLock`].
     lock: Arc<DatabaseLock>,
 }
@@ -89,6 +91,12 @@ fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
     LruCache::new(NonZeroUsize::new(capacity).expect("a cache has room"))
 }
 
+/// Whether a write failed because another program has locked the database.
+fn is_locked(error: &diesel::result::Error) -> bool {
+    use diesel::result::Error::DatabaseError;
+    matches!(error, DatabaseError(_, information) if information.message() == "database is locked")
+}
+
 impl Backend {
     pub(super) fn new(
         conn: SqliteConnection,
@@ -106,13 +114,14 @@ impl Backend {
             life,
             synchronous: settings.synchronous,
             waits_for_disk: true,
+            waits_for_lock: true,
             tails: cache(config::SCHOOL_CACHE),
             counts: cache(config::SCHOOL_CACHE * kind::KINDS.len()),
             states: States::default(),
             past: cache(config::SCHOOL_CACHE),
             swept_school: 0,
             is_in_place: true,
-            uncounted: None,
+            uncounted: 0,
             lock,
         }
     }
@@ -122,8 +131,10 @@ impl Backend {
         &mut self,
         write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
     ) -> Result<T, StoreError> {
-        if let Err(error) = self.wait_for_disk(self.synchronous == Synchronous::Full) {
-            tracing::warn!(%error, "the database rejected `PRAGMA synchronous`");
+        let waits_for_disk = self.synchronous == Synchronous::Full;
+        let set = self.wait_for_lock(true);
+        if let Err(error) = set.and_then(|()| self.wait_for_disk(waits_for_disk)) {
+            tracing::warn!(%error, "the database rejected a `PRAGMA`");
         }
         write(&mut self.conn).map_err(database_error)
     }
@@ -133,7 +144,8 @@ impl Backend {
         &mut self,
         write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
     ) -> Result<T, StoreError> {
-        self.wait_for_disk(self.synchronous != Synchronous::Normal)
+        self.wait_for_lock(true)
+            .and_then(|()| self.wait_for_disk(self.synchronous != Synchronous::Normal))
             .map_err(database_error)?;
         write(&mut self.conn).map_err(database_error)
     }
@@ -143,11 +155,7 @@ impl Backend {
         if group.states.is_empty() {
             return Ok(None);
         }
-        self.wait_for_disk(match self.synchronous {
-            Synchronous::Full => true,
-            Synchronous::Normal => false,
-            Synchronous::Milestone => group.has_milestone,
-        })?;
+        self.wait_for_disk(self.must_wait_for_disk(group))?;
         let written = self.conn.immediate_transaction(|conn| {
             for (address, stored) in &group.states {
                 let (school, kind, subject) = address;
@@ -196,7 +204,7 @@ impl Backend {
             QueryResult::Ok(Instant::now())
         })?;
         let pages = |event: &Arc<Event>| 1 + signed(event.bytes()) / config::PAGE_BYTES;
-        self.uncounted = Some(group.events.iter().map(pages).sum());
+        self.uncounted += config::COMMIT_BASE_PAGES + group.events.iter().map(pages).sum::<i64>();
         for (address, stored) in group.states.drain() {
             // Finished subjects, with their results, are hardly ever read again.
             if stored.state.is_over() {
@@ -222,6 +230,14 @@ impl Backend {
         Ok(Some(written))
     }
 
+    fn must_wait_for_disk(&self, group: &Decisions) -> bool {
+        match self.synchronous {
+            Synchronous::Full => true,
+            Synchronous::Normal => false,
+            Synchronous::Milestone => group.has_milestone,
+        }
+    }
+
     /// Sets whether the next commits wait for the disk. In WAL mode a commit that does not wait still survives a killed
     /// process, and a later commit that waits makes it durable as well.
     fn wait_for_disk(&mut self, wait: bool) -> QueryResult<()> {
@@ -234,13 +250,26 @@ impl Backend {
         Ok(())
     }
 
+    /// Sets whether the next writes wait while another program has locked the database.
+    fn wait_for_lock(&mut self, wait: bool) -> QueryResult<()> {
+        if wait != self.waits_for_lock {
+            let timeout = if wait { BUSY_TIMEOUT_MS } else { 0 };
+            self.conn
+                .batch_execute(&format!("PRAGMA busy_timeout = {timeout}"))?;
+            self.waits_for_lock = wait;
+        }
+        Ok(())
+    }
+
     /// Removes one batch of data past its retention. Returns whether there may be more.
     pub(super) fn sweep(
         &mut self,
         retention: &Retention,
         now: DateTime<Utc>,
     ) -> Result<bool, StoreError> {
-        let swept = sweep(&mut self.conn, &mut self.swept_school, retention, now)
+        let swept = self
+            .wait_for_lock(true)
+            .and_then(|()| sweep(&mut self.conn, &mut self.swept_school, retention, now))
             .map_err(database_error)?;
         for school in &swept.shortened {
             self.tails.pop(school);
@@ -259,15 +288,10 @@ impl Backend {
     pub(super) fn save_uptime(&mut self) -> Result<(), StoreError> {
         // Also checked here, so that a removed database is noticed while no events are published. This logs changes only.
         let _ = self.check_place();
-        let mut save = || {
-            self.wait_for_disk(false)?;
-            self.conn.batch_execute("PRAGMA busy_timeout = 0")?;
-            let saved = set_uptime(&mut self.conn, self.life.uptime.now());
-            self.conn
-                .batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))?;
-            saved
-        };
-        save().map_err(database_error)
+        self.wait_for_disk(false)
+            .and_then(|()| self.wait_for_lock(false))
+            .and_then(|()| set_uptime(&mut self.conn, self.life.uptime.now()))
+            .map_err(database_error)
     }
 
     /// Checks that the backend can write.
@@ -364,17 +388,48 @@ impl writer::Backend for Backend {
         now: Moment,
     ) -> Result<Option<Instant>, StoreError> {
         self.check_place()?;
-        self.write(decisions, now).map_err(database_error)
+        self.checkpoints.restarts();
+        self.wait_for_lock(true)
+            .and_then(|()| self.write(decisions, now))
+            .map_err(database_error)
+    }
+
+    fn is_embedded(&self) -> bool {
+        true
+    }
+
+    fn try_commit(
+        &mut self,
+        decisions: &mut Decisions,
+        now: Moment,
+    ) -> Option<Result<Option<Instant>, StoreError>> {
+        if self.must_wait_for_disk(decisions) || self.checkpoints.may_restart() {
+            return None;
+        }
+        if let Err(error) = self.check_place() {
+            return Some(Err(error));
+        }
+        let written = self
+            .wait_for_lock(false)
+            .and_then(|()| self.write(decisions, now));
+        match written {
+            Err(error) if is_locked(&error) => None,
+            written => Some(written.map_err(database_error)),
+        }
     }
 
     fn answered(&mut self) {
-        if let Some(pages) = self.uncounted.take() {
+        let pages = std::mem::take(&mut self.uncounted);
+        if pages > 0 {
             self.checkpoints.committed(&mut self.conn, pages);
         }
     }
 
     /// If this fails, the database stays marked as open, and the next start checks it.
     fn close(&mut self) {
+        if let Err(error) = self.wait_for_lock(true) {
+            tracing::warn!(%error, "the database rejected a `PRAGMA`");
+        }
         match life::end(&mut self.conn, &self.life) {
             Ok(generation) => self.lock.remember(self.life.epoch, generation),
             Err(error) => tracing::warn!(%error, "the database could not be marked as closed"),

@@ -28,7 +28,7 @@ use diesel::sqlite::SqliteConnection;
 use super::BUSY_TIMEOUT_MS;
 use crate::config::{
     CHECKPOINT_LEFT_PAGES, CHECKPOINT_PAGES, CHECKPOINT_PASSES, CHECKPOINT_REST_PAGES,
-    COMMIT_BASE_PAGES, WAL_MAX_PAGES, WAL_RESTART_PAGES,
+    WAL_MAX_PAGES, WAL_RESTART_PAGES,
 };
 use crate::failures::Failures;
 use crate::log::CommitMetrics;
@@ -51,6 +51,9 @@ struct Shared {
     turn: Mutex<()>,
     /// Whether the log is long, and the thread has copied all but a short rest.
     is_caught_up: AtomicBool,
+    /// Whether all of the log may have been copied since the last commit. Then the next one begins the log anew, and waits for the
+    /// disk, even with `synchronous = NORMAL`.
+    may_restart: AtomicBool,
 }
 
 /// The state of the log, in pages.
@@ -87,7 +90,10 @@ impl Checkpoints {
         let mut conn = SqliteConnection::establish(url)?;
         conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))?;
         let (wake, woken) = sync_channel(1);
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::new(Shared {
+            may_restart: AtomicBool::new(true),
+            ..Shared::default()
+        });
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("tidings-checkpoints".into())
@@ -101,10 +107,20 @@ impl Checkpoints {
         })
     }
 
-    /// Starts or completes a checkpoint if the log needs one after a commit that wrote about `pages` pages. `conn` is the
+    /// Whether the next commit may have to wait for the disk, because it begins the log anew.
+    pub(super) fn may_restart(&self) -> bool {
+        self.shared.may_restart.load(Ordering::Relaxed)
+    }
+
+    /// Called before a commit that may wait for the disk. A checkpoint that is in progress does not copy that commit.
+    pub(super) fn restarts(&self) {
+        self.shared.may_restart.store(false, Ordering::Relaxed);
+    }
+
+    /// Starts or completes a checkpoint if the log needs one after commits that wrote about `pages` pages. `conn` is the
     /// writer's.
     pub(super) fn committed(&mut self, conn: &mut SqliteConnection, pages: i64) {
-        self.unseen += COMMIT_BASE_PAGES + pages;
+        self.unseen += pages;
         let is_called = self.shared.is_caught_up.swap(false, Ordering::Relaxed);
         if self.unseen < CHECKPOINT_REST_PAGES && !is_called {
             return;
@@ -120,7 +136,7 @@ impl Checkpoints {
                 || (is_called && is_long && log.rest() <= CHECKPOINT_REST_PAGES)
             {
                 let _turn = self.shared.turn();
-                Log::copy(conn)?;
+                self.shared.copy(conn)?;
             } else if log.rest() >= CHECKPOINT_PAGES {
                 // If the channel is full, the thread has yet to take the last request.
                 let _ = self.wake.as_ref().map(|wake| wake.try_send(()));
@@ -146,11 +162,17 @@ impl Shared {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Copies the log as far as possible.
+    fn copy(&self, conn: &mut SqliteConnection) -> QueryResult<Log> {
+        self.may_restart.store(true, Ordering::Relaxed);
+        Log::copy(conn)
+    }
+
     /// Copies the log. If the log is long enough to be restarted, also copies what the writer has added in the meantime.
     fn catch_up(&self, conn: &mut SqliteConnection) -> QueryResult<()> {
         let _turn = self.turn();
         for _ in 0..CHECKPOINT_PASSES {
-            if Log::copy(conn)?.log < WAL_RESTART_PAGES {
+            if self.copy(conn)?.log < WAL_RESTART_PAGES {
                 break;
             }
             if Log::status(conn)?.rest() <= CHECKPOINT_LEFT_PAGES {

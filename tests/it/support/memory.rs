@@ -1,7 +1,8 @@
 //! An in-memory database behind the real decisions: it stores what a store does, without SQL.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 use chrono::DateTime;
@@ -27,6 +28,12 @@ pub(crate) struct Memory {
     pub(crate) parts: HashMap<(Address, u64), Part>,
     /// How many of the next commits fail.
     pub(crate) failures: usize,
+    /// Whether ticks are committed at once, as in SQLite.
+    pub(crate) is_embedded: bool,
+    /// The thread on which commits panic.
+    pub(crate) panics_on: Arc<Mutex<Option<ThreadId>>>,
+    /// The threads that committed, in the order of the commits.
+    pub(crate) threads: Arc<Mutex<Vec<ThreadId>>>,
 }
 
 impl Memory {
@@ -121,8 +128,24 @@ impl Backend for Memory {
             self.failures -= 1;
             return Err(StoreError::Database("the disk is full".into()));
         }
+        let own = thread::current().id();
+        let panics = *self.panics_on.lock().unwrap() == Some(own);
+        assert!(!panics, "it was asked to panic");
+        self.threads.lock().unwrap().push(own);
         self.take_in(decisions);
         Ok(Some(Instant::now()))
+    }
+
+    fn is_embedded(&self) -> bool {
+        self.is_embedded
+    }
+
+    fn try_commit(
+        &mut self,
+        decisions: &mut Decisions,
+        now: Moment,
+    ) -> Option<Result<Option<Instant>, StoreError>> {
+        (!decisions.has_milestone).then(|| self.commit(decisions, now))
     }
 
     fn close(&mut self) {}

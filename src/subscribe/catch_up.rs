@@ -54,11 +54,12 @@ pub(super) enum Step {
     },
     /// Listen to more channels.
     Add(Box<Addition>),
-    /// The added channels have been sent up to the position, like the others. From now on, nothing before the position is sent again.
+    /// Everything in scope has been sent up to the position, on added channels as well. From now on, nothing before the position is
+    /// sent again.
     ///
     /// A reader that resumes from the position may still miss states that a snapshot has omitted, so `backfill` stays until `ready`.
     Added,
-    /// Send `ready`: everything before it has been delivered. Without channels, it would mean nothing, and is not sent.
+    /// Send `ready`: everything before it has been delivered.
     Ready,
 }
 
@@ -153,6 +154,8 @@ impl Subscription {
         if self.scope.channels().is_empty() {
             self.backfill = None;
             self.awaits = None;
+            // Without channels, `ready` means nothing.
+            self.plan.retain(|step| !matches!(step, Step::Ready));
         }
         if self.scope.is_empty() {
             // There is nothing to catch up with, and no position.
@@ -206,12 +209,10 @@ impl Subscription {
                 // What was awaited is confirmed, or it was the end of a snapshot, and is the position.
                 self.awaits = None;
                 let position = self.position;
-                if self.scope.channels().is_empty() {
-                    self.safe = position;
-                } else {
-                    let ready = Control::Ready(self.cursor(position));
-                    self.push(Delivery::Control(ready), Some(position));
-                }
+                self.push(
+                    Delivery::Control(Control::Ready(self.cursor(position))),
+                    Some(position),
+                );
                 Poll::Ready(())
             }
             Step::Add(addition) => {
@@ -363,7 +364,7 @@ impl Subscription {
         self.awaits.take_if(|awaits| *awaits == self.position);
     }
 
-    /// Starts over with a snapshot of everything in scope.
+    /// Starts over with a snapshot of everything in scope. On a `reset`, clients discard the states that they have.
     fn reset(&mut self, reason: ResetReason) {
         self.send_reset(reason);
         if !matches!(self.plan.front(), Some(Step::Ready)) {
@@ -373,13 +374,10 @@ impl Subscription {
         self.plan.push_front(snapshot);
     }
 
-    /// Sends `reset` to a client that has something to discard, and cancels checks of an earlier snapshot, which a new one will
-    /// replace.
+    /// Sends `reset`, and cancels checks of an earlier snapshot, which a new one will replace.
     fn send_reset(&mut self, reason: ResetReason) {
-        if self.has_received {
-            let reset = Delivery::Control(Control::Reset(reason));
-            self.push(reset, Some(Place::default()));
-        }
+        let reset = Delivery::Control(Control::Reset(reason));
+        self.push(reset, Some(Place::default()));
         self.plan.retain(|step| !matches!(step, Step::Confirm(_)));
         self.awaits = None;
     }

@@ -116,8 +116,6 @@ pub struct Subscription {
     is_claimed: bool,
     /// The place up to which the reader has received everything: it can resume from here.
     safe: Place,
-    /// Whether the client may have an event or a cursor, from this stream or an earlier one, that it must discard on a `reset`.
-    has_received: bool,
     /// While added channels catch up: the place from which a reader of all channels must resume.
     backfill: Option<Place>,
     /// Until it is confirmed that the log has it, or else until `ready`: the newest event when a snapshot was read; see [`Cursor::awaits`].
@@ -190,7 +188,6 @@ impl Subscriber {
             position: Place::default(),
             is_claimed: false,
             safe: Place::default(),
-            has_received: from.is_some(),
             backfill: None,
             awaits: None,
             wide_from: 0,
@@ -227,7 +224,13 @@ impl Subscriber {
             subscription.position = subscription.safe;
         } else {
             let start = subscription.start(from);
-            subscription.plan.extend([start, Step::Ready]);
+            subscription.plan.push_back(start);
+            subscription
+                .plan
+                .push_back(match subscription.scope.channels().is_empty() {
+                    true => Step::Added,
+                    false => Step::Ready,
+                });
         }
         Ok(subscription)
     }
@@ -341,7 +344,6 @@ impl Subscription {
             .into_iter()
             .filter(|channel| !self.scope.channels().contains(channel))
             .collect();
-        self.has_received |= cursor.is_some();
         let known = self.known(cursor);
         let from = known.unwrap_or_default();
         let first = self.scope.is_empty();
@@ -671,7 +673,6 @@ impl Subscription {
         let written = self.attachment.mailbox().take_back();
         self.position = written.taken.unwrap_or(self.position);
         self.safe = written.last.unwrap_or(self.safe);
-        self.has_received |= written.events > 0;
         self.log.count_events(written.events);
         if self.conflator.conflates() {
             self.set_timer();
@@ -683,13 +684,9 @@ impl Subscription {
         let Entry { mut item, moves_to } = entry;
         self.safe = moves_to.unwrap_or(self.safe);
         match &mut item {
-            Item::Event(_) => {
-                self.has_received = true;
-                self.log.count_events(1);
-            }
+            Item::Event(_) => self.log.count_events(1),
             Item::Control(control) => {
                 if let Control::Ready(_) = **control {
-                    self.has_received = true;
                     // Additions are processed one at a time, so every acknowledged addition is complete.
                     self.backfill = None;
                 }

@@ -256,8 +256,9 @@ class Walk:
     def _reset(self, reason, life, at):
         place = self.claim or self.spot
         window = set(range(self.life, life + 1))
-        if place is None and reason == "history_changed" and self.states:
-            # Before `ready`: some of the snapshot, which it had begun to receive, or what the snapshot relied on, was lost.
+        if place is None and reason == "history_changed" and (self.states or len(window) > 1):
+            # Before `ready`, some of what a snapshot had sent, or relied on, was lost; or a connection without channels may have missed
+            # an acknowledgement, which is sent to every connection.
             self._starts_afresh()
             return
         if reason not in ("history_changed", "unknown_epoch", "expired") or place is None:

@@ -9,6 +9,7 @@ use super::*;
 use crate::config::{Bounded, CATCH_UP_HEARTBEAT};
 use crate::feed::tests::{Kept, events, hub, school};
 use crate::hub::mailbox::tests::event;
+use crate::hub::mailbox::{Sink, Written};
 use crate::kind::job;
 use crate::log::{Batches, Committed, Incoming, Log};
 use crate::wire::ResetReason;

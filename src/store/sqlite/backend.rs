@@ -388,10 +388,14 @@ impl writer::Backend for Backend {
         now: Moment,
     ) -> Result<Option<Instant>, StoreError> {
         self.check_place()?;
-        self.checkpoints.restarts();
-        self.wait_for_lock(true)
-            .and_then(|()| self.write(decisions, now))
-            .map_err(database_error)
+        let may_restart = self.checkpoints.restarts();
+        let written = self
+            .wait_for_lock(true)
+            .and_then(|()| self.write(decisions, now));
+        if may_restart && !matches!(written, Ok(Some(_))) {
+            self.checkpoints.has_not_restarted();
+        }
+        written.map_err(database_error)
     }
 
     fn is_embedded(&self) -> bool {
@@ -403,7 +407,8 @@ impl writer::Backend for Backend {
         decisions: &mut Decisions,
         now: Moment,
     ) -> Option<Result<Option<Instant>, StoreError>> {
-        if self.must_wait_for_disk(decisions) || self.checkpoints.may_restart() {
+        let waits = self.must_wait_for_disk(decisions) || self.checkpoints.may_restart();
+        if waits && !decisions.states.is_empty() {
             return None;
         }
         if let Err(error) = self.check_place() {

@@ -112,9 +112,14 @@ impl Checkpoints {
         self.shared.may_restart.load(Ordering::Relaxed)
     }
 
-    /// Called before a commit that may wait for the disk. A checkpoint that is in progress does not copy that commit.
-    pub(super) fn restarts(&self) {
-        self.shared.may_restart.store(false, Ordering::Relaxed);
+    /// Whether the next commit may have to wait for the disk, because it begins the log anew. Called before a commit that can wait. After
+    /// it, [`has_not_restarted`](Self::has_not_restarted) must be called if it has written nothing.
+    pub(super) fn restarts(&self) -> bool {
+        self.shared.may_restart.swap(false, Ordering::Relaxed)
+    }
+
+    pub(super) fn has_not_restarted(&self) {
+        self.shared.may_restart.store(true, Ordering::Relaxed);
     }
 
     /// Starts or completes a checkpoint if the log needs one after commits that wrote about `pages` pages. `conn` is the
@@ -164,8 +169,12 @@ impl Shared {
 
     /// Copies the log as far as possible.
     fn copy(&self, conn: &mut SqliteConnection) -> QueryResult<Log> {
+        // Before it, because the log can begin anew as soon as all is copied; after it, because a commit that precedes its beginning
+        // may have taken the mark away.
         self.may_restart.store(true, Ordering::Relaxed);
-        Log::copy(conn)
+        let copied = Log::copy(conn);
+        self.may_restart.store(true, Ordering::Relaxed);
+        copied
     }
 
     /// Copies the log. If the log is long enough to be restarted, also copies what the writer has added in the meantime.

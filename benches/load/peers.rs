@@ -23,7 +23,7 @@ use crate::subscribers::{READY, Target, Transport};
 /// Where Debian installs Nchan.
 const NCHAN: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     /// The lower bound.
     Raw,

@@ -3,11 +3,13 @@
 //! Every server is measured in every round, one after the other, so that a machine that becomes slower affects all of them.
 //! Each ratio is the median of the ratios of the rounds.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::peers::{self, Kind, Peer};
 use crate::process::Process;
@@ -16,6 +18,9 @@ use crate::subscribers::{MARK, Subscribers, Transport, find};
 
 /// Duration of a measurement.
 const MEASURE_FOR: Duration = Duration::from_secs(4);
+/// How long a server may take for a measurement, including its start. One that takes longer is left out, so that it does not hold up
+/// the others.
+const MEASURE_WITHIN: Duration = Duration::from_secs(60);
 /// Events before the measurement.
 const WARM_UP: usize = 20;
 /// Digits of the time in a message.
@@ -82,23 +87,32 @@ fn rounds() -> usize {
 
 /// Compares all servers.
 pub(crate) async fn compare(scenario: &Scenario) {
-    let kinds = peers::installed();
+    let installed = peers::installed();
     for transport in TRANSPORTS {
+        let mut kinds = installed.clone();
+        kinds.retain(|kind| Peer::is_offered(*kind, transport));
         let template = template(transport).await;
-        let mut costs = vec![Vec::new(); kinds.len()];
+        let mut costs: HashMap<Kind, Vec<Cost>> = HashMap::new();
         for _ in 0..rounds() {
-            for (kind, costs) in kinds.iter().zip(&mut costs) {
-                if Peer::is_offered(*kind, transport) {
-                    costs.push(measure(*kind, scenario, transport, &template).await);
+            let mut left_out = Vec::new();
+            for kind in &kinds {
+                let measuring = measure(*kind, scenario, transport, &template);
+                match timeout(MEASURE_WITHIN, measuring).await {
+                    Ok(cost) => costs.entry(*kind).or_default().push(cost),
+                    Err(_) => left_out.push(*kind),
                 }
             }
+            for kind in left_out {
+                println!(
+                    "{:<13} {transport:<10} {kind:<8} is left out: it took more than {MEASURE_WITHIN:?}",
+                    scenario.name
+                );
+                kinds.retain(|known| *known != kind);
+            }
         }
-        let raw: Vec<f64> = costs[0].iter().map(|round| round.cpu).collect();
-        for (kind, costs) in kinds
-            .iter()
-            .zip(&costs)
-            .filter(|(_, costs)| !costs.is_empty())
-        {
+        let raw: Vec<f64> = costs[&Kind::Raw].iter().map(|round| round.cpu).collect();
+        for kind in &kinds {
+            let costs = &costs[kind];
             let ratios = costs
                 .iter()
                 .zip(&raw)

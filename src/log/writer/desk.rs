@@ -101,7 +101,7 @@ impl<B: Backend> Desk<B> {
         let ran = catch_unwind(AssertUnwindSafe(|| self.run_until_closed(&mut closed)));
         let writer = self.writer().take();
         if let Err(panic) = ran {
-            // Whoever waits for an answer learns that there will be none.
+            // Ends the wait of every caller with an error.
             drop(writer);
             resume_unwind(panic);
         }
@@ -143,7 +143,6 @@ impl<B: Backend> Writer<B> {
     fn is_idle(&self) -> bool {
         !self.needs_thread()
             && self.notes.groups_to_calm == 0
-            && self.turns.is_empty()
             && self.queue.is_empty()
             && self.backend.is_embedded()
     }

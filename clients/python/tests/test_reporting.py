@@ -531,6 +531,25 @@ print(sorted(set(sys.modules) - before))
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "https://127.0.0.1:1"])
+def test_the_thread_of_a_reporter_makes_no_tls_context(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL takes locks to make one. A process that forks at that moment leaves them to the child, whose own context waits for them for ever."""
+    made_by: list[str] = []
+    make = ssl.SSLContext.__new__
+
+    def recorded(*args: Any, **kwargs: Any) -> ssl.SSLContext:
+        made_by.append(threading.current_thread().name)
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(ssl.SSLContext, "__new__", recorded)
+    ssl.create_default_context()
+    assert made_by == [threading.current_thread().name]
+    with reporting(url) as reporter:
+        job_of(reporter).start()
+        wait_for(lambda: reporter.is_failing)
+    assert "tidings-reporter" not in made_by
+
+
 @pytest.mark.parametrize("scheme", ["https", "HTTPS"])
 def test_certificates_are_verified(scheme: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     key, certificate = tmp_path / "key", tmp_path / "certificate"

@@ -48,9 +48,10 @@ WARNING_SECS = 10.0
 # Code compares statuses in lower case, whichever the server's setting is.
 LOWER_CASE = {"status_case": "lower"}
 
-# Imports what a request would import, in the thread that imports this module. If the process forked while the thread of a reporter imports, the
-# child would wait for that import for ever.
-httpx.Client(verify=False, trust_env=False).close()
+# Makes and imports what a request needs, in the thread that imports this module. If the process forked while the thread of a reporter imports, or while
+# OpenSSL makes a context in it, the child would wait for a lock for ever.
+NO_TLS = httpx.create_ssl_context(verify=False)
+httpx.Client(verify=NO_TLS, trust_env=False).close()
 "localhost".encode("idna")
 
 
@@ -84,7 +85,7 @@ class Reporter:
         self._capacity = (capacity, capacity_bytes)
         self._interval_secs, self._flush_secs, self._request_secs = interval_secs, flush_secs, request_secs
         # Made here, and not in the thread: reading certificates takes locks of OpenSSL, which a fork would leave to the child.
-        tls: ssl.SSLContext | bool = False
+        tls: ssl.SSLContext | bool = NO_TLS
         if not self.url.lower().startswith("http:"):
             try:
                 tls = httpx.create_ssl_context()

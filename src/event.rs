@@ -232,6 +232,8 @@ pub struct Event {
     /// The tag of the event before it in the log. It is not stored, so it is known only for an event that was just
     /// committed. With it, a node detects that it delivered a different event in that place.
     pub before: Option<Tag>,
+    /// The number of its subject's event before it. Like `before`, known only for an event that was just committed.
+    pub previous: Option<u64>,
     /// What a reader that has received this event still awaits; see [`Cursor::awaits`].
     awaits: Option<Place>,
     /// The kind of its subject.
@@ -286,6 +288,7 @@ impl Event {
             seq,
             tag,
             before: None,
+            previous: None,
             awaits: None,
             kind,
             subject,
@@ -301,6 +304,11 @@ impl Event {
         Event { before, ..self }
     }
 
+    /// Returns the same event, which is its subject's next one after the event with this number.
+    pub fn succeeding(self, previous: Option<u64>) -> Event {
+        Event { previous, ..self }
+    }
+
     /// Returns the same event for a reader that still awaits the event at `newest`.
     pub fn awaiting(&self, newest: Place) -> Event {
         let at = (self.epoch, self.place());
@@ -308,6 +316,7 @@ impl Event {
         Event {
             snapshot: self.snapshot,
             before: self.before,
+            previous: self.previous,
             awaits: Some(newest),
             ..Event::snapshot(at, self.school, self.kind, subject, self.at, draft)
         }

@@ -265,18 +265,20 @@ impl Rules {
         let mut events = Vec::with_capacity(outcome.drafts.len());
         let next = tail.head.seq + 1;
         let mut before = tail.head.tag;
+        let mut before_of_subject = previous.map(|stored| stored.last.seq);
         for (seq, draft) in (next..).zip(outcome.drafts) {
             let place = (self.epoch, seq);
             let event = Event::new(place, *school, *kind, subject.clone(), now, draft);
-            let event = event.following(before);
-            before = event.tag;
+            let event = event.following(before).succeeding(before_of_subject);
+            (before, before_of_subject) = (event.tag, Some(seq));
             events.push(Arc::new(event));
         }
         let known = previous.map(|stored| (stored.created_seq, stored.last, stored.last_at));
         let (created_seq, last, last_at) = known.unwrap_or((next, Place::untagged(next), now));
         let answer = events.get(outcome.answer).map(Arc::clone);
-        let newest = events.last().filter(|_| answer.is_some());
-        let (last, last_at) = newest.map_or((last, last_at), |event| (event.place(), now));
+        let (last, last_at) = events
+            .last()
+            .map_or((last, last_at), |event| (event.place(), now));
         let stored = Stored {
             state: outcome.state,
             created_seq,

@@ -439,3 +439,123 @@ async fn the_bytes_of_a_log_from_an_earlier_version_are_counted_at_the_upgrade()
     );
     server.stop().await;
 }
+
+/// How many events do not refer to the event of their subject before them.
+fn wrong_references(server: &Server) -> i64 {
+    let wrong = "SELECT COUNT(*) AS bytes FROM (
+        SELECT previous_seq, LAG(seq) OVER (PARTITION BY school_id, kind, subject_id ORDER BY seq) AS previous FROM events
+    ) WHERE previous_seq IS NOT previous";
+    let wrong: Counted = diesel::sql_query(wrong)
+        .get_result(&mut database(server))
+        .unwrap();
+    wrong.bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_event_refers_to_the_one_before_it_of_its_subject() {
+    let server = server().await;
+    let of_job = [
+        json!({"op": "jobs.create", "job_type": "t", "status": "in_progress"}),
+        json!({"op": "jobs.progress", "message": "one"}),
+        json!({"op": "jobs.progress", "message": "one"}),
+        json!({"op": "jobs.fail", "error": {"code": "x", "message": "failed"}}),
+        json!({"op": "jobs.progress", "message": "too late"}),
+        json!({"op": "jobs.retry"}),
+        json!({"op": "jobs.start"}),
+        json!({"op": "jobs.complete"}),
+    ];
+    let of_device = [
+        json!({"op": "devices.put", "name": "Door"}),
+        json!({"op": "devices.heartbeat"}),
+        json!({"op": "devices.info", "info": {"battery": 5}}),
+        json!({"op": "devices.status", "status": "offline"}),
+        json!({"op": "devices.heartbeat"}),
+    ];
+    let of_chart = [
+        json!({"op": "characteristics.put", "limits": {"center_line": 0.0, "ucl": 3.0, "lcl": -3.0}}),
+        json!({"op": "characteristics.samples", "value": 9.0}),
+        json!({"op": "characteristics.samples", "value": 9.0}),
+    ];
+    let of_session = [
+        json!({"op": "enrollments.create", "device_id": "d0"}),
+        json!({"op": "enrollments.cancel"}),
+    ];
+    // All subjects of a kind in turn, so that groups mix them.
+    let mut lines = String::new();
+    for (id_field, commands) in [
+        ("job_id", &of_job[..]),
+        ("device_id", &of_device),
+        ("characteristic_id", &of_chart),
+        ("session_id", &of_session),
+    ] {
+        for command in commands {
+            for number in 0..3 {
+                let mut command = command.clone();
+                command[id_field] = format!("{}{number}", &id_field[..1]).into();
+                lines.push_str(&format!("{command}\n"));
+            }
+        }
+    }
+    let first = server.batch(&worker(1), lines.clone()).await;
+    let done = |op: &str| {
+        first
+            .iter()
+            .zip(lines.lines())
+            .any(|(result, line)| line.contains(op) && result["status"].as_u64() < Some(300))
+    };
+    for op in [
+        "jobs.retry",
+        "devices.status",
+        "characteristics.samples",
+        "enrollments.create",
+    ] {
+        assert!(done(op), "{op}: {first:#?}");
+    }
+    let server = server_in(server.stop().await, json!({})).await;
+    server.batch(&worker(1), lines).await;
+    assert_eq!(wrong_references(&server), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_from_before_and_after_an_upgrade_are_replayed_without_a_gap() {
+    let settings = json!({"window_events": 1});
+    let server = server_with(settings.clone()).await;
+    let created = server.running_job("a").await;
+    server.batch(&worker(1), reports("a", 100)).await;
+    server.running_job("b").await;
+    let folder = server.stop().await;
+    let path = folder.path().join("tidings.db");
+    let mut conn = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    conn.revert_last_migration(MIGRATIONS).unwrap();
+    conn.batch_execute(
+        "SELECT seq FROM events INDEXED BY events_by_subject WHERE school_id = 1 AND kind = 'jobs'",
+    )
+    .unwrap();
+    drop(conn);
+    let server = server_in(folder, settings).await;
+    for job in ["b", "a", "b"] {
+        server.batch(&worker(1), reports(job, 300)).await;
+    }
+    // Those from before refer to none.
+    assert_eq!(wrong_references(&server), 100);
+    let cursor = created["cursor"].as_str().unwrap();
+    for transport in [
+        Transport::EventSource,
+        Transport::WebSocket,
+        Transport::Poll,
+    ] {
+        let mut listener = server.resume(transport, "/jobs/a?tick_ms=0", cursor).await;
+        let messages = listener.until_ready().await;
+        let told = messages
+            .iter()
+            .filter(|message| message["type"] == "job_progress");
+        let told: Vec<&str> = told
+            .map(|message| message["message"].as_str().unwrap())
+            .collect();
+        let expected: Vec<String> = (1..=100)
+            .chain(1..=300)
+            .map(|number| number.to_string())
+            .collect();
+        assert_eq!(told, expected, "{transport:?}");
+    }
+}

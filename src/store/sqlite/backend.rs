@@ -15,15 +15,15 @@ use diesel::sql_types::{BigInt, Nullable};
 use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 
+use super::append::append;
 use super::checkpoints::Checkpoints;
 use super::counts::counts;
-use super::events::EventRow;
 use super::heartbeats::KnownHeartbeats;
 use super::leases::HeldLeases;
 use super::life::{self, Life, set_uptime};
 use super::lock::DatabaseLock;
 use super::nodes::KnownNodes;
-use super::schema::{events, idempotency_keys, schools};
+use super::schema::{idempotency_keys, schools};
 use super::sweep::{Retention, sweep};
 use super::table::{millis, place, tag_bits, unreadable, uptime_millis};
 use super::tables::{parts, table};
@@ -165,11 +165,7 @@ impl Backend {
             for (((school, kind, _), _), part) in &group.parts {
                 parts(*kind)?.write(conn, *school, part)?;
             }
-            for event in &group.events {
-                diesel::insert_into(events::table)
-                    .values(EventRow::from(&**event))
-                    .execute(conn)?;
-            }
+            append(conn, &group.events)?;
             for (school, tail) in &group.tails {
                 let row = SchoolRow {
                     school_id: school.get(),

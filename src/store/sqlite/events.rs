@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use diesel::prelude::*;
+use diesel::sqlite::Sqlite;
 
 use super::table::{from_millis, millis, unreadable};
 use crate::event::{Class, Draft, Event};
@@ -12,21 +13,21 @@ use crate::kind::{known_kind, known_status, known_type};
 use crate::store::numbers::{signed, unsigned};
 
 /// A row of `events`.
-#[derive(Queryable, Selectable, Insertable)]
-#[diesel(table_name = super::schema::events, treat_none_as_default_value = false)]
-#[diesel(check_for_backend(diesel::sqlite::Sqlite))]
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = super::schema::events)]
+#[diesel(check_for_backend(Sqlite))]
 pub(super) struct EventRow<'a> {
-    school_id: i64,
-    seq: i64,
-    kind: Cow<'a, str>,
-    subject_id: Cow<'a, str>,
-    name: Cow<'a, str>,
-    milestone: bool,
-    wide: bool,
-    status: Cow<'a, str>,
-    category: Option<Cow<'a, str>>,
-    at: i64,
-    fields: Cow<'a, str>,
+    pub(super) school_id: i64,
+    pub(super) seq: i64,
+    pub(super) kind: Cow<'a, str>,
+    pub(super) subject_id: Cow<'a, str>,
+    pub(super) name: Cow<'a, str>,
+    pub(super) milestone: bool,
+    pub(super) wide: bool,
+    pub(super) status: Cow<'a, str>,
+    pub(super) category: Option<Cow<'a, str>>,
+    pub(super) at: i64,
+    pub(super) fields: Cow<'a, str>,
 }
 
 impl<'a> From<&'a Event> for EventRow<'a> {

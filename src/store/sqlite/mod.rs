@@ -6,6 +6,7 @@
 //! database is checked before it is opened (`opening.rs`).
 
 mod answers;
+mod append;
 mod backend;
 mod bounds;
 mod catalog;
@@ -42,6 +43,7 @@ mod schedules;
 mod schema;
 mod search;
 mod sources;
+mod subject_log;
 mod sweep;
 mod table;
 mod tables;

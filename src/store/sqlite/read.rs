@@ -1,5 +1,5 @@
 //! Reads the log and the current states, one page at a time. Every query here is served by an index that returns the rows
-//! in the required order; `EXPLAIN QUERY PLAN` must show neither a sort nor a scan.
+//! in the required order; `EXPLAIN QUERY PLAN` must show neither a sort nor a scan. `subject_log` reads the events of one subject.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use super::counts::{counts, stalled};
 use super::events::EventRow;
 use super::limit::Limit;
 use super::schema::{events, schools};
+use super::subject_log::Subject;
 use super::table::{HOUR_MILLIS, Selection, cut, from_millis, into_subject, place, unreadable};
 use super::tables::{TABLES, table};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS_SEARCHED};
@@ -145,6 +146,18 @@ fn part(
     source: &Source<'_>,
     (after, through): (u64, u64),
 ) -> QueryResult<Part> {
+    let mut part = Part {
+        events: Vec::new(),
+        is_whole: true,
+    };
+    let mut bytes = 0;
+    let mut add = |row: EventRow<'_>| {
+        let event = row.into_event(epoch)?;
+        bytes += event.draft.fields.len();
+        part.events.push(Arc::new(event));
+        part.is_whole = part.events.len() < READ_PAGE && bytes <= READ_PAGE_BYTES;
+        Ok(part.is_whole)
+    };
     let mut query = events::table
         .filter(events::school_id.eq(school.get()))
         .filter(events::seq.gt(signed(after)))
@@ -152,12 +165,12 @@ fn part(
         .order(events::seq)
         .select(EventRow::as_select())
         .into_boxed();
-    match source {
+    match *source {
         Source::Everything => {}
-        Source::Subject(kind, subject) => {
-            query = query
-                .filter(events::kind.eq(kind.collection()))
-                .filter(events::subject_id.eq(*subject));
+        Source::Subject(kind, id) => {
+            let subject = Subject { school, kind, id };
+            subject.read(conn, (after, through), READ_PAGE, add)?;
+            return Ok(part);
         }
         Source::Wide(kind) => {
             query = query
@@ -165,18 +178,9 @@ fn part(
                 .filter(events::wide);
         }
     }
-    let mut part = Part {
-        events: Vec::new(),
-        is_whole: true,
-    };
-    let mut bytes = 0;
     let query = query.at_most(signed(READ_PAGE));
     for row in query.load_iter::<EventRow<'_>, DefaultLoadingMode>(conn)? {
-        let event = row?.into_event(epoch)?;
-        bytes += event.draft.fields.len();
-        part.events.push(Arc::new(event));
-        if part.events.len() == READ_PAGE || bytes > READ_PAGE_BYTES {
-            part.is_whole = false;
+        if !add(row?)? {
             break;
         }
     }
@@ -275,32 +279,22 @@ pub(super) fn last_events(
     which: Which,
     limit: usize,
 ) -> QueryResult<Vec<Arc<Event>>> {
-    let query = events::table
-        .filter(events::school_id.eq(school.get()))
-        .filter(events::kind.eq(kind.collection()))
-        .filter(events::subject_id.eq(subject.as_str()))
-        .order(events::seq.desc())
-        .select(EventRow::as_select())
-        .into_boxed();
-    let query = match which {
+    let rows = match which {
         Which::Type(event_type) => {
-            let first = events::table
-                .filter(events::school_id.eq(school.get()))
-                .filter(events::kind.eq(kind.collection()))
-                .filter(events::subject_id.eq(subject.as_str()))
-                .order(events::seq.desc())
-                .select(events::seq)
-                .row_after(signed(SUBJECT_EVENTS_SEARCHED) - 1)
-                .get_result::<i64>(conn)
-                .optional()?;
-            query
-                .filter(events::name.eq(event_type.name))
-                .filter(events::seq.ge(first.unwrap_or_default()))
+            let id = subject.as_str();
+            let subject = Subject { school, kind, id };
+            subject.newest_of_type(conn, event_type.name, limit, SUBJECT_EVENTS_SEARCHED)?
         }
-        Which::Milestones => query.filter(events::milestone),
+        Which::Milestones => events::table
+            .filter(events::school_id.eq(school.get()))
+            .filter(events::kind.eq(kind.collection()))
+            .filter(events::subject_id.eq(subject.as_str()))
+            .filter(events::milestone)
+            .order(events::seq.desc())
+            .select(EventRow::as_select())
+            .at_most(signed(limit))
+            .load::<EventRow<'_>>(conn)?,
     };
-    let query = query.at_most(signed(limit));
-    let rows = query.load::<EventRow<'_>>(conn)?;
     let newest_last = rows.into_iter().rev();
     newest_last
         .map(|row| Ok(Arc::new(row.into_event(epoch)?)))

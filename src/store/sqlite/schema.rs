@@ -40,6 +40,8 @@ diesel::table! {
         category -> Nullable<Text>,
         at -> BigInt,
         fields -> Text,
+        previous_seq -> Nullable<BigInt>,
+        indexed -> Bool,
     }
 }
 

@@ -69,6 +69,14 @@ pub(super) trait Table: Sync {
         subject: &SubjectId,
     ) -> QueryResult<Option<Stored>>;
 
+    /// Returns the number of a subject's newest event.
+    fn last_seq(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        subject: &str,
+    ) -> QueryResult<Option<i64>>;
+
     /// Writes a state, whether or not the subject already has a row. `before` is the state in its row, if that is known.
     fn write(
         &self,
@@ -218,7 +226,7 @@ pub(super) struct Selected {
     pub(super) through: u64,
 }
 
-/// Generates the methods of [`Table`] that every table has: `load`, `write`, `sources`, `window`, `list` and `search`.
+/// Generates the methods of [`Table`] that every table has: `load`, `last_seq`, `write`, `sources`, `window`, `list` and `search`.
 macro_rules! any_table {
     (
         $table:ident by $id:ident as $row:ident, written by $upsert:ident from $of_state:ident,
@@ -257,6 +265,16 @@ macro_rules! any_table {
                 .get_result(conn)
                 .optional()?;
             row.map(|row| Ok(row.into_stored()?.1)).transpose()
+        }
+
+        fn last_seq(
+            &self,
+            conn: &mut SqliteConnection,
+            school: SchoolId,
+            subject: &str,
+        ) -> QueryResult<Option<i64>> {
+            let row = $table::table.find((school.get(), subject));
+            row.select($table::last_seq).get_result(conn).optional()
         }
 
         fn sources<'a>(

@@ -31,12 +31,11 @@ pub(crate) struct Server {
     _folders: [TempDir; 2],
 }
 
-/// Settings of glibc's allocator.
-const FRUGAL: [(&str, &str); 3] = [
-    ("MALLOC_ARENA_MAX", "1"),
-    ("MALLOC_TRIM_THRESHOLD_", "0"),
-    ("MALLOC_MMAP_THRESHOLD_", "16384"),
-];
+/// Settings of jemalloc.
+const FRUGAL: [(&str, &str); 1] = [(
+    "_RJEM_MALLOC_CONF",
+    "narenas:1,tcache:false,dirty_decay_ms:0,muzzy_decay_ms:0",
+)];
 
 impl Server {
     /// Starts both servers with default settings, except for the keys that verify tokens, if there is a file of them.

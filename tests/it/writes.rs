@@ -511,8 +511,16 @@ async fn each_event_refers_to_the_one_before_it_of_its_subject() {
     ] {
         assert!(done(op), "{op}: {first:#?}");
     }
+    let of_schedule = json!({"cron": "0 3 * * *", "time_zone": "UTC"});
+    server.put("/api/schedules/t", of_schedule.clone()).await;
     let server = server_in(server.stop().await, json!({})).await;
     server.batch(&worker(1), lines).await;
+    server
+        .put(
+            "/api/schedules/t",
+            json!({"cron": "0 4 * * *", "time_zone": "UTC"}),
+        )
+        .await;
     assert_eq!(wrong_references(&server), 0);
 }
 

@@ -44,6 +44,9 @@ pub(super) fn heads(
     rows.into_iter().map(head).collect()
 }
 
+/// The log is read instead of its sources if at least one in this many events is in scope.
+const SCOPE_SHARE_MIN: usize = 8;
+
 /// Returns every event after `after` up to `upto`, or as many as one read returns.
 pub(super) fn range(
     conn: &mut SqliteConnection,
@@ -97,9 +100,16 @@ pub(super) fn replay(
     conflate: bool,
 ) -> QueryResult<Page> {
     let Bounds { head, floor } = bounds(conn, scope.school)?;
+    let mut sources = sources(scope);
     let mut through = head;
     let mut events = Vec::new();
-    for source in sources(scope) {
+    if sources.len() > 1
+        && let Some((found, upto)) = frequent(conn, epoch, scope, after, head)?
+    {
+        (events, through) = (found, upto);
+        sources.clear();
+    }
+    for source in sources {
         let part = part(conn, epoch, scope.school, &source, (after, through.seq))?;
         if let Some(last) = part.last().filter(|_| !part.is_whole) {
             // This source may have more: the page ends where the first such source ends.
@@ -124,6 +134,33 @@ pub(super) fn replay(
         newest: head,
         floor: floor.seq,
     })
+}
+
+/// Returns the events in scope among the next ones of the log, and how far these go, if they are a considerable part of them
+/// or all that follow. Then this costs less than reading each source.
+fn frequent(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    scope: &Scope,
+    after: u64,
+    head: Place,
+) -> QueryResult<Option<(Vec<Arc<Event>>, Place)>> {
+    let part = part(
+        conn,
+        epoch,
+        scope.school,
+        &Source::Everything,
+        (after, head.seq),
+    )?;
+    let read = part.events.len();
+    let through = match part.last() {
+        Some(last) if !part.is_whole => last.place(),
+        _ => head,
+    };
+    let mut events = part.events;
+    events.retain(|event| scope.matches(event));
+    let is_enough = part.is_whole || events.len() * SCOPE_SHARE_MIN >= read;
+    Ok(is_enough.then_some((events, through)))
 }
 
 /// The first events of a source.

@@ -1,7 +1,7 @@
 //! Reads the events of one subject from the log of its school.
 //!
 //! An entry of each tick in an index on subjects would cost the writer as much as the rest of the tick, because the entries of
-//! each subject are in a page of their own. So the index contains milestones, and only some ticks (see [`is_indexed`]).
+//! each subject are in a page of their own. So the index contains milestones, and only some of the ticks (see [`is_indexed`]).
 //! Any other event is found from the next one of its subject, which refers to it (`previous_seq`), and the newest one from the
 //! subject's row:
 //!
@@ -37,8 +37,10 @@ use crate::store::numbers::signed;
 
 /// The number of index entries with which the first run of a page begins: so many that it usually finds all of the page.
 const FIRST_ENTRIES: i64 = 6;
-/// The most index entries with which a run begins. What a run finds beyond its page is read again for the next page.
-const RUN_MAX_ENTRIES: i64 = 32;
+/// The most index entries with which a run of a page begins. What it finds beyond the page is read again for the next page.
+const PAGE_MAX_ENTRIES: i64 = 32;
+/// The most index entries with which a run of a search begins.
+const SEARCH_MAX_ENTRIES: i64 = 256;
 /// One in this many ticks is in the index, on average.
 const TICKS_PER_ENTRY: u64 = 64;
 /// If the numbers of two consecutive events of a subject are in different ranges of this length, the later one is in the index.
@@ -57,6 +59,12 @@ pub(super) fn is_indexed(event: &Event) -> bool {
         || event.bytes() > RUN_EVENT_BYTES
         || previous / RUN_MAX_SEQS != event.seq / RUN_MAX_SEQS
         || CHANCE.hash_one(event.seq).is_multiple_of(TICKS_PER_ENTRY)
+}
+
+/// Returns with how many index entries a run begins if `left` events are wanted, and the run before it found `found` from
+/// `entries`. At most twice as many, because the log may go on differently.
+fn entries_for(left: i64, entries: i64, found: i64) -> i64 {
+    (entries * left.max(0) / found.max(1) + 1).min(entries * 2)
 }
 
 /// A subject whose events are read.
@@ -80,7 +88,11 @@ impl Subject<'_> {
         let (mut after, through) = (signed(after), signed(through));
         let (mut entries, mut left) = (FIRST_ENTRIES, signed(page));
         while after < through {
-            let end = self.entry_after(conn, after, entries)?;
+            let end = match self.entry_after(conn, after, entries)? {
+                // Not further than needed.
+                Some(end) if end > through => self.entry_after(conn, through - 1, 1)?,
+                end => end,
+            };
             let upto = end.map_or(through, |end| end.min(through));
             let run = Run {
                 subject: self,
@@ -107,8 +119,7 @@ impl Subject<'_> {
             }
             after = upto;
             left -= found;
-            // As many as the rest of the page needs, if the log goes on like this.
-            entries = (entries * left / found.max(1) + 1).clamp(1, RUN_MAX_ENTRIES);
+            entries = entries_for(left, entries, found).min(PAGE_MAX_ENTRIES);
         }
         Ok(())
     }
@@ -123,9 +134,9 @@ impl Subject<'_> {
     ) -> QueryResult<Vec<EventRow<'static>>> {
         let mut newest = self.newest(conn)?;
         let (mut found, mut searched) = (Vec::new(), 0);
-        let mut upto = i64::MAX;
+        let (mut upto, mut entries) = (i64::MAX, FIRST_ENTRIES);
         loop {
-            let before = self.entry_before(conn, upto, RUN_MAX_ENTRIES)?;
+            let before = self.entry_before(conn, upto, entries)?;
             let run = Run {
                 subject: self,
                 school: self.school.get(),
@@ -147,6 +158,9 @@ impl Subject<'_> {
                 .map(|(seq, _)| *seq);
             found.extend(seqs.take(limit - found.len()));
             searched += of_run.len();
+            let left = signed(most.saturating_sub(searched));
+            let wanted = entries_for(left, entries, signed(of_run.len()));
+            entries = wanted.min(SEARCH_MAX_ENTRIES);
             match before {
                 Some(before) if found.len() < limit && searched < most => upto = before,
                 _ => break,

@@ -14,7 +14,7 @@ use tidings::kind::job::History;
 use tidings::log::decide::{Decisions, Rules};
 use tidings::log::facts::{Address, Facts, KeyUse, Moment, Stored, Tail};
 use tidings::log::leases::Fence;
-use tidings::log::writer::{Attended, Backend, Handle, Pace, Receipts, Writer};
+use tidings::log::writer::{Backend, Handle, Pace, Receipts, Writer};
 use tidings::log::{Allowance, Batches, CommitMetrics, Committed, Envelope, Log, StoreError};
 use tidings::uptime::Uptime;
 use tokio::task::unconstrained;
@@ -55,8 +55,6 @@ struct State {
     clock: Duration,
     fails_next: bool,
     commits: u64,
-    /// How many requests have committed by themselves.
-    alone: u64,
 }
 
 /// The notifier's lease.
@@ -148,11 +146,6 @@ impl Disk {
         self.broken.lock().unwrap().clone()
     }
 
-    /// Returns how many requests have committed by themselves.
-    pub(super) fn alone(&self) -> u64 {
-        self.lock().alone
-    }
-
     /// Sets whether the next commit fails.
     pub(super) fn fails_next(&self, fails: bool) {
         self.lock().fails_next = fails;
@@ -231,23 +224,6 @@ impl Backend for Database {
         Ok(Some(Instant::now()))
     }
 
-    fn is_embedded(&self) -> bool {
-        self.ledger.is_embedded
-    }
-
-    fn try_commit(
-        &mut self,
-        decisions: &mut Decisions,
-        now: Moment,
-    ) -> Option<Result<Option<Instant>, StoreError>> {
-        if decisions.has_milestone {
-            // It waits for the disk.
-            return None;
-        }
-        self.ledger.disk.lock().alone += 1;
-        Some(self.commit(decisions, now))
-    }
-
     fn close(&mut self) {}
 }
 
@@ -302,10 +278,9 @@ impl Facts for Database {
 
 /// The writer of one process. It runs only during [`Publisher::append`].
 pub(super) struct Publisher {
-    writer: Attended<Database>,
+    writer: Writer<Database>,
     handle: Handle<Database>,
     batches: Batches,
-    is_embedded: bool,
 }
 
 impl Publisher {
@@ -331,10 +306,9 @@ impl Publisher {
             Arc::new(Pace::new(0)),
         );
         Publisher {
-            writer: writer.attend(),
+            writer,
             handle,
             batches,
-            is_embedded: ledger.is_embedded,
         }
     }
 
@@ -349,18 +323,13 @@ impl Publisher {
             // budget.
             let answer = unconstrained(self.handle.append(school, commands, allowance));
             let mut answer = Box::pin(answer);
-            let early = answer.as_mut().now_or_never();
-            assert!(
-                early.is_none() || self.is_embedded,
-                "nobody has carried it out"
-            );
-            (early, answer)
+            let is_early = answer.as_mut().now_or_never().is_some();
+            assert!(!is_early, "nobody has carried it out");
+            answer
         };
         let answers: Vec<_> = submissions.into_iter().map(append).collect();
         while self.writer.step() {}
-        let answered = answers
-            .into_iter()
-            .map(|(early, answer)| early.or_else(|| answer.now_or_never()));
+        let answered = answers.into_iter().map(FutureExt::now_or_never);
         answered
             .map(|answer| answer.expect("all is done"))
             .collect()

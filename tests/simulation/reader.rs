@@ -372,7 +372,12 @@ impl Reader {
         if let Control::Subscribed { .. } = control {
             self.now_hears(ledger);
         }
+        // `subscribed` repeats the cursor that was asked for before the log is read.
         if let Control::Ready(cursor)
+        | Control::Subscribed {
+            cursor: Some(cursor),
+            ..
+        }
         | Control::Heartbeat {
             cursor: Some(cursor),
             ..
@@ -468,11 +473,19 @@ impl Reader {
         }
     }
 
-    /// Sets what is known of a channel's subject to what was known at the cursor that the channel resumes from.
+    /// Sets what is known of a channel's subject to what was known at the cursor that the channel resumes from. What was delivered up
+    /// to there is not delivered again.
     fn begins_to_hear(&mut self, channel: &Channel, from: Option<&Place>) {
         let Channel::Subject(_, subject) = channel else {
             return;
         };
+        if let Some(from) = from
+            && let Some(seq) = from.delivered.get(subject)
+            && *seq <= from.cursor.place.seq
+        {
+            let delivered = self.shadow.delivered.entry(subject.clone()).or_default();
+            *delivered = *seq.max(delivered);
+        }
         let from = from.map(|from| (&from.knowledge, from.cursor.place.seq));
         self.knowledge.take_over(subject, from);
     }

@@ -28,6 +28,8 @@ pub(super) struct Ledger {
     is_shared: bool,
     /// Whether it is the database of several simulated nodes.
     pub(super) is_of_cluster: bool,
+    /// Whether a request that comes alone commits by itself.
+    pub(super) is_embedded: bool,
     /// What happened, if that is recorded.
     pub(super) trace: Trace,
 }
@@ -126,7 +128,16 @@ impl Ledger {
             fault,
             is_shared,
             is_of_cluster: false,
+            is_embedded: false,
             trace: Trace::default(),
+        }
+    }
+
+    /// Creates the database of one node, whose requests commit by themselves if they come alone.
+    pub(super) fn embedded(fault: Option<Fault>) -> Ledger {
+        Ledger {
+            is_embedded: true,
+            ..Ledger::new(fault, false)
         }
     }
 

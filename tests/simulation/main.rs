@@ -242,7 +242,10 @@ impl World {
     fn new(seed: u64, fault: Option<Fault>) -> World {
         let mut rng = Rng::with_seed(seed);
         let is_one_of_several = rng.bool();
-        let ledger = Arc::new(Ledger::new(fault, is_one_of_several));
+        let ledger = Arc::new(match rng.bool() && !is_one_of_several {
+            true => Ledger::embedded(fault),
+            false => Ledger::new(fault, is_one_of_several),
+        });
         let receiver = Arc::new(Receiver::new(Arc::clone(&ledger), seed));
         let server = start(&mut rng, &ledger, &receiver);
         let mut world = World {
@@ -274,16 +277,17 @@ impl World {
         command(&mut self.rng, &self.ledger, school, self.commands)
     }
 
-    /// Publishes a request of one school, or one of each at the same time. Sometimes it repeats an earlier request or
-    /// its commit fails.
+    /// Publishes a request of one school, or one of each at the same time; only single commands if these commit by
+    /// themselves. Sometimes it repeats an earlier request or its commit fails.
     fn publish(&mut self) -> Result<(), String> {
+        let is_alone = self.ledger.is_embedded;
         let asked = match self.rng.u8(0..6) {
-            0 => schools().to_vec(),
+            0 if !is_alone => schools().to_vec(),
             _ => vec![self.rng.choice(schools()).unwrap()],
         };
         let mut submissions = Vec::new();
         for school in asked {
-            let count = self.rng.usize(1..=4);
+            let count = if is_alone { 1 } else { self.rng.usize(1..=4) };
             let commands = (0..count).map(|_| self.command(school)).collect();
             submissions.push((school, commands));
         }
@@ -643,6 +647,9 @@ impl World {
             tokio::task::yield_now().await;
         }
         self.settle().await?;
+        if self.ledger.is_embedded && self.ledger.disk.alone() == 0 {
+            return Err("no request has committed by itself".into());
+        }
         let deliveries = self.readers.iter().map(|reader| reader.deliveries).sum();
         for reader in &mut self.readers {
             reader.leave();

@@ -96,7 +96,7 @@ impl<B: Backend> Desk<B> {
     /// Runs a writer on the current thread; see [`Writer::run`].
     pub(super) fn run(&self, writer: Writer<B>) -> Option<Answer<()>> {
         let _ = self.thread.set(thread::current());
-        *self.writer() = Some(writer);
+        self.attend(writer);
         let mut closed = None;
         let ran = catch_unwind(AssertUnwindSafe(|| self.run_until_closed(&mut closed)));
         let writer = self.writer().take();
@@ -111,6 +111,21 @@ impl<B: Backend> Desk<B> {
             writer.backend.close();
         }
         closed
+    }
+
+    pub(super) fn attend(&self, writer: Writer<B>) {
+        *self.writer() = Some(writer);
+    }
+
+    /// Drops the writer, which refers to its desk.
+    pub(super) fn leave(&self) {
+        let writer = self.writer().take();
+        drop(writer);
+    }
+
+    /// Does the pending work; see [`Attended::step`](super::Attended::step).
+    pub(super) fn step(&self) -> bool {
+        self.writer().as_mut().is_some_and(Writer::step)
     }
 
     fn run_until_closed(&self, closed: &mut Option<Answer<()>>) {
@@ -180,15 +195,23 @@ impl<B: Backend> Writer<B> {
         }
     }
 
-    /// Does the next piece of work on the writer's thread. `closed` is the channel to answer when the writer has closed.
-    fn work(&mut self, context: &mut Context<'_>, closed: &mut Option<Answer<()>>) -> Next {
+    /// Commits what a request has decided, or ends with the panic of its commit. Returns false if there is nothing of this.
+    pub(super) fn take_over(&mut self) -> bool {
         if let Some(panic) = self.notes.panic.take() {
             resume_unwind(panic);
         }
-        if let Some(mut group) = self.notes.decided.take() {
-            // How long the thread took to wake up says nothing about the commit.
-            group.began = std::time::Instant::now();
-            self.commit(group);
+        let Some(mut group) = self.notes.decided.take() else {
+            return false;
+        };
+        // How long the thread took to wake up says nothing about the commit.
+        group.began = std::time::Instant::now();
+        self.commit(group);
+        true
+    }
+
+    /// Does the next piece of work on the writer's thread. `closed` is the channel to answer when the writer has closed.
+    fn work(&mut self, context: &mut Context<'_>, closed: &mut Option<Answer<()>>) -> Next {
+        if self.take_over() {
             return Next::Work;
         }
         let is_closing = closed.is_some();

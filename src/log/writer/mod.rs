@@ -137,6 +137,9 @@ pub struct Writer<B> {
     desk: Arc<Desk<B>>,
 }
 
+/// See [`Writer::attend`].
+pub struct Attended<B: Backend>(Arc<Desk<B>>);
+
 /// A group of commands that has been decided.
 struct Group {
     began: Instant,
@@ -199,6 +202,19 @@ impl<B: Backend> Handle<B> {
     }
 }
 
+impl<B: Backend> Attended<B> {
+    /// Does what [`Writer::step`] does.
+    pub fn step(&self) -> bool {
+        self.0.step()
+    }
+}
+
+impl<B: Backend> Drop for Attended<B> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
 impl<B: Backend> Writer<B> {
     /// Creates a writer, which the caller must [run](Writer::run), and its handle. The writer sends what it commits to
     /// `committed` and counts it in `metrics`. `pace` limits the rate of its batches.
@@ -232,9 +248,19 @@ impl<B: Backend> Writer<B> {
         desk.run(self)
     }
 
+    /// Returns a writer that works only during [`Attended::step`], but whose requests commit by themselves if they come alone.
+    pub fn attend(self) -> Attended<B> {
+        let desk = Arc::clone(&self.desk);
+        desk.attend(self);
+        Attended(desk)
+    }
+
     /// Does the pending work without waiting for more, for callers without a dedicated thread, such as a simulation.
     /// Returns false if there is no pending work.
     pub fn step(&mut self) -> bool {
+        if self.take_over() {
+            return true;
+        }
         let next = self.queue.try_recv().ok();
         let is_due = self.turns.due(time::Instant::now()) == Due::Now;
         let waits = next.is_some() || is_due;

@@ -192,8 +192,11 @@ describe("monitor", { concurrency: true }, () => {
       await is(page, "connecting");
       if (act === "fetch") {
         // The page notices that the network was away, fetches its content, and finds the server there.
-        await page.evaluate(() => dispatchEvent(new Event("offline")));
-        await is(page, "lost");
+        const shown = await page.evaluate(() => {
+          dispatchEvent(new Event("offline"));
+          return document.querySelector("#freshness").dataset.state;
+        });
+        assert.equal(shown, "lost");
         await is(page, "connecting");
       } else {
         await hide(page, true);

@@ -95,7 +95,13 @@ pub const GROUP_MAX_BYTES: usize = 512 * 1024;
 /// Target time for deciding and writing the commands of one commit, without waiting for the disk. Other schools wait
 /// meanwhile.
 pub const COMMIT_WORK: Duration = Duration::from_millis(4);
-/// Maximum number of times that the size of a commit is halved when commits exceed [`COMMIT_WORK`]. Each commit costs
+/// Maximum number of commands in one transaction while nothing but large batches is submitted. [`GROUP_MAX_BYTES`] still applies.
+pub const BULK_MAX_COMMANDS: usize = 2_048;
+/// What [`COMMIT_WORK`] is meanwhile.
+pub const BULK_WORK: Duration = Duration::from_millis(16);
+/// How long nothing but large batches must have been submitted.
+pub const BULK_AFTER: Duration = Duration::from_secs(1);
+/// Maximum number of times that the size of a commit is halved when commits exceed their target time. Each commit costs
 /// about 0.3 ms, however small it is.
 pub const GROUP_HALVINGS_MAX: u32 = 2;
 /// A commit's capacity is divided into this many equal shares. A school gets one share while other schools wait.

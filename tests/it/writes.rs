@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use serde_json::{Value, json};
-use tidings::config::{GROUP_MAX_COMMANDS, RESERVE_WAIT};
+use tidings::config::{BULK_MAX_COMMANDS, RESERVE_WAIT};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -79,7 +79,7 @@ async fn what_was_committed_before_a_commit_of_a_batch_failed_is_answered_line_b
 async fn a_key_holds_across_the_commits_of_a_batch() {
     let server = server().await;
     server.running_job("a").await;
-    let lines = reports("a", GROUP_MAX_COMMANDS * 2);
+    let lines = reports("a", BULK_MAX_COMMANDS);
     let keyed = r#"{"op":"jobs.progress","job_id":"a","message":"once","idempotency_key":"k"}"#;
     let lines = format!("{keyed}\n{lines}{keyed}\n");
     let post = async |lines: &str| {
@@ -108,7 +108,7 @@ async fn a_key_holds_across_the_commits_of_a_batch() {
     );
     assert_eq!(post(&lines).await, response, "and in a retry of the whole");
     let (_, stored) = server.get("/api/jobs/a", &viewer(1)).await;
-    assert_eq!(stored["message"], (GROUP_MAX_COMMANDS * 2).to_string());
+    assert_eq!(stored["message"], BULK_MAX_COMMANDS.to_string());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -308,7 +308,9 @@ impl<B: Backend> Writer<B> {
     fn decide(&mut self, at: time::Instant, hurries: bool) -> Group {
         let began = Instant::now();
         let mut decisions = Decisions::default();
-        let mut round = self.turns.begin(at, hurries);
+        // Publishers on other nodes would wait as well, and this node does not know of them.
+        let in_bulk = self.backend.is_embedded();
+        let mut round = self.turns.begin(at, hurries, in_bulk);
         let prepared = self.backend.prepare(&mut self.turns.upcoming(&round));
         // Not before: what was read may have moved the uptime ahead.
         let now = self.backend.now();

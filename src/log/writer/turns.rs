@@ -11,6 +11,9 @@
 //! 2. A commit's work should take about [`COMMIT_WORK`], and its room is never larger than [`GROUP_MAX_BYTES`] and
 //!    [`GROUP_MAX_COMMANDS`]: the room is halved after a commit that took longer, and doubled after a full commit that
 //!    was fast.
+//!    If nothing but large batches was submitted for [`BULK_AFTER`], nobody waits for a single report. A commit then has room for
+//!    [`BULK_MAX_COMMANDS`] and should take about [`BULK_WORK`]: it writes the row of each subject once, however many of the
+//!    commands are about it.
 //! 3. While several schools wait, each gets one of [`TURNS_PER_GROUP`] equal shares of the room.
 //! 4. While several schools publish, those with a batch share a limited rate, the [`Pace`]. A commit then serves at
 //!    most one of them, and none before its turn is due.
@@ -27,7 +30,8 @@ use tokio::time::Instant;
 
 use super::{Answer, Pace, Receipts, Submission};
 use crate::config::{
-    COMMIT_WORK, GROUP_HALVINGS_MAX, GROUP_MAX_BYTES, GROUP_MAX_COMMANDS, TURNS_PER_GROUP,
+    BULK_AFTER, BULK_MAX_COMMANDS, BULK_WORK, COMMIT_WORK, GROUP_HALVINGS_MAX, GROUP_MAX_BYTES,
+    GROUP_MAX_COMMANDS, TURNS_PER_GROUP,
 };
 use crate::id::SchoolId;
 use crate::log::{Allowance, CommandError, Envelope, Receipt, StoreError};
@@ -43,6 +47,8 @@ pub(super) struct Turns {
     batching: VecDeque<SchoolId>,
     /// How many times the room of a commit is currently halved.
     halvings: u32,
+    /// When a submission that is not a large batch was last added.
+    last_small: Option<Instant>,
     pace: Arc<Pace>,
 }
 
@@ -61,6 +67,8 @@ pub(super) struct Round {
     pub(super) taken: Size,
     /// The limit for the whole commit. Its last command can exceed it.
     room: Size,
+    /// How long its work should take.
+    target: Duration,
     /// The limit for one school.
     slice: Size,
     /// Schools that have had their turn, and the bytes that it took.
@@ -123,11 +131,20 @@ pub(super) struct Size {
     pub(super) bytes: usize,
 }
 
-/// The limit for any commit.
+/// The limit for a commit.
 const GROUP: Size = Size {
     commands: GROUP_MAX_COMMANDS,
     bytes: GROUP_MAX_BYTES,
 };
+
+/// The limit for a commit while nothing but large batches is submitted.
+const BULK: Size = Size {
+    commands: BULK_MAX_COMMANDS,
+    bytes: GROUP_MAX_BYTES,
+};
+
+/// A submission of more commands is a large batch.
+const SMALL: usize = GROUP_MAX_COMMANDS / TURNS_PER_GROUP;
 
 impl Size {
     fn reaches(self, limit: Size) -> bool {
@@ -159,6 +176,7 @@ impl Turns {
             backlogged: VecDeque::new(),
             batching: VecDeque::new(),
             halvings: 0,
+            last_small: None,
             pace,
         }
     }
@@ -183,9 +201,12 @@ impl Turns {
     }
 
     pub(super) fn add(&mut self, submission: Submission) {
-        let school = submission.school;
+        let (school, now) = (submission.school, Instant::now());
+        if submission.commands.len() <= SMALL {
+            self.last_small = Some(now);
+        }
         let queue = self.schools.entry(school).or_insert_with(|| {
-            match self.pace.is_heavy(school, Instant::now()) {
+            match self.pace.is_heavy(school, now) {
                 true => self.batching.push_back(school),
                 false => self.fresh.push_back(school),
             }
@@ -217,9 +238,14 @@ impl Turns {
         commands.take(room)
     }
 
-    /// Starts the round of one commit. If it `hurries`, the rate of batches is not limited.
-    pub(super) fn begin(&self, now: Instant, hurries: bool) -> Round {
-        let room = GROUP.part(1 << self.halvings);
+    /// Starts the round of one commit. If it `hurries`, the rate of batches is not limited. `in_bulk` permits large commits.
+    pub(super) fn begin(&self, now: Instant, hurries: bool, in_bulk: bool) -> Round {
+        let has_small = self.last_small.is_some_and(|last| now < last + BULK_AFTER);
+        let (most, target) = match in_bulk && !has_small {
+            true => (BULK, BULK_WORK),
+            false => (GROUP, COMMIT_WORK),
+        };
+        let room = most.part(1 << self.halvings);
         let is_paced = !hurries && self.pace.applies(now, self.several_wait());
         let batches_left = match self.pace.due(now, self.several_wait()) {
             _ if !is_paced => usize::MAX,
@@ -233,6 +259,7 @@ impl Turns {
                 _ => room.part(TURNS_PER_GROUP),
             },
             room,
+            target,
             served: Vec::new(),
             undecided: Vec::new(),
             serves_fresh: false,
@@ -276,9 +303,9 @@ impl Turns {
     /// Adjusts the room to how long a commit took, excluding its wait for the disk: smaller commits do not help on a
     /// slow disk.
     pub(super) fn worked(&mut self, round: &Round, work: Duration) {
-        if work > COMMIT_WORK {
+        if work > round.target {
             self.halvings = (self.halvings + 1).min(GROUP_HALVINGS_MAX);
-        } else if work < COMMIT_WORK / 2 && round.taken.reaches(round.room) {
+        } else if work < round.target / 2 && round.taken.reaches(round.room) {
             self.halvings = self.halvings.saturating_sub(1);
         }
     }
@@ -516,6 +543,7 @@ mod tests {
     struct Bench {
         turns: Turns,
         event_bytes: usize,
+        in_bulk: bool,
     }
 
     impl Bench {
@@ -527,7 +555,12 @@ mod tests {
             Bench {
                 turns: Turns::new(Arc::new(Pace::new(bytes_per_sec))),
                 event_bytes,
+                in_bulk: false,
             }
+        }
+
+        fn begin(&self) -> Round {
+            self.turns.begin(Instant::now(), false, self.in_bulk)
         }
 
         fn add(&mut self, school: i64, commands: usize) -> Receiver<Result<Receipts, StoreError>> {
@@ -548,7 +581,7 @@ mod tests {
 
         /// Runs one commit that takes `work`. Returns how many commands of each school it carries out, in order.
         fn commit(&mut self, work: Duration) -> Vec<(i64, usize)> {
-            let mut round = self.turns.begin(Instant::now(), false);
+            let mut round = self.begin();
             let mut carried_out = Vec::new();
             while let Some((school, mut queue)) = self.turns.next(&mut round) {
                 let before = round.taken;
@@ -567,7 +600,7 @@ mod tests {
 
         /// Returns the room of a commit, in commands.
         fn room(&self) -> usize {
-            self.turns.begin(Instant::now(), false).room.commands
+            self.begin().room.commands
         }
     }
 
@@ -679,7 +712,7 @@ mod tests {
         assert_eq!(bench.commit(QUICK), [(4, turn)]);
         assert_eq!(bench.turns.due(Instant::now()), Due::Now);
         assert_eq!(bench.commit(QUICK), [(4, turn)]);
-        let mut hurried = bench.turns.begin(Instant::now(), true);
+        let mut hurried = bench.turns.begin(Instant::now(), true, false);
         assert!(bench.turns.next(&mut hurried).is_some(), "at the end");
     }
 
@@ -721,6 +754,53 @@ mod tests {
             bench.commit(QUICK);
         }
         assert_eq!(bench.room(), GROUP_MAX_COMMANDS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn commits_are_larger_while_nothing_but_large_batches_is_submitted() {
+        let mut bench = Bench::of(EVENT_BASE_BYTES);
+        bench.in_bulk = true;
+        bench.add(1, 10 * BULK_MAX_COMMANDS);
+        assert_eq!(bench.commit(QUICK), [(1, BULK_MAX_COMMANDS)]);
+        bench.commit(BULK_WORK + Duration::from_millis(1));
+        assert_eq!(bench.room(), BULK_MAX_COMMANDS / 2);
+        bench.commit(BULK_WORK / 2);
+        assert_eq!(bench.room(), BULK_MAX_COMMANDS / 2, "as long as intended");
+        bench.commit(QUICK);
+        bench.add(1, 1);
+        assert_eq!(
+            bench.commit(QUICK),
+            [(1, GROUP_MAX_COMMANDS)],
+            "with a report"
+        );
+        bench.commit(COMMIT_WORK + Duration::from_millis(1));
+        assert_eq!(bench.room(), GROUP_MAX_COMMANDS / 2);
+        tokio::time::advance(BULK_AFTER - Duration::from_millis(1)).await;
+        assert_eq!(bench.room(), GROUP_MAX_COMMANDS / 2);
+        bench.add(1, SMALL + 1);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(bench.room(), BULK_MAX_COMMANDS / 2);
+        bench.add(1, SMALL);
+        assert_eq!(bench.room(), GROUP_MAX_COMMANDS / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_commits_have_no_more_bytes_and_schools_still_share_them() {
+        let mut bench = Bench::of(16_000);
+        bench.in_bulk = true;
+        bench.add(1, 1_000);
+        let most = GROUP_MAX_BYTES.div_ceil(16_000);
+        assert_eq!(bench.commit(QUICK), [(1, most)]);
+        let mut bench = Bench::of(1);
+        bench.in_bulk = true;
+        let share = BULK_MAX_COMMANDS / TURNS_PER_GROUP;
+        for school in 1..=TURNS_PER_GROUP as i64 {
+            bench.add(school, BULK_MAX_COMMANDS);
+        }
+        let expected: Vec<_> = (1..=TURNS_PER_GROUP as i64)
+            .map(|school| (school, share))
+            .collect();
+        assert_eq!(bench.commit(QUICK), expected);
     }
 
     #[test]

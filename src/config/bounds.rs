@@ -88,19 +88,23 @@ pub const QUERY_FIELDS_MAX: usize = 1_024;
 pub const FILTER_VALUES_MAX: usize = 20;
 /// Number of submissions that can wait until the writer assigns them to their school's queue. Beyond it, publishers wait.
 pub const WRITER_QUEUE: usize = 4_096;
-/// Maximum number of commands in one transaction, over all schools. The others wait for the next transaction.
+/// Maximum number of commands in one transaction, over all schools. The others wait for the next transaction. See also
+/// [`BULK_MAX_COMMANDS`].
 pub const GROUP_MAX_COMMANDS: usize = 512;
 /// Maximum size of the events in one transaction, in bytes. The last command may exceed it.
 pub const GROUP_MAX_BYTES: usize = 512 * 1024;
 /// Target time for deciding and writing the commands of one commit, without waiting for the disk. Other schools wait
 /// meanwhile.
 pub const COMMIT_WORK: Duration = Duration::from_millis(4);
-/// Maximum number of commands in one transaction while nothing but large batches is submitted. [`GROUP_MAX_BYTES`] still applies.
+/// Maximum number of commands in one transaction while nothing but large batches is submitted. They may be about at most
+/// [`GROUP_MAX_COMMANDS`] subjects.
 pub const BULK_MAX_COMMANDS: usize = 2_048;
-/// What [`COMMIT_WORK`] is meanwhile.
+/// A submission of more commands than this is a large batch. The client libraries send up to 500 reports together.
+pub const BULK_ABOVE: usize = 512;
+/// What [`COMMIT_WORK`] is while nothing but large batches is submitted.
 pub const BULK_WORK: Duration = Duration::from_millis(16);
 /// How long nothing but large batches must have been submitted.
-pub const BULK_AFTER: Duration = Duration::from_secs(1);
+pub const BULK_AFTER: Duration = Duration::from_secs(10);
 /// Maximum number of times that the size of a commit is halved when commits exceed their target time. Each commit costs
 /// about 0.3 ms, however small it is.
 pub const GROUP_HALVINGS_MAX: u32 = 2;

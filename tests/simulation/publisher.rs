@@ -244,8 +244,11 @@ impl Backend for Database {
             // It waits for the disk.
             return None;
         }
-        self.ledger.disk.lock().alone += 1;
-        Some(self.commit(decisions, now))
+        let written = self.commit(decisions, now);
+        if let Ok(Some(_)) = written {
+            self.ledger.disk.lock().alone += 1;
+        }
+        Some(written)
     }
 
     fn close(&mut self) {}

@@ -427,11 +427,13 @@ impl<B: Backend> Writer<B> {
         {
             let (envelope, allowance) = (next.envelope(), &next.allowance);
             let room = allowance.room();
+            let subjects = decisions.states.len();
             let decision =
                 self.rules
                     .decide(&mut self.backend, decisions, school, envelope, room, now)?;
             allowance.take(&decision);
             round.taken.commands += 1;
+            round.taken.subjects += decisions.states.len() - subjects;
             // The answer to a repeated command counts as well, because it is read and sent.
             round.taken.bytes += decision.charged;
             if decision.written > 0 {

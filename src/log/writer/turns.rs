@@ -8,12 +8,11 @@
 //!    more than its share ([`Pace::is_heavy`]) counts as one with a batch. A commit with fresh schools also serves one
 //!    backlogged school and one with a batch, so that none of them waits forever; a commit without fresh schools serves
 //!    as many as it has room for.
-//! 2. A commit's work should take about [`COMMIT_WORK`], and its room is never larger than [`GROUP_MAX_BYTES`] and
+//! 2. A commit's work should take about [`COMMIT_WORK`], and its room is normally at most [`GROUP_MAX_BYTES`] and
 //!    [`GROUP_MAX_COMMANDS`]: the room is halved after a commit that took longer, and doubled after a full commit that
-//!    was fast.
-//!    If nothing but large batches was submitted for [`BULK_AFTER`], nobody waits for a single report. A commit then has room for
-//!    [`BULK_MAX_COMMANDS`] and should take about [`BULK_WORK`]: it writes the row of each subject once, however many of the
-//!    commands are about it.
+//!    was fast. While nothing but large batches was submitted for [`BULK_AFTER`] or since the start, a commit has room for
+//!    [`BULK_MAX_COMMANDS`] and should take about [`BULK_WORK`]. It costs less for each command, because it writes the row of
+//!    a subject once, however many of the commands are about it.
 //! 3. While several schools wait, each gets one of [`TURNS_PER_GROUP`] equal shares of the room.
 //! 4. While several schools publish, those with a batch share a limited rate, the [`Pace`]. A commit then serves at
 //!    most one of them, and none before its turn is due.
@@ -30,8 +29,8 @@ use tokio::time::Instant;
 
 use super::{Answer, Pace, Receipts, Submission};
 use crate::config::{
-    BULK_AFTER, BULK_MAX_COMMANDS, BULK_WORK, COMMIT_WORK, GROUP_HALVINGS_MAX, GROUP_MAX_BYTES,
-    GROUP_MAX_COMMANDS, TURNS_PER_GROUP,
+    BULK_ABOVE, BULK_AFTER, BULK_MAX_COMMANDS, BULK_WORK, COMMIT_WORK, GROUP_HALVINGS_MAX,
+    GROUP_MAX_BYTES, GROUP_MAX_COMMANDS, TURNS_PER_GROUP,
 };
 use crate::id::SchoolId;
 use crate::log::{Allowance, CommandError, Envelope, Receipt, StoreError};
@@ -45,8 +44,8 @@ pub(super) struct Turns {
     backlogged: VecDeque<SchoolId>,
     /// Schools with a batch, or that take more than their share.
     batching: VecDeque<SchoolId>,
-    /// How many times the room of a commit is currently halved.
-    halvings: u32,
+    /// How many times the room of a commit of each scale is currently halved.
+    halvings: [u32; 2],
     /// When a submission that is not a large batch was last added.
     last_small: Option<Instant>,
     pace: Arc<Pace>,
@@ -67,8 +66,7 @@ pub(super) struct Round {
     pub(super) taken: Size,
     /// The limit for the whole commit. Its last command can exceed it.
     room: Size,
-    /// How long its work should take.
-    target: Duration,
+    scale: Scale,
     /// The limit for one school.
     slice: Size,
     /// Schools that have had their turn, and the bytes that it took.
@@ -124,31 +122,49 @@ impl Next {
     }
 }
 
-/// A number of commands, and the size of their events in bytes.
+/// A number of commands, the size of their events in bytes, and the number of subjects that they change.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Size {
     pub(super) commands: usize,
     pub(super) bytes: usize,
+    pub(super) subjects: usize,
 }
 
-/// The limit for a commit.
-const GROUP: Size = Size {
-    commands: GROUP_MAX_COMMANDS,
-    bytes: GROUP_MAX_BYTES,
-};
+/// How large commits may be.
+#[derive(Debug, Clone, Copy)]
+enum Scale {
+    Normal,
+    /// Nothing but large batches is submitted.
+    Bulk,
+}
 
-/// The limit for a commit while nothing but large batches is submitted.
-const BULK: Size = Size {
-    commands: BULK_MAX_COMMANDS,
-    bytes: GROUP_MAX_BYTES,
-};
+impl Scale {
+    /// Returns the limit for a commit.
+    fn room(self) -> Size {
+        Size {
+            commands: match self {
+                Scale::Normal => GROUP_MAX_COMMANDS,
+                Scale::Bulk => BULK_MAX_COMMANDS,
+            },
+            bytes: GROUP_MAX_BYTES,
+            subjects: GROUP_MAX_COMMANDS,
+        }
+    }
 
-/// A submission of more commands is a large batch.
-const SMALL: usize = GROUP_MAX_COMMANDS / TURNS_PER_GROUP;
+    /// Returns how long the work of a commit should take.
+    fn work(self) -> Duration {
+        match self {
+            Scale::Normal => COMMIT_WORK,
+            Scale::Bulk => BULK_WORK,
+        }
+    }
+}
 
 impl Size {
     fn reaches(self, limit: Size) -> bool {
-        self.commands >= limit.commands || self.bytes >= limit.bytes
+        self.commands >= limit.commands
+            || self.bytes >= limit.bytes
+            || self.subjects >= limit.subjects
     }
 
     /// Returns one of `of` equal parts.
@@ -156,6 +172,7 @@ impl Size {
         Size {
             commands: self.commands / of,
             bytes: self.bytes / of,
+            subjects: self.subjects / of,
         }
     }
 
@@ -164,6 +181,7 @@ impl Size {
         Size {
             commands: self.commands - before.commands,
             bytes: self.bytes - before.bytes,
+            subjects: self.subjects - before.subjects,
         }
     }
 }
@@ -175,7 +193,7 @@ impl Turns {
             fresh: VecDeque::new(),
             backlogged: VecDeque::new(),
             batching: VecDeque::new(),
-            halvings: 0,
+            halvings: [0; 2],
             last_small: None,
             pace,
         }
@@ -202,7 +220,7 @@ impl Turns {
 
     pub(super) fn add(&mut self, submission: Submission) {
         let (school, now) = (submission.school, Instant::now());
-        if submission.commands.len() <= SMALL {
+        if submission.commands.len() <= BULK_ABOVE {
             self.last_small = Some(now);
         }
         let queue = self.schools.entry(school).or_insert_with(|| {
@@ -240,12 +258,13 @@ impl Turns {
 
     /// Starts the round of one commit. If it `hurries`, the rate of batches is not limited. `in_bulk` permits large commits.
     pub(super) fn begin(&self, now: Instant, hurries: bool, in_bulk: bool) -> Round {
-        let has_small = self.last_small.is_some_and(|last| now < last + BULK_AFTER);
-        let (most, target) = match in_bulk && !has_small {
-            true => (BULK, BULK_WORK),
-            false => (GROUP, COMMIT_WORK),
+        let has_small = !self.backlogged.is_empty()
+            || self.last_small.is_some_and(|last| now < last + BULK_AFTER);
+        let scale = match in_bulk && !has_small {
+            true => Scale::Bulk,
+            false => Scale::Normal,
         };
-        let room = most.part(1 << self.halvings);
+        let room = scale.room().part(1 << self.halvings[scale as usize]);
         let is_paced = !hurries && self.pace.applies(now, self.several_wait());
         let batches_left = match self.pace.due(now, self.several_wait()) {
             _ if !is_paced => usize::MAX,
@@ -259,7 +278,7 @@ impl Turns {
                 _ => room.part(TURNS_PER_GROUP),
             },
             room,
-            target,
+            scale,
             served: Vec::new(),
             undecided: Vec::new(),
             serves_fresh: false,
@@ -303,10 +322,11 @@ impl Turns {
     /// Adjusts the room to how long a commit took, excluding its wait for the disk: smaller commits do not help on a
     /// slow disk.
     pub(super) fn worked(&mut self, round: &Round, work: Duration) {
-        if work > round.target {
-            self.halvings = (self.halvings + 1).min(GROUP_HALVINGS_MAX);
-        } else if work < round.target / 2 && round.taken.reaches(round.room) {
-            self.halvings = self.halvings.saturating_sub(1);
+        let (target, halvings) = (round.scale.work(), &mut self.halvings[round.scale as usize]);
+        if work > target {
+            *halvings = (*halvings + 1).min(GROUP_HALVINGS_MAX);
+        } else if work < target / 2 && round.taken.reaches(round.room) {
+            *halvings = halvings.saturating_sub(1);
         }
     }
 
@@ -543,6 +563,8 @@ mod tests {
     struct Bench {
         turns: Turns,
         event_bytes: usize,
+        /// How many subjects each command adds to those that are changed.
+        subjects: usize,
         in_bulk: bool,
     }
 
@@ -555,6 +577,7 @@ mod tests {
             Bench {
                 turns: Turns::new(Arc::new(Pace::new(bytes_per_sec))),
                 event_bytes,
+                subjects: 0,
                 in_bulk: false,
             }
         }
@@ -588,6 +611,7 @@ mod tests {
                 while !round.is_over(before) && queue.next(round.is_half_over(before)).is_some() {
                     round.taken.commands += 1;
                     round.taken.bytes += self.event_bytes;
+                    round.taken.subjects += self.subjects;
                     queue.decided(Err(CommandError::KeyReused), 0);
                 }
                 carried_out.push((school.get(), round.taken.since(before).commands));
@@ -758,34 +782,48 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn commits_are_larger_while_nothing_but_large_batches_is_submitted() {
+        const MILLI: Duration = Duration::from_millis(1);
         let mut bench = Bench::of(EVENT_BASE_BYTES);
         bench.in_bulk = true;
         bench.add(1, 10 * BULK_MAX_COMMANDS);
         assert_eq!(bench.commit(QUICK), [(1, BULK_MAX_COMMANDS)]);
-        bench.commit(BULK_WORK + Duration::from_millis(1));
+        bench.commit(BULK_WORK + MILLI);
         assert_eq!(bench.room(), BULK_MAX_COMMANDS / 2);
         bench.commit(BULK_WORK / 2);
         assert_eq!(bench.room(), BULK_MAX_COMMANDS / 2, "as long as intended");
-        bench.commit(QUICK);
         bench.add(1, 1);
-        assert_eq!(
-            bench.commit(QUICK),
-            [(1, GROUP_MAX_COMMANDS)],
-            "with a report"
-        );
-        bench.commit(COMMIT_WORK + Duration::from_millis(1));
+        let with_report = bench.commit(COMMIT_WORK + MILLI);
+        assert_eq!(with_report, [(1, GROUP_MAX_COMMANDS)]);
         assert_eq!(bench.room(), GROUP_MAX_COMMANDS / 2);
-        tokio::time::advance(BULK_AFTER - Duration::from_millis(1)).await;
+        tokio::time::advance(BULK_AFTER - MILLI).await;
+        bench.add(1, BULK_ABOVE + 1);
         assert_eq!(bench.room(), GROUP_MAX_COMMANDS / 2);
-        bench.add(1, SMALL + 1);
-        tokio::time::advance(Duration::from_millis(1)).await;
-        assert_eq!(bench.room(), BULK_MAX_COMMANDS / 2);
-        bench.add(1, SMALL);
+        tokio::time::advance(MILLI).await;
+        assert_eq!(bench.room(), BULK_MAX_COMMANDS / 2, "as before the report");
+        bench.add(1, BULK_ABOVE);
         assert_eq!(bench.room(), GROUP_MAX_COMMANDS / 2);
     }
 
+    /// Reports that have accumulated wait, however long ago they were submitted.
     #[tokio::test(start_paused = true)]
-    async fn large_commits_have_no_more_bytes_and_schools_still_share_them() {
+    async fn commits_are_not_larger_while_reports_wait() {
+        let mut bench = Bench::of(EVENT_BASE_BYTES);
+        bench.in_bulk = true;
+        for _ in 0..2 * GROUP_MAX_COMMANDS {
+            bench.add(1, 1);
+        }
+        bench.add(2, BULK_MAX_COMMANDS);
+        bench.commit(QUICK);
+        tokio::time::advance(BULK_AFTER).await;
+        assert_eq!(bench.room(), GROUP_MAX_COMMANDS);
+        while bench.room() == GROUP_MAX_COMMANDS {
+            assert!(!bench.turns.backlogged.is_empty());
+            bench.commit(QUICK);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_commits_have_no_more_bytes_or_subjects_and_schools_still_share_them() {
         let mut bench = Bench::of(16_000);
         bench.in_bulk = true;
         bench.add(1, 1_000);
@@ -801,6 +839,14 @@ mod tests {
             .map(|school| (school, share))
             .collect();
         assert_eq!(bench.commit(QUICK), expected);
+        let mut bench = Bench::of(1);
+        (bench.in_bulk, bench.subjects) = (true, 1);
+        bench.add(1, BULK_MAX_COMMANDS);
+        assert_eq!(
+            bench.commit(QUICK),
+            [(1, GROUP_MAX_COMMANDS)],
+            "each about another subject"
+        );
     }
 
     #[test]

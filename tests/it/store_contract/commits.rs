@@ -1,6 +1,8 @@
 //! What a store promises of commands that are carried out, their order and their turns.
 
-use tidings::config::{BULK_MAX_COMMANDS, GROUP_MAX_COMMANDS, TURNS_PER_GROUP};
+use std::time::Instant;
+
+use tidings::config::{BULK_AFTER, BULK_MAX_COMMANDS, GROUP_MAX_COMMANDS, TURNS_PER_GROUP};
 use tidings::event::Event;
 
 use super::*;
@@ -130,6 +132,7 @@ pub(super) async fn schools_take_turns_and_a_report_waits_for_no_other_schools_b
     // Now one commit waits to be taken and one is under way, at most.
     let mut second = store.append(school(SCHOOLS[1]), batch("b", EACH[1], &large));
     assert!(futures_util::poll!(second.as_mut()).is_pending());
+    let reported = Instant::now();
     let mut report = store.append(school(SCHOOLS[2]), vec![create("c")]);
     assert!(futures_util::poll!(report.as_mut()).is_pending());
     let of = |events: &[Arc<Event>], number| {
@@ -151,6 +154,7 @@ pub(super) async fn schools_take_turns_and_a_report_waits_for_no_other_schools_b
         before += events.len();
     }
     assert!(before <= 2 * whole, "{before}");
+    assert!(of(&order, SCHOOLS[0]) < EACH[0], "the batch goes on");
     assert!(report.await.unwrap()[0].is_ok(), "while the others go on");
     // Batches have a pace: a commit may have a turn of one of them.
     let mut had_second = true;
@@ -159,7 +163,11 @@ pub(super) async fn schools_take_turns_and_a_report_waits_for_no_other_schools_b
         let (first, second) = (of(&events, SCHOOLS[0]), of(&events, SCHOOLS[1]));
         assert!(second <= GROUP_MAX_BYTES / EVENT + 1);
         if of(&order, SCHOOLS[0]) + first < EACH[0] + 1 {
-            assert!(first <= whole / TURNS_PER_GROUP, "{first}");
+            let most = match reported.elapsed() < BULK_AFTER {
+                true => GROUP_MAX_COMMANDS,
+                false => whole,
+            };
+            assert!(first <= most / TURNS_PER_GROUP, "{first}");
             assert!(second > 0 || had_second, "they take turns");
         }
         had_second = second > 0;

@@ -264,7 +264,12 @@ impl Turns {
             true => Scale::Bulk,
             false => Scale::Normal,
         };
-        let room = scale.room().part(1 << self.halvings[scale as usize]);
+        let most = scale.room();
+        let room = Size {
+            // The rows of so many subjects are written in a normal commit as well.
+            subjects: most.subjects,
+            ..most.part(1 << self.halvings[scale as usize])
+        };
         let is_paced = !hurries && self.pace.applies(now, self.several_wait());
         let batches_left = match self.pace.due(now, self.several_wait()) {
             _ if !is_paced => usize::MAX,

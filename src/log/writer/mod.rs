@@ -357,8 +357,10 @@ impl<B: Backend> Writer<B> {
             decisions,
             ..
         } = group;
-        if let Ok(Some(at)) = written {
-            self.turns.worked(&round, at - began);
+        if let Ok(at) = written {
+            // Rejected commands take time as well, although they write nothing.
+            let work = at.map_or_else(|| began.elapsed(), |at| at - began);
+            self.turns.worked(&round, work);
         }
         let written = self.note(written.map(|at| at.is_some()));
         if written.is_ok() && !decisions.events.is_empty() {

@@ -12,7 +12,7 @@
 //!    [`GROUP_MAX_COMMANDS`]: the room is halved after a commit that took longer, and doubled after a full commit that
 //!    was fast. While nothing but large batches was submitted for [`BULK_AFTER`] or since the start, a commit has room for
 //!    [`BULK_MAX_COMMANDS`] and should take about [`BULK_WORK`]. It costs less for each command, because it writes the row of
-//!    a subject once, however many of the commands are about it.
+//!    a subject once, however many of the commands are about it. Keys and parts are still written for each command.
 //! 3. While several schools wait, each gets one of [`TURNS_PER_GROUP`] equal shares of the room.
 //! 4. While several schools publish, those with a batch share a limited rate, the [`Pace`]. A commit then serves at
 //!    most one of them, and none before its turn is due.
@@ -266,8 +266,8 @@ impl Turns {
         };
         let most = scale.room();
         let room = Size {
-            // The rows of so many subjects are written in a normal commit as well.
-            subjects: most.subjects,
+            // A normal commit can write as many rows.
+            subjects: most.subjects >> self.halvings[Scale::Normal as usize],
             ..most.part(1 << self.halvings[scale as usize])
         };
         let is_paced = !hurries && self.pace.applies(now, self.several_wait());

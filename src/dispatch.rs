@@ -8,16 +8,19 @@
 //! 3. If the hub itself panics, an event may be missing from some mailboxes. All streams are therefore asked to close
 //!    before the next event is offered. They reconnect with their cursors and read the event from the log.
 //!
+//! A batch with few deliveries is dispatched on the thread that committed it, if no other batch is in flight: waking this
+//! task would cost more.
+//!
 //! No follower can fail or delay a publication: each only records events and does its work elsewhere.
 
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use crate::config::{WAKE_AT_ONCE, WAKE_PART};
+use crate::config::{EXPRESS_MAX, WAKE_AT_ONCE, WAKE_PART};
 use crate::event::Event;
 use crate::feed;
-use crate::hub::Hub;
+use crate::hub::{Hub, WakeList};
 use crate::log::{Batches, Log};
 use crate::tasks::Tasks;
 use crate::wire::Close;
@@ -60,6 +63,12 @@ impl Dispatcher {
     /// Runs until its tasks end. Batches that were committed before are still dispatched.
     pub async fn run(self: Arc<Self>) {
         let mut batches = self.batches.lock().await;
+        let express = Arc::downgrade(&self);
+        batches.express_to(Box::new(move |events| {
+            express
+                .upgrade()
+                .is_some_and(|dispatcher| dispatcher.dispatch_to_few(events))
+        }));
         let end = self.tasks.token().cancelled();
         let dispatch = |events: &[Arc<Event>]| self.dispatch(events);
         feed::follow(
@@ -74,9 +83,29 @@ impl Dispatcher {
 
     fn dispatch(&self, events: &[Arc<Event>]) {
         self.offer(events);
+        self.follow(events);
+    }
+
+    fn follow(&self, events: &[Arc<Event>]) {
         for follower in &self.followers {
             self.tasks.guard(&self.name, || follower(events));
         }
+    }
+
+    /// Passes events on if they have few deliveries. Returns false if it has not.
+    fn dispatch_to_few(&self, events: &[Arc<Event>]) -> bool {
+        let offer = || {
+            self.hub
+                .offer_to_few(events, EXPRESS_MAX)
+                .map(WakeList::wake)
+        };
+        match self.tasks.guard(&self.name, offer) {
+            Some(None) => return false,
+            Some(Some(())) => {}
+            None => self.close_all(),
+        }
+        self.follow(events);
+        true
     }
 
     fn offer(&self, part: &[Arc<Event>]) {
@@ -89,11 +118,13 @@ impl Dispatcher {
                         .spawn("wake readers", feed::wake_in_batches(part));
                 }
             }
-            None => {
-                let close = || self.hub.close_all(|| Close::InternalError);
-                self.tasks.guard(&self.name, close);
-            }
+            None => self.close_all(),
         }
+    }
+
+    fn close_all(&self) {
+        let close = || self.hub.close_all(|| Close::InternalError);
+        self.tasks.guard(&self.name, close);
     }
 }
 
@@ -109,8 +140,8 @@ mod tests {
     use super::*;
     use crate::config::Settings;
     use crate::event::{Class, Draft};
-    use crate::hub::Reader;
     use crate::hub::mailbox::{Mail, Patience};
+    use crate::hub::{Attachment, Reader};
     use crate::id::{Channel, Epoch, Place, SchoolId};
     use crate::kind::job;
     use crate::log::{Bounds, Committed, LogRange, Page, StoreError};
@@ -223,9 +254,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_hub_that_panics_closes_the_streams_which_may_lack_an_event() {
-        let bench = bench(Vec::new());
+    /// A listener to everything of school 1.
+    fn attach(hub: &Arc<Hub>) -> Attachment {
         let school: SchoolId = 1.try_into().unwrap();
         let scope = Scope::new(school, [Channel::School(school)]);
         let reader = Reader {
@@ -235,21 +265,62 @@ mod tests {
             peer: None,
         };
         let ceilings = Settings::default().stream_limits();
-        let attached = bench.hub.attach(&scope, reader, false, &ceilings).unwrap();
-        let waker = Waker::from(Arc::new(Panics));
-        let poll = |waker| {
-            let mut context = Context::from_waker(waker);
-            attached.mailbox().poll(&mut context, Patience::Never)
-        };
-        assert!(poll(&waker).is_pending());
+        hub.attach(&scope, reader, false, &ceilings).unwrap()
+    }
+
+    fn poll(attached: &Attachment, waker: &Waker) -> Poll<Mail> {
+        let mut context = Context::from_waker(waker);
+        attached.mailbox().poll(&mut context, Patience::Never)
+    }
+
+    #[tokio::test]
+    async fn a_hub_that_panics_closes_the_streams_which_may_lack_an_event() {
+        let bench = bench(Vec::new());
+        let attached = attach(&bench.hub);
+        assert!(poll(&attached, &Waker::from(Arc::new(Panics))).is_pending());
         for seq in 1..=2 {
             bench.committed.send(vec![event(seq)]).await.unwrap();
         }
         bench.committed.round_trip().await.unwrap();
-        let mail = poll(Waker::noop());
+        let mail = poll(&attached, Waker::noop());
         assert!(matches!(
             mail,
             Poll::Ready(Mail::Close(Close::InternalError))
         ));
+    }
+
+    #[tokio::test]
+    async fn few_deliveries_are_made_at_once_and_a_panic_closes_the_streams() {
+        let seen = Arc::new(Lock::new(Vec::new()));
+        let kept = Arc::clone(&seen);
+        let follower: Follower = Box::new(move |events| {
+            let seqs = events.iter().map(|event| event.seq);
+            kept.lock().unwrap().extend(seqs);
+        });
+        let (_, batches) = Committed::channel(8);
+        let hub = Arc::new(Hub::new(8, 8));
+        let dispatcher = Dispatcher::new(
+            batches,
+            Arc::new(Unread),
+            Arc::clone(&hub),
+            vec![follower],
+            Tasks::default(),
+        );
+        let mut listeners: Vec<_> = (0..=EXPRESS_MAX).map(|_| attach(&hub)).collect();
+        assert!(!dispatcher.dispatch_to_few(&[event(1)]), "too many");
+        listeners.pop();
+        assert!(dispatcher.dispatch_to_few(&[event(1)]));
+        for listener in &listeners {
+            let mail = poll(listener, Waker::noop());
+            assert!(matches!(mail, Poll::Ready(Mail::Events(_))), "{mail:?}");
+        }
+        assert!(poll(&listeners[0], &Waker::from(Arc::new(Panics))).is_pending());
+        assert!(dispatcher.dispatch_to_few(&[event(2)]));
+        let mail = poll(&listeners[1], Waker::noop());
+        assert!(matches!(
+            mail,
+            Poll::Ready(Mail::Close(Close::InternalError))
+        ));
+        assert_eq!(*seen.lock().unwrap(), [1, 2]);
     }
 }

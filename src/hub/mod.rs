@@ -242,18 +242,46 @@ impl Hub {
             let Some(school) = school else {
                 continue;
             };
-            let second = self.second();
-            let mut state = lock(&school);
-            let more = school_events.len().try_into().unwrap_or(u32::MAX);
-            state.rate.count(second, more);
-            for event in school_events {
-                state.offer(event, self.window_events, &mut wake_list);
-            }
-            if !self.is_shared {
-                state.last_use = Instant::now();
-            }
+            self.offer_of_school(&mut lock(&school), school_events, &mut wake_list);
         }
         wake_list
+    }
+
+    fn offer_of_school(
+        &self,
+        state: &mut SchoolState,
+        events: &[Arc<Event>],
+        wake_list: &mut WakeList,
+    ) {
+        let more = events.len().try_into().unwrap_or(u32::MAX);
+        state.rate.count(self.second(), more);
+        for event in events {
+            state.offer(event, self.window_events, wake_list);
+        }
+        if !self.is_shared {
+            state.last_use = Instant::now();
+        }
+    }
+
+    /// Does what [`offer`](Self::offer) does if these are the next events of one school, and have at most `most` deliveries together.
+    /// Returns `None` if nothing was done. Only for logs that no other node writes to.
+    pub fn offer_to_few(&self, events: &[Arc<Event>], most: usize) -> Option<WakeList> {
+        let first = events.first()?;
+        if self.is_shared || events.iter().any(|event| event.school != first.school) {
+            return None;
+        }
+        let school = self.school(first.school);
+        let mut state = lock(&school);
+        let is_next = state.head.is_none_or(|head| first.seq == head.seq + 1);
+        let deliveries = events.iter().try_fold(0_usize, |deliveries, event| {
+            deliveries.checked_add(state.deliveries_of(event)?)
+        });
+        if !is_next || deliveries.is_none_or(|deliveries| deliveries > most) {
+            return None;
+        }
+        let mut wake_list = WakeList::default();
+        self.offer_of_school(&mut state, events, &mut wake_list);
+        Some(wake_list)
     }
 
     fn find(&self, school: SchoolId) -> Option<Arc<School>> {
@@ -557,6 +585,18 @@ impl SchoolState {
         {
             first.remove();
         }
+    }
+
+    /// Returns how many listeners an event has. `None` for a wide event, which all listeners of its kind receive.
+    fn deliveries_of(&self, event: &Event) -> Option<usize> {
+        if event.draft.event_type.wide {
+            return None;
+        }
+        let of_kind = self.kinds.get(&event.kind).map_or(0, |topic| {
+            let of_subject = topic.subjects.get(&event.subject);
+            topic.all.len() + of_subject.map_or(0, Listeners::len)
+        });
+        Some(self.everything.len() + of_kind)
     }
 
     /// Records that events before this `seq` may not have been offered.

@@ -51,6 +51,52 @@ fn what_is_left_leaves_memory() {
 }
 
 #[test]
+fn events_are_offered_to_few_if_they_come_next_and_have_few_listeners() {
+    let hub = hub();
+    let listen = |channels: &[Channel]| {
+        hub.attach(&scope(channels), reader(), true, &limits(10))
+            .unwrap()
+    };
+    let everything = Channel::School(1.try_into().unwrap());
+    let listeners = [
+        listen(&[everything]),
+        listen(&[Channel::Collection(JOBS)]),
+        listen(&[subject("a")]),
+    ];
+    let waiting = || {
+        let events = listeners
+            .iter()
+            .map(|listener| listener.mailbox().depth().events);
+        events.collect::<Vec<_>>()
+    };
+    let offer = |events: &[Arc<Event>], most| {
+        let wake_list = hub.offer_to_few(events, most);
+        wake_list.map(WakeList::wake).is_some()
+    };
+    assert!(!offer(&[], 8));
+    assert!(!offer(&[event(1, "a", true)], 2), "there are three");
+    assert_eq!(waiting(), [0, 0, 0]);
+    assert!(offer(&[event(1, "a", true)], 3));
+    assert!(
+        !offer(&[event(2, "a", true), event(3, "b", true)], 4),
+        "five deliveries"
+    );
+    assert!(offer(&[event(2, "a", true), event(3, "b", true)], 5));
+    assert_eq!(waiting(), [3, 3, 2]);
+    assert!(!offer(&[event(3, "b", true)], 8), "it was offered before");
+    assert!(!offer(&[event(5, "b", true)], 8), "4 is missing");
+    let mut wide = Arc::into_inner(event(4, "a", true)).unwrap();
+    wide.draft.event_type = &ACK_UPDATE;
+    assert!(
+        !offer(&[Arc::new(wide)], 8),
+        "all listeners of its kind receive it"
+    );
+    assert_eq!(waiting(), [3, 3, 2]);
+    let shared = Hub::new(4, 8).of_shared_logs();
+    assert!(shared.offer_to_few(&[event(1, "a", true)], 8).is_none());
+}
+
+#[test]
 fn a_quiet_school_leaves_memory_and_one_that_is_listened_to_stays() {
     let hub = hub();
     hub.offer(&[event(1, "a", true)]).wake();

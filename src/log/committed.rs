@@ -31,6 +31,9 @@ pub(super) struct Reserved(mpsc::OwnedPermit<Vec<Arc<Event>>>);
 /// Receives each batch right after its commit, on the thread that committed it. It must not block.
 pub type Announcer = Box<dyn Fn(&[Arc<Event>]) + Send + Sync>;
 
+/// Dispatches a batch on the thread that committed it, if that takes only a moment. Returns false if it has not.
+pub type Express = Box<dyn Fn(&[Arc<Event>]) -> bool + Send + Sync>;
+
 /// The receiver of [`Committed`].
 pub struct Batches {
     batches: mpsc::Receiver<Vec<Arc<Event>>>,
@@ -60,6 +63,7 @@ struct InFlight {
     sent: AtomicU64,
     done: watch::Sender<u64>,
     announcer: OnceLock<Announcer>,
+    express: OnceLock<Express>,
 }
 
 struct Undispatched {
@@ -81,6 +85,7 @@ impl Committed {
             sent: AtomicU64::new(0),
             done: watch::channel(0).0,
             announcer: OnceLock::new(),
+            express: OnceLock::new(),
         });
         let committed = Committed {
             batches: sender,
@@ -128,11 +133,18 @@ impl Committed {
         Some(Reserved(sender.try_reserve_owned().ok()?))
     }
 
-    /// Sends a batch for which there is room.
+    /// Sends a batch for which there is room, or dispatches it at once. No other batch can be sent meanwhile.
     pub(super) fn send_reserved(&self, place: Reserved, events: Vec<Arc<Event>>) {
+        // Otherwise, an earlier batch may still have to be dispatched.
+        let is_next = self.waiting() == 0;
         self.in_flight.note(&events);
         self.in_flight.announce(&events);
-        place.0.send(events);
+        if is_next && self.in_flight.express(&events) {
+            self.in_flight.dispatched(&events);
+            self.in_flight.done();
+        } else {
+            place.0.send(events);
+        }
     }
 
     /// Sends a batch without `await`. If the channel is full, it blocks the thread, which must not be a Tokio worker thread.
@@ -266,24 +278,19 @@ impl Batches {
 
     /// Records that these events were dispatched.
     pub fn dispatched(&mut self, events: &[Arc<Event>]) {
-        let mut schools = self.in_flight.schools();
-        for of_school in events.chunk_by(|one, next| one.school == next.school) {
-            let newest = of_school[of_school.len() - 1].seq;
-            let school = of_school[0].school;
-            if let Some(undispatched) = schools.get_mut(&school) {
-                undispatched.dispatched = undispatched.dispatched.max(newest);
-                undispatched.changed.notify_waiters();
-                if undispatched.dispatched >= undispatched.committed {
-                    schools.remove(&school);
-                }
-            }
-        }
+        self.in_flight.dispatched(events);
+    }
+
+    /// Sets what dispatches a batch on the thread that committed it, when no other batch is in flight. Only the first call
+    /// has an effect.
+    pub fn express_to(&self, express: Express) {
+        let _ = self.in_flight.express.set(express);
     }
 
     /// Records that the last batch that was received has been processed.
     pub fn done(&mut self) {
         if std::mem::take(&mut self.has_taken) {
-            self.in_flight.done.send_modify(|done| *done += 1);
+            self.in_flight.done();
         }
     }
 }
@@ -309,6 +316,30 @@ impl InFlight {
         if let Some(announce) = self.announcer.get() {
             announce(events);
         }
+    }
+
+    /// Dispatches a batch at once. Returns false if that is not possible.
+    fn express(&self, events: &[Arc<Event>]) -> bool {
+        self.express.get().is_some_and(|express| express(events))
+    }
+
+    fn dispatched(&self, events: &[Arc<Event>]) {
+        let mut schools = self.schools();
+        for of_school in events.chunk_by(|one, next| one.school == next.school) {
+            let newest = of_school[of_school.len() - 1].seq;
+            let school = of_school[0].school;
+            if let Some(undispatched) = schools.get_mut(&school) {
+                undispatched.dispatched = undispatched.dispatched.max(newest);
+                undispatched.changed.notify_waiters();
+                if undispatched.dispatched >= undispatched.committed {
+                    schools.remove(&school);
+                }
+            }
+        }
+    }
+
+    fn done(&self) {
+        self.done.send_modify(|done| *done += 1);
     }
 
     fn note(&self, events: &[Arc<Event>]) {

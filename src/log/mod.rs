@@ -58,7 +58,9 @@ pub use self::catalog::{
     StoredSubject, Tally, TallyQuery, Which,
 };
 pub use self::command::{CommandError, Envelope, Idempotency, Receipt};
-pub use self::committed::{Announcer, Batches, CommitCounts, CommitMetrics, Committed, Incoming};
+pub use self::committed::{
+    Announcer, Batches, CommitCounts, CommitMetrics, Committed, Express, Incoming,
+};
 pub use self::consumers::Consumers;
 pub use self::error::{StoreError, Waiting};
 pub use self::heartbeats::Heartbeats;

@@ -1,5 +1,6 @@
 //! A request that comes alone commits on its own thread, if that takes only a moment.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, ThreadId};
 
@@ -160,6 +161,79 @@ async fn a_tick_waits_for_the_dispatcher_on_the_writers_thread() {
     close(handle, thread).await;
 }
 
+/// Its delivery, too, wakes no other thread, unless an earlier one is in progress.
+#[tokio::test]
+async fn a_tick_that_comes_alone_is_dispatched_where_it_is_committed() {
+    let memory = Memory {
+        is_embedded: true,
+        ..Memory::default()
+    };
+    let threads = Arc::clone(&memory.threads);
+    let (handle, thread, mut batches) = start(memory, 64);
+    let expressed = Arc::new(Mutex::new(Vec::new()));
+    let accepts = Arc::new(AtomicBool::new(true));
+    let (kept, is_accepted) = (Arc::clone(&expressed), Arc::clone(&accepts));
+    batches.express_to(Box::new(move |events| {
+        let is_accepted = is_accepted.load(Ordering::Relaxed);
+        if is_accepted {
+            let seqs = events.iter().map(|event| event.seq);
+            kept.lock()
+                .unwrap()
+                .extend(seqs.map(|seq| (seq, thread::current().id())));
+        }
+        is_accepted
+    }));
+    begin(&handle, "a").await;
+    let (own, writers) = (thread::current().id(), thread.thread().id());
+    let report = async || {
+        let events = append(&handle, vec![tick("a", 0)]).await.unwrap();
+        events[0].seq
+    };
+    // What the writer's thread commits, and what follows before that is dispatched, is sent to the dispatcher.
+    let mut last = 2;
+    while expressed.lock().unwrap().is_empty() {
+        assert!(last < 100_000, "the writer is idle in between");
+        last = report().await;
+        while batches.try_recv().is_some() {}
+    }
+    assert_eq!(threads.lock().unwrap().last(), Some(&own));
+    assert_eq!(*expressed.lock().unwrap(), [(last, own)]);
+
+    accepts.store(false, Ordering::Relaxed);
+    let mut sent = Vec::new();
+    sent.push(report().await);
+    accepts.store(true, Ordering::Relaxed);
+    sent.push(report().await);
+    assert_eq!(
+        expressed.lock().unwrap().len(),
+        1,
+        "the one before it waits"
+    );
+    for seq in sent {
+        let batch = batches.recv().await.unwrap();
+        assert_eq!(batch[0].seq, seq);
+        last = seq;
+    }
+    // The last one is still being dispatched.
+    let next = report().await;
+    assert_eq!(next, last + 1);
+    assert_eq!(expressed.lock().unwrap().len(), 1);
+    assert_eq!(batches.recv().await.unwrap()[0].seq, next);
+    batches.done();
+    while expressed.lock().unwrap().len() == 1 {
+        last = report().await;
+        while batches.try_recv().is_some() {}
+    }
+    assert_eq!(expressed.lock().unwrap().last(), Some(&(last, own)));
+    let by_writer = expressed
+        .lock()
+        .unwrap()
+        .iter()
+        .any(|(_, on)| *on == writers);
+    assert!(!by_writer);
+    close(handle, thread).await;
+}
+
 /// Whichever thread commits, the events are dispatched in the order of the log, and each publisher's reports are carried out in the
 /// order in which it sent them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -171,14 +245,25 @@ async fn lone_and_grouped_commits_keep_one_order() {
     };
     let threads = Arc::clone(&memory.threads);
     let (handle, thread, mut batches) = start(memory, 64);
-    let dispatched = tokio::spawn(async move {
-        let mut seqs = Vec::new();
+    let dispatched = Arc::new(Mutex::new(Vec::new()));
+    let dispatch = {
+        let dispatched = Arc::clone(&dispatched);
+        move |events: &[Arc<Event>]| {
+            let seqs = events.iter().map(|event| event.seq);
+            dispatched.lock().unwrap().extend(seqs);
+        }
+    };
+    let at_once = dispatch.clone();
+    batches.express_to(Box::new(move |events| {
+        at_once(events);
+        true
+    }));
+    let dispatching = tokio::spawn(async move {
         while let Some(Incoming::Committed(batch)) = batches.next().await {
-            seqs.extend(batch.iter().map(|event| event.seq));
+            dispatch(&batch);
             batches.dispatched(&batch);
             batches.done();
         }
-        seqs
     });
     let publishers = (0..4).map(|publisher| {
         let handle = Arc::clone(&handle);
@@ -208,7 +293,8 @@ async fn lone_and_grouped_commits_keep_one_order() {
     let alone = until_alone(&handle, "alone", &threads, writers, async || {}).await;
     assert!(threads.lock().unwrap().contains(&writers));
     close(handle, thread).await;
-    let seqs = dispatched.await.unwrap();
+    dispatching.await.unwrap();
+    let seqs = std::mem::take(&mut *dispatched.lock().unwrap());
     let all = 4 * (2 + u64::from(REPORTS)) + 2 + alone;
     assert_eq!(seqs, (1..=all).collect::<Vec<_>>());
 }

@@ -207,9 +207,21 @@ fn start(rng: &mut Rng, ledger: &Arc<Ledger>, receiver: &Arc<Receiver>) -> Serve
     let store = Arc::clone(ledger) as Arc<dyn Store>;
     let receiver = Arc::clone(receiver) as Arc<dyn Notifier>;
     let tasks = Tasks::default();
-    let notifiers = Notifiers::new(&store, &feed, vec![receiver]);
+    let notifiers = Arc::new(Notifiers::new(&store, &feed, vec![receiver]));
     notifiers.start(&tasks);
     let offered = Arc::clone(&hub);
+    if rng.bool() && !matches!(fault, Some(Fault::FoldedMilestone)) {
+        let most = rng.usize(1..=8);
+        let (offered, notifiers) = (Arc::clone(&hub), Arc::clone(&notifiers));
+        batches.express_to(Box::new(move |events| {
+            let Some(wake_list) = offered.offer_to_few(events, most) else {
+                return false;
+            };
+            wake_list.wake();
+            notifiers.observe(events);
+            true
+        }));
+    }
     let following = Box::pin(async move {
         let is_shared = log.is_shared();
         let deliver = |events: &[Arc<Event>]| {

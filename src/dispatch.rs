@@ -11,7 +11,7 @@
 //! A batch with few deliveries is dispatched on the thread that committed it, if no other batch is in flight: waking this
 //! task would cost more.
 //!
-//! No follower can fail or delay a publication: each only records events and does its work elsewhere.
+//! No follower can fail a publication, or delay it for more than a moment: each only records events and does its work elsewhere.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use crate::wire::Close;
 /// The name of the dispatcher's task.
 pub const NAME: &str = "dispatcher";
 
-/// Receives committed events.
+/// Receives committed events. It must not wait, least of all for the writer, whose lock may be held.
 pub type Follower = Box<dyn Fn(&[Arc<Event>]) + Send + Sync>;
 
 /// Passes committed events to the hub and to followers. See the module documentation.
@@ -136,6 +136,7 @@ mod tests {
 
     use async_trait::async_trait;
     use chrono::DateTime;
+    use futures_util::FutureExt;
 
     use super::*;
     use crate::config::Settings;
@@ -289,38 +290,97 @@ mod tests {
         ));
     }
 
-    #[tokio::test]
-    async fn few_deliveries_are_made_at_once_and_a_panic_closes_the_streams() {
-        let seen = Arc::new(Lock::new(Vec::new()));
-        let kept = Arc::clone(&seen);
-        let follower: Follower = Box::new(move |events| {
+    fn of_school(number: i64, seq: u64) -> Arc<Event> {
+        let mut event = Arc::into_inner(event(seq)).unwrap();
+        event.school = number.try_into().unwrap();
+        Arc::new(event)
+    }
+
+    /// Keeps the events that it gets, and panics on the third of a school.
+    fn keeping(seen: &Arc<Lock<Vec<u64>>>) -> Follower {
+        let kept = Arc::clone(seen);
+        Box::new(move |events| {
             let seqs = events.iter().map(|event| event.seq);
             kept.lock().unwrap().extend(seqs);
-        });
-        let (_, batches) = Committed::channel(8);
-        let hub = Arc::new(Hub::new(8, 8));
-        let dispatcher = Dispatcher::new(
-            batches,
-            Arc::new(Unread),
-            Arc::clone(&hub),
-            vec![follower],
-            Tasks::default(),
-        );
-        let mut listeners: Vec<_> = (0..=EXPRESS_MAX).map(|_| attach(&hub)).collect();
-        assert!(!dispatcher.dispatch_to_few(&[event(1)]), "too many");
+            assert_ne!(events[0].seq, 3, "as it is to");
+        })
+    }
+
+    /// Commits an event as a request does that comes alone.
+    fn commit(committed: &Committed, event: Arc<Event>) {
+        let place = committed.try_reserve().unwrap();
+        committed.send_reserved(place, vec![event]);
+    }
+
+    /// These tests have one thread, so the dispatcher's task does nothing between two awaits.
+    #[tokio::test]
+    async fn a_commit_with_few_deliveries_is_dispatched_on_its_own_thread() {
+        let seen = Arc::<Lock<Vec<u64>>>::default();
+        let bench = bench(vec![keeping(&seen)]);
+        let mut listeners: Vec<_> = (0..=EXPRESS_MAX).map(|_| attach(&bench.hub)).collect();
+        bench.committed.round_trip().await.unwrap();
+        commit(&bench.committed, event(1));
+        assert!(seen.lock().unwrap().is_empty(), "there are too many");
         listeners.pop();
-        assert!(dispatcher.dispatch_to_few(&[event(1)]));
+        commit(&bench.committed, event(2));
+        assert!(
+            seen.lock().unwrap().is_empty(),
+            "1 must be dispatched first"
+        );
+        bench.committed.round_trip().await.unwrap();
+        assert_eq!(*seen.lock().unwrap(), [1, 2]);
         for listener in &listeners {
             let mail = poll(listener, Waker::noop());
             assert!(matches!(mail, Poll::Ready(Mail::Events(_))), "{mail:?}");
         }
-        assert!(poll(&listeners[0], &Waker::from(Arc::new(Panics))).is_pending());
-        assert!(dispatcher.dispatch_to_few(&[event(2)]));
-        let mail = poll(&listeners[1], Waker::noop());
+        // A follower that panics keeps nothing from anybody.
+        for seq in 3..=4 {
+            commit(&bench.committed, event(seq));
+            assert_eq!(seen.lock().unwrap().last(), Some(&seq));
+            assert_eq!(
+                (bench.committed.waiting(), bench.committed.behind()),
+                (0, 0)
+            );
+            assert!(
+                bench
+                    .committed
+                    .settled(event(seq).school)
+                    .now_or_never()
+                    .is_some()
+            );
+        }
+        assert!(bench.tasks.panics().contains(&(NAME.into(), 1)));
         assert!(matches!(
-            mail,
+            poll(&listeners[0], Waker::noop()),
+            Poll::Ready(Mail::Events(events)) if events.len() == 2
+        ));
+        // Nor does a hub that panics keep an event from the followers.
+        assert!(poll(&listeners[0], &Waker::from(Arc::new(Panics))).is_pending());
+        commit(&bench.committed, event(5));
+        assert_eq!(*seen.lock().unwrap(), [1, 2, 3, 4, 5]);
+        assert!(bench.tasks.panics().contains(&(NAME.into(), 2)));
+        assert!(matches!(
+            poll(&listeners[1], Waker::noop()),
             Poll::Ready(Mail::Close(Close::InternalError))
         ));
-        assert_eq!(*seen.lock().unwrap(), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_dispatched_past_a_hole() {
+        let seen = Arc::<Lock<Vec<u64>>>::default();
+        let bench = bench(vec![keeping(&seen)]);
+        let _listener = attach(&bench.hub);
+        bench.committed.round_trip().await.unwrap();
+        commit(&bench.committed, event(1));
+        commit(&bench.committed, of_school(2, 10));
+        assert_eq!(*seen.lock().unwrap(), [1, 10]);
+        // 2 is missing.
+        bench.committed.send(vec![event(4)]).await.unwrap();
+        bench.committed.round_trip().await.unwrap();
+        commit(&bench.committed, of_school(2, 11));
+        assert_eq!(*seen.lock().unwrap(), [1, 10], "the task fills the hole");
+        bench.committed.send(vec![event(2)]).await.unwrap();
+        bench.committed.round_trip().await.unwrap();
+        assert_eq!(*seen.lock().unwrap(), [1, 10, 11, 2]);
     }
 }

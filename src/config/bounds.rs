@@ -251,7 +251,8 @@ pub const DISPATCH_SLICE: usize = 64;
 pub const CHUNK_BYTES: usize = 16 * 1024;
 /// Number of readers of one event that are woken before other tasks get a turn.
 pub const WAKE_AT_ONCE: usize = 64;
-/// Number of deliveries that the thread of a commit makes itself. More are left to the dispatcher.
+/// Maximum number of deliveries that the thread of a commit makes itself, and of events in such a commit. More are left to the
+/// dispatcher.
 pub const EXPRESS_MAX: usize = 8;
 /// Number of readers of one event that one task wakes. Several tasks share a larger crowd, so that all processors write to it.
 pub const WAKE_PART: usize = 512;

@@ -83,6 +83,7 @@ pub async fn follow(
         wake_lists: Vec::new(),
         lost: Vec::new(),
     };
+    batches.set_hole(false);
     loop {
         let due = tail.holes.values().filter_map(|hole| hole.due).min();
         let has_reads = !tail.reads.is_empty();
@@ -118,6 +119,7 @@ pub async fn follow(
                             batches.dispatched(of_school);
                         }
                     }
+                    batches.set_hole(!tail.holes.is_empty());
                     batches.done();
                 }
                 Some(Incoming::Hint(hint)) => {
@@ -138,6 +140,7 @@ pub async fn follow(
             wake_in_batches(wake_list).await;
         }
         slice.end().await;
+        batches.set_hole(!tail.holes.is_empty());
     }
 }
 

@@ -263,13 +263,15 @@ impl Hub {
         }
     }
 
-    /// Does what [`offer`](Self::offer) does if these are the next events of one school, and have at most `most` deliveries together.
-    /// Returns `None` if nothing was done. Only for logs that no other node writes to.
+    /// Does what [`offer`](Self::offer) does if these are the next events of one school, at most `most` of them, and have at most `most`
+    /// deliveries together. Returns `None` if nothing was done. Only for logs that no other node writes to.
     pub fn offer_to_few(&self, events: &[Arc<Event>], most: usize) -> Option<WakeList> {
         let first = events.first()?;
-        if self.is_shared || events.iter().any(|event| event.school != first.school) {
+        let is_of_one = events.iter().all(|event| event.school == first.school);
+        if self.is_shared || !is_of_one || events.len() > most {
             return None;
         }
+        let mut wake_list = WakeList::default();
         let school = self.school(first.school);
         let mut state = lock(&school);
         let is_next = state.head.is_none_or(|head| first.seq == head.seq + 1);
@@ -279,7 +281,6 @@ impl Hub {
         if !is_next || deliveries.is_none_or(|deliveries| deliveries > most) {
             return None;
         }
-        let mut wake_list = WakeList::default();
         self.offer_of_school(&mut state, events, &mut wake_list);
         Some(wake_list)
     }

@@ -91,6 +91,16 @@ fn events_are_offered_to_few_if_they_come_next_and_have_few_listeners() {
         !offer(&[Arc::new(wide)], 8),
         "all listeners of its kind receive it"
     );
+    let of_other = |seq| {
+        let mut event = Arc::into_inner(event(seq, "a", true)).unwrap();
+        event.school = 2.try_into().unwrap();
+        Arc::new(event)
+    };
+    let of_both = [event(4, "b", true), of_other(1)];
+    assert!(!offer(&of_both, 8), "two schools");
+    let many: Vec<_> = (1..=9).map(of_other).collect();
+    assert!(!offer(&many, 8), "nine events, although nobody listens");
+    assert!(offer(&many[..8], 8));
     assert_eq!(waiting(), [3, 3, 2]);
     let shared = Hub::new(4, 8).of_shared_logs();
     assert!(shared.offer_to_few(&[event(1, "a", true)], 8).is_none());

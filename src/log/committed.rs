@@ -26,12 +26,13 @@ pub struct Committed {
 }
 
 /// Room for one batch.
-pub(super) struct Reserved(mpsc::OwnedPermit<Vec<Arc<Event>>>);
+pub(crate) struct Reserved(mpsc::OwnedPermit<Vec<Arc<Event>>>);
 
 /// Receives each batch right after its commit, on the thread that committed it. It must not block.
 pub type Announcer = Box<dyn Fn(&[Arc<Event>]) + Send + Sync>;
 
-/// Dispatches a batch on the thread that committed it, if that takes only a moment. Returns false if it has not.
+/// Dispatches a batch on the thread that committed it, if that takes only a moment. Returns false if it has not. It must neither
+/// panic nor wait for the writer, whose lock is held.
 pub type Express = Box<dyn Fn(&[Arc<Event>]) -> bool + Send + Sync>;
 
 /// The receiver of [`Committed`].
@@ -64,6 +65,8 @@ struct InFlight {
     done: watch::Sender<u64>,
     announcer: OnceLock<Announcer>,
     express: OnceLock<Express>,
+    /// Whether the receiver has events that wait for missing ones.
+    has_hole: AtomicBool,
 }
 
 struct Undispatched {
@@ -86,6 +89,7 @@ impl Committed {
             done: watch::channel(0).0,
             announcer: OnceLock::new(),
             express: OnceLock::new(),
+            has_hole: AtomicBool::new(false),
         });
         let committed = Committed {
             batches: sender,
@@ -128,21 +132,22 @@ impl Committed {
     }
 
     /// Reserves room for a batch. Returns `None` if there is no room now, or if the receiver is gone.
-    pub(super) fn try_reserve(&self) -> Option<Reserved> {
+    pub(crate) fn try_reserve(&self) -> Option<Reserved> {
         let sender = self.batches.clone();
         Some(Reserved(sender.try_reserve_owned().ok()?))
     }
 
-    /// Sends a batch for which there is room, or dispatches it at once. No other batch can be sent meanwhile.
-    pub(super) fn send_reserved(&self, place: Reserved, events: Vec<Arc<Event>>) {
-        // Otherwise, an earlier batch may still have to be dispatched.
-        let is_next = self.waiting() == 0;
-        self.in_flight.note(&events);
+    /// Sends a batch for which there is room, or dispatches it at once. The caller has the writer, so no other events can be
+    /// sent meanwhile.
+    pub(crate) fn send_reserved(&self, place: Reserved, events: Vec<Arc<Event>>) {
+        self.in_flight.record(&events);
         self.in_flight.announce(&events);
-        if is_next && self.in_flight.express(&events) {
+        // If a batch is in flight, or events wait for missing ones, this batch must follow them.
+        let has_hole = self.in_flight.has_hole.load(Ordering::SeqCst);
+        if self.waiting() == 0 && !has_hole && self.in_flight.express(&events) {
             self.in_flight.dispatched(&events);
-            self.in_flight.done();
         } else {
+            self.in_flight.sent.fetch_add(1, Ordering::SeqCst);
             place.0.send(events);
         }
     }
@@ -287,10 +292,16 @@ impl Batches {
         let _ = self.in_flight.express.set(express);
     }
 
+    /// Sets whether events wait for missing ones. Meanwhile, every batch is sent. Must be called before such a batch is
+    /// [done](Self::done), and after everything that waited has been dispatched.
+    pub fn set_hole(&self, has_hole: bool) {
+        self.in_flight.has_hole.store(has_hole, Ordering::SeqCst);
+    }
+
     /// Records that the last batch that was received has been processed.
     pub fn done(&mut self) {
         if std::mem::take(&mut self.has_taken) {
-            self.in_flight.done();
+            self.in_flight.done.send_modify(|done| *done += 1);
         }
     }
 }
@@ -338,12 +349,14 @@ impl InFlight {
         }
     }
 
-    fn done(&self) {
-        self.done.send_modify(|done| *done += 1);
-    }
-
+    /// Records that a batch is sent.
     fn note(&self, events: &[Arc<Event>]) {
         self.sent.fetch_add(1, Ordering::SeqCst);
+        self.record(events);
+    }
+
+    /// Records that these events are committed.
+    fn record(&self, events: &[Arc<Event>]) {
         let mut schools = self.schools();
         if self.is_over.load(Ordering::SeqCst) {
             // Nobody would ever wake those who wait for it.

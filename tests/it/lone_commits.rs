@@ -221,6 +221,7 @@ async fn a_tick_that_comes_alone_is_dispatched_where_it_is_committed() {
     assert_eq!(batches.recv().await.unwrap()[0].seq, next);
     batches.done();
     while expressed.lock().unwrap().len() == 1 {
+        assert!(last < 100_000, "nothing is in flight");
         last = report().await;
         while batches.try_recv().is_some() {}
     }

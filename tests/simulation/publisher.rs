@@ -307,13 +307,15 @@ impl Facts for Database {
 pub(super) struct Publisher {
     writer: Attended<Database>,
     handle: Handle<Database>,
-    batches: Batches,
+    /// Unless the server's own dispatcher receives them.
+    batches: Option<Batches>,
     is_embedded: bool,
 }
 
 impl Publisher {
-    /// Starts a writer that continues with what the database contains.
-    pub(super) fn start(ledger: &Arc<Ledger>) -> Publisher {
+    /// Starts a writer that continues with what the database contains. If requests commit by themselves, it sends what it commits to
+    /// `committed`.
+    pub(super) fn start(ledger: &Arc<Ledger>, committed: &Committed) -> Publisher {
         let settings = Settings::default();
         let rules = Rules {
             epoch: ledger.epoch(),
@@ -325,7 +327,13 @@ impl Publisher {
             memory: kept.unwrap_or_default().memory,
             ledger: Arc::clone(ledger),
         };
-        let (committed, batches) = Committed::channel(BATCHES);
+        let (committed, batches) = match ledger.is_embedded {
+            true => (committed.clone(), None),
+            false => {
+                let (committed, batches) = Committed::channel(BATCHES);
+                (committed, Some(batches))
+            }
+        };
         let (writer, handle) = Writer::new(
             database,
             rules,
@@ -369,10 +377,13 @@ impl Publisher {
             .collect()
     }
 
-    /// Returns the batches that were committed since the last call.
+    /// Returns the batches that were committed since the last call, and that the dispatcher has not received.
     pub(super) fn committed(&mut self) -> Vec<Vec<Arc<Event>>> {
-        let batches = std::iter::from_fn(|| self.batches.try_recv()).collect();
-        self.batches.done();
-        batches
+        let Some(batches) = &mut self.batches else {
+            return Vec::new();
+        };
+        let committed = std::iter::from_fn(|| batches.try_recv()).collect();
+        batches.done();
+        committed
     }
 }

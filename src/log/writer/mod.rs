@@ -6,7 +6,8 @@
 //! command writes nothing, and so that the backend knows whether the group contains a milestone, which must reach the
 //! disk before it is acknowledged.
 //!
-//! A request that comes alone carries this out on its own thread; see `desk`.
+//! A request that comes alone carries this out on its own thread, and dispatches its events if they have few readers; see `desk`
+//! and [`crate::dispatch`].
 //!
 //! ```text
 //! Handle ─queue─▶ Turns ─▶ Rules::decide ─▶ Backend::commit ─▶ Committed ─▶ answers

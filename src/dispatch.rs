@@ -8,8 +8,8 @@
 //! 3. If the hub itself panics, an event may be missing from some mailboxes. All streams are therefore asked to close
 //!    before the next event is offered. They reconnect with their cursors and read the event from the log.
 //!
-//! A batch with few deliveries is dispatched on the thread that committed it, if no other batch is in flight: waking this
-//! task would cost more.
+//! A batch with few deliveries is dispatched on the thread that committed it, if no other batch is in flight and no event waits
+//! for a missing one: waking this task would cost more.
 //!
 //! No follower can fail a publication, or delay it for more than a moment: each only records events and does its work elsewhere.
 
@@ -382,5 +382,11 @@ mod tests {
         bench.committed.send(vec![event(2)]).await.unwrap();
         bench.committed.round_trip().await.unwrap();
         assert_eq!(*seen.lock().unwrap(), [1, 10, 11, 2]);
+        commit(&bench.committed, of_school(2, 12));
+        bench.committed.send(vec![event(3)]).await.unwrap();
+        bench.committed.round_trip().await.unwrap();
+        assert_eq!(*seen.lock().unwrap(), [1, 10, 11, 2, 12, 3, 4]);
+        commit(&bench.committed, event(5));
+        assert_eq!(seen.lock().unwrap().last(), Some(&5), "nothing is missing");
     }
 }

@@ -142,9 +142,10 @@ impl Committed {
     pub(crate) fn send_reserved(&self, place: Reserved, events: Vec<Arc<Event>>) {
         self.in_flight.record(&events);
         self.in_flight.announce(&events);
-        // If a batch is in flight, or events wait for missing ones, this batch must follow them.
-        let has_hole = self.in_flight.has_hole.load(Ordering::SeqCst);
-        if self.waiting() == 0 && !has_hole && self.in_flight.express(&events) {
+        // If a batch is in flight, or events wait for missing ones, this batch must follow them. In this order: only a batch
+        // can open a hole, and it is recorded before the batch is done.
+        let is_next = self.waiting() == 0 && !self.in_flight.has_hole.load(Ordering::SeqCst);
+        if is_next && self.in_flight.express(&events) {
             self.in_flight.dispatched(&events);
         } else {
             self.in_flight.sent.fetch_add(1, Ordering::SeqCst);
@@ -286,14 +287,15 @@ impl Batches {
         self.in_flight.dispatched(events);
     }
 
-    /// Sets what dispatches a batch on the thread that committed it, when no other batch is in flight. Only the first call
-    /// has an effect.
+    /// Sets what dispatches a batch on the thread that committed it, when no other batch is in flight and no event waits for a
+    /// missing one. Only the first call has an effect.
     pub fn express_to(&self, express: Express) {
         let _ = self.in_flight.express.set(express);
     }
 
     /// Sets whether events wait for missing ones. Meanwhile, every batch is sent. Must be called before such a batch is
-    /// [done](Self::done), and after everything that waited has been dispatched.
+    /// [done](Self::done), and after everything that waited has been dispatched. Hints need not be in time: they concern logs
+    /// that several nodes write to, whose batches are always sent.
     pub fn set_hole(&self, has_hole: bool) {
         self.in_flight.has_hole.store(has_hole, Ordering::SeqCst);
     }

@@ -770,7 +770,7 @@ fn run_all(seeds: Range<u64>) {
     let deliveries = all_succeed(seeds, |seed| run(seed, None));
     assert!(deliveries > count * 25, "much was delivered: {deliveries}");
     let expressed = EXPRESSED.load(Ordering::Relaxed);
-    assert!(expressed > 0 || count < 10, "some were dispatched at once");
+    assert!(expressed > 0 || count < 100, "some were dispatched at once");
 }
 
 /// Runs these seeds, and returns the sum of their results. Stops at the first that fails, unless the seeds were chosen.

@@ -227,12 +227,14 @@ impl<B: Backend> Writer<B> {
         pace: Arc<Pace>,
     ) -> (Writer<B>, Handle<B>) {
         let (work, queue) = mpsc::channel(WRITER_QUEUE);
+        // Publishers on other nodes would wait for large commits as well, and this node does not know of them.
+        let may_be_large = backend.is_embedded();
         let writer = Writer {
             backend,
             rules,
             committed,
             metrics,
-            turns: Turns::new(pace),
+            turns: Turns::new(pace, may_be_large),
             failures: Failures::default(),
             queue,
             notes: Notes::default(),
@@ -309,9 +311,7 @@ impl<B: Backend> Writer<B> {
     fn decide(&mut self, at: time::Instant, hurries: bool) -> Group {
         let began = Instant::now();
         let mut decisions = Decisions::default();
-        // Publishers on other nodes would wait as well, and this node does not know of them.
-        let in_bulk = self.backend.is_embedded();
-        let mut round = self.turns.begin(at, hurries, in_bulk);
+        let mut round = self.turns.begin(at, hurries);
         let prepared = self.backend.prepare(&mut self.turns.upcoming(&round));
         // Not before: what was read may have moved the uptime ahead.
         let now = self.backend.now();

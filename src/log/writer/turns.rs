@@ -44,6 +44,8 @@ pub(super) struct Turns {
     backlogged: VecDeque<SchoolId>,
     /// Schools with a batch, or that take more than their share.
     batching: VecDeque<SchoolId>,
+    /// Whether commits may be large while nothing but large batches is submitted.
+    may_be_large: bool,
     /// How many times the room of a commit of each scale is currently halved.
     halvings: [u32; 2],
     /// When a submission that is not a large batch was last added.
@@ -187,8 +189,9 @@ impl Size {
 }
 
 impl Turns {
-    pub(super) fn new(pace: Arc<Pace>) -> Turns {
+    pub(super) fn new(pace: Arc<Pace>, may_be_large: bool) -> Turns {
         Turns {
+            may_be_large,
             schools: HashMap::new(),
             fresh: VecDeque::new(),
             backlogged: VecDeque::new(),
@@ -256,11 +259,11 @@ impl Turns {
         commands.take(room)
     }
 
-    /// Starts the round of one commit. If it `hurries`, the rate of batches is not limited. `in_bulk` permits large commits.
-    pub(super) fn begin(&self, now: Instant, hurries: bool, in_bulk: bool) -> Round {
+    /// Starts the round of one commit. If it `hurries`, the rate of batches is not limited.
+    pub(super) fn begin(&self, now: Instant, hurries: bool) -> Round {
         let has_small = !self.backlogged.is_empty()
             || self.last_small.is_some_and(|last| now < last + BULK_AFTER);
-        let scale = match in_bulk && !has_small {
+        let scale = match self.may_be_large && !has_small {
             true => Scale::Bulk,
             false => Scale::Normal,
         };
@@ -570,7 +573,6 @@ mod tests {
         event_bytes: usize,
         /// How many subjects each command adds to those that are changed.
         subjects: usize,
-        in_bulk: bool,
     }
 
     impl Bench {
@@ -580,15 +582,14 @@ mod tests {
 
         fn paced(event_bytes: usize, bytes_per_sec: u32) -> Bench {
             Bench {
-                turns: Turns::new(Arc::new(Pace::new(bytes_per_sec))),
+                turns: Turns::new(Arc::new(Pace::new(bytes_per_sec)), false),
                 event_bytes,
                 subjects: 0,
-                in_bulk: false,
             }
         }
 
         fn begin(&self) -> Round {
-            self.turns.begin(Instant::now(), false, self.in_bulk)
+            self.turns.begin(Instant::now(), false)
         }
 
         fn add(&mut self, school: i64, commands: usize) -> Receiver<Result<Receipts, StoreError>> {
@@ -741,7 +742,7 @@ mod tests {
         assert_eq!(bench.commit(QUICK), [(4, turn)]);
         assert_eq!(bench.turns.due(Instant::now()), Due::Now);
         assert_eq!(bench.commit(QUICK), [(4, turn)]);
-        let mut hurried = bench.turns.begin(Instant::now(), true, false);
+        let mut hurried = bench.turns.begin(Instant::now(), true);
         assert!(bench.turns.next(&mut hurried).is_some(), "at the end");
     }
 
@@ -789,7 +790,7 @@ mod tests {
     async fn commits_are_larger_while_nothing_but_large_batches_is_submitted() {
         const MILLI: Duration = Duration::from_millis(1);
         let mut bench = Bench::of(EVENT_BASE_BYTES);
-        bench.in_bulk = true;
+        bench.turns.may_be_large = true;
         bench.add(1, 10 * BULK_MAX_COMMANDS);
         assert_eq!(bench.commit(QUICK), [(1, BULK_MAX_COMMANDS)]);
         bench.commit(BULK_WORK + MILLI);
@@ -813,7 +814,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn commits_are_not_larger_while_reports_wait() {
         let mut bench = Bench::of(EVENT_BASE_BYTES);
-        bench.in_bulk = true;
+        bench.turns.may_be_large = true;
         for _ in 0..2 * GROUP_MAX_COMMANDS {
             bench.add(1, 1);
         }
@@ -830,12 +831,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn large_commits_have_no_more_bytes_or_subjects_and_schools_still_share_them() {
         let mut bench = Bench::of(16_000);
-        bench.in_bulk = true;
+        bench.turns.may_be_large = true;
         bench.add(1, 1_000);
         let most = GROUP_MAX_BYTES.div_ceil(16_000);
         assert_eq!(bench.commit(QUICK), [(1, most)]);
         let mut bench = Bench::of(1);
-        bench.in_bulk = true;
+        bench.turns.may_be_large = true;
         let share = BULK_MAX_COMMANDS / TURNS_PER_GROUP;
         for school in 1..=TURNS_PER_GROUP as i64 {
             bench.add(school, BULK_MAX_COMMANDS);
@@ -845,7 +846,7 @@ mod tests {
             .collect();
         assert_eq!(bench.commit(QUICK), expected);
         let mut bench = Bench::of(1);
-        (bench.in_bulk, bench.subjects) = (true, 1);
+        (bench.turns.may_be_large, bench.subjects) = (true, 1);
         bench.add(1, BULK_MAX_COMMANDS);
         assert_eq!(
             bench.commit(QUICK),

@@ -10,7 +10,7 @@ STALL_SECS, TIMEOUT_SECS = 5, 15
 LIMITS = {"stall_after_secs": STALL_SECS, "timeout_secs": TIMEOUT_SECS}
 ABANDONED, REPORTED = "abandoned-", "reported-"
 # A node that was suspended, or starved of CPU time, takes its time from what the others have reported, each every two seconds. If they could
-# not, its clock is behind by the suspension until it has exchanged reports with them.
+# not, its clock is behind by the suspension until it has exchanged reports with them, which needs some seconds without a fault.
 SKEW_SECS, EXCHANGE_SECS = 3, 5
 # A watchdog looks every second. It needs this long without a fault, with the time to connect again.
 LOOK_SECS = 6
@@ -98,18 +98,24 @@ def lag(run, at):
 
     def suspensions():
         for node in run.nodes:
-            if not any(has_saved(other) for other in run.nodes if other is not node):
-                yield from node.suspended
+            if any(has_saved(other) for other in run.nodes if other is not node):
+                continue
+            for began, to in node.suspended:
+                if to <= at + SKEW_SECS and longest_quiet(node, to, at) < EXCHANGE_SECS:
+                    yield to - began
 
-    return max((to - began for began, to in suspensions() if to <= at + SKEW_SECS and at < to + EXCHANGE_SECS), default=0)
+    return max(suspensions(), default=0)
 
 
 def could_look(run, since, until):
     """Whether some node had the time to find out, because nothing happened to it."""
-    for node in run.nodes:
-        free = since
-        for began, to in [*sorted(node.disturbed), (until, until)]:
-            if min(began, until) - free >= LOOK_SECS:
-                return True
-            free = max(free, to)
-    return False
+    return any(longest_quiet(node, since, until) >= LOOK_SECS for node in run.nodes)
+
+
+def longest_quiet(node, since, until):
+    """The longest time in between during which nothing happened to a node."""
+    longest = 0
+    for began, to in [*sorted(node.disturbed), (until, until)]:
+        longest = max(longest, min(began, until) - since)
+        since = max(since, to)
+    return longest

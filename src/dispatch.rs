@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use crate::config::{EXPRESS_MAX, WAKE_AT_ONCE, WAKE_PART};
+use crate::config::EXPRESS_MAX;
+use crate::crowd::Crowd;
 use crate::event::Event;
 use crate::feed;
 use crate::hub::{Hub, WakeList};
@@ -36,6 +37,7 @@ pub struct Dispatcher {
     batches: Mutex<Batches>,
     log: Arc<dyn Log>,
     hub: Arc<Hub>,
+    crowd: Crowd,
     followers: Vec<Follower>,
     tasks: Tasks,
     name: Arc<str>,
@@ -46,7 +48,7 @@ impl Dispatcher {
     pub fn new(
         batches: Batches,
         log: Arc<dyn Log>,
-        hub: Arc<Hub>,
+        (hub, crowd): (Arc<Hub>, Crowd),
         followers: Vec<Follower>,
         tasks: Tasks,
     ) -> Dispatcher {
@@ -54,6 +56,7 @@ impl Dispatcher {
             batches: Mutex::new(batches),
             log,
             hub,
+            crowd,
             followers,
             tasks,
             name: NAME.into(),
@@ -109,16 +112,9 @@ impl Dispatcher {
     }
 
     fn offer(&self, part: &[Arc<Event>]) {
-        let offer = || self.hub.offer(part).wake_some(WAKE_AT_ONCE);
-        match self.tasks.guard(&self.name, offer) {
-            Some(None) => {}
-            Some(Some(wake_list)) => {
-                for part in wake_list.into_parts(WAKE_PART) {
-                    self.tasks
-                        .spawn("wake readers", feed::wake_in_batches(part));
-                }
-            }
-            None => self.close_all(),
+        let offer = || self.crowd.wake(self.hub.offer(part));
+        if self.tasks.guard(&self.name, offer).is_none() {
+            self.close_all();
         }
     }
 
@@ -204,8 +200,13 @@ mod tests {
         let (committed, batches) = Committed::channel(8);
         let (tasks, hub) = (Tasks::default(), Arc::new(Hub::new(8, 8)));
         let offered = Arc::clone(&hub);
-        let dispatcher =
-            Dispatcher::new(batches, Arc::new(Unread), offered, followers, tasks.clone());
+        let dispatcher = Dispatcher::new(
+            batches,
+            Arc::new(Unread),
+            (offered, Crowd::new(tasks.clone())),
+            followers,
+            tasks.clone(),
+        );
         let dispatcher = Arc::new(dispatcher);
         let task = Task::new(NAME).ends_itself();
         tasks.supervise(task, move || Arc::clone(&dispatcher).run());

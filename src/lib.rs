@@ -14,7 +14,8 @@
 //!
 //! The outcome of a publisher's command is decided from the subject's state. The new state and its event are committed
 //! together. The committed event is encoded once and offered to mailboxes. A connection is a cursor plus a mailbox; a
-//! WebSocket that only waits for live events lends its socket to its mailbox, so that whoever offers an event writes it.
+//! WebSocket that only waits for live events lends its socket to its mailbox, so that whoever offers an event writes it, and one
+//! task writes all ticks that were held back (`tick_ms`) when they are due.
 //! Connecting, reconnecting and catching up after a lag are the same operation: read the log from a cursor, then receive
 //! live events.
 //!
@@ -72,7 +73,7 @@
 //!  7  feed/ publish.rs                 reads the logs, live and for replays; executes commands
 //!     lease.rs cluster.rs              work that only one node at a time does; the nodes that share one store
 //!     schedules.rs                     detection of scheduled runs that did not happen
-//!  6  store/ bus/                      databases; messages between nodes
+//!  6  store/ bus/ crowd.rs             databases; messages between nodes; waking of readers
 //!  5  log/ hub/                        ports of a store, decisions │ in-memory fan-out
 //!  4  auth/ wire/                      authorization; the only encoder
 //!     client/                          the asynchronous client, which uses nothing of the server
@@ -160,6 +161,8 @@ pub mod bus;
 pub mod cli;
 #[doc(hidden)]
 pub mod cluster;
+#[doc(hidden)]
+pub mod crowd;
 #[doc(hidden)]
 pub mod dispatch;
 #[doc(hidden)]

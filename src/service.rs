@@ -15,6 +15,7 @@ use crate::auth::{KeyError, Keys};
 use crate::bus::NodeId;
 use crate::cluster::{Cluster, Differs, Identity, NodeHealth, ReadNodeHealth};
 use crate::config::{ConfigError, DISPATCH_QUEUE, Database, READY_WAIT, Settings, TASKS_STOP_MAX};
+use crate::crowd::{self, Crowd};
 use crate::dispatch::{self, Dispatcher};
 use crate::feed::Feed;
 use crate::hub::Hub;
@@ -217,10 +218,11 @@ impl Tidings {
             Arc::clone(&notifiers),
             Arc::clone(&schedules),
         );
+        let crowd = Crowd::new(dispatching.clone());
         let dispatcher = Arc::new(Dispatcher::new(
             batches,
             Arc::clone(&store) as Arc<dyn Log>,
-            Arc::clone(&hub),
+            (Arc::clone(&hub), crowd.clone()),
             vec![
                 Box::new(move |events| follow.0.observe(events)),
                 Box::new(move |events| follow.1.observe(events)),
@@ -230,6 +232,10 @@ impl Tidings {
         ));
         dispatching.supervise(Task::new(dispatch::NAME).ends_itself(), move || {
             Arc::clone(&dispatcher).run()
+        });
+        let held_to = Arc::clone(&hub);
+        dispatching.supervise(Task::new("held ticks"), move || {
+            crowd::write_held_ticks(Arc::clone(&held_to), crowd.clone())
         });
         let rejections = Arc::<Rejections>::default();
         let stopping = Arc::new(Stopping::new(settings.reconnect_spread_ms.get()));

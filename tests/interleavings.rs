@@ -12,7 +12,9 @@ mod hub;
 
 /// What the hub knows of the rest.
 mod config {
-    pub(crate) use tidings::config::{RATE_SECS, READ_AHEAD_MAX, StreamLimits, WINDOW_MAX_BYTES};
+    pub(crate) use tidings::config::{
+        HELD_TICKS_SLOT, RATE_SECS, READ_AHEAD_MAX, StreamLimits, WINDOW_MAX_BYTES,
+    };
 }
 mod event {
     pub(crate) use tidings::event::{Class, Draft, Event};
@@ -44,14 +46,16 @@ mod sync {
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use shuttle::sync::{Condvar, Mutex};
 use shuttle::thread::{self, Thread};
 use tidings::event::{Class, Draft, Event};
 use tidings::scope::Scope;
 use tidings::wire::Close;
+use tokio::time::Instant;
 
-use hub::mailbox::{Mail, Mailbox, Patience, Sink, Written};
+use hub::mailbox::{Mail, Mailbox, Patience, Sink, Wait, Written};
 use hub::queue::Queue;
 use hub::{Attachment, Hub, Reader};
 
@@ -285,10 +289,10 @@ impl Socket {
 }
 
 impl Sink for Socket {
-    fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool) {
+    fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, Option<Wait>) {
         let mut written = Written::default();
         let Ok(mut sent) = self.sent.try_lock() else {
-            return (written, false);
+            return (written, None);
         };
         while let Some(event) = events.pop_front() {
             self.send(&mut sent, &event);
@@ -296,7 +300,7 @@ impl Sink for Socket {
             written.last = Some(event.place());
             written.taken = written.last;
         }
-        (written, true)
+        (written, Some(Wait::default()))
     }
 }
 
@@ -326,7 +330,7 @@ fn a_socket_that_is_lent_sends_every_event_once() {
                     lent.send(&mut sent, &event);
                 }
             }
-            mailbox.lend(&lent, position);
+            attachment.lend(&lent, position, None);
             drop(sent);
             thread::park();
         }
@@ -348,8 +352,119 @@ fn a_socket_that_is_lent_sends_every_event_once() {
     task.join().expect("it ends well");
 }
 
+/// A socket that holds back the newest event until the next one arrives, or until it is due.
+#[derive(Default)]
+struct Holding {
+    state: Mutex<Held>,
+    has_sent: Condvar,
+}
+
+#[derive(Default)]
+struct Held {
+    event: Option<Arc<Event>>,
+    sent: Vec<u64>,
+}
+
+impl Holding {
+    fn send_held(&self, state: &mut Held, written: &mut Written) {
+        if let Some(event) = state.event.take() {
+            state.sent.push(event.seq);
+            written.events += 1;
+            written.last = Some(event.place());
+            self.has_sent.notify_all();
+        }
+    }
+}
+
+impl Sink for Holding {
+    fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, Option<Wait>) {
+        let mut written = Written::default();
+        let Ok(mut state) = self.state.try_lock() else {
+            return (written, None);
+        };
+        self.send_held(&mut state, &mut written);
+        while let Some(event) = events.pop_front() {
+            self.send_held(&mut state, &mut written);
+            written.taken = Some(event.place());
+            state.event = Some(event);
+        }
+        let wait = Wait {
+            patience: Patience::Never,
+            due: state.event.as_ref().map(|_| Instant::now()),
+        };
+        (written, Some(wait))
+    }
+}
+
+/// What a socket holds back is sent when it is due, by the thread that waits for this, or by the task of the connection.
+fn what_a_lent_socket_holds_back_is_sent_when_it_is_due() {
+    let hub = Arc::new(Hub::new(8, 8));
+    let attachment = listen(&hub);
+    let socket = Arc::new(Holding::default());
+    let is_over = Arc::new(Mutex::new(false));
+    let (lent, ends) = (Arc::clone(&socket), Arc::clone(&is_over));
+    let task = thread::spawn(move || {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mailbox = attachment.mailbox();
+        let mut position = 0;
+        while !*ends.lock().expect("whole") {
+            let mut state = lent.state.lock().expect("whole");
+            let written = mailbox.take_back();
+            position = written.taken.map_or(position, |last| last.seq);
+            lent.send_held(&mut state, &mut Written::default());
+            while let Poll::Ready(mail) =
+                mailbox.poll(&mut Context::from_waker(&waker), Patience::Never)
+            {
+                let Mail::Events(events) = mail else {
+                    panic!("{mail:?}");
+                };
+                for event in events {
+                    position = follow(position, &event);
+                    state.event = Some(event);
+                    lent.send_held(&mut state, &mut Written::default());
+                }
+            }
+            attachment.lend(&lent, position, None);
+            drop(state);
+            thread::park();
+        }
+    });
+    let (due_to, ends) = (Arc::clone(&hub), Arc::clone(&is_over));
+    let held = thread::spawn(move || {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let later = Instant::now() + Duration::from_secs(3_600);
+        while !*ends.lock().expect("whole") {
+            let cx = &mut Context::from_waker(&waker);
+            match due_to.due_writes().take(cx, later) {
+                Ok(due) => due.wake(),
+                Err(next) => {
+                    assert_eq!(next, None);
+                    thread::park();
+                }
+            }
+        }
+    });
+    let publisher = thread::spawn(move || {
+        for seq in 1..=2 {
+            hub.offer(&[event(seq, Class::Tick)]).wake();
+        }
+    });
+    let mut state = socket.state.lock().expect("whole");
+    while state.sent.len() < 2 {
+        state = socket.has_sent.wait(state).expect("whole");
+    }
+    assert_eq!(state.sent, [1, 2]);
+    drop(state);
+    publisher.join().expect("it ends well");
+    *is_over.lock().expect("whole") = true;
+    for ended in [task, held] {
+        ended.thread().unpark();
+        ended.join().expect("it ends well");
+    }
+}
+
 fn main() {
-    let scenarios: [(&str, fn()); 7] = [
+    let scenarios: [(&str, fn()); 8] = [
         ("no wake-up is lost", no_wake_up_is_lost),
         (
             "who is patient is woken by a milestone",
@@ -374,6 +489,10 @@ fn main() {
         (
             "a socket that is lent sends every event once",
             a_socket_that_is_lent_sends_every_event_once,
+        ),
+        (
+            "what a lent socket holds back is sent when it is due",
+            what_a_lent_socket_holds_back_is_sent_when_it_is_due,
         ),
     ];
     let is_full =

@@ -254,7 +254,8 @@ pub const WAKE_AT_ONCE: usize = 64;
 /// Maximum number of deliveries that the thread of a commit makes itself, and of events in such a commit. More are left to the
 /// dispatcher.
 pub const EXPRESS_MAX: usize = 8;
-/// Number of readers of one event that one task wakes. Several tasks share a larger crowd, so that all processors write to it.
+/// Number of readers for which another task is started that wakes them, up to one for each processor, so that all processors write
+/// to a large crowd.
 pub const WAKE_PART: usize = 512;
 /// Number of subject states that the writer caches, so that most writes need no read.
 pub const STATE_CACHE: usize = 20_000;
@@ -357,6 +358,12 @@ pub const WINDOW_IDLE: Duration = Duration::from_secs(60);
 pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Maximum number of ticks that a stream holds back. One more releases all of them.
 pub const HELD_TICKS_MAX: usize = 1_024;
+/// Held ticks that are due within the same interval of this length are sent together, at its end, if the tasks of their connections
+/// sleep. Each of many small groups would wake a thread, and its clients' computers.
+pub const HELD_TICKS_SLOT: Duration = Duration::from_millis(4);
+/// Maximum number of ticks that a WebSocket holds back while its connection's task sleeps. They may wait for the socket in addition
+/// to [`WRITE_MAX_FRAMES`].
+pub const LENT_TICKS_MAX: usize = 16;
 /// Bytes that are still read from a WebSocket client after a protocol error, so that the client can read the close
 /// reason.
 pub const AFTER_ERROR_MAX_BYTES: usize = 1024 * 1024;

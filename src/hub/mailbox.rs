@@ -5,14 +5,17 @@
 //! next time it reads. So milestones are never lost (invariant 4): what is not in the mailbox is in the log.
 //!
 //! A connection that only waits for live events can *lend* the mailbox its sink ([`Mailbox::lend`]). Whoever offers an event then
-//! writes it, instead of waking a task for a single write. The connection's task takes the sink back before it does anything else.
+//! writes it, instead of waking a task for a single write. So does the owner of the [`DueWrites`](super::DueWrites) when ticks that
+//! the sink holds back are due. The connection's task takes the sink back before it does anything else.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
 use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 
+use super::due::{Borrower, Reminder};
 use super::queue::Queue;
 use crate::event::Event;
 use crate::id::Place;
@@ -48,9 +51,18 @@ struct Slots {
 /// Writes a connection's live events while its task waits.
 pub trait Sink: Send + Sync {
     /// Takes events out of the queue, oldest first, and writes them. It must not wait, and should write only once, because the mailbox is
-    /// locked meanwhile. Returns what it has written, and whether that is all: nothing is left in the queue, held back or incompletely
-    /// written. Otherwise the connection's task continues.
-    fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool);
+    /// locked meanwhile. Returns what it has written, and what it waits for. `None` if something is left in the queue or incompletely
+    /// written: then the connection's task continues.
+    fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, Option<Wait>);
+}
+
+/// What a sink that is lent waits for.
+#[derive(Debug, Default)]
+pub struct Wait {
+    /// The ticks that need not be written before it is due.
+    pub patience: Patience,
+    /// When it must be written to again, even if nothing arrives.
+    pub due: Option<Instant>,
 }
 
 struct Lent {
@@ -61,6 +73,7 @@ struct Lent {
     /// The `seq` up to which the reader has everything.
     after: u64,
     written: Written,
+    reminder: Reminder,
 }
 
 /// What a sink that was lent has done.
@@ -128,10 +141,16 @@ impl Slots {
     }
 }
 
+impl Borrower for Mailbox {
+    fn waker(self: Arc<Self>) -> Waker {
+        self.into()
+    }
+}
+
 /// Wakes the reader of a mailbox whose sink is lent: by writing to it.
 impl Wake for Mailbox {
     fn wake(self: Arc<Self>) {
-        self.write();
+        Mailbox::write(&self);
     }
 }
 
@@ -186,13 +205,20 @@ impl Mailbox {
         } else if let Some(lent) = slots.lent() {
             // The waker writes all events, so one is enough.
             let is_requested = std::mem::replace(&mut lent.is_write_requested, true);
-            return (!is_requested).then(|| Waker::from(Arc::clone(self)));
+            return (!is_requested).then(|| Arc::clone(self).waker());
         }
         slots.reader.take()
     }
 
-    /// Lends the sink of the reader, which waits and has received everything up to `after`. Returns false if there is mail.
-    pub fn lend(&self, sink: &Arc<impl Sink + 'static>, after: u64) -> bool {
+    /// Lends the sink of the reader, which waits and has received everything up to `after`. The sink is written to when something
+    /// arrives, and at `due`. Returns false if there is mail.
+    pub(super) fn lend(
+        self: &Arc<Self>,
+        sink: &Arc<impl Sink + 'static>,
+        after: u64,
+        due: Option<Instant>,
+        reminder: impl FnOnce() -> Reminder,
+    ) -> bool {
         let mut slots = self.slots();
         let has_mail = !slots.events.is_empty() || slots.lagging || slots.close.is_some();
         if has_mail || slots.reader.is_none() {
@@ -205,9 +231,11 @@ impl Mailbox {
                 is_write_requested: false,
                 after,
                 written: Written::default(),
+                reminder: reminder(),
             })
         });
         (lent.is_lent, lent.is_write_requested, lent.after) = (true, false, after);
+        lent.reminder.set(self, due);
         true
     }
 
@@ -222,42 +250,46 @@ impl Mailbox {
     }
 
     /// Writes the waiting events to the lent sink. If the reader has taken it back, it finds the events itself.
-    fn write(&self) {
+    fn write(self: &Arc<Self>) {
         let mut slots = self.slots();
         let Slots {
             events,
             lent,
+            lagging,
             reader,
             close,
+            patience,
             ..
         } = &mut *slots;
-        let Some(lent) = lent.as_mut().filter(|lent| lent.is_lent && close.is_none()) else {
+        let only_events_follow = close.is_none() && !*lagging;
+        let lent = lent.as_mut().filter(|lent| lent.is_lent);
+        let Some(lent) = lent.filter(|_| only_events_follow) else {
             return;
         };
         lent.is_write_requested = false;
         // The reader may have read some of them from the log.
         events.retain(|event| event.seq > lent.after);
-        if events.is_empty() {
-            return;
-        }
         // The caller has other readers to write to.
         let write = AssertUnwindSafe(|| lent.sink.write(events));
-        let (more, is_done) = panic::catch_unwind(write).unwrap_or_else(|_| {
+        let (more, wait) = panic::catch_unwind(write).unwrap_or_else(|_| {
             close.get_or_insert(Close::InternalError);
-            (Written::default(), false)
+            (Written::default(), None)
         });
         let written = &mut lent.written;
         written.events += more.events;
         written.last = more.last.or(written.last);
         written.taken = more.taken.or(written.taken);
-        if !is_done {
+        let Some(wait) = wait else {
             lent.is_lent = false;
             let reader = reader.take();
             drop(slots);
             if let Some(reader) = reader {
                 reader.wake();
             }
-        }
+            return;
+        };
+        *patience = wait.patience;
+        lent.reminder.set(self, wait.due);
     }
 
     /// Drops all events, so that the reader reads the log. Returns the reader's waker if the reader waits and must be
@@ -499,7 +531,7 @@ pub(crate) mod tests {
     }
 
     impl Sink for Taker {
-        fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool) {
+        fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, Option<Wait>) {
             let (mut taken, mut written) = (self.taken.lock().unwrap(), Written::default());
             while taken.len() < self.room
                 && let Some(event) = events.pop_front()
@@ -509,7 +541,7 @@ pub(crate) mod tests {
                 written.last = Some(event.place());
                 written.taken = written.last;
             }
-            (written, events.is_empty())
+            (written, events.is_empty().then(Wait::default))
         }
     }
 
@@ -528,6 +560,11 @@ pub(crate) mod tests {
         }
     }
 
+    fn lend(mailbox: &Arc<Mailbox>, sink: &Arc<impl Sink + 'static>, after: u64) -> bool {
+        let reminder = || Reminder::new(&Arc::default(), 0);
+        mailbox.lend(sink, after, None, reminder)
+    }
+
     /// A mailbox whose reader waits, has everything up to event 2, and has lent a sink with this room.
     fn lent(room: usize) -> (Arc<Mailbox>, Arc<Taker>, Arc<Count>) {
         let mailbox = Arc::new(Mailbox::new(8, true, Filter::default()));
@@ -539,10 +576,10 @@ pub(crate) mod tests {
             Arc::new(Count::default()),
         );
         let (sink, waker) = (Arc::new(sink), Waker::from(Arc::clone(&woken)));
-        assert!(!mailbox.lend(&sink, 2), "nobody waits");
+        assert!(!lend(&mailbox, &sink, 2), "nobody waits");
         let mut cx = Context::from_waker(&waker);
         assert!(mailbox.poll(&mut cx, Patience::Never).is_pending());
-        assert!(mailbox.lend(&sink, 2));
+        assert!(lend(&mailbox, &sink, 2));
         (mailbox, sink, woken)
     }
 
@@ -566,7 +603,7 @@ pub(crate) mod tests {
         let late = mailbox.offer(&event(6, "a", true)).unwrap();
         late.wake();
         assert_eq!(woken.get(), 1);
-        assert!(!mailbox.lend(&sink, 5), "there is mail");
+        assert!(!lend(&mailbox, &sink, 5), "there is mail");
         assert_eq!(seqs(&mailbox), [6]);
     }
 
@@ -581,7 +618,7 @@ pub(crate) mod tests {
                 .poll(&mut Context::from_waker(&waker), patience)
                 .is_pending()
         );
-        assert!(mailbox.lend(&sink, 2));
+        assert!(lend(&mailbox, &sink, 2));
         assert!(mailbox.offer(&event(3, "a", false)).is_none());
         mailbox.offer(&event(4, "b", false)).unwrap().wake();
         assert_eq!(*sink.taken.lock().unwrap(), [3, 4]);
@@ -620,7 +657,7 @@ pub(crate) mod tests {
     fn a_sink_that_panics_closes_its_stream_only() {
         struct Broken;
         impl Sink for Broken {
-            fn write(&self, _: &mut Queue<Arc<Event>>) -> (Written, bool) {
+            fn write(&self, _: &mut Queue<Arc<Event>>) -> (Written, Option<Wait>) {
                 panic!("it cannot write");
             }
         }
@@ -631,7 +668,7 @@ pub(crate) mod tests {
         let waker = Waker::from(Arc::clone(&woken));
         let mut cx = Context::from_waker(&waker);
         assert!(mailbox.poll(&mut cx, Patience::Never).is_pending());
-        assert!(mailbox.lend(&Arc::new(Broken), 0));
+        assert!(lend(&mailbox, &Arc::new(Broken), 0));
         mailbox.offer(&event(1, "a", true)).unwrap().wake();
         assert_eq!(
             (mailbox.closing(), woken.get()),

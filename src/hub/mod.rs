@@ -9,6 +9,7 @@
 //!
 //! To *offer* an event means to pass it to the hub, which delivers it to the listeners in scope.
 
+mod due;
 mod history;
 pub mod mailbox;
 pub mod queue;
@@ -23,8 +24,10 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use indexmap::IndexMap;
 
+pub use self::due::DueWrites;
+use self::due::Reminder;
 use self::history::Ring;
-use self::mailbox::{Depth, Mailbox};
+use self::mailbox::{Depth, Mailbox, Sink};
 use self::shared::Moved;
 pub use self::shared::Position;
 use crate::config::{RATE_SECS, StreamLimits, WINDOW_MAX_BYTES};
@@ -43,6 +46,7 @@ pub struct Hub {
     mailbox_capacity: usize,
     next_mailbox: AtomicU64,
     attached: AtomicUsize,
+    due_writes: Arc<DueWrites>,
     /// Number of connections from each address.
     addresses: Mutex<HashMap<IpAddr, usize>>,
     began: Instant,
@@ -158,26 +162,38 @@ impl Default for History {
 #[must_use = "the readers sleep until they are woken"]
 pub struct WakeList(Vec<Waker>);
 
+impl From<Vec<Waker>> for WakeList {
+    fn from(wakers: Vec<Waker>) -> WakeList {
+        WakeList(wakers)
+    }
+}
+
 impl WakeList {
     /// Wakes all readers.
     pub fn wake(self) {
         self.0.into_iter().for_each(Waker::wake);
     }
 
-    /// Splits the list into parts of this size.
-    pub fn into_parts(mut self, size: usize) -> impl Iterator<Item = WakeList> {
-        std::iter::from_fn(move || {
-            let first = self.0.len().saturating_sub(size);
-            let part = self.0.split_off(first);
-            (!part.is_empty()).then_some(WakeList(part))
-        })
+    /// Returns the number of readers.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes up to this many readers out of the list.
+    pub fn take(&mut self, most: usize) -> WakeList {
+        let first = self.0.len().saturating_sub(most);
+        WakeList(self.0.split_off(first))
     }
 
     /// Wakes up to `at_once` readers. Returns the others, if there are any.
     pub fn wake_some(mut self, at_once: usize) -> Option<WakeList> {
-        let first = self.0.len().saturating_sub(at_once);
-        self.0.drain(first..).for_each(Waker::wake);
-        (first > 0).then_some(self)
+        self.take(at_once).wake();
+        (!self.is_empty()).then_some(self)
     }
 }
 
@@ -221,6 +237,7 @@ impl Hub {
             mailbox_capacity,
             next_mailbox: AtomicU64::new(0),
             attached: AtomicUsize::new(0),
+            due_writes: Arc::default(),
             addresses: Mutex::default(),
             began: Instant::now(),
             is_shared: false,
@@ -283,6 +300,11 @@ impl Hub {
         }
         self.offer_of_school(&mut state, events, &mut wake_list);
         Some(wake_list)
+    }
+
+    /// Returns when sinks that are lent must be written to again.
+    pub fn due_writes(&self) -> &DueWrites {
+        &self.due_writes
     }
 
     fn find(&self, school: SchoolId) -> Option<Arc<School>> {
@@ -709,6 +731,17 @@ impl Attachment {
     /// Returns the mailbox in which the events arrive.
     pub fn mailbox(&self) -> &Arc<Mailbox> {
         &self.mailbox
+    }
+
+    /// Lends the sink of the reader. See [`Mailbox::lend`].
+    pub fn lend(
+        &self,
+        sink: &Arc<impl Sink + 'static>,
+        after: u64,
+        due: Option<tokio::time::Instant>,
+    ) -> bool {
+        let reminder = || Reminder::new(&self.hub.due_writes, self.id);
+        self.mailbox.lend(sink, after, due, reminder)
     }
 
     /// Listens to more channels.

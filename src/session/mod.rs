@@ -278,13 +278,17 @@ impl Session {
 
     /// Lends the client's sink to those who offer events, if nothing but live events can follow for now. These must be passed to the
     /// lease. Before anything else is done, [`Session::take_back`] must be called.
-    pub(crate) fn lend(&mut self, sink: &Arc<impl Sink + 'static>) -> Option<Lease> {
+    pub(crate) fn lend(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &Arc<impl Sink + 'static>,
+    ) -> Option<Lease> {
         let is_quiet = self.ended.is_none()
             && self.close_message.is_none()
             && self.pending.is_none()
             && self.held_message.is_none()
             && self.gathering.is_over();
-        is_quiet.then(|| self.subscription.lend(sink)).flatten()
+        is_quiet.then(|| self.subscription.lend(cx, sink)).flatten()
     }
 
     /// Takes the client's sink back, and continues after the events that were written to it.

@@ -59,9 +59,12 @@ impl Conflator {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.state
-            .as_ref()
-            .is_none_or(|state| state.held.is_empty())
+        self.held() == 0
+    }
+
+    /// Returns the number of ticks that are held back.
+    pub(super) fn held(&self) -> usize {
+        self.state.as_ref().map_or(0, |state| state.held.len())
     }
 
     /// Returns the ticks that need not wake the reader: if they arrived before `next_due`, they would be held.

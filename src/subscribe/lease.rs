@@ -1,13 +1,17 @@
 //! A subscription that only waits for live events lends its sink to its mailbox.
 
+use std::cell::Cell;
 use std::sync::Arc;
+use std::task::Context;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Subscription;
 use super::conflator::Conflator;
+use crate::config::LENT_TICKS_MAX;
 use crate::event::Event;
-use crate::hub::mailbox::{Sink, Written};
+use crate::hub::mailbox::{Sink, Wait, Written};
 use crate::hub::queue::Queue;
 
 /// The right to send live events on behalf of a subscription that waits for them.
@@ -19,17 +23,32 @@ pub(crate) struct Lease {
 impl Subscription {
     /// Lends the mailbox the sink of the client, if nothing but live events can follow. These must be passed to the lease. Before
     /// anything else is done, [`Subscription::take_back`] must be called.
-    pub(crate) fn lend(&mut self, sink: &Arc<impl Sink + 'static>) -> Option<Lease> {
+    pub(crate) fn lend(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &Arc<impl Sink + 'static>,
+    ) -> Option<Lease> {
         let only_events_follow = self.outbox.is_empty()
             && self.plan.is_empty()
             && !self.ended
             && !self.narrowed
             && self.awaits.is_none()
             && self.backfill.is_none()
-            && self.conflator.is_empty();
-        let is_lent = only_events_follow && self.attachment.mailbox().lend(sink, self.position.seq);
-        is_lent.then(|| Lease {
-            conflator: self.conflator.take(),
+            && self.conflator.held() <= LENT_TICKS_MAX;
+        let due = self.conflator.next_due();
+        if !only_events_follow || !self.attachment.lend(sink, self.position.seq, due) {
+            return None;
+        }
+        let conflator = self.conflator.take();
+        if conflator.conflates() {
+            // The mailbox sees to the ticks.
+            self.set_timer();
+            if self.timer.poll(cx, Instant::now()) {
+                cx.waker().wake_by_ref();
+            }
+        }
+        Some(Lease {
+            conflator,
             expires: self.expires,
         })
     }
@@ -53,31 +72,41 @@ impl Lease {
         self.expires.is_some_and(|expires| expires <= now)
     }
 
-    /// Takes events that arrive at the time `now`, until a tick is held back, or `send` returns false because there is no
-    /// room for more.
+    /// Takes events at the time `now`, until `send` returns false because there is no room for more. Sends those that are not
+    /// held back, and the held ticks that are due.
     pub(crate) fn send(
         &mut self,
         events: &mut Queue<Arc<Event>>,
         now: Instant,
         mut send: impl FnMut(Arc<Event>) -> bool,
     ) -> Written {
-        let (mut written, mut has_room) = (Written::default(), true);
-        while has_room
-            && !self.holds_any()
+        let (mut written, mut taken, has_room) = (Written::default(), None, Cell::new(true));
+        let mut out = |event: Arc<Event>| {
+            written.events += 1;
+            written.last = Some(event.place());
+            has_room.set(send(event));
+        };
+        // If a tick has been due for a moment, the events have waited for that: they arrived before.
+        let due = self.conflator.next_due();
+        let arrived = due.map_or(now, |due| now.min(due - Duration::from_nanos(1)));
+        while has_room.get()
             && let Some(event) = events.pop_front()
         {
-            written.taken = Some(event.place());
-            self.conflator.push(event, now, now, &mut |event| {
-                written.events += 1;
-                written.last = Some(event.place());
-                has_room = send(event);
-            });
+            taken = Some(event.place());
+            self.conflator.push(event, arrived, now, &mut out);
         }
-        written
+        self.conflator.release(now, now, &mut out);
+        Written { taken, ..written }
     }
 
-    /// Whether a tick is held back. Only the subscription can send it when it is due.
-    pub(crate) fn holds_any(&self) -> bool {
-        !self.conflator.is_empty()
+    /// Returns what is waited for now. `None` if more ticks are held back than the mailbox may see to.
+    pub(crate) fn wait(&self) -> Option<Wait> {
+        (self.conflator.held() <= LENT_TICKS_MAX).then(|| Wait {
+            patience: self.conflator.patience(),
+            due: self.conflator.next_due(),
+        })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,5 @@
 //! Guarantees of a subscription, on a log in memory.
 
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use futures_util::{FutureExt, StreamExt};
@@ -9,7 +8,6 @@ use super::*;
 use crate::config::{Bounded, CATCH_UP_HEARTBEAT};
 use crate::feed::tests::{Kept, events, hub, school};
 use crate::hub::mailbox::tests::event;
-use crate::hub::mailbox::{Sink, Written};
 use crate::kind::job;
 use crate::log::{Batches, Committed, Incoming, Log};
 use crate::wire::ResetReason;
@@ -24,7 +22,7 @@ fn open(subscriber: &Subscriber, channels: impl IntoIterator<Item = Channel>) ->
 }
 
 /// The same with a minimum time between two ticks.
-fn open_with(
+pub(super) fn open_with(
     subscriber: &Subscriber,
     channels: impl IntoIterator<Item = Channel>,
     tick: Duration,
@@ -55,13 +53,13 @@ fn request(subscriber: &Subscriber, scope: Scope) -> Request {
     }
 }
 
-fn subscriber(log: &Arc<Kept>, hub: &Arc<Hub>, committed: Committed) -> Subscriber {
+pub(super) fn subscriber(log: &Arc<Kept>, hub: &Arc<Hub>, committed: Committed) -> Subscriber {
     let feed = Feed::new(Arc::clone(log) as Arc<dyn Log>, committed);
     Subscriber::new(Arc::new(feed), Arc::clone(hub), &Settings::default())
 }
 
 /// An empty log, what is read from it, and the receiver of commits, which nothing is sent to.
-fn setup() -> (Arc<Kept>, Arc<Hub>, Subscriber, Batches) {
+pub(super) fn setup() -> (Arc<Kept>, Arc<Hub>, Subscriber, Batches) {
     let (log, hub) = (Arc::new(Kept::default()), hub());
     let (committed, batches) = Committed::channel(8);
     let subscriber = subscriber(&log, &hub, committed);
@@ -80,7 +78,7 @@ async fn until(subscription: &mut Subscription, fits: impl Fn(&Control) -> bool)
     }
 }
 
-async fn until_ready(subscription: &mut Subscription) -> Vec<u64> {
+pub(super) async fn until_ready(subscription: &mut Subscription) -> Vec<u64> {
     until(subscription, |control| matches!(control, Control::Ready(_))).await
 }
 
@@ -159,7 +157,7 @@ async fn an_unsubscribe_amid_a_replay_leaves_out_its_own_channel_only() {
 }
 
 /// The next delivery must be an event. Returns its number.
-async fn next_event(subscription: &mut Subscription) -> u64 {
+pub(super) async fn next_event(subscription: &mut Subscription) -> u64 {
     match subscription.next().await {
         Some(Delivery::Event(event)) => event.seq,
         other => panic!("an event was expected: {other:?}"),
@@ -265,85 +263,6 @@ async fn only_the_newest_of_the_ticks_within_an_interval_is_sent() {
     assert_eq!(seq, 3);
     hub.offer(&[event(4, "a", true)]).wake();
     assert_eq!(next_event(&mut subscription).await, 4);
-}
-
-/// A sink with room for one event at a time.
-#[derive(Default)]
-struct Narrow {
-    lease: Mutex<Option<Lease>>,
-    sent: Mutex<Vec<u64>>,
-}
-
-impl Sink for Narrow {
-    fn write(&self, waiting: &mut Queue<Arc<Event>>) -> (Written, bool) {
-        let mut lease = self.lease.lock().unwrap();
-        let lease = lease.as_mut().unwrap();
-        let written = lease.send(waiting, Instant::now(), |event| {
-            self.sent.lock().unwrap().push(event.seq);
-            false
-        });
-        (written, waiting.is_empty() && !lease.holds_any())
-    }
-}
-
-/// It is as if the subscription itself had sent what was written.
-#[tokio::test(start_paused = true)]
-async fn a_subscription_that_lends_its_sink_continues_after_what_was_written() {
-    let (_, hub, subscriber, _batches) = setup();
-    let interval = Duration::from_millis(100);
-    let mut subscription = open_with(&subscriber, [Channel::Collection(job::KIND)], interval);
-    let sink = Arc::new(Narrow::default());
-    assert!(subscription.lend(&sink).is_none(), "a snapshot follows");
-    until_ready(&mut subscription).await;
-    let lend = |subscription: &mut Subscription, now: &[u64]| {
-        assert!(subscription.next().now_or_never().is_none());
-        *sink.lease.lock().unwrap() = subscription.lend(&sink);
-        assert_eq!(*sink.sent.lock().unwrap(), now);
-    };
-    let place = |subscription: &Subscription| subscription.resume_cursor().unwrap().place.seq;
-    let take_back = |subscription: &mut Subscription| {
-        subscription.take_back(sink.lease.lock().unwrap().take().unwrap());
-    };
-    lend(&mut subscription, &[]);
-    hub.offer(&[event(1, "a", false)]).wake();
-    hub.offer(&[event(2, "b", true)]).wake();
-    take_back(&mut subscription);
-    assert_eq!(place(&subscription), 2);
-    lend(&mut subscription, &[1, 2]);
-    // A tick of the same subject within the interval is held back, although someone else has sent the first one.
-    hub.offer(&[event(3, "a", false)]).wake();
-    take_back(&mut subscription);
-    assert_eq!(place(&subscription), 2);
-    assert!(subscription.next().now_or_never().is_none());
-    assert!(
-        subscription.lend(&sink).is_none(),
-        "only the subscription can send it when it is due"
-    );
-    assert_eq!(next_event(&mut subscription).await, 3);
-    lend(&mut subscription, &[1, 2]);
-    // The first fills the sink.
-    hub.offer(&[event(4, "b", true), event(5, "b", true)])
-        .wake();
-    take_back(&mut subscription);
-    assert_eq!(
-        (place(&subscription), next_event(&mut subscription).await),
-        (4, 5)
-    );
-    lend(&mut subscription, &[1, 2, 4]);
-    // The sink sends a tick that is due at once. The next one within the interval wakes nobody, and is sent when it is due.
-    tokio::time::sleep(interval * 2).await;
-    take_back(&mut subscription);
-    lend(&mut subscription, &[1, 2, 4]);
-    hub.offer(&[event(6, "a", false)]).wake();
-    take_back(&mut subscription);
-    lend(&mut subscription, &[1, 2, 4, 6]);
-    take_back(&mut subscription);
-    let begin = Instant::now();
-    let reader = tokio::spawn(async move { next_event(&mut subscription).await });
-    tokio::task::yield_now().await;
-    hub.offer(&[event(7, "a", false)]).wake();
-    assert_eq!(reader.await.unwrap(), 7);
-    assert!(begin.elapsed() <= interval);
 }
 
 /// Its number is lower than those that the added channels deliver.

@@ -27,6 +27,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("log", 5),
     ("hub", 5),
     ("bus", 6),
+    ("crowd", 6),
     ("store", 6),
     ("cluster", 7),
     ("feed", 7),

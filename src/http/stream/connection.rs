@@ -28,7 +28,7 @@ use crate::app::SubscribeService;
 use crate::config::{CLOSE_WAIT, WAITING_MESSAGES, WRITE_STALL};
 use crate::event::Event;
 use crate::http::idle_connections::InProgress;
-use crate::hub::mailbox::{Sink, Written};
+use crate::hub::mailbox::{Sink, Wait, Written};
 use crate::hub::queue::Queue;
 use crate::session::{Dialect, Outbox, Outgoing, Session};
 use crate::subscribe::Lease;
@@ -83,16 +83,16 @@ struct Lendable {
 }
 
 impl Sink for Shared {
-    fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, bool) {
+    fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, Option<Wait>) {
         // If the lock is held, the task runs, and continues. Without a budget, the socket could not be written to.
         let Ok(mut lendable) = self.lendable.try_lock() else {
-            return (Written::default(), false);
+            return (Written::default(), None);
         };
         let Lendable { frames, lease } = &mut *lendable;
         let now = Instant::now();
         let lease = lease.as_mut().filter(|lease| !lease.has_expired(now));
         let Some(lease) = lease.filter(|_| coop::has_budget_remaining()) else {
-            return (Written::default(), false);
+            return (Written::default(), None);
         };
         frames.socket.set_now(now);
         // Only what fits into one write, because the mailbox is locked meanwhile.
@@ -102,10 +102,8 @@ impl Sink for Shared {
         });
         let mut cx = Context::from_waker(&self.waker);
         let is_written = matches!(frames.socket.poll_write(&mut cx), Poll::Ready(Ok(())));
-        (
-            written,
-            is_written && events.is_empty() && !lease.holds_any(),
-        )
+        let is_done = is_written && events.is_empty();
+        (written, is_done.then(|| lease.wait()).flatten())
     }
 }
 
@@ -444,7 +442,7 @@ impl Future for Connection {
         let done = driver.poll(cx, &mut lendable.frames);
         if done.is_pending() && driver.is_quiet(&lendable.frames) {
             let session = driver.session.as_mut();
-            lendable.lease = session.and_then(|session| session.lend(shared));
+            lendable.lease = session.and_then(|session| session.lend(cx, shared));
         }
         done
     }

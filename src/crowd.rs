@@ -1,8 +1,8 @@
 //! Wakes crowds of readers, a few at a time, so that readers of other channels need not wait for all of them.
 //!
-//! All crowds wait in one queue. A reader of a busy channel is therefore woken again only after the rest of its crowd, and then
-//! receives everything that has happened meanwhile with one write. If each event's crowd were woken on its own, each reader would
-//! be woken for each event.
+//! All crowds wait in one queue, which a few tasks share. They turn to the oldest crowd and to the smallest one, alternately: so a
+//! small crowd need not wait for a large one, and no crowd waits for ever. The crowds of successive events of a channel are woken one
+//! after the other, and a reader that is woken late receives everything that has happened until then with one write.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -29,12 +29,39 @@ pub struct Crowd {
     queue: Arc<Mutex<Queue>>,
 }
 
-/// Each reader is in the queue once at most: until it is woken, it does not wait again.
+/// Readers do not wait again before they are woken, so there are hardly more entries than connections.
 #[derive(Default)]
 struct Queue {
+    /// Oldest first, and none of them empty.
     lists: VecDeque<WakeList>,
+    /// The number of readers in all lists.
+    waiting: usize,
+    /// Whether it is the turn of the smallest list.
+    is_smallest_next: bool,
     /// The number of tasks that wake them.
     running: usize,
+}
+
+impl Queue {
+    /// Takes the next readers.
+    fn next(&mut self) -> Option<WakeList> {
+        let smallest = || {
+            let sizes = self.lists.iter().map(WakeList::len).enumerate();
+            sizes.min_by_key(|(_, size)| *size).map(|(index, _)| index)
+        };
+        let index = match self.is_smallest_next {
+            true => smallest()?,
+            false => 0,
+        };
+        self.is_smallest_next = !self.is_smallest_next;
+        let list = self.lists.get_mut(index)?;
+        let part = list.take(WAKE_AT_ONCE);
+        if list.is_empty() {
+            self.lists.remove(index);
+        }
+        self.waiting -= part.len();
+        Some(part)
+    }
 }
 
 impl Crowd {
@@ -53,14 +80,20 @@ impl Crowd {
 
     /// Wakes the first readers at once, and has tasks wake the others.
     pub fn wake(&self, wake_list: WakeList) {
-        let Some(wake_list) = wake_list.wake_some(WAKE_AT_ONCE) else {
+        if let Some(others) = wake_list.wake_some(WAKE_AT_ONCE) {
+            self.wake_later(others);
+        }
+    }
+
+    /// Has tasks wake the readers.
+    fn wake_later(&self, wake_list: WakeList) {
+        if wake_list.is_empty() {
             return;
-        };
+        }
         let mut queue = self.queue();
+        queue.waiting += wake_list.len();
         queue.lists.push_back(wake_list);
-        let waiting: usize = queue.lists.iter().map(WakeList::len).sum();
-        // A task for each processor, if there are so many readers.
-        let wanted = waiting.div_ceil(WAKE_PART);
+        let wanted = queue.waiting.div_ceil(WAKE_PART);
         let wanted = wanted.min(Handle::current().metrics().num_workers());
         let more = wanted.saturating_sub(queue.running);
         queue.running += more;
@@ -72,7 +105,9 @@ impl Crowd {
 
     async fn run(self) {
         while let Some(part) = self.next() {
-            self.tasks.guard(&self.name, || part.wake());
+            for waker in part {
+                self.tasks.guard(&self.name, || waker.wake());
+            }
             yield_now().await;
         }
     }
@@ -80,15 +115,11 @@ impl Crowd {
     /// Takes the next readers. `None` if there are none, so that the task ends.
     fn next(&self) -> Option<WakeList> {
         let mut queue = self.queue();
-        let Some(first) = queue.lists.front_mut() else {
+        let part = queue.next();
+        if part.is_none() {
             queue.running -= 1;
-            return None;
-        };
-        let part = first.take(WAKE_AT_ONCE);
-        if first.is_empty() {
-            queue.lists.pop_front();
         }
-        Some(part)
+        part
     }
 }
 
@@ -109,9 +140,7 @@ pub async fn write_held_ticks(hub: Arc<Hub>, crowd: Crowd) {
                 }
             }
         });
-        crowd.wake(due.await);
-        // What is written counts towards the budget of this task's turn.
-        yield_now().await;
+        crowd.wake_later(due.await);
     }
 }
 
@@ -139,31 +168,50 @@ mod tests {
         let waker = Waker::from(Arc::clone(&woken));
         for readers in [1, WAKE_AT_ONCE, 10, 10 * WAKE_PART, WAKE_PART] {
             crowd.wake(WakeList::from(vec![waker.clone(); readers]));
-            assert!(crowd.queue().running <= 2);
+            let queue = crowd.queue();
+            let wanted = queue.waiting.div_ceil(WAKE_PART).min(2);
+            assert!((wanted..=2).contains(&queue.running), "{}", queue.running);
         }
         let all = 1 + WAKE_AT_ONCE + 10 + 11 * WAKE_PART;
         while woken.0.load(Ordering::SeqCst) < all || crowd.queue().running > 0 {
             yield_now().await;
         }
         assert_eq!(woken.0.load(Ordering::SeqCst), all);
-        assert!(crowd.queue().lists.is_empty());
+        assert_eq!((crowd.queue().waiting, crowd.queue().lists.len()), (0, 0));
     }
 
-    /// Otherwise it would be woken for each event, although the events could be written together.
-    #[tokio::test]
-    async fn a_crowd_waits_until_the_one_before_it_is_awake() {
-        let (first, second) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
-        let crowd = Crowd::new(Tasks::default());
-        for woken in [&first, &second] {
+    #[test]
+    fn crowds_of_the_same_size_are_woken_in_order_and_small_ones_need_not_wait() {
+        let mut queue = Queue::default();
+        let add = |queue: &mut Queue, woken: &Arc<Woken>, parts: usize| {
             let waker = Waker::from(Arc::clone(woken));
-            crowd.wake(WakeList::from(vec![waker; 10 * WAKE_AT_ONCE]));
+            let list = WakeList::from(vec![waker; parts * WAKE_AT_ONCE]);
+            queue.waiting += list.len();
+            queue.lists.push_back(list);
+        };
+        let crowds: [Arc<Woken>; 4] = Default::default();
+        for woken in &crowds[..3] {
+            add(&mut queue, woken, 5);
         }
-        let count = |woken: &Woken| woken.0.load(Ordering::SeqCst);
-        while count(&second) == WAKE_AT_ONCE {
-            assert!(count(&first) >= WAKE_AT_ONCE);
-            yield_now().await;
-        }
-        assert_eq!(count(&first), 10 * WAKE_AT_ONCE);
+        let turn = |queue: &mut Queue| {
+            queue.next().expect("readers wait").wake();
+            crowds
+                .each_ref()
+                .map(|crowd| crowd.0.load(Ordering::SeqCst) / WAKE_AT_ONCE)
+        };
+        let turns: Vec<[usize; 4]> = (0..7).map(|_| turn(&mut queue)).collect();
+        assert_eq!(turns[4], [5, 0, 0, 0]);
+        assert_eq!(turns[6], [5, 2, 0, 0]);
+        add(&mut queue, &crowds[3], 1);
+        assert_eq!(turn(&mut queue), [5, 2, 0, 1]);
+        assert_eq!(
+            turn(&mut queue),
+            [5, 3, 0, 1],
+            "the oldest is not forgotten"
+        );
+        let turns = (0..7).map(|_| turn(&mut queue)).last();
+        assert_eq!(turns, Some([5, 5, 5, 1]));
+        assert!(queue.next().is_none() && queue.waiting == 0);
     }
 
     #[tokio::test]
@@ -183,7 +231,7 @@ mod tests {
         while crowd.queue().running > 0 {
             yield_now().await;
         }
-        assert!(woken.0.load(Ordering::SeqCst) >= 2 * WAKE_AT_ONCE);
+        assert_eq!(woken.0.load(Ordering::SeqCst), 3 * WAKE_AT_ONCE - 1);
         assert!(tasks.panics().contains(&(NAME.into(), 1)));
     }
 }

@@ -48,7 +48,8 @@ impl Dispatcher {
     pub fn new(
         batches: Batches,
         log: Arc<dyn Log>,
-        (hub, crowd): (Arc<Hub>, Crowd),
+        hub: Arc<Hub>,
+        crowd: Crowd,
         followers: Vec<Follower>,
         tasks: Tasks,
     ) -> Dispatcher {
@@ -203,7 +204,8 @@ mod tests {
         let dispatcher = Dispatcher::new(
             batches,
             Arc::new(Unread),
-            (offered, Crowd::new(tasks.clone())),
+            offered,
+            Crowd::new(tasks.clone()),
             followers,
             tasks.clone(),
         );

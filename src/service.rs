@@ -222,7 +222,8 @@ impl Tidings {
         let dispatcher = Arc::new(Dispatcher::new(
             batches,
             Arc::clone(&store) as Arc<dyn Log>,
-            (Arc::clone(&hub), crowd.clone()),
+            Arc::clone(&hub),
+            crowd.clone(),
             vec![
                 Box::new(move |events| follow.0.observe(events)),
                 Box::new(move |events| follow.1.observe(events)),

@@ -365,6 +365,17 @@ struct Held {
     sent: Vec<u64>,
 }
 
+impl Held {
+    fn wait(&self) -> Wait {
+        let due = self.event.as_ref().map(|_| Instant::now());
+        let patience = match due {
+            Some(_) => Patience::AnyTick,
+            None => Patience::Never,
+        };
+        Wait { patience, due }
+    }
+}
+
 impl Holding {
     fn send_held(&self, state: &mut Held, written: &mut Written) {
         if let Some(event) = state.event.take() {
@@ -388,11 +399,7 @@ impl Sink for Holding {
             written.taken = Some(event.place());
             state.event = Some(event);
         }
-        let wait = Wait {
-            patience: Patience::Never,
-            due: state.event.as_ref().map(|_| Instant::now()),
-        };
-        (written, Some(wait))
+        (written, Some(state.wait()))
     }
 }
 
@@ -411,22 +418,24 @@ fn what_a_lent_socket_holds_back_is_sent_when_it_is_due() {
             let mut state = lent.state.lock().expect("whole");
             let written = mailbox.take_back();
             position = written.taken.map_or(position, |last| last.seq);
-            lent.send_held(&mut state, &mut Written::default());
             while let Poll::Ready(mail) =
-                mailbox.poll(&mut Context::from_waker(&waker), Patience::Never)
+                mailbox.poll(&mut Context::from_waker(&waker), state.wait().patience)
             {
                 let Mail::Events(events) = mail else {
                     panic!("{mail:?}");
                 };
                 for event in events {
                     position = follow(position, &event);
-                    state.event = Some(event);
                     lent.send_held(&mut state, &mut Written::default());
+                    state.event = Some(event);
                 }
             }
-            attachment.lend(&lent, position, None);
+            let is_lent = attachment.lend(&lent, position, state.wait().due);
             drop(state);
-            thread::park();
+            // If a tick has arrived meanwhile, it wakes nobody. A subscription has a timer for it.
+            if is_lent {
+                thread::park();
+            }
         }
     });
     let (due_to, ends) = (Arc::clone(&hub), Arc::clone(&is_over));

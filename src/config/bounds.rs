@@ -254,8 +254,7 @@ pub const WAKE_AT_ONCE: usize = 64;
 /// Maximum number of deliveries that the thread of a commit makes itself, and of events in such a commit. More are left to the
 /// dispatcher.
 pub const EXPRESS_MAX: usize = 8;
-/// Number of readers for which another task is started that wakes them, up to one for each processor, so that all processors write
-/// to a large crowd.
+/// One task wakes this many waiting readers. More tasks help with more of them, up to one for each processor.
 pub const WAKE_PART: usize = 512;
 /// Number of subject states that the writer caches, so that most writes need no read.
 pub const STATE_CACHE: usize = 20_000;

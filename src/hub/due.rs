@@ -88,11 +88,12 @@ impl DueWrites {
         mailbox: Weak<dyn Borrower>,
     ) {
         let mut timetable = self.timetable();
+        // Who waits need not learn that the first entry has gone: there is just nothing to do then.
+        let first = timetable.entries.keys().next();
+        let is_first = first.is_none_or(|first| new < *first);
         if let Some(old) = old {
             timetable.entries.remove(&old);
         }
-        let first = timetable.entries.keys().next();
-        let is_first = first.is_none_or(|first| new < *first);
         timetable.entries.insert(new, mailbox);
         let watcher = match is_first {
             true => timetable.watcher.take(),
@@ -260,6 +261,10 @@ mod tests {
         assert_eq!(bench.wakes(), 1);
         later.set(&other, Some(bench.at(8)));
         assert_eq!(bench.wakes(), 2);
-        assert_eq!(bench.take(8), Ok(1));
+        assert_eq!(bench.take(0), Err(Some(bench.at(8))));
+        later.set(&other, Some(bench.at(12)));
+        assert_eq!(bench.wakes(), 2);
+        assert_eq!(bench.take(8), Err(Some(bench.at(12))));
+        assert_eq!(bench.take(12), Ok(1));
     }
 }

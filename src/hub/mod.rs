@@ -168,6 +168,15 @@ impl From<Vec<Waker>> for WakeList {
     }
 }
 
+impl IntoIterator for WakeList {
+    type Item = Waker;
+    type IntoIter = std::vec::IntoIter<Waker>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 impl WakeList {
     /// Wakes all readers.
     pub fn wake(self) {
@@ -733,7 +742,8 @@ impl Attachment {
         &self.mailbox
     }
 
-    /// Lends the sink of the reader. See [`Mailbox::lend`].
+    /// Lends the sink of the reader, which waits and has received everything up to `after`. The sink is written to when something
+    /// arrives, and at `due`. Returns false if there is mail.
     pub fn lend(
         &self,
         sink: &Arc<impl Sink + 'static>,

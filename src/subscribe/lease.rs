@@ -72,8 +72,8 @@ impl Lease {
         self.expires.is_some_and(|expires| expires <= now)
     }
 
-    /// Takes events at the time `now`, until `send` returns false because there is no room for more. Sends those that are not
-    /// held back, and the held ticks that are due.
+    /// Takes events at the time `now`, until `send` returns false because there is no room for more, or more ticks are held back
+    /// than the mailbox may see to. Sends the events that are not held back, and the held ticks that are due.
     pub(crate) fn send(
         &mut self,
         events: &mut Queue<Arc<Event>>,
@@ -90,6 +90,7 @@ impl Lease {
         let due = self.conflator.next_due();
         let arrived = due.map_or(now, |due| now.min(due - Duration::from_nanos(1)));
         while has_room.get()
+            && self.conflator.held() <= LENT_TICKS_MAX
             && let Some(event) = events.pop_front()
         {
             taken = Some(event.place());

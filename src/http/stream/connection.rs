@@ -95,7 +95,7 @@ impl Sink for Shared {
             return (Written::default(), None);
         };
         frames.socket.set_now(now);
-        // Only what fits into one write, because the mailbox is locked meanwhile.
+        // Hardly more than what fits into one write, because the mailbox is locked meanwhile.
         let written = lease.send(events, now, |event| {
             frames.send(Outgoing::Event(&event));
             frames.has_room()

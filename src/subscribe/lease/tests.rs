@@ -8,6 +8,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
+use crate::config::{CATCH_UP_HEARTBEAT, Settings};
 use crate::crowd::{self, Crowd};
 use crate::hub::Hub;
 use crate::hub::mailbox::tests::event;
@@ -97,11 +98,13 @@ async fn a_subscription_that_lends_its_sink_continues_after_what_was_written() {
 struct Wide {
     lease: Mutex<Option<Lease>>,
     sent: Mutex<Vec<u64>>,
+    writes: AtomicUsize,
     wakes: AtomicUsize,
 }
 
 impl Sink for Wide {
     fn write(&self, waiting: &mut Queue<Arc<Event>>) -> (Written, Option<Wait>) {
+        self.writes.fetch_add(1, Ordering::SeqCst);
         let mut lease = self.lease.lock().unwrap();
         let Some(lease) = lease.as_mut() else {
             return (Written::default(), None);
@@ -110,7 +113,7 @@ impl Sink for Wide {
             self.sent.lock().unwrap().push(event.seq);
             true
         });
-        (written, lease.wait())
+        (written, waiting.is_empty().then(|| lease.wait()).flatten())
     }
 }
 
@@ -194,6 +197,8 @@ async fn held_ticks_are_sent_when_they_are_due_while_the_subscription_sleeps() {
     };
     sleeping.offer(&ticks(1..=5, "a"));
     assert_eq!(sleeping.sent(), [1]);
+    // One is sent and one held back. From then on, they wait in the mailbox.
+    assert_eq!(sleeping.sink.writes.load(Ordering::SeqCst), 2);
     tokio::time::sleep(interval / 2).await;
     sleeping.offer(&ticks(6..=7, "a"));
     assert!(sleeping.sent().is_empty());
@@ -237,6 +242,20 @@ async fn a_held_tick_changes_hands_with_the_sink() {
     let begin = Instant::now();
     assert_eq!(next_event(&mut sleeping.subscription).await, 4);
     assert!(!begin.elapsed().is_zero() && begin.elapsed() <= interval);
+}
+
+/// Although ticks that are held back no longer wake its task.
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_has_lent_its_sink_is_woken_for_its_heartbeat() {
+    let (mut sleeping, _batches) = Sleeping::begin(Duration::from_millis(100)).await;
+    sleeping.offer(&[event(1, "a", false), event(2, "a", false)]);
+    assert_eq!(next_event(&mut sleeping.subscription).await, 1);
+    // It holds back a tick and has set its timer for it.
+    assert!(sleeping.lend());
+    tokio::time::sleep(CATCH_UP_HEARTBEAT / 2).await;
+    assert_eq!((sleeping.sent(), sleeping.wakes()), (vec![2], 0));
+    tokio::time::sleep(Settings::default().heartbeat()).await;
+    assert_eq!(sleeping.wakes(), 1);
 }
 
 /// Its task waits for them, because the socket must not have to take too many at once.

@@ -1,8 +1,8 @@
 //! Wakes crowds of readers, a few at a time, so that readers of other channels need not wait for all of them.
 //!
 //! All crowds wait in one queue, which a few tasks share. They turn to the oldest crowd and to the smallest one, alternately: so a
-//! small crowd need not wait for a large one, and no crowd waits for ever. The crowds of successive events of a channel are woken one
-//! after the other, and a reader that is woken late receives everything that has happened until then with one write.
+//! small crowd need not wait for a large one, and no crowd waits for ever. A reader that is woken late receives everything that has
+//! happened until then with one write.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -29,7 +29,8 @@ pub struct Crowd {
     queue: Arc<Mutex<Queue>>,
 }
 
-/// Readers do not wait again before they are woken, so there are hardly more entries than connections.
+/// There are two entries of a connection at most, hardly ever more than one: it does not wait for events again before it is woken,
+/// and it may be in the queue once more because held ticks are due.
 #[derive(Default)]
 struct Queue {
     /// Oldest first, and none of them empty.
@@ -43,24 +44,30 @@ struct Queue {
 }
 
 impl Queue {
-    /// Takes the next readers.
-    fn next(&mut self) -> Option<WakeList> {
-        let smallest = || {
-            let sizes = self.lists.iter().map(WakeList::len).enumerate();
-            sizes.min_by_key(|(_, size)| *size).map(|(index, _)| index)
-        };
-        let index = match self.is_smallest_next {
-            true => smallest()?,
-            false => 0,
-        };
-        self.is_smallest_next = !self.is_smallest_next;
-        let list = self.lists.get_mut(index)?;
-        let part = list.take(WAKE_AT_ONCE);
-        if list.is_empty() {
-            self.lists.remove(index);
+    /// Takes the next readers, [`WAKE_AT_ONCE`] of them if there are so many.
+    fn next(&mut self) -> WakeList {
+        let mut part = WakeList::default();
+        while part.len() < WAKE_AT_ONCE && !self.lists.is_empty() {
+            let index = match self.is_smallest_next {
+                true => self.smallest(),
+                false => 0,
+            };
+            self.is_smallest_next = !self.is_smallest_next;
+            let list = &mut self.lists[index];
+            part.append(list.take(WAKE_AT_ONCE - part.len()));
+            if list.is_empty() {
+                self.lists.remove(index);
+            }
         }
         self.waiting -= part.len();
-        Some(part)
+        part
+    }
+
+    /// Returns the index of the smallest list.
+    fn smallest(&self) -> usize {
+        let sizes = self.lists.iter().map(WakeList::len).enumerate();
+        let smallest = sizes.min_by_key(|(_, size)| *size);
+        smallest.map_or(0, |(index, _)| index)
     }
 }
 
@@ -116,14 +123,15 @@ impl Crowd {
     fn next(&self) -> Option<WakeList> {
         let mut queue = self.queue();
         let part = queue.next();
-        if part.is_none() {
+        if part.is_empty() {
             queue.running -= 1;
+            return None;
         }
-        part
+        Some(part)
     }
 }
 
-/// Writes ticks to the sinks that are lent and have held them back, when they are due. Never returns.
+/// Has ticks written to the sinks that are lent and have held them back, when they are due. Never returns.
 pub async fn write_held_ticks(hub: Arc<Hub>, crowd: Crowd) {
     let mut alarm = Alarm::at(Instant::now());
     loop {
@@ -177,7 +185,8 @@ mod tests {
             yield_now().await;
         }
         assert_eq!(woken.0.load(Ordering::SeqCst), all);
-        assert_eq!((crowd.queue().waiting, crowd.queue().lists.len()), (0, 0));
+        let queue = crowd.queue();
+        assert_eq!((queue.waiting, queue.lists.len()), (0, 0));
     }
 
     #[test]
@@ -194,7 +203,7 @@ mod tests {
             add(&mut queue, woken, 5);
         }
         let turn = |queue: &mut Queue| {
-            queue.next().expect("readers wait").wake();
+            queue.next().wake();
             crowds
                 .each_ref()
                 .map(|crowd| crowd.0.load(Ordering::SeqCst) / WAKE_AT_ONCE)
@@ -211,7 +220,20 @@ mod tests {
         );
         let turns = (0..7).map(|_| turn(&mut queue)).last();
         assert_eq!(turns, Some([5, 5, 5, 1]));
-        assert!(queue.next().is_none() && queue.waiting == 0);
+        assert!(queue.next().is_empty() && queue.waiting == 0);
+    }
+
+    /// Otherwise, each of many channels with hardly more readers than are woken at once would cost a turn.
+    #[test]
+    fn small_crowds_are_woken_together() {
+        let mut queue = Queue::default();
+        for readers in [3, 1, 2, WAKE_AT_ONCE] {
+            queue.waiting += readers;
+            let list = vec![Waker::noop().clone(); readers];
+            queue.lists.push_back(WakeList::from(list));
+        }
+        assert_eq!(queue.next().len(), WAKE_AT_ONCE);
+        assert_eq!(queue.next().len(), 6);
     }
 
     #[tokio::test]

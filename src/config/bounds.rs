@@ -254,7 +254,7 @@ pub const WAKE_AT_ONCE: usize = 64;
 /// Maximum number of deliveries that the thread of a commit makes itself, and of events in such a commit. More are left to the
 /// dispatcher.
 pub const EXPRESS_MAX: usize = 8;
-/// One task wakes this many waiting readers. More tasks help with more of them, up to one for each processor.
+/// One task that wakes readers is started for each this many waiting readers, up to one for each processor.
 pub const WAKE_PART: usize = 512;
 /// Number of subject states that the writer caches, so that most writes need no read.
 pub const STATE_CACHE: usize = 20_000;
@@ -357,8 +357,8 @@ pub const WINDOW_IDLE: Duration = Duration::from_secs(60);
 pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Maximum number of ticks that a stream holds back. One more releases all of them.
 pub const HELD_TICKS_MAX: usize = 1_024;
-/// Held ticks that are due within the same interval of this length are sent together, at its end, if the tasks of their connections
-/// sleep. Each of many small groups would wake a thread, and its clients' computers.
+/// Held ticks of WebSockets that are due within the same interval of this length are sent together, at its end. Otherwise each of
+/// many small groups would wake a thread of the server.
 pub const HELD_TICKS_SLOT: Duration = Duration::from_millis(4);
 /// Maximum number of ticks that a WebSocket holds back while its connection's task sleeps. They may wait for the socket in addition
 /// to [`WRITE_MAX_FRAMES`].

@@ -32,7 +32,7 @@ use prometheus_client::metrics::histogram::Histogram;
 
 pub use self::heads::watch_heads;
 use self::segments::{Heads, Segments};
-pub use self::tail::{follow, wake_in_batches};
+pub use self::tail::follow;
 use crate::config::{DURATION_BUCKETS_SECS, SEGMENT_EVENTS};
 use crate::id::{Channel, Cursor, Epoch, Place, SchoolId};
 use crate::log::{Bounds, Committed, Log, Page, StoreError};

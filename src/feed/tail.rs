@@ -145,7 +145,7 @@ pub async fn follow(
 }
 
 /// Wakes readers a few at a time, so that readers of other channels need not wait for all of them.
-pub async fn wake_in_batches(wake_list: WakeList) {
+async fn wake_in_batches(wake_list: WakeList) {
     let mut left = Some(wake_list);
     while let Some(wake_list) = left {
         yield_now().await;

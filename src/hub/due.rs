@@ -1,6 +1,6 @@
 //! When sinks that are lent must be written to again, because they hold back ticks.
 //!
-//! One task does this for all connections ([`crate::crowd::write_held_ticks`]), so that a reader that conflates is
+//! One task watches this for all connections ([`crate::crowd::write_held_ticks`]), so that a reader that conflates is
 //! written to like any other: together with the rest of its crowd, without waking its task. Time is divided into slots
 //! ([`HELD_TICKS_SLOT`]); what is due in a slot is written at its end.
 
@@ -90,7 +90,7 @@ impl DueWrites {
         let mut timetable = self.timetable();
         // Who waits need not learn that the first entry has gone: there is just nothing to do then.
         let first = timetable.entries.keys().next();
-        let is_first = first.is_none_or(|first| new < *first);
+        let is_first = first.is_none_or(|(due, _)| new.0 < *due);
         if let Some(old) = old {
             timetable.entries.remove(&old);
         }
@@ -256,7 +256,8 @@ mod tests {
         reminder.set(&mailbox, Some(bench.at(20)));
         assert_eq!(bench.wakes(), 1);
         assert_eq!(bench.take(0), Err(Some(bench.at(20))));
-        let (other, mut later) = bench.reminder(2);
+        let (other, mut later) = bench.reminder(0);
+        later.set(&other, Some(bench.at(20)));
         later.set(&other, Some(bench.at(40)));
         assert_eq!(bench.wakes(), 1);
         later.set(&other, Some(bench.at(8)));

@@ -193,6 +193,11 @@ impl WakeList {
         self.0.is_empty()
     }
 
+    /// Adds the readers of another list.
+    pub fn append(&mut self, mut other: WakeList) {
+        self.0.append(&mut other.0);
+    }
+
     /// Takes up to this many readers out of the list.
     pub fn take(&mut self, most: usize) -> WakeList {
         let first = self.0.len().saturating_sub(most);

@@ -14,8 +14,8 @@
 //!
 //! The outcome of a publisher's command is decided from the subject's state. The new state and its event are committed
 //! together. The committed event is encoded once and offered to mailboxes. A connection is a cursor plus a mailbox; a
-//! WebSocket that only waits for live events lends its socket to its mailbox, so that whoever offers an event writes it, and ticks
-//! that were held back (`tick_ms`) are written when they are due without waking each connection's task.
+//! WebSocket that only waits for live events lends its socket to its mailbox, so that the task that offers an event writes it.
+//! Ticks that were held back (`tick_ms`) are written when they are due, also without waking the connection's task.
 //! Connecting, reconnecting and catching up after a lag are the same operation: read the log from a cursor, then receive
 //! live events.
 //!

@@ -15,7 +15,7 @@ use super::WakeList;
 use crate::config::HELD_TICKS_SLOT;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Whoever has been lent a sink.
+/// A mailbox to which a sink is lent.
 pub(super) trait Borrower: Send + Sync {
     /// Returns the waker that writes to the sink.
     fn waker(self: Arc<Self>) -> Waker;

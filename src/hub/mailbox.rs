@@ -4,9 +4,10 @@
 //! room, it drops all of its events and marks itself as *lagging*. Its connection then replays from its own cursor the
 //! next time it reads. So milestones are never lost (invariant 4): what is not in the mailbox is in the log.
 //!
-//! A connection that only waits for live events can *lend* the mailbox its sink ([`Attachment::lend`](super::Attachment::lend)). Whoever offers an event then
-//! writes it, instead of waking a task for a single write. So does the task that waits for the [`DueWrites`](super::DueWrites) when ticks
-//! that the sink holds back are due. The connection's task takes the sink back before it does anything else.
+//! A connection that only waits for live events can *lend* the mailbox its sink ([`Attachment::lend`](super::Attachment::lend)). The
+//! task that offers an event then writes it, instead of waking another task for a single write. If the sink holds back ticks, it is
+//! written to again when they are due ([`DueWrites`](super::DueWrites)). The connection's task takes the sink back before it does
+//! anything else.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;

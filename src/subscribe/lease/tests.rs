@@ -123,7 +123,7 @@ impl Wake for Wide {
     }
 }
 
-/// Whoever offers events and the task for held ticks send them for a subscription that is lent. It sleeps.
+/// A subscription that has lent its sink and sleeps. The test, which offers events, and the task for held ticks write to the sink.
 struct Sleeping {
     hub: Arc<Hub>,
     sink: Arc<Wide>,

@@ -507,6 +507,9 @@ pub const ENDINGS_HOURS: i64 = 24;
 pub const POSTGRES_WRITERS: usize = 4;
 /// How long to wait for an answer from Postgres before the connection counts as broken.
 pub const POSTGRES_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a node may pause between two statements of a transaction before Postgres ends the transaction. Other nodes that wait for its locks
+/// must not reach [`POSTGRES_TIMEOUT`] first.
+pub const POSTGRES_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// How long a connection to Postgres may take to be established.
 pub const POSTGRES_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long Postgres uses one plan of a writer's statements.

@@ -7,8 +7,8 @@ only, and some readers stay away for longer. Afterwards `truth.py` checks every 
     python3 tests/chaos/cluster.py --binary target/debug/tidings --seconds 60 --faults promote,node-freeze --pooler
     python3 tests/chaos/cluster.py --binary target/debug/tidings --seconds 60 --faults postgres-restart,node-kill --synchronous milestone
 
-Exit code 0: every guarantee held. 1: one was broken; the run prints it and keeps the folder with the logs and databases. 2: the run
-itself failed."""
+Exit code 0: every guarantee held. 1: one was broken; the run prints it and keeps the folder with the logs, the databases and the times of
+the faults. 2: the run itself failed."""
 
 import argparse
 import asyncio
@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import wire
@@ -282,12 +283,20 @@ class Run:
             async with node.lock:
                 await getattr(self, f"node_{what.replace('-', '_')}")(node, chance)
             node.disturbed.append((began, time.time()))
+            self._note(f"{name} {node.number}", began)
             return
         async with self.redis_lock if where == "redis" else self.postgres_lock:
             await getattr(self, name.replace("-", "_"))(chance)
+        self._note(name, began)
         if where != "redis":
             for node in self.nodes:
                 node.disturbed.append((began, time.time()))
+
+    def _note(self, fault, began):
+        """Notes when a fault began and ended, for those who read the logs of a run that has failed."""
+        times = (datetime.fromtimestamp(at, timezone.utc).strftime("%T.%f") for at in (began, time.time()))
+        with open(self.folder / "faults", "a") as notes:
+            print(*times, fault, file=notes)
 
     async def _start(self, node):
         # Without its database a node does not start. The operator starts it again.

@@ -12,8 +12,9 @@ ABANDONED, REPORTED = "abandoned-", "reported-"
 # A node that was suspended, or starved of CPU time, takes its time from what the others have reported, each every two seconds. If they could
 # not, its clock is behind by the suspension until it has exchanged reports with them, which needs some seconds without a fault.
 SKEW_SECS, EXCHANGE_SECS = 3, 5
-# A watchdog looks every second. It needs this long without a fault, with the time to connect again.
-LOOK_SECS = 6
+# A watchdog looks every second. It needs this long without a fault, with the time to connect again, and with the 4 s after which Postgres ends
+# the transaction of another node that is suspended or cut off.
+LOOK_SECS = 7
 # How long after the run the last abandoned job may take to fail.
 END_SECS = TIMEOUT_SECS + 4 * wire.PATIENCE_SECS
 

@@ -151,7 +151,7 @@ async fn reads_and_small_writes_of_a_frozen_database_end_in_time_and_work_again_
     assert!(lease.unwrap().is_some());
 }
 
-/// A node that is suspended or cut off between two statements must not keep the others waiting.
+/// What waits for a node that is suspended or cut off between two statements waits for less than its own time-out.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: it waits for the time-out of a database"]
 async fn the_locks_of_a_node_that_is_cut_off_within_a_transaction_are_released() {
@@ -170,16 +170,8 @@ async fn the_locks_of_a_node_that_is_cut_off_within_a_transaction_are_released()
         !observer.query(waits, &[]).await.unwrap().is_empty()
     })
     .await;
-    let acquired = async {
-        // It waits for the lock, and may run into its own time-out just before the lock is released.
-        loop {
-            if let Ok(Some(fence)) = other.acquire("x", term).await {
-                return fence;
-            }
-        }
-    };
-    let acquired = tokio::time::timeout(POSTGRES_TIMEOUT * 3, acquired).await;
-    acquired.expect("the lock is released");
+    let acquired = other.acquire("x", term).await;
+    assert!(acquired.expect("the lock is released in time").is_some());
     acquiring.await.unwrap().unwrap_err();
 }
 

@@ -26,7 +26,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::database_error;
-use crate::config::{POSTGRES_CONNECT_TIMEOUT, POSTGRES_TIMEOUT, Secret};
+use crate::config::{POSTGRES_CONNECT_TIMEOUT, POSTGRES_PAUSE_MAX, POSTGRES_TIMEOUT, Secret};
 use crate::log::StoreError;
 use crate::unverified::Unverified;
 
@@ -191,9 +191,9 @@ impl Address {
 }
 
 /// Returns the statements that begin a transaction with this `BEGIN`. Postgres ends the transaction if this node says nothing for
-/// [`POSTGRES_TIMEOUT`]: a node that is suspended or cut off must not keep locks for which the others wait.
+/// [`POSTGRES_PAUSE_MAX`]: a node that is suspended or cut off must not keep locks for which the others wait.
 pub(super) fn begin(statement: &str) -> String {
-    let millis = POSTGRES_TIMEOUT.as_millis();
+    let millis = POSTGRES_PAUSE_MAX.as_millis();
     format!("{statement}; SET LOCAL idle_in_transaction_session_timeout = {millis}")
 }
 

@@ -28,8 +28,7 @@ mod searches;
 mod server;
 mod subscribers;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -174,57 +173,65 @@ async fn publish(publishers: usize, lines: usize) {
         // Only then are the commits of batches large, because the jobs that were created count as reports.
         tokio::time::sleep(BULK_AFTER).await;
     }
-    let acknowledged = Arc::new(AtomicU64::new(0));
+    let (address, token) = (server.address.clone(), server.worker.clone());
     let cpu = server.cpu_secs();
     let start = Instant::now();
-    let tasks: Vec<_> = (0..publishers)
-        .map(|publisher| {
-            let (address, token, acknowledged) = (server.address.clone(), server.worker.clone(), Arc::clone(&acknowledged));
-            tokio::spawn(async move {
-                let mut connection = Connection::open(&address, &token).await;
-                let mut times = histogram();
-                let mut number = 0_u64;
-                while start.elapsed() < PUBLISH_FOR {
-                    let sent = Instant::now();
-                    if lines == 1 {
-                        number += 1;
-                        let body = format!(r#"{{"message":"Processing part {number}"}}"#);
-                        connection.post(&format!("/api/jobs/j{publisher}/progress"), &body).await;
-                    } else {
-                        let mut body = String::with_capacity(lines * 80);
-                        for line in 0..lines {
-                            number += 1;
-                            let job = publisher * 100 + line % 100;
-                            body.push_str(&format!(
-                                r#"{{"op":"jobs.progress","job_id":"j{job}","message":"Processing part {number}"}}"#
-                            ));
-                            body.push('\n');
-                        }
-                        connection.post("/api/batch", &body).await;
-                    }
-                    times.saturating_record(sent.elapsed().as_nanos() as u64);
-                    acknowledged.fetch_add(lines as u64, Ordering::Relaxed);
-                }
-                times
-            })
-        })
-        .collect();
-    let mut times = histogram();
-    for task in tasks {
-        times
-            .add(task.await.expect("a publisher ends well"))
-            .expect("same digits");
+    // All connections in one thread, because threads that wake each other would cost more than the requests.
+    let load = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_io().build().expect("a runtime");
+        let publisher = |number| publish_from(number, lines, address.clone(), token.clone(), start);
+        runtime.block_on(futures_util::future::join_all(
+            (0..publishers).map(publisher),
+        ))
+    });
+    let (mut times, mut count) = (histogram(), 0.0);
+    for (own, acknowledged) in load.await.expect("the publishers end well") {
+        times.add(own).expect("same digits");
+        count += acknowledged as f64;
     }
-    let (secs, count) = (
-        start.elapsed().as_secs_f64(),
-        acknowledged.load(Ordering::Relaxed) as f64,
-    );
+    let secs = start.elapsed().as_secs_f64();
     println!(
         "publish   {publishers:>3} publishers x {lines:>4}  {:>9.0} acknowledged/s  {:>6.1} us server CPU each  answer {}",
         count / secs,
         (server.cpu_secs() - cpu) / count * 1e6,
         quantiles(&times),
     );
+}
+
+/// Publishes over one connection until [`PUBLISH_FOR`] has passed. Returns how long each request took, and how many events were acknowledged.
+async fn publish_from(
+    publisher: usize,
+    lines: usize,
+    address: String,
+    token: String,
+    start: Instant,
+) -> (Histogram<u64>, u64) {
+    let mut connection = Connection::open(&address, &token).await;
+    let (mut times, mut number) = (histogram(), 0_u64);
+    let (path, mut body) = (format!("/api/jobs/j{publisher}/progress"), String::new());
+    while start.elapsed() < PUBLISH_FOR {
+        let sent = Instant::now();
+        body.clear();
+        if lines == 1 {
+            number += 1;
+            write!(body, r#"{{"message":"Processing part {number}"}}"#).expect("a string grows");
+            connection.post(&path, &body).await;
+        } else {
+            for line in 0..lines {
+                number += 1;
+                let job = publisher * 100 + line % 100;
+                writeln!(
+                    body,
+                    r#"{{"op":"jobs.progress","job_id":"j{job}","message":"Processing part {number}"}}"#
+                )
+                .expect("a string grows");
+            }
+            connection.post("/api/batch", &body).await;
+        }
+        times.saturating_record(sent.elapsed().as_nanos() as u64);
+    }
+    (times, number)
 }
 
 /// Heartbeats of `count` online devices over 64 connections: each device once per `period`, or as fast as possible.

@@ -1,5 +1,6 @@
 //! The server as a separate process, a client of it for what is not measured, and a minimal HTTP connection for what is.
 
+use std::io::Write;
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::process::Command;
@@ -13,6 +14,8 @@ use tokio::net::TcpStream;
 
 use crate::process::{self, Process};
 
+/// Room for an answer. A longer one takes more.
+const ANSWER_BYTES: usize = 16 * 1024;
 /// How long the server may take for what is not measured.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -205,7 +208,8 @@ pub(crate) fn create_job(number: usize) -> Value {
 pub(crate) struct Connection {
     stream: TcpStream,
     head: String,
-    buffer: Vec<u8>,
+    request: Vec<u8>,
+    answer: Vec<u8>,
 }
 
 impl Connection {
@@ -220,14 +224,15 @@ impl Connection {
         Connection {
             stream,
             head,
-            buffer: Vec::new(),
+            request: Vec::new(),
+            answer: Vec::with_capacity(ANSWER_BYTES),
         }
     }
 
     /// Sends a POST request. Panics unless the answer is a success.
     pub(crate) async fn post(&mut self, path: &str, body: &str) {
         let answer = self.request(path, body).await.expect("the server answers");
-        let text = String::from_utf8_lossy(&self.buffer);
+        let text = String::from_utf8_lossy(&self.answer);
         assert!((200..300).contains(&answer.status), "{text}");
     }
 
@@ -245,32 +250,41 @@ impl Connection {
 
     /// Sends a request without waiting for its answer.
     pub(crate) async fn ask(&mut self, method: &str, path: &str, body: &str) {
-        let request = format!(
+        self.request.clear();
+        write!(
+            self.request,
             "{method} {path} HTTP/1.1\r\n{}Content-Length: {}\r\n\r\n{body}",
             self.head,
             body.len()
-        );
+        )
+        .expect("a vector grows");
         // A server that rejects the request need not read all of it.
-        let _ = self.stream.write_all(request.as_bytes()).await;
+        let _ = self.stream.write_all(&self.request).await;
     }
 
     async fn answer(&mut self) -> Option<Answer> {
-        self.buffer.clear();
+        self.answer.clear();
         loop {
             self.read().await?;
-            let ends = |window: &[u8]| window == b"\r\n\r\n";
-            let Some(end) = self.buffer.windows(4).position(ends) else {
+            let mut fields = [httparse::EMPTY_HEADER; 32];
+            let mut head = httparse::Response::new(&mut fields);
+            let httparse::Status::Complete(end) = head.parse(&self.answer).expect("HTTP") else {
                 continue;
             };
-            let head = String::from_utf8_lossy(&self.buffer[..end]).to_lowercase();
-            let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
-            let length = field("content-length: ").expect("a length");
-            let whole = end + 4 + length.parse::<usize>().expect("a number");
-            let answer = Answer {
-                status: head[9..12].parse().expect("a number"),
-                retry_after: field("retry-after: ").map(|secs| secs.parse().expect("a number")),
+            let field = |name: &str| {
+                let field = head
+                    .headers
+                    .iter()
+                    .find(|field| field.name.eq_ignore_ascii_case(name))?;
+                let value = std::str::from_utf8(field.value).expect("ASCII");
+                Some(value.parse::<u64>().expect("a number"))
             };
-            while self.buffer.len() < whole {
+            let whole = end + field("content-length").expect("a length") as usize;
+            let answer = Answer {
+                status: head.code.expect("a status"),
+                retry_after: field("retry-after"),
+            };
+            while self.answer.len() < whole {
                 self.read().await?;
             }
             return Some(answer);
@@ -278,9 +292,7 @@ impl Connection {
     }
 
     async fn read(&mut self) -> Option<()> {
-        let mut part = vec![0; 64 * 1024];
-        let count = self.stream.read(&mut part).await.ok()?;
-        self.buffer.extend_from_slice(&part[..count]);
+        let count = self.stream.read_buf(&mut self.answer).await.ok()?;
         (count > 0).then_some(())
     }
 }

@@ -10,12 +10,11 @@
 
 use std::sync::Arc;
 
-use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
 use super::events::EventRow;
+use super::functions::octet_length;
 use super::limit::Limit;
 use super::schema::{events, idempotency_answers, idempotency_keys, schools};
 use super::table::{from_millis, millis, place, tag_bits, unreadable};
@@ -46,8 +45,8 @@ struct AnswerRow {
     tag: Option<i64>,
 }
 
-/// How many bytes an answer counts for, in SQL.
-const BYTES: &str = "octet_length(fields) + octet_length(key) + 128";
+/// How many bytes an answer counts for, in addition to its fields and its key. The triggers count the same.
+const ANSWER_BASE_BYTES: i64 = 128;
 
 /// A row of `idempotency_keys`, without the time at which the key was used.
 #[derive(Queryable, Selectable)]
@@ -228,16 +227,19 @@ pub(super) fn drop_oldest(
     let oldest: Vec<(String, i64)> = idempotency_answers::table
         .filter(idempotency_answers::school_id.eq(school))
         .order(idempotency_answers::created_at)
-        .select((idempotency_answers::key, sql::<BigInt>(BYTES)))
+        .select((
+            idempotency_answers::key,
+            octet_length(idempotency_answers::fields),
+        ))
         .at_most(signed(SWEEP_BATCH))
         .load(conn)?;
     let mut dropped = 0;
-    for (key, bytes) in &oldest {
+    for (key, field_bytes) in &oldest {
         if stored_bytes - dropped <= max_bytes || dropped >= SWEEP_BATCH_BYTES {
             break;
         }
         diesel::delete(idempotency_answers::table.find((school, key))).execute(conn)?;
-        dropped += bytes;
+        dropped += field_bytes + signed(key.len()) + ANSWER_BASE_BYTES;
     }
     Ok(dropped > 0 && stored_bytes - dropped > max_bytes)
 }

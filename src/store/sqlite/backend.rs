@@ -24,7 +24,7 @@ use super::life::{self, Life, set_uptime};
 use super::lock::DatabaseLock;
 use super::nodes::KnownNodes;
 use super::schema::{idempotency_keys, schools};
-use super::sweep::{Retention, sweep};
+use super::sweep::{Found, Retention, Swept, sweep};
 use super::table::{millis, place, tag_bits, unreadable, uptime_millis};
 use super::tables::{parts, table};
 use super::upsert::upsert;
@@ -62,8 +62,6 @@ pub(super) struct Backend {
     counts: LruCache<(SchoolId, Kind), u64>,
     states: States,
     past: LruCache<(SchoolId, Arc<str>), VecDeque<Past>>,
-    /// The last school that the retention sweep has visited in this round.
-    swept_school: i64,
     /// Whether the database was in its original place at the last check.
     is_in_place: bool,
     /// The approximate number of pages that commits have written since the checkpoints were informed.
@@ -119,7 +117,6 @@ impl Backend {
             counts: cache(config::SCHOOL_CACHE * kind::KINDS.len()),
             states: States::default(),
             past: cache(config::SCHOOL_CACHE),
-            swept_school: 0,
             is_in_place: true,
             uncounted: 0,
             lock,
@@ -257,15 +254,16 @@ impl Backend {
         Ok(())
     }
 
-    /// Removes one batch of data past its retention. Returns whether there may be more.
+    /// Removes one batch of data past its retention.
     pub(super) fn sweep(
         &mut self,
+        found: &Found,
         retention: &Retention,
         now: DateTime<Utc>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Swept, StoreError> {
         let swept = self
             .wait_for_lock(true)
-            .and_then(|()| sweep(&mut self.conn, &mut self.swept_school, retention, now))
+            .and_then(|()| sweep(&mut self.conn, found, retention, now))
             .map_err(database_error)?;
         for school in &swept.shortened {
             self.tails.pop(school);
@@ -276,7 +274,7 @@ impl Backend {
                 *count -= 1;
             }
         }
-        Ok(swept.more)
+        Ok(swept)
     }
 
     /// Saves the uptime. Regardless of the settings, waits neither for the disk nor for another connection's lock: little

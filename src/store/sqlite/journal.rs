@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::backend::Backend;
 use super::bounds::bounds;
+use super::sweep::{self, lock};
 use super::{SqliteStore, life, read};
 use crate::id::{Epoch, Place, SchoolId};
 use crate::log::writer::Receipts;
@@ -98,10 +99,21 @@ impl Journal for SqliteStore {
     }
 
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
+        let (round, retention) = (Arc::clone(&self.round), self.retention.clone());
+        let found =
+            self.read_for_server(move |conn| sweep::find(conn, &mut lock(&round), &retention, now));
+        let found = found.await?;
+        if found.is_empty() {
+            lock(&self.round).continue_after(found.last());
+            return Ok(true);
+        }
         let retention = self.retention.clone();
-        self.writer
-            .call(move |backend| backend.sweep(&retention, now))
-            .await
+        let swept = self
+            .writer
+            .call(move |backend| backend.sweep(&found, &retention, now));
+        let swept = swept.await?;
+        lock(&self.round).continue_after(swept.last);
+        Ok(swept.more)
     }
 
     fn commit_metrics(&self) -> &CommitMetrics {

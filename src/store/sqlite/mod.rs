@@ -51,9 +51,10 @@ mod upsert;
 mod violations;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use chrono::Utc;
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
@@ -63,7 +64,7 @@ pub use self::error::OpenError;
 use self::opening::{Opened, open};
 pub use self::opening::{check_place, check_trace, new_epoch};
 use self::readers::Readers;
-use self::sweep::Retention;
+use self::sweep::{Retention, Round};
 use crate::config::Settings;
 use crate::id::{Epoch, SchoolId};
 use crate::log::decide::Rules;
@@ -86,6 +87,8 @@ pub struct SqliteStore {
     writer: Handle<Backend>,
     readers: Readers,
     retention: Retention,
+    /// How far the retention sweep is.
+    round: Arc<Mutex<Round>>,
 }
 
 impl SqliteStore {
@@ -109,6 +112,9 @@ impl SqliteStore {
         for name in notifiers {
             notifiers::begins(&mut conn, name).map_err(|error| failed(&error))?;
         }
+        // The pages of all running jobs were needed once.
+        conn.batch_execute("PRAGMA shrink_memory")
+            .map_err(|error| failed(&error))?;
         let readers =
             Readers::open(settings, &url, Arc::clone(&lock)).map_err(|error| failed(&error))?;
         let metrics = Arc::<CommitMetrics>::default();
@@ -146,6 +152,7 @@ impl SqliteStore {
             writer: handle,
             readers,
             retention: Retention::of(settings),
+            round: Arc::new(Mutex::new(Round::new())),
         })
     }
 

@@ -1,13 +1,16 @@
 //! Retention: removes old data in small steps, between commits.
 
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use chrono::{DateTime, Utc};
-use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
+use lru::LruCache;
 
 use super::answers;
 use super::bounds::tag_at;
+use super::functions::octet_length;
 use super::limit::Limit;
 use super::schema::{events, idempotency_keys, schools};
 use super::table::{millis, unreadable};
@@ -19,6 +22,15 @@ use crate::log::facts::Address;
 use crate::store::numbers::signed;
 pub(super) use crate::store::retention::Retention;
 
+/// What the next step of a round removes. A reader finds it, so that neither publishers nor the writer's cache of pages are affected by logs
+/// that have nothing to remove, which are nearly all.
+pub(super) struct Found {
+    /// The schools that have something to remove.
+    schools: Vec<i64>,
+    /// The last school that was visited, or 0 at the end of the round.
+    last: i64,
+}
+
 /// The result of one step.
 #[derive(Default)]
 pub(super) struct Swept {
@@ -26,6 +38,8 @@ pub(super) struct Swept {
     pub(super) gone: Vec<Address>,
     /// Schools whose logs were shortened.
     pub(super) shortened: Vec<SchoolId>,
+    /// The school after which the next step continues.
+    pub(super) last: i64,
     /// Whether there may be more to remove.
     pub(super) more: bool,
 }
@@ -43,18 +57,112 @@ struct Kept {
 /// An event: its `seq`, when it happened, and its size as [`crate::event::Event::bytes`] counts it.
 type Row = (i64, i64, i64);
 
+/// How far a round of the sweep has come, and what rounds need not read again.
+pub(super) struct Round {
+    /// The last school that was visited in this round.
+    last: i64,
+    /// The oldest event of each log that was visited: the floor of the log, `seq`, and when it happened. It stays the same until the floor
+    /// moves.
+    oldest: LruCache<i64, (i64, i64, i64)>,
+}
+
+impl Round {
+    pub(super) fn new() -> Round {
+        let capacity = NonZeroUsize::new(config::SCHOOL_CACHE).expect("a cache has room");
+        Round {
+            last: 0,
+            oldest: LruCache::new(capacity),
+        }
+    }
+
+    /// Continues after this school with the next step.
+    pub(super) fn continue_after(&mut self, school: i64) {
+        self.last = school;
+    }
+
+    /// Whether the oldest event of a log is past its retention.
+    fn has_past(
+        &mut self,
+        conn: &mut SqliteConnection,
+        log: &Kept,
+        retention: &Retention,
+        now: DateTime<Utc>,
+    ) -> QueryResult<bool> {
+        if log.head == log.floor {
+            return Ok(false);
+        }
+        let known = self.oldest.get(&log.school);
+        let (seq, at) = match known {
+            Some(&(floor, seq, at)) if floor == log.floor => (seq, at),
+            _ => {
+                let Some((seq, at, _)) = oldest_rows(conn, log, 1)?.pop() else {
+                    return Ok(false);
+                };
+                self.oldest.put(log.school, (log.floor, seq, at));
+                (seq, at)
+            }
+        };
+        Ok(is_past((seq, at), log, 0, retention, now))
+    }
+}
+
+impl Found {
+    /// Whether the writer has nothing to do. The end of a round is never empty, because it also removes what does not belong to a log.
+    pub(super) fn is_empty(&self) -> bool {
+        self.schools.is_empty() && self.last != 0
+    }
+
+    /// Returns the school after which the next step continues if this one is empty.
+    pub(super) fn last(&self) -> i64 {
+        self.last
+    }
+}
+
+pub(super) fn lock(round: &Mutex<Round>) -> MutexGuard<'_, Round> {
+    round.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Finds which of the next schools have something to remove.
+pub(super) fn find(
+    conn: &mut SqliteConnection,
+    round: &mut Round,
+    retention: &Retention,
+    now: DateTime<Utc>,
+) -> QueryResult<Found> {
+    let visited: Vec<Kept> = logs()
+        .filter(schools::school_id.gt(round.last))
+        .order(schools::school_id)
+        .at_most(signed(config::SWEEP_SCHOOLS))
+        .load(conn)?;
+    let last = match visited.last() {
+        Some(last) if visited.len() == config::SWEEP_SCHOOLS => last.school,
+        _ => 0,
+    };
+    let mut schools = Vec::new();
+    for log in visited {
+        let has_past = round.has_past(conn, &log, retention, now)?;
+        if has_past || log.answer_bytes > signed(retention.answer_bytes) {
+            schools.push(log.school);
+        }
+    }
+    Ok(Found { schools, last })
+}
+
 /// Removes one batch of data past its retention: events and stored answers, then finished subjects, then parts, then keys.
-/// The next batch of events starts after `swept_school`.
 pub(super) fn sweep(
     conn: &mut SqliteConnection,
-    swept_school: &mut i64,
+    found: &Found,
     retention: &Retention,
     now: DateTime<Utc>,
 ) -> QueryResult<Swept> {
     let limit = config::SWEEP_BATCH;
     conn.immediate_transaction(|conn| {
-        let mut swept = Swept::default();
-        sweep_logs(conn, swept_school, retention, now, &mut swept)?;
+        let mut swept = Swept {
+            last: found.last,
+            more: found.last != 0,
+            ..Swept::default()
+        };
+        sweep_logs(conn, &found.schools, retention, now, &mut swept)?;
         for (_, table) in TABLES {
             swept
                 .gone
@@ -78,31 +186,34 @@ pub(super) fn sweep(
     })
 }
 
-/// Removes the oldest events and answers of some schools, up to the limit of one step.
+/// Selects the bounds and sizes of logs.
+#[diesel::dsl::auto_type]
+fn logs() -> _ {
+    schools::table.select((
+        schools::school_id,
+        schools::head,
+        schools::floor,
+        schools::bytes,
+        schools::answer_bytes,
+    ))
+}
+
+/// Removes the oldest events and answers of these schools, up to the limit of one step.
 fn sweep_logs(
     conn: &mut SqliteConnection,
-    swept_school: &mut i64,
+    schools: &[i64],
     retention: &Retention,
     now: DateTime<Utc>,
     swept: &mut Swept,
 ) -> QueryResult<()> {
-    let visited: Vec<Kept> = schools::table
-        .filter(schools::school_id.gt(*swept_school))
+    if schools.is_empty() {
+        return Ok(());
+    }
+    // As they are now.
+    let visited: Vec<Kept> = logs()
+        .filter(schools::school_id.eq_any(schools))
         .order(schools::school_id)
-        .select((
-            schools::school_id,
-            schools::head,
-            schools::floor,
-            schools::bytes,
-            schools::answer_bytes,
-        ))
-        .at_most(signed(config::SWEEP_SCHOOLS))
         .load(conn)?;
-    swept.more = visited.len() == config::SWEEP_SCHOOLS;
-    *swept_school = match visited.last() {
-        Some(last) if swept.more => last.school,
-        _ => 0,
-    };
     let mut budget = (config::SWEEP_BATCH, config::SWEEP_BATCH_BYTES);
     for log in visited {
         let past = past_retention(conn, &log, retention, now, budget)?;
@@ -121,8 +232,7 @@ fn sweep_logs(
         budget.1 -= bytes;
         if is_over || budget.0 == 0 || budget.1 <= 0 {
             // The log may have more to remove: the next step starts with it again.
-            *swept_school = log.school - 1;
-            swept.more = true;
+            (swept.last, swept.more) = (log.school - 1, true);
             break;
         }
     }
@@ -160,32 +270,38 @@ fn past_retention(
     now: DateTime<Utc>,
     (max_rows, max_bytes): (usize, i64),
 ) -> QueryResult<Vec<Row>> {
-    let oldest = millis(now - retention.age);
-    let retained = (signed(retention.events), signed(retention.bytes));
-    let bytes = format!("octet_length(fields) + octet_length(subject_id) + {EVENT_BASE_BYTES}");
-    let rows = |limit: usize| {
-        events::table
-            .filter(events::school_id.eq(log.school))
-            .filter(events::seq.gt(log.floor))
-            .order(events::seq)
-            .select((events::seq, events::at, sql::<BigInt>(&bytes)))
-            .at_most(signed(limit))
-    };
-    let is_past = |(seq, at, _): &Row, gone: i64| {
-        *at < oldest || *seq <= log.head - retained.0 || log.bytes - gone > retained.1
-    };
-    // Most logs have nothing to remove.
-    let first = rows(1).get_result(conn).optional()?;
-    if !first.is_some_and(|first| is_past(&first, 0)) {
-        return Ok(Vec::new());
-    }
-    let (mut past, mut gone): (Vec<Row>, _) = (rows(max_rows).load(conn)?, 0);
+    let (mut past, mut gone): (Vec<Row>, _) = (oldest_rows(conn, log, max_rows)?, 0);
     let count = past.iter().take_while(|row| {
-        let goes = gone < max_bytes && is_past(row, gone);
+        let goes = gone < max_bytes && is_past((row.0, row.1), log, gone, retention, now);
         gone += row.2;
         goes
     });
     let count = count.count();
     past.truncate(count);
     Ok(past)
+}
+
+/// Whether an event with this `seq` and time is past its retention, after `gone` bytes of older ones are gone.
+fn is_past(
+    (seq, at): (i64, i64),
+    log: &Kept,
+    gone: i64,
+    retention: &Retention,
+    now: DateTime<Utc>,
+) -> bool {
+    at < millis(now - retention.age)
+        || seq <= log.head - signed(retention.events)
+        || log.bytes - gone > signed(retention.bytes)
+}
+
+/// Reads the oldest events of a log.
+fn oldest_rows(conn: &mut SqliteConnection, log: &Kept, limit: usize) -> QueryResult<Vec<Row>> {
+    let bytes = octet_length(events::fields) + octet_length(events::subject_id);
+    events::table
+        .filter(events::school_id.eq(log.school))
+        .filter(events::seq.gt(log.floor))
+        .order(events::seq)
+        .select((events::seq, events::at, bytes + signed(EVENT_BASE_BYTES)))
+        .at_most(signed(limit))
+        .load(conn)
 }

@@ -31,6 +31,39 @@ pub(super) async fn sweeping_moves_the_floor_and_keeps_states(open: Open) {
     );
 }
 
+/// A round takes several steps, and most schools have nothing to remove. What a round finds out must not mislead the next one.
+pub(super) async fn every_school_is_swept_in_each_round_however_many_there_are(open: Open) {
+    const SCHOOLS: i64 = 2 * SWEEP_SCHOOLS as i64 + 5;
+    let kept = Settings {
+        retention_events: Bounded::of::<10>(),
+        ..Settings::default()
+    };
+    let bench = bench(open, kept);
+    // Sweeps as of this time. Every school has this many events at most afterwards.
+    let sweep = async |now, at_most: u64| {
+        while bench.store.sweep(now).await.unwrap() {}
+        for number in 1..=SCHOOLS {
+            let bounds = bench.store.bounds(school(number)).await.unwrap();
+            let floor = bounds.head.seq.saturating_sub(at_most);
+            assert_eq!(bounds.floor.seq, floor, "of school {number}");
+        }
+    };
+    for number in 1..=SCHOOLS {
+        bench.append(number, vec![create("a")]).await;
+    }
+    // A few schools at a time: none, at either end of a step, and all.
+    let rounds: [fn(i64) -> bool; 4] = [|_| false, |number| number % 50 < 2, |_| false, |_| true];
+    for publishes in rounds {
+        for number in (1..=SCHOOLS).filter(|number| publishes(*number)) {
+            bench
+                .append(number, (0..12).map(|_| tick("a")).collect())
+                .await;
+        }
+        sweep(chrono::Utc::now(), 10).await;
+    }
+    sweep(chrono::Utc::now() + chrono::TimeDelta::days(365), 0).await;
+}
+
 pub(super) async fn everything_is_there_after_reopening(open: Open) {
     let bench = bench(open, Settings::default());
     let epoch = bench.store.epoch();

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
-use tidings::config::{Bounded, GROUP_MAX_BYTES, Settings};
+use tidings::config::{Bounded, GROUP_MAX_BYTES, SWEEP_SCHOOLS, Settings};
 use tidings::id::{Place, SchoolId, SubjectId};
 use tidings::kind::job::{self, KIND};
 use tidings::kind::{self, Command, RuleError};
@@ -144,6 +144,7 @@ macro_rules! stores {
                     test answers_are_kept_within_their_bytes_and_no_key_is_carried_out_twice;
                     slow schools_take_turns_and_a_report_waits_for_no_other_schools_batch;
                     test sweeping_moves_the_floor_and_keeps_states;
+                    test every_school_is_swept_in_each_round_however_many_there_are;
                     test an_open_violation_is_not_swept;
                     test everything_is_there_after_reopening;
                     test every_kind_is_there_after_reopening;

@@ -266,7 +266,7 @@ impl Connection {
         self.answer.clear();
         loop {
             self.read().await?;
-            let mut fields = [httparse::EMPTY_HEADER; 32];
+            let mut fields = [httparse::EMPTY_HEADER; 64];
             let mut head = httparse::Response::new(&mut fields);
             let httparse::Status::Complete(end) = head.parse(&self.answer).expect("HTTP") else {
                 continue;

@@ -262,7 +262,8 @@ pub const STATE_CACHE: usize = 20_000;
 pub const STATE_CACHE_BYTES: usize = 32 * 1024 * 1024;
 /// Size of a state without its texts, in bytes.
 pub const STATE_BASE_BYTES: usize = 1_024;
-/// Number of schools whose log position the writer caches, and of categories whose history it caches.
+/// Number of schools whose log position the writer caches and whose oldest event the retention sweep remembers, and of categories whose history
+/// the writer caches.
 pub const SCHOOL_CACHE: usize = 10_000;
 /// Number of finished subjects on which the estimate for the next one is based.
 pub const HISTORY_SAMPLE: usize = 20;
@@ -302,7 +303,7 @@ pub const SWEEP_BATCH: usize = 500;
 /// Maximum size of the events deleted in one transaction of the retention sweep, in bytes. The last event may exceed
 /// it.
 pub const SWEEP_BATCH_BYTES: i64 = 1024 * 1024;
-/// Maximum number of schools visited in one transaction of the retention sweep.
+/// Maximum number of schools visited in one step of the retention sweep.
 pub const SWEEP_SCHOOLS: usize = 100;
 /// Interval at which the uptime is saved if no commit saves it. A kill loses at most this much uptime.
 pub const UPTIME_PERIOD: Duration = Duration::from_secs(1);

@@ -5,6 +5,9 @@ use chrono::TimeDelta;
 use super::numbers::signed;
 use crate::config::Settings;
 
+/// Bytes that a stored answer counts for in addition to its fields and its key. SQLite's triggers count the same.
+pub(in crate::store) const ANSWER_BASE_BYTES: i64 = 128;
+
 /// The retention limits.
 #[derive(Debug, Clone)]
 pub(in crate::store) struct Retention {

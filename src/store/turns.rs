@@ -33,7 +33,7 @@ use crate::log::{StoreError, Waiting};
 /// On whose behalf a read is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::store) enum Requester {
-    /// The server itself: its clock, notifiers and metrics.
+    /// The server itself: its clock, notifiers, metrics and retention.
     Server,
     /// Requests about a school.
     Requests(SchoolId),

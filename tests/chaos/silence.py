@@ -13,7 +13,8 @@ ABANDONED, REPORTED = "abandoned-", "reported-"
 # not, its clock is behind by the suspension until it has exchanged reports with them, which needs some seconds without a fault.
 SKEW_SECS, EXCHANGE_SECS = 3, 5
 # A watchdog looks every second. It needs this long without a fault, with the time to connect again, and with the 4 s after which Postgres ends
-# the transaction of another node that is suspended or cut off.
+# the transaction of another node that is suspended or cut off. Two such transactions may follow each other, but with the time for both, hardly
+# any job would be judged: it fails ten seconds after it is stalled.
 LOOK_SECS = 7
 # How long after the run the last abandoned job may take to fail.
 END_SECS = TIMEOUT_SECS + 4 * wire.PATIENCE_SECS

@@ -12,9 +12,7 @@ use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::{known_status, known_type};
 use crate::store::columns::{from_millis, millis, place, tag_bits, unreadable};
 use crate::store::numbers::signed;
-
-/// Bytes that an answer counts for in addition to its texts.
-pub(super) const ANSWER_BASE_BYTES: i64 = 128;
+use crate::store::retention::ANSWER_BASE_BYTES;
 
 #[derive(Serialize, Deserialize)]
 struct Answer {

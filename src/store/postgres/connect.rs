@@ -190,6 +190,8 @@ impl Address {
     }
 }
 
+const _: () = assert!(POSTGRES_PAUSE_MAX.as_secs() * 2 <= POSTGRES_TIMEOUT.as_secs());
+
 /// Returns the statements that begin a transaction with this `BEGIN`. Postgres ends the transaction if this node says nothing for
 /// [`POSTGRES_PAUSE_MAX`]: a node that is suspended or cut off must not keep locks for which the others wait.
 pub(super) fn begin(statement: &str) -> String {

@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Nullable, Text};
+use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use super::rows::EventRow;
@@ -15,7 +15,7 @@ use crate::id::Cursor;
 use crate::log::StoreError;
 use crate::store::columns::millis;
 use crate::store::numbers::signed;
-use crate::store::retention::Retention;
+use crate::store::retention::{ANSWER_BASE_BYTES, Retention};
 use crate::store::shared::stamp;
 
 /// The bounds and sizes of a school's log.
@@ -83,7 +83,7 @@ WITH gone AS (
 )
 SELECT 'parts' AS what, count(*) AS count FROM gone";
 
-/// Deletes at most `$3` keys that were used before `$2`. `$4` is [`answers::ANSWER_BASE_BYTES`].
+/// Deletes at most `$3` keys that were used before `$2`. `$4` is [`ANSWER_BASE_BYTES`].
 const KEYS: &str = "
 WITH gone AS (
     DELETE FROM idempotency_keys WHERE school_id = $1 AND key IN (
@@ -97,32 +97,83 @@ freed AS (
 )
 SELECT 'keys' AS what, count(*) AS count FROM gone";
 
+/// Finds which of the `$2` schools after `$1` have something to remove: answers of more than `$3` bytes, an oldest event from before `$4`, or more
+/// than `$5` events or `$6` bytes of them, subjects or parts that ended before `$7`, or keys that were used before `$8`. Each part reads one row of
+/// an index, because of its `LIMIT`.
+const FIND: &str = "
+SELECT s.school_id AS school,
+    s.answer_bytes > $3 OR event.at < $4 OR event.seq <= s.head - $5 OR (event.seq IS NOT NULL AND s.bytes > $6)
+    OR subject.found OR part.found OR key.found AS has_past
+FROM (SELECT * FROM schools WHERE school_id > $1 ORDER BY school_id LIMIT $2) AS s
+LEFT JOIN LATERAL (
+    SELECT seq, at FROM events AS e WHERE e.school_id = s.school_id AND e.seq > s.floor ORDER BY e.seq LIMIT 1
+) AS event ON true
+LEFT JOIN LATERAL (
+    SELECT true AS found FROM subjects AS x
+    WHERE x.school_id = s.school_id AND x.finished_at < $7 AND x.last_seq <= s.floor ORDER BY x.finished_at LIMIT 1
+) AS subject ON true
+LEFT JOIN LATERAL (
+    SELECT true AS found FROM parts AS x
+    WHERE x.school_id = s.school_id AND x.closed_at < $7 AND x.seq <= s.floor ORDER BY x.closed_at LIMIT 1
+) AS part ON true
+LEFT JOIN LATERAL (
+    SELECT true AS found FROM idempotency_keys AS x
+    WHERE x.school_id = s.school_id AND x.created_at < $8 ORDER BY x.created_at LIMIT 1
+) AS key ON true
+ORDER BY s.school_id";
+
+/// A school that a round visits.
+#[derive(QueryableByName)]
+struct Visited {
+    #[diesel(sql_type = BigInt)]
+    school: i64,
+    /// NULL counts as false.
+    #[diesel(sql_type = Nullable<Bool>)]
+    has_past: Option<bool>,
+}
+
 impl PostgresStore {
-    /// Sweeps the next schools, up to the first that has more to remove. Returns whether this round has more to do.
+    /// Sweeps the next schools that have something to remove, up to the first that has more. Returns whether this round has more to do.
     pub(super) async fn sweep_next(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
         let swept = *self.swept.lock().await;
-        let mut read = self.read_for_server().await?;
-        let next = schools::table
-            .filter(schools::school_id.gt(swept))
-            .order(schools::school_id)
-            .limit(signed(config::SWEEP_SCHOOLS))
-            .select(schools::school_id)
-            .load::<i64>(&mut *read)
-            .await;
-        let next = read.end(next).await?;
-        let is_last = next.len() < config::SWEEP_SCHOOLS;
-        for school in next {
+        let visited = self.find(swept, now).await?;
+        let last = match visited.last() {
+            Some(last) if visited.len() == config::SWEEP_SCHOOLS => last.school,
+            _ => 0,
+        };
+        for Visited { school, .. } in visited
+            .iter()
+            .filter(|visited| visited.has_past == Some(true))
+        {
+            // If this school cannot be swept, the others are.
+            *self.swept.lock().await = *school;
             let mut write = self.write().await?;
-            let more = self.sweep_school(&mut write, school, now).await;
+            let more = self.sweep_school(&mut write, *school, now).await;
             if write.end(more).await? {
+                *self.swept.lock().await = school - 1;
                 return Ok(true);
             }
-            *self.swept.lock().await = school;
         }
-        if is_last {
-            *self.swept.lock().await = 0;
-        }
-        Ok(!is_last)
+        *self.swept.lock().await = last;
+        Ok(last != 0)
+    }
+
+    /// Visits the schools after this one.
+    async fn find(&self, after: i64, now: DateTime<Utc>) -> Result<Vec<Visited>, StoreError> {
+        let retention = &self.retention;
+        let mut read = self.read_for_server().await?;
+        let visited = diesel::sql_query(FIND)
+            .bind::<BigInt, _>(after)
+            .bind::<BigInt, _>(signed(config::SWEEP_SCHOOLS))
+            .bind::<BigInt, _>(signed(retention.answer_bytes))
+            .bind::<BigInt, _>(millis(now - retention.age))
+            .bind::<BigInt, _>(signed(retention.events))
+            .bind::<BigInt, _>(signed(retention.bytes))
+            .bind::<BigInt, _>(millis(now - retention.finished))
+            .bind::<BigInt, _>(millis(now - retention.keys))
+            .load(&mut *read)
+            .await;
+        read.end(visited).await
     }
 
     /// Removes one batch of a school. Returns whether there may be more.
@@ -165,11 +216,7 @@ impl PostgresStore {
         for (query, before, last) in [
             (SUBJECTS, finished, floor),
             (PARTS, finished, floor),
-            (
-                KEYS,
-                millis(now - retention.keys),
-                answers::ANSWER_BASE_BYTES,
-            ),
+            (KEYS, millis(now - retention.keys), ANSWER_BASE_BYTES),
         ] {
             let gone: Vec<Gone> = diesel::sql_query(query)
                 .bind::<BigInt, _>(school)
@@ -310,7 +357,7 @@ async fn drop_answers(
          WHERE school_id = $1 AND answer IS NOT NULL ORDER BY created_at, key LIMIT $3";
     let oldest: Vec<Row> = diesel::sql_query(query)
         .bind::<BigInt, _>(school)
-        .bind::<BigInt, _>(answers::ANSWER_BASE_BYTES)
+        .bind::<BigInt, _>(ANSWER_BASE_BYTES)
         .bind::<BigInt, _>(signed(config::SWEEP_BATCH))
         .load(conn)
         .await?;

@@ -23,6 +23,7 @@ use crate::event::{Class, Draft, Event};
 use crate::id::{Epoch, SchoolId};
 use crate::kind::{known_kind, known_status, known_type};
 use crate::store::numbers::{signed, unsigned};
+use crate::store::retention::ANSWER_BASE_BYTES;
 #[cfg(feature = "postgres")]
 use crate::store::used_key::UsedKey;
 
@@ -44,9 +45,6 @@ struct AnswerRow {
     /// The tag of a snapshot, if it was known. The tag of any other event is computed from its content.
     tag: Option<i64>,
 }
-
-/// How many bytes an answer counts for, in addition to its fields and its key. The triggers count the same.
-const ANSWER_BASE_BYTES: i64 = 128;
 
 /// A row of `idempotency_keys`, without the time at which the key was used.
 #[derive(Queryable, Selectable)]

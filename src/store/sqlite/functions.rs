@@ -1,4 +1,4 @@
-//! The SQL functions that every connection needs.
+//! The SQL functions that every connection needs, and those of SQLite that Diesel does not know.
 
 use diesel::prelude::*;
 use diesel::sql_types::Text;

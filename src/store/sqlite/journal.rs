@@ -7,8 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::backend::Backend;
 use super::bounds::bounds;
-use super::sweep::{self, lock};
-use super::{SqliteStore, life, read};
+use super::{SqliteStore, database_error, life, read, sweep};
 use crate::id::{Epoch, Place, SchoolId};
 use crate::log::writer::Receipts;
 use crate::log::{
@@ -99,12 +98,15 @@ impl Journal for SqliteStore {
     }
 
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
-        let (round, retention) = (Arc::clone(&self.round), self.retention.clone());
-        let found =
-            self.read_for_server(move |conn| sweep::find(conn, &mut lock(&round), &retention, now));
-        let found = found.await?;
+        let (mut round, retention) = (std::mem::take(&mut *self.round()), self.retention.clone());
+        let found = self.read_for_server(move |conn| {
+            let found = sweep::find(conn, &mut round, &retention, now);
+            Ok((round, found))
+        });
+        let (round, found) = found.await?;
+        *self.round() = round;
+        let found = found.map_err(database_error)?;
         if found.is_empty() {
-            lock(&self.round).continue_after(found.last());
             return Ok(true);
         }
         let retention = self.retention.clone();
@@ -112,7 +114,9 @@ impl Journal for SqliteStore {
             .writer
             .call(move |backend| backend.sweep(&found, &retention, now));
         let swept = swept.await?;
-        lock(&self.round).continue_after(swept.last);
+        if let Some(school) = swept.continue_after {
+            self.round().continue_after(school);
+        }
         Ok(swept.more)
     }
 

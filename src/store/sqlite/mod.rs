@@ -51,7 +51,7 @@ mod upsert;
 mod violations;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::Utc;
 use diesel::connection::SimpleConnection;
@@ -88,7 +88,7 @@ pub struct SqliteStore {
     readers: Readers,
     retention: Retention,
     /// How far the retention sweep is.
-    round: Arc<Mutex<Round>>,
+    round: Mutex<Round>,
 }
 
 impl SqliteStore {
@@ -152,8 +152,13 @@ impl SqliteStore {
             writer: handle,
             readers,
             retention: Retention::of(settings),
-            round: Arc::new(Mutex::new(Round::new())),
+            round: Mutex::default(),
         })
+    }
+
+    /// Returns how far the retention sweep is.
+    fn round(&self) -> MutexGuard<'_, Round> {
+        self.round.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns uses of idempotency keys of a school after this key, in the order of the keys.

@@ -11,6 +11,7 @@ use diesel_migrations::MigrationHarness;
 use super::counts::{counts, stalled};
 use super::read::{ended, ended_since, endings, last_events, replay, schools, snapshot};
 use super::sources::Window;
+use super::sweep::{self, Retention, Round};
 use super::tables::table;
 use super::{SqliteStore, job_texts};
 use crate::config::Settings;
@@ -28,7 +29,7 @@ struct Step {
 }
 
 /// Opens a new database as the store does.
-fn opened(folder: &std::path::Path) -> SqliteConnection {
+pub(super) fn opened(folder: &std::path::Path) -> SqliteConnection {
     let path = folder.join("plans.db");
     let open = || {
         let mut conn = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
@@ -278,6 +279,16 @@ fn every_read(conn: &mut SqliteConnection) {
     violations.open(conn, school).unwrap();
     super::devices::not_offline(conn, None, 10).unwrap();
     violations.sweep(conn, chrono::Utc::now(), 10).unwrap();
+    // A log that may have something to remove.
+    diesel::sql_query(
+        "INSERT OR IGNORE INTO schools (school_id, head, floor, bytes, answer_bytes) VALUES (9, 1, 0, 1, 1)",
+    )
+    .execute(conn)
+    .unwrap();
+    let retention = Retention::of(&Settings::default());
+    let (mut round, now) = (Round::default(), chrono::Utc::now());
+    sweep::find(conn, &mut round, &retention, now).unwrap();
+    super::answers::drop_oldest(conn, 9, 0).unwrap();
     schools(conn, None, 10).unwrap();
 }
 

@@ -1,12 +1,10 @@
 //! Retention: removes old data in small steps, between commits.
 
-use std::num::NonZeroUsize;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
-use lru::LruCache;
 
 use super::answers;
 use super::bounds::tag_at;
@@ -27,8 +25,15 @@ pub(super) use crate::store::retention::Retention;
 pub(super) struct Found {
     /// The schools that have something to remove.
     schools: Vec<i64>,
-    /// The last school that was visited, or 0 at the end of the round.
-    last: i64,
+    /// Whether no schools follow in this round.
+    ends_round: bool,
+}
+
+impl Found {
+    /// Whether the writer has nothing to do. At the end of a round it also removes what does not belong to a log.
+    pub(super) fn is_empty(&self) -> bool {
+        self.schools.is_empty() && !self.ends_round
+    }
 }
 
 /// The result of one step.
@@ -38,8 +43,8 @@ pub(super) struct Swept {
     pub(super) gone: Vec<Address>,
     /// Schools whose logs were shortened.
     pub(super) shortened: Vec<SchoolId>,
-    /// The school after which the next step continues.
-    pub(super) last: i64,
+    /// The school after which the next step continues, if not after those that the reader visited.
+    pub(super) continue_after: Option<i64>,
     /// Whether there may be more to remove.
     pub(super) more: bool,
 }
@@ -58,23 +63,16 @@ struct Kept {
 type Row = (i64, i64, i64);
 
 /// How far a round of the sweep has come, and what rounds need not read again.
+#[derive(Default)]
 pub(super) struct Round {
     /// The last school that was visited in this round.
     last: i64,
-    /// The oldest event of each log that was visited: the floor of the log, `seq`, and when it happened. It stays the same until the floor
-    /// moves.
-    oldest: LruCache<i64, (i64, i64, i64)>,
+    /// The oldest event of [`config::SCHOOL_CACHE`] logs at most: the floor of the log, `seq`, and when it happened. It stays the same until
+    /// the floor moves.
+    oldest: HashMap<i64, (i64, i64, i64)>,
 }
 
 impl Round {
-    pub(super) fn new() -> Round {
-        let capacity = NonZeroUsize::new(config::SCHOOL_CACHE).expect("a cache has room");
-        Round {
-            last: 0,
-            oldest: LruCache::new(capacity),
-        }
-    }
-
     /// Continues after this school with the next step.
     pub(super) fn continue_after(&mut self, school: i64) {
         self.last = school;
@@ -91,14 +89,17 @@ impl Round {
         if log.head == log.floor {
             return Ok(false);
         }
-        let known = self.oldest.get(&log.school);
+        let known = self.oldest.get(&log.school).copied();
         let (seq, at) = match known {
-            Some(&(floor, seq, at)) if floor == log.floor => (seq, at),
+            Some((floor, seq, at)) if floor == log.floor => (seq, at),
             _ => {
                 let Some((seq, at, _)) = oldest_rows(conn, log, 1)?.pop() else {
                     return Ok(false);
                 };
-                self.oldest.put(log.school, (log.floor, seq, at));
+                // Without room, the known ones stay: each round visits all logs in the same order, so the newest one would be needed last.
+                if known.is_some() || self.oldest.len() < config::SCHOOL_CACHE {
+                    self.oldest.insert(log.school, (log.floor, seq, at));
+                }
                 (seq, at)
             }
         };
@@ -106,23 +107,8 @@ impl Round {
     }
 }
 
-impl Found {
-    /// Whether the writer has nothing to do. The end of a round is never empty, because it also removes what does not belong to a log.
-    pub(super) fn is_empty(&self) -> bool {
-        self.schools.is_empty() && self.last != 0
-    }
-
-    /// Returns the school after which the next step continues if this one is empty.
-    pub(super) fn last(&self) -> i64 {
-        self.last
-    }
-}
-
-pub(super) fn lock(round: &Mutex<Round>) -> MutexGuard<'_, Round> {
-    round.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Finds which of the next schools have something to remove.
+/// Finds which of the next schools have something to remove. The next step continues after them, even if this one fails: a log that cannot be
+/// read must not keep the others from being swept.
 pub(super) fn find(
     conn: &mut SqliteConnection,
     round: &mut Round,
@@ -134,8 +120,9 @@ pub(super) fn find(
         .order(schools::school_id)
         .at_most(signed(config::SWEEP_SCHOOLS))
         .load(conn)?;
-    let last = match visited.last() {
-        Some(last) if visited.len() == config::SWEEP_SCHOOLS => last.school,
+    let ends_round = visited.len() < config::SWEEP_SCHOOLS;
+    round.last = match visited.last() {
+        Some(last) if !ends_round => last.school,
         _ => 0,
     };
     let mut schools = Vec::new();
@@ -145,7 +132,10 @@ pub(super) fn find(
             schools.push(log.school);
         }
     }
-    Ok(Found { schools, last })
+    Ok(Found {
+        schools,
+        ends_round,
+    })
 }
 
 /// Removes one batch of data past its retention: events and stored answers, then finished subjects, then parts, then keys.
@@ -157,20 +147,16 @@ pub(super) fn sweep(
 ) -> QueryResult<Swept> {
     let limit = config::SWEEP_BATCH;
     conn.immediate_transaction(|conn| {
-        let mut swept = Swept {
-            last: found.last,
-            more: found.last != 0,
-            ..Swept::default()
-        };
+        let mut swept = Swept::default();
         sweep_logs(conn, &found.schools, retention, now, &mut swept)?;
         for (_, table) in TABLES {
             swept
                 .gone
                 .extend(table.sweep(conn, now - retention.finished, limit)?);
         }
-        swept.more |= swept.gone.len() >= limit;
+        let mut are_more = swept.gone.len() >= limit;
         for parts in TABLES.iter().filter_map(|(_, table)| table.parts()) {
-            swept.more |= parts.sweep(conn, now - retention.finished, limit)? == limit;
+            are_more |= parts.sweep(conn, now - retention.finished, limit)? == limit;
         }
         let old_keys = idempotency_keys::created_at.lt(millis(now - retention.keys));
         let keys: Vec<(i64, String)> = idempotency_keys::table
@@ -181,7 +167,12 @@ pub(super) fn sweep(
         for key in &keys {
             answers::forget(conn, key)?;
         }
-        swept.more |= keys.len() == limit;
+        are_more |= keys.len() == limit;
+        if are_more && found.ends_round && swept.continue_after.is_none() {
+            // After all schools: only what does not belong to a log is left in this round.
+            swept.continue_after = Some(i64::MAX);
+        }
+        swept.more = !found.ends_round || swept.continue_after.is_some();
         QueryResult::Ok(swept)
     })
 }
@@ -232,7 +223,7 @@ fn sweep_logs(
         budget.1 -= bytes;
         if is_over || budget.0 == 0 || budget.1 <= 0 {
             // The log may have more to remove: the next step starts with it again.
-            (swept.last, swept.more) = (log.school - 1, true);
+            swept.continue_after = Some(log.school - 1);
             break;
         }
     }
@@ -304,4 +295,117 @@ fn oldest_rows(conn: &mut SqliteConnection, log: &Kept, limit: usize) -> QueryRe
         .select((events::seq, events::at, bytes + signed(EVENT_BASE_BYTES)))
         .at_most(signed(limit))
         .load(conn)
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::connection::SimpleConnection;
+
+    use super::super::plans::opened;
+    use super::*;
+    use crate::config::{SWEEP_BATCH, SWEEP_SCHOOLS, Settings};
+
+    /// A database with this many schools, each with one event that is old.
+    fn database(schools: usize) -> (tempfile::TempDir, SqliteConnection) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut conn = opened(folder.path());
+        conn.batch_execute(&format!(
+            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {schools})
+             INSERT INTO schools (school_id, head, floor, bytes) SELECT n, 1, 0, 200 FROM n;
+             INSERT INTO events (school_id, seq, kind, subject_id, name, milestone, wide, status, at, fields)
+             SELECT school_id, 1, 'jobs', 'a', 'job_update', 0, 0, 'pending', 0, '{{}}' FROM schools"
+        ))
+        .unwrap();
+        (folder, conn)
+    }
+
+    /// Finds what is past its retention as of this many milliseconds after the events.
+    fn found(conn: &mut SqliteConnection, round: &mut Round, after: i64) -> QueryResult<Found> {
+        let retention = Retention::of(&Settings::default());
+        let now = DateTime::from_timestamp_millis(after).unwrap();
+        find(conn, round, &retention, now)
+    }
+
+    fn is_past() -> i64 {
+        let age = Retention::of(&Settings::default()).age;
+        age.num_milliseconds() + 1
+    }
+
+    #[test]
+    fn the_writer_is_asked_about_schools_that_have_something_to_remove_and_at_the_end_of_a_round() {
+        let (_folder, mut conn) = database(2 * SWEEP_SCHOOLS + 1);
+        let mut round = Round::default();
+        let empty = [true, true, false, true];
+        for (step, is_empty) in empty.into_iter().enumerate() {
+            let found = found(&mut conn, &mut round, 0).unwrap();
+            assert_eq!(found.is_empty(), is_empty, "step {step}");
+        }
+        let found = found(&mut conn, &mut round, is_past()).unwrap();
+        assert_eq!(found.schools.len(), SWEEP_SCHOOLS);
+    }
+
+    #[test]
+    fn the_oldest_event_of_a_log_is_read_again_when_the_floor_has_moved() {
+        let (_folder, mut conn) = database(1);
+        let mut round = Round::default();
+        let past = |conn: &mut SqliteConnection, round: &mut Round| {
+            found(conn, round, is_past()).unwrap().schools.len()
+        };
+        assert_eq!(past(&mut conn, &mut round), 1);
+        // Another time shows whether it is read.
+        let newer = format!("UPDATE events SET at = {}", is_past());
+        conn.batch_execute(&newer).unwrap();
+        assert_eq!(past(&mut conn, &mut round), 1, "it is remembered");
+        conn.batch_execute("UPDATE events SET seq = 2; UPDATE schools SET head = 2, floor = 1")
+            .unwrap();
+        assert_eq!(past(&mut conn, &mut round), 0);
+        conn.batch_execute("DELETE FROM events; UPDATE schools SET floor = 2")
+            .unwrap();
+        assert_eq!(past(&mut conn, &mut round), 0, "the log is empty");
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_read_does_not_keep_others_from_being_swept() {
+        let (_folder, mut conn) = database(SWEEP_SCHOOLS + 1);
+        let mut round = Round::default();
+        conn.batch_execute("ALTER TABLE events RENAME TO elsewhere")
+            .unwrap();
+        assert!(found(&mut conn, &mut round, is_past()).is_err());
+        conn.batch_execute("ALTER TABLE elsewhere RENAME TO events")
+            .unwrap();
+        let found = found(&mut conn, &mut round, is_past()).unwrap();
+        assert_eq!(found.schools, [SWEEP_SCHOOLS as i64 + 1]);
+    }
+
+    #[test]
+    fn what_does_not_belong_to_a_log_is_removed_without_another_round() {
+        let (_folder, mut conn) = database(SWEEP_SCHOOLS);
+        conn.batch_execute(&format!(
+            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {})
+             INSERT INTO idempotency_keys (school_id, key, fingerprint, kind, subject_id, seq, created_at)
+             SELECT 1, 'key ' || n, '', 'jobs', 'a', 1, -1000 FROM n",
+            2 * SWEEP_BATCH + 1
+        ))
+        .unwrap();
+        let retention = Retention {
+            keys: chrono::TimeDelta::zero(),
+            ..Retention::of(&Settings::default())
+        };
+        let (mut round, now) = (Round::default(), DateTime::UNIX_EPOCH);
+        // All schools, and the end of the round, three times because there are more keys than one step removes.
+        for (is_empty, more) in [(true, true), (false, true), (false, true), (false, false)] {
+            let found = find(&mut conn, &mut round, &retention, now).unwrap();
+            assert_eq!((found.is_empty(), found.schools.len()), (is_empty, 0));
+            if !is_empty {
+                let swept = sweep(&mut conn, &found, &retention, now).unwrap();
+                assert_eq!(swept.more, more);
+                round.last = swept.continue_after.unwrap_or(round.last);
+            }
+        }
+        let keys: i64 = idempotency_keys::table
+            .count()
+            .get_result(&mut conn)
+            .unwrap();
+        assert_eq!((keys, round.last), (0, 0));
+    }
 }

@@ -174,7 +174,35 @@ pub(super) async fn answers_are_kept_within_their_bytes_and_no_key_is_carried_ou
     );
     let kept: Vec<_> = (dropped..3 * KEPT).map(|n| (false, n as u64 + 2)).collect();
     assert_eq!(answers[dropped..], kept, "the newest, as they were");
+    // A lower limit applies to the answers that are stored, although nothing in the log is old.
+    let settings = Settings {
+        idempotency_answer_bytes: Bounded::of::<{ (KEPT / 2 * (TEXT + 1_000)) as u64 }>(),
+        ..Settings::default()
+    };
+    let bench = Bench { settings, ..bench };
+    let bench = bench.reopened(open).await;
+    while bench.store.sweep(chrono::Utc::now()).await.unwrap() {}
+    let fewer = answers_of(bench.append(1, asked()).await);
+    let kept: Vec<_> = fewer
+        .iter()
+        .filter(|answer| **answer != (true, last))
+        .copied()
+        .collect();
+    assert!(
+        (KEPT / 2 - 1..=KEPT / 2 + 1).contains(&kept.len()),
+        "{fewer:?}"
+    );
+    assert!(answers.ends_with(&kept), "{fewer:?}");
+    let dropped = 3 * KEPT - kept.len();
     // When the subject is gone, too, there is no answer left, and nothing is done.
+    let settings = Settings {
+        retention_secs: Bounded::of::<1>(),
+        job_retention_secs: Bounded::of::<1>(),
+        ..bench.settings.clone()
+    };
+    let bench = Bench { settings, ..bench };
+    let bench = bench.reopened(open).await;
+    let sweep = async || while bench.store.sweep(later).await.unwrap() {};
     bench.done(vec![envelope("a", "complete", json!({}))]).await;
     sweep().await;
     sweep().await;

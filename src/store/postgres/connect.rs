@@ -190,6 +190,7 @@ impl Address {
     }
 }
 
+// So that a request outlives two such transactions, one after the other.
 const _: () = assert!(POSTGRES_PAUSE_MAX.as_secs() * 2 <= POSTGRES_TIMEOUT.as_secs());
 
 /// Returns the statements that begin a transaction with this `BEGIN`. Postgres ends the transaction if this node says nothing for

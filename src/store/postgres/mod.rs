@@ -48,6 +48,7 @@ pub use self::connect::{Address, AddressError};
 pub use self::import::{Import, ImportError};
 use self::migrations::{Migrated, migrate};
 use self::readers::Readers;
+use self::sweep::Round;
 use self::writes::{Write, Writes};
 use crate::config::{self, POSTGRES_WRITERS, STATE_CACHE_BYTES, Settings};
 use crate::id::{Epoch, SchoolId};
@@ -100,8 +101,8 @@ pub struct PostgresStore {
     readers: Readers,
     writes: Writes,
     retention: Retention,
-    /// The last school that the retention sweep has finished in this round.
-    swept: Mutex<i64>,
+    /// How far the retention sweep is.
+    round: Mutex<Round>,
 }
 
 /// What is read from a database when it is opened.
@@ -186,7 +187,7 @@ impl PostgresStore {
             readers: Readers::new(settings, address.clone()),
             writes: Writes::new(address),
             retention: Retention::of(settings),
-            swept: Mutex::new(0),
+            round: Mutex::default(),
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(store.readers.open_in_advance());

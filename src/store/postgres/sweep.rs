@@ -1,9 +1,11 @@
 //! Retention: removes old data in small steps, school by school. Each step of a school is one transaction that locks its
 //! row and, if it removes anything, gives it a new stamp, so that no node decides on the basis of removed data.
 
+use std::collections::VecDeque;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Nullable, Text};
+use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use super::rows::EventRow;
@@ -97,83 +99,108 @@ freed AS (
 )
 SELECT 'keys' AS what, count(*) AS count FROM gone";
 
-/// Finds which of the `$2` schools after `$1` have something to remove: answers of more than `$3` bytes, an oldest event from before `$4`, or more
-/// than `$5` events or `$6` bytes of them, subjects or parts that ended before `$7`, or keys that were used before `$8`. Each part reads one row of
-/// an index, because of its `LIMIT`.
+/// Finds which of the schools after `$1` and up to `$2` have something to remove: answers of more than `$3` bytes, an oldest event from before
+/// `$4`, or more than `$5` events or `$6` bytes of them, subjects or parts that ended before `$7`, or keys that were used before `$8`. Each part
+/// reads the beginning of an index. Subjects and parts that ended after the oldest event are not looked at, because their own events are kept.
 const FIND: &str = "
-SELECT s.school_id AS school,
-    s.answer_bytes > $3 OR event.at < $4 OR event.seq <= s.head - $5 OR (event.seq IS NOT NULL AND s.bytes > $6)
-    OR subject.found OR part.found OR key.found AS has_past
-FROM (SELECT * FROM schools WHERE school_id > $1 ORDER BY school_id LIMIT $2) AS s
+SELECT s.school_id AS school
+FROM schools AS s
 LEFT JOIN LATERAL (
     SELECT seq, at FROM events AS e WHERE e.school_id = s.school_id AND e.seq > s.floor ORDER BY e.seq LIMIT 1
 ) AS event ON true
 LEFT JOIN LATERAL (
     SELECT true AS found FROM subjects AS x
-    WHERE x.school_id = s.school_id AND x.finished_at < $7 AND x.last_seq <= s.floor ORDER BY x.finished_at LIMIT 1
+    WHERE x.school_id = s.school_id AND x.finished_at < LEAST($7, event.at + 1) AND x.last_seq <= s.floor
+    ORDER BY x.finished_at LIMIT 1
 ) AS subject ON true
 LEFT JOIN LATERAL (
     SELECT true AS found FROM parts AS x
-    WHERE x.school_id = s.school_id AND x.closed_at < $7 AND x.seq <= s.floor ORDER BY x.closed_at LIMIT 1
+    WHERE x.school_id = s.school_id AND x.closed_at < LEAST($7, event.at + 1) AND x.seq <= s.floor
+    ORDER BY x.closed_at LIMIT 1
 ) AS part ON true
 LEFT JOIN LATERAL (
     SELECT true AS found FROM idempotency_keys AS x
     WHERE x.school_id = s.school_id AND x.created_at < $8 ORDER BY x.created_at LIMIT 1
 ) AS key ON true
+WHERE s.school_id > $1 AND s.school_id <= $2 AND (
+    s.answer_bytes > $3 OR event.at < $4 OR event.seq <= s.head - $5 OR (event.seq IS NOT NULL AND s.bytes > $6)
+    OR subject.found OR part.found OR key.found
+)
 ORDER BY s.school_id";
 
-/// A school that a round visits.
+/// A school that has something to remove.
 #[derive(QueryableByName)]
-struct Visited {
+struct Past {
     #[diesel(sql_type = BigInt)]
     school: i64,
-    /// NULL counts as false.
-    #[diesel(sql_type = Nullable<Bool>)]
-    has_past: Option<bool>,
+}
+
+/// How far a round of the sweep has come.
+#[derive(Default)]
+pub(super) struct Round {
+    /// The last school that was looked at, or 0 at the end of the round.
+    last: i64,
+    /// The schools up to there that have something to remove.
+    found: VecDeque<i64>,
+}
+
+impl Round {
+    fn is_over(&self) -> bool {
+        self.last == 0 && self.found.is_empty()
+    }
 }
 
 impl PostgresStore {
-    /// Sweeps the next schools that have something to remove, up to the first that has more. Returns whether this round has more to do.
+    /// Removes one batch of the next school that has something to remove, if one is found. Returns whether this round has more to do.
+    ///
+    /// A school or a step that fails is left for the next round, because it must not keep the others from being swept.
     pub(super) async fn sweep_next(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
-        let swept = *self.swept.lock().await;
-        let visited = self.find(swept, now).await?;
-        let last = match visited.last() {
-            Some(last) if visited.len() == config::SWEEP_SCHOOLS => last.school,
-            _ => 0,
-        };
-        for Visited { school, .. } in visited
-            .iter()
-            .filter(|visited| visited.has_past == Some(true))
-        {
-            // If this school cannot be swept, the others are.
-            *self.swept.lock().await = *school;
-            let mut write = self.write().await?;
-            let more = self.sweep_school(&mut write, *school, now).await;
-            if write.end(more).await? {
-                *self.swept.lock().await = school - 1;
-                return Ok(true);
-            }
+        let mut round = self.round.lock().await;
+        if round.found.is_empty() {
+            self.find(&mut round, now).await?;
         }
-        *self.swept.lock().await = last;
-        Ok(last != 0)
+        let Some(school) = round.found.pop_front() else {
+            return Ok(!round.is_over());
+        };
+        let mut write = self.write().await?;
+        let more = self.sweep_school(&mut write, school, now).await;
+        if write.end(more).await? {
+            round.found.push_front(school);
+        }
+        Ok(!round.is_over())
     }
 
-    /// Visits the schools after this one.
-    async fn find(&self, after: i64, now: DateTime<Utc>) -> Result<Vec<Visited>, StoreError> {
+    /// Finds which of the next schools have something to remove.
+    async fn find(&self, round: &mut Round, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let after = round.last;
+        let mut read = self.read_for_server().await?;
+        let next = schools::table
+            .filter(schools::school_id.gt(after))
+            .order(schools::school_id)
+            .limit(signed(config::SWEEP_SCHOOLS))
+            .select(schools::school_id)
+            .load::<i64>(&mut *read)
+            .await;
+        let next = read.end(next).await?;
+        let ends_round = next.len() < config::SWEEP_SCHOOLS;
+        let last = next.last().copied().unwrap_or(after);
+        round.last = if ends_round { 0 } else { last };
         let retention = &self.retention;
         let mut read = self.read_for_server().await?;
-        let visited = diesel::sql_query(FIND)
+        let found = diesel::sql_query(FIND)
             .bind::<BigInt, _>(after)
-            .bind::<BigInt, _>(signed(config::SWEEP_SCHOOLS))
+            .bind::<BigInt, _>(last)
             .bind::<BigInt, _>(signed(retention.answer_bytes))
             .bind::<BigInt, _>(millis(now - retention.age))
             .bind::<BigInt, _>(signed(retention.events))
             .bind::<BigInt, _>(signed(retention.bytes))
             .bind::<BigInt, _>(millis(now - retention.finished))
             .bind::<BigInt, _>(millis(now - retention.keys))
-            .load(&mut *read)
+            .load::<Past>(&mut *read)
             .await;
-        read.end(visited).await
+        let found = read.end(found).await?;
+        round.found.extend(found.iter().map(|past| past.school));
+        Ok(())
     }
 
     /// Removes one batch of a school. Returns whether there may be more.

@@ -98,7 +98,7 @@ impl Journal for SqliteStore {
     }
 
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
-        let (mut round, retention) = (std::mem::take(&mut *self.round()), self.retention.clone());
+        let (mut round, retention) = (self.round().take(), self.retention.clone());
         let found = self.read_for_server(move |conn| {
             let found = sweep::find(conn, &mut round, &retention, now);
             Ok((round, found))

@@ -73,6 +73,14 @@ pub(super) struct Round {
 }
 
 impl Round {
+    /// Takes what rounds remember. The position stays.
+    pub(super) fn take(&mut self) -> Round {
+        Round {
+            last: self.last,
+            oldest: std::mem::take(&mut self.oldest),
+        }
+    }
+
     /// Continues after this school with the next step.
     pub(super) fn continue_after(&mut self, school: i64) {
         self.last = school;
@@ -87,6 +95,7 @@ impl Round {
         now: DateTime<Utc>,
     ) -> QueryResult<bool> {
         if log.head == log.floor {
+            self.oldest.remove(&log.school);
             return Ok(false);
         }
         let known = self.oldest.get(&log.school).copied();
@@ -108,7 +117,7 @@ impl Round {
 }
 
 /// Finds which of the next schools have something to remove. The next step continues after them, even if this one fails: a log that cannot be
-/// read must not keep the others from being swept.
+/// read must not keep those of other steps from being swept.
 pub(super) fn find(
     conn: &mut SqliteConnection,
     round: &mut Round,
@@ -365,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_cannot_be_read_does_not_keep_others_from_being_swept() {
+    fn a_log_that_cannot_be_read_does_not_keep_those_of_other_steps_from_being_swept() {
         let (_folder, mut conn) = database(SWEEP_SCHOOLS + 1);
         let mut round = Round::default();
         conn.batch_execute("ALTER TABLE events RENAME TO elsewhere")

@@ -64,6 +64,50 @@ pub(super) async fn every_school_is_swept_in_each_round_however_many_there_are(o
     sweep(chrono::Utc::now() + chrono::TimeDelta::days(365), 0).await;
 }
 
+pub(super) async fn a_finished_subject_outlives_its_events_for_as_long_as_is_set(open: Open) {
+    let settings = Settings {
+        retention_secs: Bounded::of::<1>(),
+        job_retention_secs: Bounded::of::<3_600>(),
+        ..Settings::default()
+    };
+    let bench = bench(open, settings);
+    let ends = envelope("a", "complete", json!({}));
+    bench.done(vec![create("a"), create("b"), ends]).await;
+    let now = chrono::Utc::now();
+    for (later, subjects) in [(59, ["a", "b"].as_slice()), (61, &["b"])] {
+        let later = now + chrono::TimeDelta::minutes(later);
+        while bench.store.sweep(later).await.unwrap() {}
+        let bounds = bench.store.bounds(school(1)).await.unwrap();
+        assert_eq!(bounds.floor, bounds.head);
+        let mut kept: Vec<_> = bench.snapshot(&all(1)).await;
+        kept.sort();
+        let kept: Vec<_> = kept.iter().map(|(subject, _)| subject).collect();
+        assert_eq!(kept, subjects);
+    }
+}
+
+pub(super) async fn a_log_is_kept_within_its_bytes(open: Open) {
+    let settings = Settings {
+        retention_bytes: Bounded::of::<5_000>(),
+        ..Settings::default()
+    };
+    let bench = bench(open, settings);
+    let message = json!({"message": "x".repeat(1_000)});
+    bench.done(vec![create("a")]).await;
+    for _ in 0..10 {
+        bench
+            .done(vec![envelope("a", "progress", message.clone())])
+            .await;
+    }
+    while bench.store.sweep(chrono::Utc::now()).await.unwrap() {}
+    let bounds = bench.store.bounds(school(1)).await.unwrap();
+    let kept = bounds.head.seq - bounds.floor.seq;
+    assert!(
+        (3..=4).contains(&kept),
+        "{kept} of more than 1,000 bytes each"
+    );
+}
+
 pub(super) async fn everything_is_there_after_reopening(open: Open) {
     let bench = bench(open, Settings::default());
     let epoch = bench.store.epoch();

@@ -145,6 +145,8 @@ macro_rules! stores {
                     slow schools_take_turns_and_a_report_waits_for_no_other_schools_batch;
                     test sweeping_moves_the_floor_and_keeps_states;
                     test every_school_is_swept_in_each_round_however_many_there_are;
+                    test a_finished_subject_outlives_its_events_for_as_long_as_is_set;
+                    test a_log_is_kept_within_its_bytes;
                     test an_open_violation_is_not_swept;
                     test everything_is_there_after_reopening;
                     test every_kind_is_there_after_reopening;

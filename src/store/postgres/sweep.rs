@@ -101,7 +101,8 @@ SELECT 'keys' AS what, count(*) AS count FROM gone";
 
 /// Finds which of the schools after `$1` and up to `$2` have something to remove: answers of more than `$3` bytes, an oldest event from before
 /// `$4`, or more than `$5` events or `$6` bytes of them, subjects or parts that ended before `$7`, or keys that were used before `$8`. Each part
-/// reads the beginning of an index. Subjects and parts that ended after the oldest event are not looked at, because their own events are kept.
+/// reads the beginning of an index. A subject is kept as long as its events, so those that ended more than an hour after the oldest event are
+/// not looked at; the hour is for clocks that differ. A violation may have been acknowledged long after its event, so all parts are.
 const FIND: &str = "
 SELECT s.school_id AS school
 FROM schools AS s
@@ -110,12 +111,12 @@ LEFT JOIN LATERAL (
 ) AS event ON true
 LEFT JOIN LATERAL (
     SELECT true AS found FROM subjects AS x
-    WHERE x.school_id = s.school_id AND x.finished_at < LEAST($7, event.at + 1) AND x.last_seq <= s.floor
+    WHERE x.school_id = s.school_id AND x.finished_at < LEAST($7, event.at + 3600000) AND x.last_seq <= s.floor
     ORDER BY x.finished_at LIMIT 1
 ) AS subject ON true
 LEFT JOIN LATERAL (
     SELECT true AS found FROM parts AS x
-    WHERE x.school_id = s.school_id AND x.closed_at < LEAST($7, event.at + 1) AND x.seq <= s.floor
+    WHERE x.school_id = s.school_id AND x.closed_at < $7 AND x.seq <= s.floor
     ORDER BY x.closed_at LIMIT 1
 ) AS part ON true
 LEFT JOIN LATERAL (
@@ -138,7 +139,7 @@ struct Past {
 /// How far a round of the sweep has come.
 #[derive(Default)]
 pub(super) struct Round {
-    /// The last school that was looked at, or 0 at the end of the round.
+    /// The school after which the next step looks, or 0 if it begins a round.
     last: i64,
     /// The schools up to there that have something to remove.
     found: VecDeque<i64>,
@@ -153,7 +154,8 @@ impl Round {
 impl PostgresStore {
     /// Removes one batch of the next school that has something to remove, if one is found. Returns whether this round has more to do.
     ///
-    /// A school or a step that fails is left for the next round, because it must not keep the others from being swept.
+    /// A school that fails is left for the next round, as are those of a step in which none can be found: they must not keep the others from
+    /// being swept.
     pub(super) async fn sweep_next(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
         let mut round = self.round.lock().await;
         if round.found.is_empty() {
@@ -170,7 +172,7 @@ impl PostgresStore {
         Ok(!round.is_over())
     }
 
-    /// Finds which of the next schools have something to remove.
+    /// Finds which of the next schools have something to remove. A query of its own finds out first where the next step begins.
     async fn find(&self, round: &mut Round, now: DateTime<Utc>) -> Result<(), StoreError> {
         let after = round.last;
         let mut read = self.read_for_server().await?;

@@ -33,7 +33,7 @@ pub(super) async fn sweeping_moves_the_floor_and_keeps_states(open: Open) {
 
 /// A round takes several steps, and most schools have nothing to remove. What a round finds out must not mislead the next one.
 pub(super) async fn every_school_is_swept_in_each_round_however_many_there_are(open: Open) {
-    const SCHOOLS: i64 = 2 * SWEEP_SCHOOLS as i64 + 5;
+    const SCHOOLS: i64 = 2 * SWEEP_SCHOOLS as i64;
     let kept = Settings {
         retention_events: Bounded::of::<10>(),
         ..Settings::default()

@@ -148,6 +148,7 @@ macro_rules! stores {
                     test a_finished_subject_outlives_its_events_for_as_long_as_is_set;
                     test a_log_is_kept_within_its_bytes;
                     test an_open_violation_is_not_swept;
+                    test a_violation_that_was_acknowledged_late_is_swept_in_time;
                     test everything_is_there_after_reopening;
                     test every_kind_is_there_after_reopening;
                     test a_closed_store_rejects;

@@ -398,3 +398,37 @@ pub(super) async fn an_open_violation_is_not_swept(open: Open) {
     );
     bench.done(vec![acknowledge("a", 2)]).await;
 }
+
+pub(super) async fn a_violation_that_was_acknowledged_late_is_swept_in_time(open: Open) {
+    let settings = Settings {
+        retention_events: Bounded::of::<10>(),
+        job_retention_secs: Bounded::of::<3_600>(),
+        ..Settings::default()
+    };
+    let bench = bench(open, settings);
+    let samples = [9.0, 0.0, 9.0].into_iter().chain([5.0; 12]);
+    let samples = samples.map(|value| sample("a", value));
+    bench
+        .done(
+            [put_characteristic("a")]
+                .into_iter()
+                .chain(samples)
+                .collect(),
+        )
+        .await;
+    bench.done(vec![acknowledge("a", 1)]).await;
+    let now = Utc::now();
+    for (minutes, is_there) in [(59, true), (61, false)] {
+        let later = now + chrono::TimeDelta::minutes(minutes);
+        while bench.store.sweep(later).await.unwrap() {}
+        let bounds = bench.store.bounds(school(1)).await.unwrap();
+        assert!(bounds.floor < bounds.head, "the acknowledgement is kept");
+        let query = PartQuery {
+            limit: 100,
+            ..PartQuery::default()
+        };
+        let page = bench.store.parts(school(1), characteristic::KIND, query);
+        let parts = page.await.unwrap().parts;
+        assert_eq!(parts.iter().any(|part| part.number() == 1), is_there);
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! A kind is a module here with a line in the list of `kinds!`, and a table in the store with a line in its list.
 //! Everything else (log, hub, transports, API, the monitor's tables) handles the [`Command`]s, [`State`]s, [`Part`]s and
-//! events of all kinds uniformly, by the kind's [`Description`]. `tests/it/toy_kind.rs` adds a kind, and shows which
+//! events of all kinds uniformly, by the kind's [`Description`]. `tests/it/added_kind.rs` adds a kind, and shows which
 //! files and lines this requires. The rules uphold invariant 10: a terminal state is final, and progress never
 //! decreases within an attempt.
 

@@ -16,6 +16,7 @@ mod support;
 
 mod access;
 mod acknowledgements;
+mod added_kind;
 mod attacks;
 mod backlog;
 mod bad_input;
@@ -118,7 +119,6 @@ mod tasks;
 mod tiers;
 mod time_left;
 mod tls;
-mod toy_kind;
 mod troubleshooting;
 mod two_nodes;
 mod watching;

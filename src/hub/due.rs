@@ -73,7 +73,8 @@ impl DueWrites {
         let due = std::mem::replace(&mut timetable.entries, later);
         drop(timetable);
         let borrowers = due.values().filter_map(Weak::upgrade);
-        Ok(WakeList(borrowers.map(Borrower::waker).collect()))
+        let wakers: Vec<Waker> = borrowers.map(Borrower::waker).collect();
+        Ok(wakers.into())
     }
 
     fn remove(&self, entry: (Instant, u64)) {

@@ -14,11 +14,11 @@ mod history;
 pub mod mailbox;
 pub mod queue;
 mod shared;
+mod wake_list;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -30,6 +30,7 @@ use self::history::Ring;
 use self::mailbox::{Depth, Mailbox, Sink};
 use self::shared::Moved;
 pub use self::shared::Position;
+pub use self::wake_list::WakeList;
 use crate::config::{RATE_SECS, StreamLimits, WINDOW_MAX_BYTES};
 use crate::event::Event;
 use crate::id::{Channel, Kind, Place, SchoolId, SubjectId, Tag};
@@ -154,60 +155,6 @@ impl Default for History {
             streams: [0; RATE_SECS],
             attached: 0,
         }
-    }
-}
-
-/// Waiting readers with new events, to be woken. Waking a reader whose sink is lent means to write its events.
-#[derive(Default)]
-#[must_use = "the readers sleep until they are woken"]
-pub struct WakeList(Vec<Waker>);
-
-impl From<Vec<Waker>> for WakeList {
-    fn from(wakers: Vec<Waker>) -> WakeList {
-        WakeList(wakers)
-    }
-}
-
-impl IntoIterator for WakeList {
-    type Item = Waker;
-    type IntoIter = std::vec::IntoIter<Waker>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
-    }
-}
-
-impl WakeList {
-    /// Wakes all readers.
-    pub fn wake(self) {
-        self.0.into_iter().for_each(Waker::wake);
-    }
-
-    /// Returns the number of readers.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Adds the readers of another list.
-    pub fn append(&mut self, mut other: WakeList) {
-        self.0.append(&mut other.0);
-    }
-
-    /// Takes up to this many readers out of the list.
-    pub fn take(&mut self, most: usize) -> WakeList {
-        let first = self.0.len().saturating_sub(most);
-        WakeList(self.0.split_off(first))
-    }
-
-    /// Wakes up to `at_once` readers. Returns the others, if there are any.
-    pub fn wake_some(mut self, at_once: usize) -> Option<WakeList> {
-        self.take(at_once).wake();
-        (!self.is_empty()).then_some(self)
     }
 }
 
@@ -586,12 +533,12 @@ impl SchoolState {
             Some(_) => {
                 // Events are missing here. Every connection reads the log, which contains them.
                 let lag = |attached: &Attached| attached.mailbox.lag();
-                wake_list.0.extend(self.attached.values().filter_map(lag));
+                wake_list.extend(self.attached.values().filter_map(lag));
                 self.begin_at(event.seq);
             }
             None => self.begin_at(event.seq),
         }
-        let mut deliver = |mailbox: &Arc<Mailbox>| wake_list.0.extend(mailbox.offer(event));
+        let mut deliver = |mailbox: &Arc<Mailbox>| wake_list.extend(mailbox.offer(event));
         self.everything.values().for_each(&mut deliver);
         if let Some(topic) = self.kinds.get(&event.kind) {
             topic.all.values().for_each(&mut deliver);

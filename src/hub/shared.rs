@@ -153,9 +153,7 @@ impl SchoolState {
         self.head = None;
         self.read_ahead.clear();
         let change_history = |attached: &Attached| attached.mailbox.change_history();
-        wake_list
-            .0
-            .extend(self.attached.values().filter_map(change_history));
+        wake_list.extend(self.attached.values().filter_map(change_history));
     }
 
     /// Returns the place with this `seq`, if it is known which event is there.

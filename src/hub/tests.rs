@@ -1,5 +1,7 @@
 //! Guarantees of the hub itself.
 
+use std::task::Waker;
+
 use super::mailbox::tests::{JOBS, event};
 use super::*;
 use crate::config::READ_AHEAD_MAX;
@@ -640,7 +642,7 @@ fn readers_are_woken_a_few_at_a_time_until_all_are() {
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(Arc::clone(&woken));
     let times = || woken.0.load(Ordering::SeqCst);
-    let left = WakeList(vec![waker; 4]).wake_some(3);
+    let left = WakeList::from(vec![waker; 4]).wake_some(3);
     assert_eq!(times(), 3);
     assert!(left.expect("one is left").wake_some(1).is_none());
     assert_eq!(times(), 4);

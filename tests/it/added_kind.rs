@@ -3,8 +3,8 @@
 //! A kind is a module, a table, and a line in the list of either, with the `mod` that Rust wants. Everything else follows
 //! from the kind's description: HTTP, batches, streams, searches, the monitor's table and tab, `tidings watch`.
 //!
-//! Tests run by name, and the build takes longer than any of them. By the name of this module, it is among the first, and the others run
-//! meanwhile.
+//! Tests run in the order of their names, and the build takes longer than any of them. By the name of this module, it is among the first,
+//! and the others run meanwhile.
 
 use std::fs;
 use std::path::{Path, PathBuf};

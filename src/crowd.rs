@@ -85,7 +85,7 @@ impl Crowd {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes the first readers at once, and has tasks wake the others.
+    /// Wakes some of the readers at once, and has tasks wake the others.
     pub fn wake(&self, wake_list: WakeList) {
         if let Some(others) = wake_list.wake_some(WAKE_AT_ONCE) {
             self.wake_later(others);

@@ -13,8 +13,9 @@ const FULL: &str = "cargo test -- --include-ignored";
 #[test]
 fn everything_runs_before_a_change_lands_and_the_readme_says_how() {
     assert!(text(".ci/run").lines().any(|line| line == "bash .ci/tests"));
-    let tests = text(".ci/tests").replace(" --no-fail-fast", "");
-    assert!(tests.contains(&format!("if {FULL} 2>&1")));
+    let output = with_cargo("echo \"cargo $*\"", &[".ci/tests"]);
+    let ran = String::from_utf8_lossy(&output.stdout).replace(" --no-fail-fast", "");
+    assert_eq!(ran.trim(), FULL);
     for page in ["README.md", "docs/testing.md"] {
         assert!(text(page).contains(FULL), "{page}");
     }
@@ -131,6 +132,27 @@ fn a_few_tests_that_fail_run_once_more_and_everything_else_fails_the_run() {
         let (passed, stdout) = run(&cargo);
         assert!(!passed, "{what}: {stdout}");
     }
+}
+
+/// A test of another target may have the same name, and the other arguments may leave the test out.
+#[test]
+fn tests_that_run_once_more_are_of_the_same_target() {
+    let cargo = r#"echo "ran $*"; [[ "$*" = *--exact* ]] || { echo 'test a::b ... FAILED'; exit 101; }; echo 'test result: ok. 1 passed'"#;
+    let output = with_cargo(
+        cargo,
+        &[".ci/tests", "--test", "it", "--", "--skip", "c", "a::"],
+    );
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let ran: Vec<&str> = stdout
+        .lines()
+        .filter_map(|line| line.strip_prefix("ran test --no-fail-fast "))
+        .collect();
+    let expected = [
+        "--test it -- --skip c a::",
+        "--test it -- --include-ignored --exact a::b",
+    ];
+    assert_eq!(ran, expected);
+    assert!(output.status.success());
 }
 
 /// Otherwise a Postgres that cannot be reached would count as the detection of every mutant.

@@ -43,13 +43,13 @@ impl<'a> From<&'a Event> for NewRow<'a> {
     }
 }
 
-/// The statement that inserts this many rows, which is cached by its type.
+/// The statement that inserts this many rows, which is cached by its type. It is `OR FAIL` as in [`upsert`](super::upsert).
 struct Insert<'a, const ROWS: usize>([NewRow<'a>; ROWS]);
 
 impl<const ROWS: usize> QueryFragment<Sqlite> for Insert<'_, ROWS> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
         out.push_sql(
-            "INSERT INTO events (school_id, seq, kind, subject_id, name, milestone, wide, status, category, at, fields, previous_seq, indexed) VALUES ",
+            "INSERT OR FAIL INTO events (school_id, seq, kind, subject_id, name, milestone, wide, status, category, at, fields, previous_seq, indexed) VALUES ",
         );
         for (number, new) in self.0.iter().enumerate() {
             let row = &new.row;

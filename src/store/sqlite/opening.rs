@@ -15,7 +15,7 @@ use super::functions;
 use super::life::{self, Facts, Life};
 use super::lock::{DatabaseLock, next_to};
 use super::migrations::MIGRATIONS;
-use crate::config::{Settings, WAL_KEPT_BYTES, make_private_folder};
+use crate::config::{Settings, WAL_KEPT_BYTES, WRITER_CACHE_KIB, make_private_folder};
 use crate::id::Epoch;
 
 /// Fails if there cannot be a database at this path, before anything is written.
@@ -73,7 +73,7 @@ pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError
          PRAGMA synchronous = FULL;
          PRAGMA wal_autocheckpoint = 0;
          PRAGMA journal_size_limit = {WAL_KEPT_BYTES};
-         PRAGMA cache_size = -65536;
+         PRAGMA cache_size = -{WRITER_CACHE_KIB};
          PRAGMA temp_store = MEMORY;"
     ))
     .and_then(|()| functions::register(&mut conn))

@@ -47,8 +47,9 @@ fn tidings_of(program: Option<&str>, folder: &Path, port: &str) -> Command {
             "TIDINGS_JWT_SECRET",
             "a secret for load only, long enough for HS256",
         )
-        // All load comes from one user at one address.
+        // All load comes from one user of one school at one address.
         .env("TIDINGS_PUBLISHES_PER_SEC", "0")
+        .env("TIDINGS_EVENT_BYTES_PER_SEC", "0")
         // Checking millions of rows takes long.
         .env("TIDINGS_CHECK_DATABASE", "false")
         .env("TIDINGS_MAX_STREAMS_PER_USER", "50000")

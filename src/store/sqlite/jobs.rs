@@ -86,7 +86,7 @@ upsert! {
 
 update! {
     /// Writes what a tick changes. SQLite updates every index that contains one of the listed columns, changed or not, and
-    /// fires the triggers on them. Of these columns, only `last_seq` is in indexes, and only `message` has a trigger.
+    /// fires the triggers on them. Of these columns, only `last_seq` is in indexes, and none has a trigger.
     UpdateTick<'a>(JobRow<'a>) of "jobs"
     by (school_id: BigInt, job_id: Text)
     set (

@@ -27,6 +27,7 @@ use super::schema::{idempotency_keys, schools};
 use super::sweep::{Found, Retention, Swept, sweep};
 use super::table::{millis, place, tag_bits, unreadable, uptime_millis};
 use super::tables::{parts, table};
+use super::transaction::transaction;
 use super::upsert::upsert;
 use super::{BUSY_TIMEOUT_MS, answers, database_error, job_texts};
 use crate::config::{self, Settings, Synchronous};
@@ -153,7 +154,7 @@ impl Backend {
             return Ok(None);
         }
         self.wait_for_disk(self.must_wait_for_disk(group))?;
-        let written = self.conn.immediate_transaction(|conn| {
+        let written = transaction(&mut self.conn, |conn| {
             for (address, stored) in &group.states {
                 let (school, kind, subject) = address;
                 let before = self.states.peek(address);

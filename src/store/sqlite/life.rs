@@ -16,6 +16,7 @@ use super::lock::DatabaseLock;
 use super::migrations::MIGRATIONS;
 use super::schema::{meta, schools};
 use super::table;
+use super::transaction::transaction;
 use crate::config::{self, Synchronous};
 use crate::id::Epoch;
 use crate::store::numbers::unsigned;
@@ -185,7 +186,7 @@ pub(super) fn begin(
     synchronous: Synchronous,
     lock: &DatabaseLock,
 ) -> QueryResult<Life> {
-    conn.immediate_transaction(|conn| {
+    transaction(conn, |conn| {
         let boot = wall_clock::boot();
         let open_in = fact(conn, OPEN_IN)?;
         let was_open = open_in.is_some();
@@ -252,7 +253,7 @@ pub(super) fn set_uptime(conn: &mut SqliteConnection, now: Uptime) -> QueryResul
 /// Records a clean shutdown. Returns the generation after it.
 pub(super) fn end(conn: &mut SqliteConnection, life: &Life) -> QueryResult<u64> {
     let after = life.generation + 1;
-    conn.immediate_transaction(|conn| {
+    transaction(conn, |conn| {
         set_uptime(conn, life.uptime.now())?;
         set(conn, GENERATION, after.to_string())?;
         diesel::delete(meta::table.find(OPEN_IN)).execute(conn)?;
@@ -265,7 +266,7 @@ pub(super) fn renew(
     conn: &mut SqliteConnection,
     lock: &DatabaseLock,
 ) -> QueryResult<(Option<Epoch>, Epoch)> {
-    let (before, epoch, generation) = conn.immediate_transaction(|conn| {
+    let (before, epoch, generation) = transaction(conn, |conn| {
         let before: Option<Epoch> = number(conn, EPOCH, "an epoch")?;
         let epoch = Epoch::generate();
         set(conn, EPOCH, epoch.to_string())?;

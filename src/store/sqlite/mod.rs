@@ -47,6 +47,7 @@ mod subject_log;
 mod sweep;
 mod table;
 mod tables;
+mod transaction;
 mod upsert;
 mod violations;
 

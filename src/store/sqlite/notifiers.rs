@@ -8,6 +8,7 @@ use super::bounds::{bounds, tag_at};
 use super::limit::Limit;
 use super::schema::{dead_letters, notifier_cursors, notifier_set_aside, notifiers, schools};
 use super::table::{from_millis, millis, unreadable};
+use super::transaction::transaction;
 use crate::config::DEAD_LETTERS_MAX;
 use crate::id::{self, Kind, SchoolId, SubjectId, Tag};
 use crate::kind::known_kind;
@@ -90,7 +91,7 @@ struct TotalRow {
 
 /// Registers a notifier. A new one starts at the current end of each log, so that past events are not delivered.
 pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Begun> {
-    conn.immediate_transaction(|conn| {
+    transaction(conn, |conn| {
         let is_new = diesel::insert_or_ignore_into(notifiers::table)
             .values(notifiers::name.eq(name))
             .execute(conn)?
@@ -200,7 +201,7 @@ pub(super) fn moves(
     progress: &Progress,
 ) -> QueryResult<bool> {
     use notifier_cursors as cursors;
-    conn.immediate_transaction(|conn| {
+    transaction(conn, |conn| {
         let cursor = cursors::table.find((name, school.get()));
         let at: Option<i64> = cursor.select(cursors::seq).get_result(conn).optional()?;
         if progress

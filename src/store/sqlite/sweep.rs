@@ -13,6 +13,7 @@ use super::limit::Limit;
 use super::schema::{events, idempotency_keys, schools};
 use super::table::{millis, unreadable};
 use super::tables::TABLES;
+use super::transaction::transaction;
 use crate::config;
 use crate::event::EVENT_BASE_BYTES;
 use crate::id::SchoolId;
@@ -155,7 +156,7 @@ pub(super) fn sweep(
     now: DateTime<Utc>,
 ) -> QueryResult<Swept> {
     let limit = config::SWEEP_BATCH;
-    conn.immediate_transaction(|conn| {
+    transaction(conn, |conn| {
         let mut swept = Swept::default();
         sweep_logs(conn, &found.schools, retention, now, &mut swept)?;
         for (_, table) in TABLES {

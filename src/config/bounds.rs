@@ -141,9 +141,10 @@ pub const WAL_MAX_PAGES: i64 = 16_000;
 /// Size to which the file of the log is truncated when SQLite restarts the log, in bytes: somewhat more than
 /// [`WAL_RESTART_PAGES`] pages.
 pub const WAL_KEPT_BYTES: u32 = 20 * 1024 * 1024;
-/// Size of the cache of database pages of the writer's connection, in KiB. SQLite goes through all of it at the end of
-/// each commit that reordered pages of an index or table, so a larger cache makes commits slower, even if it avoids reads
-/// (from the operating system's cache).
+/// Size of the cache of database pages of the writer's connection, in KiB. It should hold what a commit changes, because SQLite
+/// writes to the log what does not fit, some of it twice. But SQLite goes through all of it at the end of each commit that
+/// put the pages of an index or a table in order, so a larger cache makes commits slower, even if it avoids reads (from the
+/// operating system's cache).
 pub const WRITER_CACHE_KIB: u32 = 8 * 1024;
 /// Approximate number of pages that a commit writes in addition to one for each event.
 pub const COMMIT_BASE_PAGES: i64 = 8;

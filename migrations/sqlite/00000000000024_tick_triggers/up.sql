@@ -1,5 +1,5 @@
 -- A tick of a job that goes on changes its message, but none of the columns that this trigger now names, so SQLite need not run the trigger
--- only to find that the job has not ended. All other writes of a job's row set all of these columns.
+-- only to find that the job has not ended. All other statements that write `message` also set these columns.
 DROP TRIGGER jobs_reindexed;
 CREATE TRIGGER jobs_reindexed AFTER UPDATE OF status, metadata, error_code, error_message, finished_at ON jobs
     WHEN NEW.finished_at IS NOT NULL AND (

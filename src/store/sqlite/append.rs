@@ -43,7 +43,10 @@ impl<'a> From<&'a Event> for NewRow<'a> {
     }
 }
 
-/// The statement that inserts this many rows, which is cached by its type. It is `OR FAIL` as in [`upsert`](super::upsert).
+/// The statement that inserts this many rows, which is cached by its type.
+///
+/// It is `OR FAIL`, because the whole transaction is rolled back if it fails. By default, SQLite could undo the statement alone, for which it
+/// first copies each page that the statement changes.
 struct Insert<'a, const ROWS: usize>([NewRow<'a>; ROWS]);
 
 impl<const ROWS: usize> QueryFragment<Sqlite> for Insert<'_, ROWS> {

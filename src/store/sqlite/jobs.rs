@@ -123,6 +123,7 @@ fn is_tick(before: &Job, after: &Job) -> bool {
     } = after;
     let ends = end.is_some() || past.is_some() || before.end.is_some() || before.past.is_some();
     !ends
+        && finished_at.is_none()
         && before.job_type == *job_type
         && before.status == *status
         && (Arc::ptr_eq(&before.metadata, metadata) || before.metadata.get() == metadata.get())

@@ -3,9 +3,6 @@
 //! Diesel prepares its own updates and upserts again each time, because their columns may vary; in the writer, that would
 //! cost more than the write itself. Here the columns are fixed, so the statement is cached by its type, which is Diesel's
 //! documented way to add a custom query.
-//!
-//! They are `OR FAIL`, because the writer rolls back the whole transaction if one of them fails. By default, SQLite could
-//! undo such a statement alone, for which it first copies each page that the statement changes.
 
 /// Defines `$name(&row)`, an upsert of a row by its key: the columns in `once` are written only on insert, those in `set`
 /// each time.
@@ -27,7 +24,7 @@ macro_rules! upsert {
             ) -> diesel::QueryResult<()> {
                 let row = self.0;
                 out.push_sql(concat!(
-                    "INSERT OR FAIL INTO ", $table, " (", stringify!($first) $(, ", ", stringify!($key))* $(, ", ", stringify!($once))*,
+                    "INSERT INTO ", $table, " (", stringify!($first) $(, ", ", stringify!($key))* $(, ", ", stringify!($once))*,
                     ", ", stringify!($head) $(, ", ", stringify!($column))*, ") VALUES ("
                 ));
                 out.push_bind_param::<$first_type, _>(&row.$first)?;
@@ -71,7 +68,7 @@ macro_rules! update {
                 mut out: diesel::query_builder::AstPass<'_, 'b, diesel::sqlite::Sqlite>,
             ) -> diesel::QueryResult<()> {
                 let row = self.0;
-                out.push_sql(concat!("UPDATE OR FAIL ", $table, " SET ", stringify!($head), " = "));
+                out.push_sql(concat!("UPDATE ", $table, " SET ", stringify!($head), " = "));
                 out.push_bind_param::<$head_type, _>(&row.$head)?;
                 $(
                     out.push_sql(concat!(", ", stringify!($column), " = "));

@@ -11,11 +11,15 @@ describe("browser", () => {
   let url;
   let browser;
   const streams = []; // requests of streams that reached the site
+  const connected = new Set(); // responses of streams that the site is sending
 
   before(async () => {
     site = examples({ tidings: () => server.url, token: () => token("viewer", 3600) });
-    site.prependListener("request", ({ url, headers }) => {
-      if (url.startsWith("/events")) streams.push(`${headers.accept} ${url}`);
+    site.prependListener("request", ({ url, headers }, response) => {
+      if (!url.startsWith("/events")) return;
+      streams.push(`${headers.accept} ${url}`);
+      connected.add(response);
+      response.on("close", () => connected.delete(response));
     });
     site.listen(0, "127.0.0.1");
     await once(site, "listening");
@@ -92,7 +96,9 @@ describe("browser", () => {
       await until(async () => (await seqs(tab)).length >= 30);
       assert.deepEqual(await seqs(tab), events);
     }
-    assert.equal(streams.length, 2, streams.join("\n"));
+    // The other tab may have lacked events of the old leader, and have asked the new one to resume from its cursor.
+    assert.ok(streams.length <= 3, streams.join("\n"));
+    await until(() => connected.size === 1, "one connection");
     for (const tab of tabs) await tab.close();
   });
 

@@ -76,7 +76,7 @@ describe("browser", () => {
     await server.post("jobs/shared/start");
     streams.length = 0;
     const tabs = [];
-    for (let index = 0; index < 3; index++) {
+    for (let index = 0; index < 4; index++) {
       tabs.push(await watcher("jobs/shared", { query: { tick_ms: 0 } }));
       await ready(tabs[index]);
     }
@@ -87,17 +87,23 @@ describe("browser", () => {
     };
     await report(5);
     for (const tab of tabs) await until(async () => (await seqs(tab)).length === 5);
+    // The leader closes while nothing happens.
+    await tabs.shift().close();
+    await until(() => streams.length === 2, "another leader");
+    await report(5);
+    for (const tab of tabs) await until(async () => (await seqs(tab)).length === 10);
+    assert.equal(streams.length, 2, streams.join("\n"));
     // The leader closes while events come.
     const closing = tabs.shift().close();
     await report(20);
     await closing;
     await report(5);
     for (const tab of tabs) {
-      await until(async () => (await seqs(tab)).length >= 30);
+      await until(async () => (await seqs(tab)).length >= 35);
       assert.deepEqual(await seqs(tab), events);
     }
     // The other tab may have lacked events of the old leader, and have asked the new one to resume from its cursor.
-    assert.ok(streams.length <= 3, streams.join("\n"));
+    assert.ok(streams.length <= 4, streams.join("\n"));
     await until(() => connected.size === 1, "one connection");
     for (const tab of tabs) await tab.close();
   });

@@ -361,13 +361,14 @@ class Plants:
     def carry_out_twice(self):
         """Turns a report into the one before it, as if that had been carried out again."""
         messages = self.transcript["log"]
-        first = {}
-        found = []
+        last, found = {}, []
         for message in messages:
             if re.fullmatch(r"step \d+", message.get("message") or "") and message["status"] == "in_progress":
-                if message["job_id"] in first:
-                    found.append((message, first[message["job_id"]]))
-                first[message["job_id"]] = message
+                before = last.get(message["job_id"])
+                # An event that changes only the estimate repeats the message of the report.
+                if before and before["message"] != message["message"]:
+                    found.append((message, before))
+                last[message["job_id"]] = message
         message, before = self._one(found)
         message["message"] = before["message"]
 

@@ -27,6 +27,33 @@ pub(crate) fn tidings_of(program: Option<&str>, folder: &Path, port: &str) -> Co
     command
 }
 
+/// Returns the same command on the processors that `BENCH_SERVER_CPUS` names, as for `taskset`; on all of them if it is not set. A server
+/// starts as many threads as it may use processors.
+fn confined(command: &Command) -> Command {
+    let mut confined = match std::env::var("BENCH_SERVER_CPUS") {
+        Ok(cpus) => {
+            let mut taskset = Command::new("taskset");
+            taskset
+                .args(["--cpu-list", &cpus])
+                .arg(command.get_program());
+            taskset
+        }
+        Err(_) => Command::new(command.get_program()),
+    };
+    confined.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => confined.env(name, value),
+            None => confined.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        confined.current_dir(folder);
+    }
+    confined.stdin(Stdio::null());
+    confined
+}
+
 /// A running server. It is killed when this is dropped.
 pub(crate) struct Process {
     child: Child,
@@ -41,7 +68,7 @@ impl Process {
 
     /// Starts any server, and waits until it prints its address.
     pub(crate) fn run(command: &mut Command) -> Process {
-        let mut child = command
+        let mut child = confined(command)
             .stdout(Stdio::piped())
             .spawn()
             .expect("the server starts");
@@ -58,7 +85,7 @@ impl Process {
 
     /// Starts any server, and waits until it listens at this address.
     pub(crate) fn listening(command: &mut Command, address: &str) -> Process {
-        let child = command.spawn().expect("the server starts");
+        let child = confined(command).spawn().expect("the server starts");
         while TcpStream::connect(address).is_err() {
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -10,7 +10,7 @@
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -222,7 +222,6 @@ fn nginx() -> (Process, TempDir) {
     let mut command = Command::new("nginx");
     command
         .args(["-p", ".", "-e", "stderr", "-c", "nginx.conf"])
-        .current_dir(folder.path())
-        .stdin(Stdio::null());
+        .current_dir(folder.path());
     (Process::listening(&mut command, &address), folder)
 }

@@ -285,8 +285,14 @@ async fn a_crowd_that_comes_back_reads_and_encodes_each_event_once() {
         ranges <= TICKS / 100,
         "{ranges} reads for {READERS} readers"
     );
+    // Each reader looks for each of its pages. Those that ask while another one looks share the next look, so the number depends on how
+    // busy the machine is.
     let bounds = node.log.bounds.load(Ordering::SeqCst);
-    assert!(bounds < READERS, "{bounds} looks at where the log ends");
+    let alone = READERS * TICKS.div_ceil(SEGMENT_EVENTS as usize);
+    assert!(
+        bounds < alone / 2,
+        "{bounds} looks at where the log ends, and {alone} if nobody shared one"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

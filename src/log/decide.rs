@@ -118,12 +118,25 @@ struct Earlier {
     answer: Option<Arc<Event>>,
 }
 
+/// The state of a subject before a command.
+struct Previous {
+    stored: Option<Stored>,
+    /// Whether an earlier command of the group has left it.
+    is_of_group: bool,
+}
+
 /// The outcome of a kind's rules, with `seq`s assigned.
 struct Numbered {
     events: Vec<Arc<Event>>,
     stored: Stored,
     parts: Vec<Part>,
     receipt: Receipt,
+    /// The end of the log after the events.
+    tail: Tail,
+    /// See [`Decision::written`].
+    written: usize,
+    /// See [`Decision::charged`].
+    charged: usize,
 }
 
 impl Rules {
@@ -158,46 +171,64 @@ impl Rules {
             });
         }
         let address = (school, envelope.command.kind(), envelope.subject.clone());
-        let previous = decisions.state(facts, &address)?.cloned();
-        let tail = decisions.tail(facts, school)?;
-        let applied = self.apply(
-            facts,
-            decisions,
-            &address,
-            envelope,
-            previous.as_ref(),
-            tail,
-            now,
-        );
-        let outcome = match applied? {
+        // Moved out of the decisions meanwhile: copying it would cost more than most rules.
+        let previous = decisions.take_state(facts, &address)?;
+        let stored = previous.stored.as_ref();
+        let decided = self.decide_on(facts, decisions, &address, stored, envelope, room, now);
+        match decided {
+            Ok(Ok(new)) => {
+                let (written, charged) = (new.written, new.charged);
+                let idempotency = envelope.idempotency.as_ref();
+                let receipt = decisions.add(address, &previous, idempotency, new);
+                Ok(Decision {
+                    receipt: Ok(receipt),
+                    written,
+                    charged,
+                })
+            }
+            Ok(Err(rejection)) => {
+                decisions.put_back(address, previous);
+                Ok(Decision::rejected(rejection))
+            }
+            Err(error) => {
+                decisions.put_back(address, previous);
+                Err(error)
+            }
+        }
+    }
+
+    /// Decides a command on the previous state of its subject.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a decision may depend on each of them"
+    )]
+    fn decide_on<F: Facts>(
+        &self,
+        facts: &mut F,
+        decisions: &mut Decisions,
+        address: &Address,
+        previous: Option<&Stored>,
+        envelope: &Envelope,
+        room: Room,
+        now: Moment,
+    ) -> Result<Result<Numbered, CommandError>, F::Error> {
+        let (school, kind, _) = address;
+        let tail = decisions.tail(facts, *school)?;
+        let applied = self.apply(facts, decisions, address, envelope, previous, tail, now)?;
+        let outcome = match applied {
             Ok(outcome) => outcome,
-            Err(error) => return Ok(Decision::rejected(error)),
+            Err(error) => return Ok(Err(error.into())),
         };
-        let numbered = self.number(&address, outcome, previous.as_ref(), tail, now);
-        let written = numbered.events.iter().map(|event| event.bytes()).sum();
-        let charged = numbered.receipt.event().bytes().max(written);
-        if let Err(error) = room.check(charged) {
-            return Ok(Decision::rejected(error));
+        let numbered = self.number(address, outcome, previous, tail, now);
+        if let Err(error) = room.check(numbered.charged) {
+            return Ok(Err(error));
         }
         if previous.is_none()
-            && let Err(error) = self.count_one_more(facts, decisions, school, address.1)?
+            && let Err(error) = self.count_one_more(facts, decisions, *school, *kind)?
         {
-            return Ok(Decision::rejected(error));
+            return Ok(Err(error.into()));
         }
-        let tail = Tail {
-            head: numbered
-                .events
-                .last()
-                .map_or(tail.head, |event| event.place()),
-            bytes: tail.bytes + written as u64,
-        };
-        let idempotency = envelope.idempotency.as_ref();
-        let receipt = decisions.add(address, previous.as_ref(), idempotency, tail, numbered);
-        Ok(Decision {
-            receipt: Ok(receipt),
-            written,
-            charged,
-        })
+        Ok(Ok(numbered))
     }
 
     /// Applies the rules of the subject's kind.
@@ -292,7 +323,14 @@ impl Rules {
                 Receipt::Unchanged(Arc::new(snapshot))
             }
         };
+        let written = events.iter().map(|event| event.bytes()).sum();
         Numbered {
+            tail: Tail {
+                head: events.last().map_or(tail.head, |event| event.place()),
+                bytes: tail.bytes + written as u64,
+            },
+            written,
+            charged: receipt.event().bytes().max(written),
             events,
             receipt,
             stored,
@@ -364,14 +402,14 @@ impl Decisions {
     fn add(
         &mut self,
         address: Address,
-        previous: Option<&Stored>,
+        previous: &Previous,
         idempotency: Option<&Idempotency>,
-        tail: Tail,
         numbered: Numbered,
     ) -> Receipt {
         let (school, kind, subject) = &address;
         let (school, kind) = (*school, *kind);
-        if let Some(what) = previous.and_then(|stored| stored.state.holds()) {
+        let stored = previous.stored.as_ref();
+        if let Some(what) = stored.and_then(|stored| stored.state.holds()) {
             self.holders.insert((school, kind, what.to_owned()), None);
         }
         let state = &numbered.stored.state;
@@ -391,7 +429,7 @@ impl Decisions {
         if let Some((category, past)) = state.past().filter(|_| has_happened) {
             self.past.push((school, category, past));
         }
-        self.tails.insert(school, tail);
+        self.tails.insert(school, numbered.tail);
         self.events.extend(numbered.events);
         if let Some(Idempotency { key, fingerprint }) = idempotency {
             let new = NewKey {
@@ -400,10 +438,8 @@ impl Decisions {
             };
             self.keys.insert((school, key.clone()), new);
         }
-        if let Some(previous) = previous
-            && !self.states.contains_key(&address)
-        {
-            self.before.insert(address.clone(), Counted::of(previous));
+        if let Some(stored) = stored.filter(|_| !previous.is_of_group) {
+            self.before.insert(address.clone(), Counted::of(stored));
         }
         self.states.insert(address, numbered.stored);
         numbered.receipt
@@ -418,6 +454,29 @@ impl Decisions {
         match self.states.get(address) {
             Some(stored) => Ok(Some(stored)),
             None => facts.state(address),
+        }
+    }
+
+    /// Takes the state that the previous commands left, until [`add`](Self::add) or [`put_back`](Self::put_back).
+    fn take_state<F: Facts>(
+        &mut self,
+        facts: &mut F,
+        address: &Address,
+    ) -> Result<Previous, F::Error> {
+        let of_group = self.states.remove(address);
+        Ok(Previous {
+            is_of_group: of_group.is_some(),
+            stored: match of_group {
+                None => facts.state(address)?.cloned(),
+                stored => stored,
+            },
+        })
+    }
+
+    /// Puts back what [`take_state`](Self::take_state) has taken.
+    fn put_back(&mut self, address: Address, previous: Previous) {
+        if let Some(stored) = previous.stored.filter(|_| previous.is_of_group) {
+            self.states.insert(address, stored);
         }
     }
 

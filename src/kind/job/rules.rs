@@ -26,10 +26,10 @@ pub fn apply(
     if let Some(job) = job {
         fence(job, command, names.last())?;
     }
-    let (mut job, changes) = match (command, job) {
+    // What the command did first, the new state, and whether and how that is an event.
+    let (earlier, mut job, class) = match (command, job) {
         (Command::Create(create), None) => {
-            let job = created(create, context)?;
-            (job.clone(), vec![(job, Class::Milestone)])
+            (None, created(create, context)?, Some(Class::Milestone))
         }
         (Command::Create(_), Some(_)) => {
             return Err(RuleError::AlreadyExists {
@@ -47,33 +47,26 @@ pub fn apply(
                 return Err(not_found(KIND, id.as_str()));
             }
             let (job, _) = changed(&new, command, context)?;
-            (job.clone(), vec![(job, Class::Milestone)])
+            (None, job, Some(Class::Milestone))
         }
         (Command::Complete(_), Some(waiting))
             if matches!(waiting.status, Status::Pending | Status::Queued) =>
         {
             let (running, _) = changed(waiting, &Command::Start(Start::default()), context)?;
             let (job, _) = changed(&running, command, context)?;
-            (
-                job.clone(),
-                vec![(running, Class::Milestone), (job, Class::Milestone)],
-            )
+            (Some(running), job, Some(Class::Milestone))
         }
         (command, Some(job)) => {
             let (job, class) = changed(job, command, context)?;
-            (
-                job.clone(),
-                class.map(|class| (job, class)).into_iter().collect(),
-            )
+            (None, job, class)
         }
     };
+    let earlier = earlier.map(|state| draft(id, &state, Class::Milestone));
+    let last = class.map(|class| draft(id, &job, class));
+    let drafts: Vec<_> = earlier.into_iter().chain(last).collect();
     if command.is_of_worker() && !job.reporters.are_last(&names) {
         Arc::make_mut(&mut job.reporters).join(&names);
     }
-    let drafts: Vec<_> = changes
-        .iter()
-        .map(|(state, class)| draft(id, state, *class))
-        .collect();
     Ok(Outcome {
         answer: drafts.len().saturating_sub(1),
         ..Outcome::new(job, drafts)

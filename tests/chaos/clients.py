@@ -146,11 +146,14 @@ class Worker:
         for _ in range(chance.randint(1, 5)):
             await self.publish("POST", "/api/characteristics/c1/samples", {"value": chance.gauss(0, 1)})
 
+    def may_end_steady(self):
+        return self.run.is_over
+
     async def keep_steady(self):
         """One long job that some readers listen to."""
         await self.publish("POST", "/api/jobs", {"job_id": "steady", "job_type": "scan", "status": "in_progress"})
         percent = 0.0
-        while not self.run.is_over:
+        while not self.may_end_steady():
             percent += (99 - percent) / 200
             await self.publish("POST", "/api/jobs/steady/progress", {"progress": percent, "message": f"{percent}"})
             await asyncio.sleep(self.chance.uniform(0, 0.05))

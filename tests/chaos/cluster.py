@@ -69,13 +69,18 @@ class Publisher(Worker):
             except Lost:
                 self.run.begun_anew += 1
 
+    def may_end_steady(self):
+        return self.run.is_calm
+
     async def keep_steady(self):
-        while not self.run.is_over:
+        """Until nothing can lose it any more: a reader of a subject that does not exist is rejected for ever."""
+        while True:
             self.began = self.run.life
             try:
                 # Some readers listen to this one.
                 await self.publish("PUT", "/api/characteristics/c1", {"name": "width"})
                 await super().keep_steady()
+                return
             except Lost:
                 self.run.begun_anew += 1
 
@@ -176,7 +181,9 @@ class Run:
         self.life_began_at = time.monotonic() - LIVES_APART_SECS
         self.crashed = set()  # the lives that ended with a crash: only ticks may be lost
         self.is_lull = False  # workers only report progress, so that a crash has ticks to lose
-        self.is_over, self.refused, self.closings, self.begun_anew = False, 0, 0, 0
+        # Whether the run is over, and whether all of its faults are.
+        self.is_over, self.is_calm = False, False
+        self.refused, self.closings, self.begun_anew = 0, 0, 0
         self.happened, self.disturbances, self.disturbed_at = dict.fromkeys(self.faults, 0), 0, 0.0
         self.tasks, self.readers, self.workers, self.senders = [], [], [], []
         self.parts, self.links = [], []
@@ -453,6 +460,7 @@ class Run:
             task.result()
         self.is_over = True
         await asyncio.gather(*disturbances)
+        self.is_calm = True
         for link in self.links:
             link.heal()
         await asyncio.gather(*(node.until_ready() for node in self.nodes))

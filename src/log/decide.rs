@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::facts::{Address, Answered, Facts, Moment, Stored, Tail};
+use super::facts::{Address, Answered, ByAddress, Facts, Moment, Stored, Tail};
 use super::{CommandError, Envelope, Idempotency, Receipt, Room};
 use crate::event::{Class, Event};
 use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
@@ -37,9 +37,9 @@ pub struct Decisions {
     /// The events of all schools, in ascending `seq` per school.
     pub events: Vec<Arc<Event>>,
     /// States that have changed.
-    pub states: HashMap<Address, Stored>,
+    pub states: ByAddress<Stored>,
     /// The counted properties of the changed subjects before the group, if they existed.
-    pub before: HashMap<Address, Counted>,
+    pub before: ByAddress<Counted>,
     /// The ends of the logs of the events' schools.
     pub tails: HashMap<SchoolId, Tail>,
     /// Idempotency keys that were used for the first time.
@@ -98,6 +98,8 @@ pub struct Decision {
     pub written: usize,
     /// The size that counts towards the request's limit: that of its events or of the answer, whichever is larger.
     pub charged: usize,
+    /// The size of what else is written for it: see [`Facts::weight`].
+    pub weight: usize,
 }
 
 impl Decision {
@@ -106,6 +108,7 @@ impl Decision {
             receipt: Err(error.into()),
             written: 0,
             charged: 0,
+            weight: 0,
         }
     }
 }
@@ -167,6 +170,7 @@ impl Rules {
                     receipt: Ok(Receipt::Repeated(answer)),
                     written: 0,
                     charged,
+                    weight: 0,
                 },
             });
         }
@@ -178,12 +182,17 @@ impl Rules {
         match decided {
             Ok(Ok(new)) => {
                 let (written, charged) = (new.written, new.charged);
+                let weight = match written {
+                    0 => 0,
+                    _ => facts.weight(address.1, &new.stored.state),
+                };
                 let idempotency = envelope.idempotency.as_ref();
                 let receipt = decisions.add(address, &previous, idempotency, new);
                 Ok(Decision {
                     receipt: Ok(receipt),
                     written,
                     charged,
+                    weight,
                 })
             }
             Ok(Err(rejection)) => {

@@ -17,6 +17,7 @@
 
 mod desk;
 mod pace;
+mod queue;
 mod turns;
 
 use std::sync::Arc;
@@ -27,15 +28,15 @@ use tokio::time;
 
 use self::desk::{Desk, Notes};
 pub use self::pace::Pace;
-use self::turns::{Due, Queue, Round, Turns};
+use self::queue::Queue;
+use self::turns::{Due, Round, Turns};
 use super::decide::{Decisions, Rules};
 use super::facts::{Facts, Moment};
 use super::{Allowance, CommandError, CommitMetrics, Committed, Envelope, Receipt, StoreError};
 use crate::config::WRITER_QUEUE;
 use crate::event::{Event, is_dense};
 use crate::failures::Failures;
-use crate::id::{Kind, SchoolId};
-use crate::kind::State;
+use crate::id::SchoolId;
 
 /// A database behind a writer.
 pub trait Backend: Facts<Error = StoreError> + Send + 'static {
@@ -49,11 +50,6 @@ pub trait Backend: Facts<Error = StoreError> + Send + 'static {
         _: &mut dyn Iterator<Item = (SchoolId, &Envelope)>,
     ) -> Result<(), StoreError> {
         Ok(())
-    }
-
-    /// Returns how many bytes the write of a state adds to its group, in addition to those of its events.
-    fn weight(&self, _: Kind, _: &State) -> usize {
-        0
     }
 
     /// Writes the results of a group in one transaction and updates the facts. On failure, nothing is written and no fact
@@ -438,14 +434,7 @@ impl<B: Backend> Writer<B> {
             round.taken.commands += 1;
             round.taken.subjects += decisions.states.len() - subjects;
             // The answer to a repeated command counts as well, because it is read and sent.
-            round.taken.bytes += decision.charged;
-            if decision.written > 0 {
-                let kind = envelope.command.kind();
-                let address = (school, kind, envelope.subject.clone());
-                let changed = decisions.states.get(&address);
-                let weight = changed.map(|stored| self.backend.weight(kind, &stored.state));
-                round.taken.bytes += weight.unwrap_or(0);
-            }
+            round.taken.bytes += decision.charged + decision.weight;
             queue.decided(decision.receipt, decision.charged as u64);
         }
         Ok(())

@@ -373,10 +373,6 @@ impl writer::Backend for Backend {
         }
     }
 
-    fn weight(&self, kind: Kind, state: &State) -> usize {
-        job_texts::bytes(kind, state)
-    }
-
     fn commit(
         &mut self,
         decisions: &mut Decisions,
@@ -529,5 +525,9 @@ impl Facts for Backend {
         parts
             .has(&mut self.conn, school, own_id)
             .map_err(database_error)
+    }
+
+    fn weight(&self, kind: Kind, state: &State) -> usize {
+        job_texts::bytes(kind, state)
     }
 }

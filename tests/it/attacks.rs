@@ -171,7 +171,7 @@ async fn headers_tokens_and_addresses_beyond_their_bounds_are_rejected_before_th
         let page = format!("GET /monitor/schools/1?q={}", "%41".repeat(count));
         let answer = raw(
             &server,
-            &format!("{page} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes(),
+            format!("{page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes(),
         )
         .await;
         let text = String::from_utf8_lossy(&answer);

@@ -71,12 +71,7 @@ async fn a_database_whose_journal_is_gone_is_rejected_and_a_new_epoch_resets_eve
     let folder = tempfile::tempdir().unwrap();
     let mut server = start(folder.path());
     let kept = create(&server, "kept").await;
-    // In the database itself, not in the journal alone.
     let path = database(folder.path());
-    let mut conn = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
-    conn.batch_execute("PRAGMA wal_checkpoint(PASSIVE)")
-        .unwrap();
-    drop(conn);
     let lost = create(&server, "lost").await;
     server.kill();
     let journal = std::fs::read(path.with_extension("db-wal")).unwrap();
@@ -352,10 +347,6 @@ async fn a_copy_without_its_journal_and_another_database_are_rejected_and_not_ch
     let (torn, whole) = (folder.path().join("torn"), folder.path().join("whole"));
     let mut server = start(folder.path());
     create(&server, "a").await;
-    let mut conn = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
-    conn.batch_execute("PRAGMA wal_checkpoint(PASSIVE)")
-        .unwrap();
-    drop(conn);
     let lost = create(&server, "b").await;
     std::fs::copy(&path, &torn).unwrap();
     vacuum_into(folder.path(), &whole);
@@ -403,6 +394,25 @@ async fn a_copy_without_its_journal_and_another_database_are_rejected_and_not_ch
     assert_eq!(new_epoch(folder.path(), &["--yes"]).0, Some(0));
     let server = start(folder.path());
     assert_eq!(resets(&server, &[&lost]).await, ["unknown_epoch"]);
+}
+
+/// From the first moment, and without the lock file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_the_file_alone_from_a_running_server_is_rejected_in_any_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    for state in ["new", "closed before"] {
+        let mut server = start(folder.path());
+        create(&server, &state.replace(' ', "-")).await;
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::fs::create_dir(elsewhere.path().join("data")).unwrap();
+        std::fs::copy(database(folder.path()), database(elsewhere.path())).unwrap();
+        let complaint = rejection(elsewhere.path());
+        assert!(
+            complaint.contains("its journal (-wal) is missing"),
+            "{state}: {complaint}"
+        );
+        assert_eq!(server.terminate(), Some(0));
+    }
 }
 
 /// The table of docs/backup.md.

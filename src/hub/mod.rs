@@ -9,11 +9,13 @@
 //!
 //! To *offer* an event means to pass it to the hub, which delivers it to the listeners in scope.
 
+mod attachment;
 mod due;
 mod history;
 pub mod mailbox;
 pub mod queue;
 mod shared;
+mod topics;
 mod wake_list;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -24,16 +26,17 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use indexmap::IndexMap;
 
+pub use self::attachment::Attachment;
 pub use self::due::DueWrites;
-use self::due::Reminder;
 use self::history::Ring;
-use self::mailbox::{Depth, Mailbox, Sink};
+use self::mailbox::{Depth, Mailbox};
 use self::shared::Moved;
 pub use self::shared::Position;
+use self::topics::Topics;
 pub use self::wake_list::WakeList;
 use crate::config::{RATE_SECS, StreamLimits, WINDOW_MAX_BYTES};
 use crate::event::Event;
-use crate::id::{Channel, Kind, Place, SchoolId, SubjectId, Tag};
+use crate::id::{Channel, Kind, Place, SchoolId, Tag};
 use crate::scope::Scope;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -83,20 +86,7 @@ struct SchoolState {
     attached: IndexMap<u64, Attached>,
     /// Number of connections of each user.
     users: HashMap<Arc<str>, usize>,
-    everything: Listeners,
-    kinds: HashMap<Kind, Topic>,
-}
-
-/// Iteration is over a dense array, and removal takes constant time.
-type Listeners = IndexMap<u64, Arc<Mailbox>>;
-
-#[derive(Default)]
-struct Topic {
-    all: Listeners,
-    /// Listeners that receive only the wide events of the kind. A wide event is also delivered to `all`, and to the
-    /// listeners of every subject of the kind.
-    wide: Listeners,
-    subjects: HashMap<SubjectId, Listeners>,
+    topics: Topics,
 }
 
 /// The client of a connection, as shown to operators.
@@ -156,15 +146,6 @@ impl Default for History {
             attached: 0,
         }
     }
-}
-
-/// A connection's registration with the hub. Dropping it unregisters the connection.
-pub struct Attachment {
-    hub: Arc<Hub>,
-    school: Arc<School>,
-    id_of_school: SchoolId,
-    mailbox: Arc<Mailbox>,
-    id: u64,
 }
 
 /// A limit on concurrent streams is reached.
@@ -252,12 +233,12 @@ impl Hub {
         let mut wake_list = WakeList::default();
         let school = self.school(first.school);
         let mut state = lock(&school);
-        let is_next = state.head.is_none_or(|head| first.seq == head.seq + 1);
-        let deliveries = events.iter().try_fold(0_usize, |deliveries, event| {
-            deliveries.checked_add(state.deliveries_of(event)?)
-        });
-        if !is_next || deliveries.is_none_or(|deliveries| deliveries > most) {
+        if state.head.is_some_and(|head| first.seq != head.seq + 1) {
             return None;
+        }
+        let mut room = most;
+        for listeners in events.iter().flat_map(|event| state.topics.of(event)) {
+            room = room.checked_sub(listeners.len())?;
         }
         self.offer_of_school(&mut state, events, &mut wake_list);
         Some(wake_list)
@@ -512,8 +493,7 @@ impl Hub {
                         streams: Ring::of_levels(),
                         attached: IndexMap::new(),
                         users: HashMap::new(),
-                        everything: Listeners::default(),
-                        kinds: HashMap::new(),
+                        topics: Topics::default(),
                     }),
                 })
             }))
@@ -538,16 +518,11 @@ impl SchoolState {
             }
             None => self.begin_at(event.seq),
         }
-        let mut deliver = |mailbox: &Arc<Mailbox>| wake_list.extend(mailbox.offer(event));
-        self.everything.values().for_each(&mut deliver);
-        if let Some(topic) = self.kinds.get(&event.kind) {
-            topic.all.values().for_each(&mut deliver);
-            if event.draft.event_type.wide {
-                let listeners = topic.subjects.values().flat_map(Listeners::values);
-                topic.wide.values().chain(listeners).for_each(&mut deliver);
-            } else if let Some(listeners) = topic.subjects.get(&event.subject) {
-                listeners.values().for_each(&mut deliver);
-            }
+        for listeners in self.topics.of(event) {
+            let wakers = listeners
+                .values()
+                .filter_map(|mailbox| mailbox.offer(event));
+            wake_list.extend(wakers);
         }
         debug_assert!(
             self.window
@@ -571,78 +546,12 @@ impl SchoolState {
         }
     }
 
-    /// Returns how many listeners an event has. `None` for a wide event, which all listeners of its kind receive.
-    fn deliveries_of(&self, event: &Event) -> Option<usize> {
-        if event.draft.event_type.wide {
-            return None;
-        }
-        let of_kind = self.kinds.get(&event.kind).map_or(0, |topic| {
-            let of_subject = topic.subjects.get(&event.subject);
-            topic.all.len() + of_subject.map_or(0, Listeners::len)
-        });
-        Some(self.everything.len() + of_kind)
-    }
-
     /// Records that events before this `seq` may not have been offered.
     fn begin_at(&mut self, seq: u64) {
         self.dense_from = seq;
         // A window in which events are missing would cause a silent gap.
         self.window.clear();
         self.window_bytes = 0;
-    }
-
-    fn listen(&mut self, channel: &Channel, id: u64, mailbox: &Arc<Mailbox>) {
-        let listeners = match channel {
-            Channel::School(_) => &mut self.everything,
-            Channel::Collection(kind) => &mut self.kinds.entry(*kind).or_default().all,
-            Channel::Subject(kind, subject) => self
-                .kinds
-                .entry(*kind)
-                .or_default()
-                .subjects
-                .entry(subject.clone())
-                .or_default(),
-        };
-        listeners.insert(id, Arc::clone(mailbox));
-    }
-
-    fn unlisten(&mut self, channel: &Channel, id: u64) {
-        match channel {
-            Channel::School(_) => drop(remove_listener(&mut self.everything, id)),
-            Channel::Collection(kind) | Channel::Subject(kind, _) => {
-                let Some(topic) = self.kinds.get_mut(kind) else {
-                    return;
-                };
-                if let Channel::Subject(_, subject) = channel {
-                    if let Some(listeners) = topic.subjects.get_mut(subject) {
-                        remove_listener(listeners, id);
-                        if listeners.is_empty() {
-                            topic.subjects.remove(subject);
-                        }
-                    }
-                } else {
-                    remove_listener(&mut topic.all, id);
-                }
-                self.remove_if_unused(*kind);
-            }
-        }
-    }
-
-    fn unlisten_wide(&mut self, kind: Kind, id: u64) {
-        if let Some(topic) = self.kinds.get_mut(&kind) {
-            remove_listener(&mut topic.wide, id);
-            self.remove_if_unused(kind);
-        }
-    }
-
-    /// Removes a kind without listeners.
-    fn remove_if_unused(&mut self, kind: Kind) {
-        let is_unused = |topic: &Topic| {
-            topic.all.is_empty() && topic.wide.is_empty() && topic.subjects.is_empty()
-        };
-        if self.kinds.get(&kind).is_some_and(is_unused) {
-            self.kinds.remove(&kind);
-        }
     }
 }
 
@@ -667,14 +576,6 @@ fn keep_noteworthy(connections: &mut Vec<Connection>, limit: usize) {
     connections.truncate(limit);
 }
 
-fn remove_listener<T>(listeners: &mut IndexMap<u64, T>, id: u64) -> Option<T> {
-    let gone = listeners.swap_remove(&id);
-    if listeners.len() < listeners.capacity() / 4 {
-        listeners.shrink_to(listeners.len() * 2);
-    }
-    gone
-}
-
 impl Attached {
     fn to_connection(&self, school: SchoolId, channels: usize) -> Connection {
         Connection {
@@ -685,143 +586,6 @@ impl Attached {
             channel_count: self.channels.len(),
             depth: self.mailbox.depth(),
         }
-    }
-}
-
-impl Attachment {
-    /// Returns the mailbox in which the events arrive.
-    pub fn mailbox(&self) -> &Arc<Mailbox> {
-        &self.mailbox
-    }
-
-    /// Lends the sink of the reader, which waits and has received everything up to `after`. The sink is written to when something
-    /// arrives, and at `due`. Returns false if there is mail.
-    pub fn lend(
-        &self,
-        sink: &Arc<impl Sink + 'static>,
-        after: u64,
-        due: Option<tokio::time::Instant>,
-    ) -> bool {
-        let reminder = || Reminder::new(&self.hub.due_writes, self.id);
-        self.mailbox.lend(sink, after, due, reminder)
-    }
-
-    /// Listens to more channels.
-    pub fn listen(&self, channels: impl IntoIterator<Item = Channel>) {
-        let mut state = lock(&self.school);
-        for channel in channels {
-            state.listen(&channel, self.id, &self.mailbox);
-            if let Some(attached) = state.attached.get_mut(&self.id) {
-                attached.channels.reserve_exact(1);
-                attached.channels.push(channel);
-            }
-        }
-    }
-
-    /// Listens to the wide events of a kind, too.
-    pub fn listen_to_wide(&self, kind: Kind) {
-        let mut state = lock(&self.school);
-        let wide = &mut state.kinds.entry(kind).or_default().wide;
-        wide.insert(self.id, Arc::clone(&self.mailbox));
-        if let Some(attached) = state.attached.get_mut(&self.id) {
-            attached.wide = Some(kind);
-        }
-    }
-
-    /// Stops listening to wide events, except for those on its channels.
-    pub fn unlisten_wide(&self) {
-        let mut state = lock(&self.school);
-        let wide = state.attached.get_mut(&self.id);
-        if let Some(kind) = wide.and_then(|attached| attached.wide.take()) {
-            state.unlisten_wide(kind, self.id);
-        }
-    }
-
-    /// Stops listening to a channel.
-    pub fn unlisten(&self, channel: &Channel) {
-        let mut state = lock(&self.school);
-        state.unlisten(channel, self.id);
-        if let Some(attached) = state.attached.get_mut(&self.id) {
-            attached.channels.retain(|other| other != channel);
-        }
-    }
-
-    /// Switches from reading the log to offered events, after everything up to `place` has been read. Returns false if
-    /// more must be read first, because the mailbox may lack a later event: it was offered before this connection was
-    /// attached, or was never offered.
-    ///
-    /// If a shared log has lost events that were read or offered, all listeners check their places against the log.
-    pub fn try_go_live(&self, place: Place) -> bool {
-        if self.hub.is_shared {
-            return self.goes_live_shared(place);
-        }
-        let mut state = lock(&self.school);
-        match state.head {
-            None => {
-                // From now on, the hub notices missing events.
-                state.head = Some(place);
-                state.begin_at(place.seq + 1);
-                true
-            }
-            Some(head) => place.seq >= head.seq || state.dense_from <= place.seq + 1,
-        }
-    }
-
-    /// Returns the place of the school's newest offered event. The mailbox has received every event in scope up to it.
-    pub fn head(&self) -> Option<Place> {
-        lock(&self.school).head
-    }
-
-    /// Returns the events after `after`, and the place of the last one. Returns `None` if the window does not reach back
-    /// that far, or if it is not certain that it follows the event at `after` (the tag differs or is not known).
-    pub fn window(&self, after: Place) -> Option<(Vec<Arc<Event>>, Place)> {
-        let state = lock(&self.school);
-        let head = state.head?;
-        let first = state
-            .window
-            .front()
-            .map_or(head.seq + 1, |oldest| oldest.seq);
-        if after.seq > head.seq || after.seq + 1 < first {
-            return None;
-        }
-        let skipped = usize::try_from(after.seq + 1 - first).unwrap_or(usize::MAX);
-        if after.tag.is_some() {
-            let before = skipped
-                .checked_sub(1)
-                .and_then(|last| state.window.get(last));
-            let known = before.map(|event| event.place());
-            let known = known.or_else(|| Some(head).filter(|head| head.seq == after.seq));
-            let known = known.or_else(|| state.place_before_window());
-            if known.is_none_or(|known| known != after) {
-                return None;
-            }
-        }
-        let events = state.window.iter().skip(skipped).map(Arc::clone);
-        Some((events.collect(), head))
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        let mut state = lock(&self.school);
-        let Some(attached) = remove_listener(&mut state.attached, self.id) else {
-            // It was never admitted.
-            return;
-        };
-        for channel in &attached.channels {
-            state.unlisten(channel, self.id);
-        }
-        if let Some(kind) = attached.wide {
-            state.unlisten_wide(kind, self.id);
-        }
-        decrement(&mut state.users, &attached.reader.user);
-        state.record_streams(self.hub.second());
-        if self.hub.is_shared {
-            state.last_use = Instant::now();
-        }
-        drop(state);
-        self.hub
-            .release_limits(attached.reader.address.map(network));
     }
 }
 

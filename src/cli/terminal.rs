@@ -2,7 +2,10 @@
 //! if the reader is gone.
 
 use std::io::{self, IsTerminal, Write};
+use std::thread;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use serde_json::Value;
 
 use super::{Exit, Failure};
@@ -12,12 +15,31 @@ pub(super) fn print_line(line: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let written = writeln!(out, "{line}").and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {
-        io::ErrorKind::BrokenPipe => Failure::new(Exit::Failed, ""),
+        io::ErrorKind::BrokenPipe => unread(),
         _ => Failure::new(
             Exit::Failed,
             format!("cannot write to standard output: {error}"),
         ),
     })
+}
+
+/// The failure of a command whose standard output nobody reads any more. It has no message.
+pub(super) fn unread() -> Failure {
+    Failure::new(Exit::Failed, "")
+}
+
+/// Blocks until nobody reads standard output any more, as after `| head`: for ever if it is a file.
+pub(super) fn wait_until_unread() {
+    let output = io::stdout();
+    loop {
+        // Whatever is waited for, `poll` also returns when the other end of a pipe is closed.
+        let mut outputs = [PollFd::new(&output, PollFlags::empty())];
+        match poll(&mut outputs, None) {
+            Err(Errno::INTR) => {}
+            Ok(_) => return,
+            Err(_) => thread::park(),
+        }
+    }
 }
 
 /// Prints a line on standard error.

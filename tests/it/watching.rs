@@ -64,6 +64,27 @@ impl Watching {
     }
 }
 
+/// As with `| head`, on a server where nothing happens.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_whose_output_nobody_reads_any_more_ends_without_a_further_message() {
+    let server = server().await;
+    server.running_job("quiet").await;
+    for scopes in [&["jobs/quiet"][..], &["jobs", "devices"]] {
+        let command = watch(&server, scopes);
+        let Watching { mut child, lines } = Watching::start(command, scopes.len());
+        drop(lines);
+        let (code, complaint) = blocking(move || {
+            let code = status_of(&mut child.0).code();
+            let mut complaint = String::new();
+            let mut errors = child.0.stderr.take().unwrap();
+            errors.read_to_string(&mut complaint).unwrap();
+            (code, complaint)
+        })
+        .await;
+        assert_eq!((code, complaint.as_str()), (Some(1), ""), "{scopes:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn watching_until_a_status_says_whether_it_was_reached() {
     let server = server().await;

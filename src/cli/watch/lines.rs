@@ -3,6 +3,7 @@
 use console::truncate_str;
 use serde_json::Value;
 
+use super::goal::outcome;
 use crate::cli::terminal::plain;
 use crate::id::is_visible;
 use crate::kind::DESCRIPTIONS;
@@ -60,7 +61,25 @@ pub(super) fn job(message: &Value, name_columns: Option<usize>) -> String {
         name = truncate_str(&name, columns, "…").into_owned();
     }
     let (status, percent) = (text("status"), job_percent(message));
-    format!("{status:<11} {percent} {name}  {}", text("message"))
+    let marks = marks(message);
+    format!("{status:<11} {percent} {name}  {marks}{}", text("message"))
+}
+
+/// Returns what needs attention in a job that has not ended.
+pub(super) fn marks(message: &Value) -> String {
+    let mut marks = String::new();
+    if outcome(message).is_some() {
+        return marks;
+    }
+    for (field, mark) in [
+        ("stalled", "STALLED "),
+        ("cancel_requested", "CANCEL REQUESTED "),
+    ] {
+        if message[field] == true {
+            marks += mark;
+        }
+    }
+    marks
 }
 
 pub(super) fn percent(message: &Value) -> String {
@@ -211,6 +230,22 @@ mod tests {
                 expected
             );
         }
+    }
+
+    #[test]
+    fn a_line_says_whether_an_open_job_has_stalled_or_is_to_be_cancelled() {
+        let line_of = |status: &str| {
+            let message = json!({
+                "type": "job_progress", "job_id": "a", "status": status, "progress": 40.0, "message": "Page 2",
+                "stalled": true, "cancel_requested": true,
+            });
+            line(&message).unwrap()
+        };
+        assert_eq!(
+            line_of("in_progress"),
+            "in_progress  40% a  STALLED CANCEL REQUESTED Page 2"
+        );
+        assert_eq!(line_of("cancelled"), "cancelled    40% a  Page 2");
     }
 
     #[test]

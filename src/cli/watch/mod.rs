@@ -14,6 +14,8 @@ mod reader;
 mod scope;
 mod screen;
 
+use std::thread;
+
 use clap::Args;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{Receiver, channel};
@@ -23,7 +25,7 @@ use self::hook::Hook;
 use self::reader::{READ_AHEAD, Reader, Update};
 use self::scope::Scope;
 use self::screen::Screen;
-use super::{Exit, Failure, client, credential};
+use super::{Exit, Failure, client, credential, terminal};
 use crate::id::{Cursor, NameError};
 
 /// The maximum number of scopes. Each has its own connection.
@@ -105,7 +107,16 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         };
         runtime.spawn(reader.run());
     }
+    let weak = updates.downgrade();
     drop(updates);
+    let output = thread::Builder::new().name("tidings-output".into());
+    output.spawn(move || {
+        terminal::wait_until_unread();
+        if let Some(updates) = weak.upgrade() {
+            // If this fails, the watch is over.
+            let _ = updates.blocking_send((0, Update::Unread));
+        }
+    })?;
     let ended = show(&scopes, &mut messages, &mut screen, hook.as_mut());
     // Otherwise the end would wait for names that are being resolved.
     runtime.shutdown_background();
@@ -138,6 +149,7 @@ fn show(
                 }
             }
             Update::Notice(text) => notices.print(&named(index, &text)),
+            Update::Unread => return Err(terminal::unread()),
             Update::End(Ok(end)) => ends.push(end),
             Update::End(Err(failure)) => {
                 return Err(Failure {

@@ -33,6 +33,8 @@ pub(super) enum Update {
     Notice(String),
     /// Nothing follows.
     End(Result<End, Failure>),
+    /// Nobody reads standard output any more.
+    Unread,
 }
 
 /// The reader of a scope.

@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 use super::goal::outcome;
-use super::lines::{self, job_percent};
+use super::lines::{self, job_percent, marks};
 use super::notice::Notices;
 use crate::cli::Failure;
 use crate::cli::terminal::{json_line, plain, print_line};
@@ -336,13 +336,10 @@ fn remove(bars: &MultiProgress, slot: &ProgressBar) {
 
 /// Returns the text after the bar of a job.
 fn text(message: &Value) -> String {
-    let stalled = match message["stalled"] == true {
-        true => "STALLED ",
-        false => "",
-    };
+    let marks = marks(message);
     let message_text = plain(message["message"].as_str().unwrap_or_default());
     let left = time_left(message);
-    format!("{} {stalled}{left}{message_text}", job_percent(message))
+    format!("{} {marks}{left}{message_text}", job_percent(message))
 }
 
 fn time_left(message: &Value) -> String {

@@ -84,6 +84,7 @@
 //!  2  kind/ scope.rs                   domain rules; the scope of a subscription
 //!  1  event.rs                         events
 //!  0  id.rs number.rs sync.rs uptime.rs  ids and channels; conversions of numbers; locks; uptime
+//!     mismatch.rs                      why JSON does not fit
 //!     unverified.rs                    TLS without verification
 //! ```
 //!
@@ -207,6 +208,7 @@ pub mod watchdog;
 pub mod wire;
 
 mod failures;
+mod mismatch;
 mod number;
 mod sync;
 #[cfg(any(feature = "cli", feature = "postgres"))]

@@ -118,7 +118,7 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     // serde would accept a list of values in place of an object.
     if text.trim_ascii().starts_with('[') {
-        let detail = "the body is a list; it must be an object";
+        let detail = "it must be an object, not a list";
         return Err(Problem::new(Kind::InvalidBody, detail));
     }
     let is_empty = text.trim_ascii().is_empty();

@@ -16,6 +16,7 @@ use crate::auth::Access;
 use crate::id::SchoolId;
 use crate::kind::{self, Body, Command, device};
 use crate::log::{Envelope, Idempotency};
+use crate::mismatch;
 use crate::rejections::RequestSource;
 use crate::service::Tidings;
 use crate::wire;
@@ -122,8 +123,7 @@ impl Body for Rest {
     type Error = Problem;
 
     fn read<T: DeserializeOwned + JsonSchema>(self) -> Result<T, Problem> {
-        T::deserialize(Value::Object(self.0))
-            .map_err(|error| Problem::new(Kind::InvalidBody, error.to_string()))
+        mismatch::read_object(&self.0).map_err(|error| Problem::new(Kind::InvalidBody, error))
     }
 }
 
@@ -196,11 +196,14 @@ pub(super) fn item(
 fn id_of(object: &mut Map<String, Value>, field: &str) -> Result<String, Problem> {
     match object.remove(field) {
         Some(Value::String(id)) => Ok(id),
-        Some(Value::Number(id)) => Ok(id.to_string()),
-        _ => Err(Problem::new(
-            Kind::InvalidBody,
-            format!("`{field}` is missing"),
-        )),
+        Some(Value::Number(id)) if !id.is_f64() => Ok(id.to_string()),
+        given => {
+            let detail = match given {
+                None | Some(Value::Null) => format!("`{field}` is missing"),
+                Some(_) => format!("`{field}` must be a string or an integer"),
+            };
+            Err(Problem::new(Kind::InvalidBody, detail))
+        }
     }
 }
 

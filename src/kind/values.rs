@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::{Bound, CODE_MAX_BYTES, RuleError};
 use crate::event::timestamp;
 use crate::id::SubjectId;
+use crate::mismatch;
 
 /// Returns a machine-readable code. Fails if it is empty or too long.
 pub(super) fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
@@ -31,6 +32,7 @@ pub(super) fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleErro
 pub(crate) enum TextOrNumber {
     Text(String),
     Number(i64),
+    Large(u64),
 }
 
 /// Implements `JsonSchema` for a type that has no name of its own in the API description, so its schema is inlined.
@@ -92,6 +94,7 @@ impl From<TextOrNumber> for String {
         match either {
             TextOrNumber::Text(text) => text,
             TextOrNumber::Number(number) => number.to_string(),
+            TextOrNumber::Large(number) => number.to_string(),
         }
     }
 }
@@ -166,7 +169,7 @@ pub(super) fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwne
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     let object = Option::<Map<String, Value>>::deserialize(deserializer)?;
-    let read = object.map(|object| T::deserialize(Value::Object(object)));
+    let read = object.map(|object| mismatch::read_object(&object));
     read.transpose().map_err(serde::de::Error::custom)
 }
 

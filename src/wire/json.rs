@@ -12,8 +12,7 @@ use std::borrow::Cow;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-/// The most characters of a number or of its place that an error shows.
-const SHOWN_CHARS: usize = 64;
+use crate::mismatch::{self, SHOWN_CHARS, shortened};
 
 /// A number that cannot be represented exactly.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -34,10 +33,10 @@ pub struct InexactNumber {
 pub(crate) enum JsonError {
     /// The text is not JSON.
     #[error("{0}")]
-    Malformed(serde_json::Error),
+    Malformed(String),
     /// A field is missing, unknown or of the wrong type.
     #[error("{0}")]
-    Unexpected(serde_json::Error),
+    Unexpected(String),
     /// A number would be rounded.
     #[error(transparent)]
     Inexact(#[from] InexactNumber),
@@ -56,12 +55,16 @@ pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
         Err(error) => error,
     };
     if error.is_data() {
-        return Err(JsonError::Unexpected(error));
+        return Err(JsonError::Unexpected(mismatch::in_text::<T>(text, &error)));
     }
     // `1e999` is valid JSON, but serde reports it as a syntax error.
     if serde_json::from_str::<IgnoredAny>(text).is_ok() {
         exact(text)?;
     }
+    // serde_json means one of the three words of JSON, of which the text has the first letter.
+    let error = error
+        .to_string()
+        .replace("expected ident", "expected true, false or null");
     Err(JsonError::Malformed(error))
 }
 
@@ -204,13 +207,6 @@ fn place(path: &[Step<'_>]) -> String {
         }
     }
     shortened(&place)
-}
-
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_CHARS) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

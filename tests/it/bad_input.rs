@@ -526,6 +526,80 @@ async fn a_list_is_no_body() {
     }
 }
 
+/// In a body, and in a line of a batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_does_not_fit_is_named_with_what_would_be_right() {
+    let server = server().await;
+    server.running_job("j").await;
+    for (verb, fields, expected) in [
+        (
+            "progress",
+            json!({"progress": "half"}),
+            r#"`progress` must be a number, not "half""#,
+        ),
+        (
+            "progress",
+            json!({"attempt": -1}),
+            "`attempt` must be an integer from 0 to 4294967295, not -1",
+        ),
+        (
+            "progress",
+            json!({"metadata": []}),
+            "`metadata` must be an object, not a list",
+        ),
+        (
+            "fail",
+            json!({"error": {"code": 5, "message": "x"}}),
+            "`code` must be a string, not 5",
+        ),
+        (
+            "fail",
+            json!({"error": {"code": "x"}}),
+            "in `error`: missing field `message`",
+        ),
+        (
+            "fail",
+            json!({"error": 5}),
+            "`error` must be an object with `code`, `message` and optional `details`, or a text",
+        ),
+    ] {
+        let path = format!("/api/jobs/j/{verb}");
+        let request = server.request("POST", &path, &worker(1)).json(&fields);
+        let (status, problem) = answer(request).await;
+        assert_eq!((status, &problem["detail"]), (422, &json!(expected)));
+        let mut line = fields;
+        line["op"] = json!(format!("jobs.{verb}"));
+        line["job_id"] = json!("j");
+        let batch = server.request("POST", "/api/batch", &worker(1));
+        let (_, result) = answer(batch.body(line.to_string())).await;
+        assert_eq!(result["problem"]["detail"], expected);
+    }
+    for body in ["null", "5", "true", r#""x""#] {
+        let expected = format!("it must be an object, not {body}");
+        let request = server.request("POST", "/api/jobs", &worker(1)).body(body);
+        assert_eq!(answer(request).await.1["detail"], expected);
+        let batch = server.request("POST", "/api/batch", &worker(1)).body(body);
+        assert_eq!(answer(batch).await.1["problem"]["detail"], expected);
+    }
+    // An integer beyond those of a signed number is an id as well, and a fraction is none.
+    for (id, status) in [
+        (json!(u64::MAX), 201),
+        (json!(i64::MIN), 201),
+        (json!(1.5), 422),
+    ] {
+        let body = json!({"job_id": id, "job_type": "t"});
+        let request = server.request("POST", "/api/jobs", &worker(1)).json(&body);
+        let (given, created) = answer(request).await;
+        assert_eq!(given, status, "{created}");
+        let progress = json!({"op": "jobs.start", "job_id": id}).to_string();
+        let batch = server
+            .request("POST", "/api/batch", &worker(1))
+            .body(progress);
+        let expected = if status == 201 { 200 } else { 422 };
+        assert_eq!(answer(batch).await.1["status"], expected);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compressed_body_is_rejected_by_its_encoding_and_not_taken_for_broken_json() {
     let server = server().await;

@@ -8,6 +8,7 @@ use crate::support::sources::rust_files;
 /// Each module's floor. A module knows only those on floors below its own.
 const FLOORS: &[(&str, u8)] = &[
     ("id", 0),
+    ("mismatch", 0),
     ("number", 0),
     ("sync", 0),
     ("unverified", 0),

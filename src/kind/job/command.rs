@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::{Job, JobError, JobType, Status, WORKER_MAX_BYTES};
 use crate::id::SubjectId;
 use crate::kind::{Body, CommandOf, PLAIN_ERROR_CODE};
+use crate::mismatch;
 
 /// A command to a job. The fields are the bodies of the HTTP requests; unknown fields are rejected.
 #[derive(Debug, Clone)]
@@ -222,7 +223,7 @@ fn error_or_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobErr
             message: message.into(),
             details: None,
         }),
-        error @ Value::Object(_) => JobError::deserialize(error).map_err(serde::de::Error::custom),
+        Value::Object(error) => mismatch::read_object(&error).map_err(serde::de::Error::custom),
         _ => Err(serde::de::Error::custom(
             "`error` must be an object with `code`, `message` and optional `details`, or a text",
         )),

@@ -128,11 +128,6 @@ impl Facts {
         self.epoch.is_some()
     }
 
-    /// Returns whether it was not closed since it was last opened.
-    pub(super) fn is_marked_open(&self) -> bool {
-        self.is_marked_open
-    }
-
     /// Records in the lock which database this is.
     pub(super) fn adopt(&self, lock: &DatabaseLock) {
         if let Some(epoch) = self.epoch {

@@ -62,8 +62,7 @@ pub(super) struct Opened {
 /// Opens or creates the database.
 pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError> {
     let (lock, url) = take(settings, path)?;
-    let facts = inspect(&lock, &url, settings.check_database, Facts::check_life)?;
-    if let Some(facts) = &facts {
+    if let Some(facts) = inspect(&lock, &url, settings.check_database, Facts::check_life)? {
         facts.adopt(&lock);
     }
     let failed = |error: &dyn std::fmt::Display| OpenError::database(lock.path(), error);
@@ -84,11 +83,12 @@ pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError
     let life =
         life::begin(&mut conn, settings.synchronous, &lock).map_err(|error| failed(&error))?;
     // The mark that the database is open must be in the file itself before anything is acknowledged: only by the mark is a file
-    // recognised whose journal is missing. A database that was killed has it already.
-    if !facts.is_some_and(|facts| facts.is_marked_open())
-        && let Err(error) = conn.batch_execute("PRAGMA wal_checkpoint = PASSIVE")
-    {
-        tracing::warn!(%error, "until the next checkpoint, a copy of the database without its journal (-wal) is not recognised");
+    // recognised whose journal is missing.
+    if let Err(error) = conn.batch_execute("PRAGMA wal_checkpoint = PASSIVE") {
+        tracing::warn!(
+            %error,
+            "until the next checkpoint, a copy of the database without its journal (-wal) is not recognised"
+        );
     }
     lock.opened(life.epoch, life.generation)
         .map_err(|source| OpenError::file(&next_to(lock.path(), ".lock"), source))?;

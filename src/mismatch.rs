@@ -32,7 +32,20 @@ fn located<'de, T: DeserializeOwned, D: Deserializer<'de>>(json: D, error: Strin
         Ok(_) => return error,
         Err(failed) => failed.path().to_string(),
     };
-    describe(path.trim_end_matches('?').trim_end_matches('.'), &error)
+    let path = path.trim_end_matches('?').trim_end_matches('.');
+    describe(path, &with_short_name(error))
+}
+
+/// Returns the error with the beginning of the name that is unknown, which a client can make as long as a body.
+fn with_short_name(error: String) -> String {
+    let parts = error.split_once('`').and_then(|(what, rest)| {
+        let is_of_name = matches!(what, "unknown field " | "unknown variant ");
+        let known = ["`, expected ", "`, there are no "];
+        let mut ends = known.iter().filter_map(|known| rest.rfind(known));
+        let (name, known) = rest.split_at(ends.next().filter(|_| is_of_name)?);
+        Some(format!("{what}`{}{known}", shortened(name)))
+    });
+    parts.unwrap_or(error)
 }
 
 /// Returns a sentence about the field at `path`, which is empty for the whole.
@@ -134,6 +147,10 @@ mod tests {
     }
 
     #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+
+    #[derive(Debug, Deserialize)]
     #[serde(rename_all = "lowercase")]
     enum Only {
         One,
@@ -202,13 +219,37 @@ mod tests {
     }
 
     #[test]
+    fn of_an_object_without_fields_no_field_is_named_as_right() {
+        let text = format!(r#"{{"{}": 1}}"#, "x".repeat(1_000));
+        let error = serde_json::from_str::<Nothing>(&text).unwrap_err();
+        let expected = format!("unknown field `{}…`, there are no fields", "x".repeat(64));
+        assert_eq!(in_text::<Nothing>(&text, &error), expected);
+    }
+
+    #[test]
     fn a_long_text_is_shown_in_part() {
-        let text = format!(r#"{{"progress": "{}"}}"#, "ü".repeat(10_000));
-        let error = serde_json::from_str::<Report>(&text).unwrap_err();
-        let described = in_text::<Report>(&text, &error);
-        assert!(
-            described.len() < 300 && described.ends_with('…'),
-            "{described}"
-        );
+        let long = "ü`, expected ".repeat(1_000);
+        for (text, expected) in [
+            (
+                format!(r#"{{"progress": "{long}"}}"#),
+                "`progress` must be a number, not \"ü`",
+            ),
+            (format!(r#"{{"{long}": 1}}"#), "unknown field `ü`"),
+            (
+                format!(r#"{{"error": {{"{long}": 1}}}}"#),
+                "in `error`: unknown field `ü`",
+            ),
+            (
+                format!(r#"{{"only": "{long}"}}"#),
+                "`only`: unknown variant `ü`",
+            ),
+        ] {
+            let error = serde_json::from_str::<Report>(&text).unwrap_err();
+            let described = in_text::<Report>(&text, &error);
+            assert!(
+                described.len() < 300 && described.starts_with(expected) && described.contains('…'),
+                "{described}"
+            );
+        }
     }
 }

@@ -139,7 +139,7 @@ impl PublishService {
         Batch {
             service: self,
             access,
-            name: access.subject.as_str().into(),
+            name: Arc::clone(&access.subject),
             allowance: self.publisher().allowance(max_events, reserved),
             outcomes: BTreeMap::new(),
             waiting: BTreeMap::new(),

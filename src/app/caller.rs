@@ -10,8 +10,6 @@ use crate::id::{Channel, Kind, SchoolId, SubjectId};
 pub struct Caller {
     access: Access,
     school: SchoolId,
-    /// The credential's subject. The caller's commands share this string.
-    name: Arc<str>,
 }
 
 impl Caller {
@@ -19,7 +17,6 @@ impl Caller {
     pub fn new(access: Access, named: Option<SchoolId>) -> Result<Caller, AuthError> {
         Ok(Caller {
             school: access.school(named)?,
-            name: access.subject.as_str().into(),
             access,
         })
     }
@@ -29,9 +26,8 @@ impl Caller {
     pub fn in_process(name: &str, school: SchoolId) -> Caller {
         Caller {
             school,
-            name: name.into(),
             access: Access {
-                subject: name.to_owned(),
+                subject: name.into(),
                 schools: Schools::One(school),
                 role: Role::Worker,
                 channels: None,
@@ -53,7 +49,7 @@ impl Caller {
 
     /// Returns the credential's subject.
     pub fn name(&self) -> &Arc<str> {
-        &self.name
+        &self.access.subject
     }
 
     /// Checks that the role is sufficient.

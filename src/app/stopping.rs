@@ -35,8 +35,9 @@ impl Stopping {
     /// Returns how to close a stream: with a random delay, so that clients do not all reconnect at once.
     pub fn closing(&self) -> Close {
         let random = getrandom::u64().unwrap_or(0);
+        let retry_ms = random.checked_rem(self.spread_ms).unwrap_or(0);
         Close::ShuttingDown {
-            retry_ms: random.checked_rem(self.spread_ms).unwrap_or(0),
+            retry_ms: retry_ms.try_into().unwrap_or(u32::MAX),
         }
     }
 }

@@ -122,8 +122,11 @@ impl SubscribeService {
             tick,
             welcome,
         } = listen;
-        let user: String = access.subject.chars().take(READER_MAX_CHARS).collect();
-        reader.user = user.into();
+        let user = &access.subject;
+        reader.user = match user.char_indices().nth(READER_MAX_CHARS) {
+            None => Arc::clone(user),
+            Some((end, _)) => user[..end].into(),
+        };
         let mut subscription = self.subscriber.open(Request {
             scope,
             reader,

@@ -160,10 +160,10 @@ impl ClaimRules {
         }
         let (role, origin) = self.role(claims)?;
         Ok(Access {
-            subject: self.subject(claims)?,
+            subject: self.subject(claims)?.into(),
             schools: self.schools(claims, role, origin)?,
             role,
-            channels: channels(claims)?,
+            channels: channels(claims)?.map(Arc::from),
             expires_at,
             reconnects_until: None,
         })

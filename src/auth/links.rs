@@ -94,10 +94,10 @@ impl Keys {
             return Err(AuthError::ExpiredLink);
         }
         Ok(Access {
-            subject: format!("link:{}", link.channel),
+            subject: format!("link:{}", link.channel).into(),
             schools: Schools::One(link.school),
             role: Role::Viewer,
-            channels: Some(vec![link.channel.clone()]),
+            channels: Some([link.channel.clone()].into()),
             expires_at: link.expires_at(),
             reconnects_until: None,
         })

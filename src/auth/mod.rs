@@ -183,13 +183,13 @@ pub enum Schools {
 #[derive(Debug, Clone)]
 pub struct Access {
     /// The user, for logs and limits.
-    pub subject: String,
+    pub subject: Arc<str>,
     /// The schools.
     pub schools: Schools,
     /// The role.
     pub role: Role,
     /// The channels to which the credential is limited, if it is limited.
-    pub channels: Option<Vec<Channel>>,
+    pub channels: Option<Arc<[Channel]>>,
     /// When the credential expires.
     pub expires_at: Option<DateTime<Utc>>,
     /// Until when the credential can be used to reconnect. Only tickets have this limit; other credentials can be used
@@ -411,9 +411,9 @@ impl Keys {
             return Err(AuthError::ExpiredTicket);
         }
         let channels = claims.channels.iter().map(|text| kind::channel(text));
-        let channels = channels.collect::<Result<Vec<Channel>, _>>();
+        let channels = channels.collect::<Result<Arc<[Channel]>, _>>();
         Ok(Access {
-            subject: claims.sub,
+            subject: claims.sub.into(),
             schools: Schools::One(claims.school_id),
             role: Role::Viewer,
             channels: Some(channels.map_err(|_| invalid(TokenError::Payload))?),
@@ -466,7 +466,7 @@ impl Keys {
         // The ticket's claims have whole seconds, so report whole seconds.
         let expires_at = expires_at.trunc_subsecs(0);
         let claims = TicketClaims {
-            sub: access.subject.clone(),
+            sub: access.subject.to_string(),
             school_id: school,
             channels: channels.iter().map(Channel::to_string).collect(),
             exp: expires_at.timestamp(),

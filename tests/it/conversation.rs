@@ -330,7 +330,7 @@ async fn a_credential_receives_acknowledgements_only_if_it_reaches_a_characteris
         (Some("jobs"), false),
     ] {
         let access = Access {
-            channels: channel.map(|name| vec![kind::channel(name).unwrap()]),
+            channels: channel.map(|name| [kind::channel(name).unwrap()].into()),
             ..access(Role::Viewer)
         };
         let receives = |dialect: Dialect| dialect.receives_acknowledgements(&access, school(1));
@@ -431,7 +431,7 @@ async fn code_of_the_application_is_held_to_the_rules_of_a_token() {
     let is_role = |error: &Rejected| matches!(error, Rejected::Auth(AuthError::Role { .. }));
     assert!(rejected.as_ref().is_err_and(is_role), "{rejected:?}");
     let limited = Access {
-        channels: Some(vec![kind::channel("devices").unwrap()]),
+        channels: Some([kind::channel("devices").unwrap()].into()),
         ..access(Role::Worker)
     };
     let limited = Caller::new(limited, None).unwrap();

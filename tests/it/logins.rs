@@ -101,7 +101,7 @@ fn claims_are_found_by_name_or_by_json_pointer() {
     let access = read(&settings, claims.clone()).unwrap();
     assert_eq!(access.schools, one(12), "a school in digits is read");
     assert_eq!(access.role, Role::Admin);
-    assert_eq!(access.subject, "42", "a subject that is a number is read");
+    assert_eq!(&*access.subject, "42", "a subject that is a number is read");
     let mut none = claims.clone();
     none["realm_access"] = json!({"roles": []});
     assert_eq!(

@@ -103,7 +103,7 @@ impl PingService {
         taken
             .map_err(|wait| too_fast("with this key", Some("pings_per_sec"), max_per_sec, wait))?;
         let access = Access {
-            subject: format!("ping:{}", key.id),
+            subject: format!("ping:{}", key.id).into(),
             schools: Schools::One(school),
             role: Role::Worker,
             channels: None,

@@ -179,8 +179,8 @@ mod platform {
 
     /// Ignores connections that wait to be accepted, which have no inode.
     pub(super) fn is_connected(port: u16) -> bool {
-        let connections = sock_diag::connections(port).unwrap_or_default();
-        connections.iter().any(|connection| connection.inode != 0)
+        let accepted = |connection: sock_diag::Connection| (connection.inode != 0).then_some(());
+        sock_diag::connections(port, accepted).is_ok_and(|accepted| !accepted.is_empty())
     }
 
     pub(super) fn watch(tidings: &Arc<Tidings>, address: SocketAddr, timeout: Duration) {
@@ -284,15 +284,15 @@ mod platform {
     pub(super) use super::descriptors::shut_down;
 
     pub(super) fn accepted(address: SocketAddr) -> io::Result<Vec<super::Connection>> {
-        let connections = sock_diag::connections(address.port())?.into_iter();
         // Another server can have the same port of another address.
         let is_own = |local: IpAddr| {
             address.ip().is_unspecified() || local.to_canonical() == address.ip().to_canonical()
         };
-        // A connection without an inode waits to be accepted.
-        let accepted =
-            connections.filter(|connection| is_own(connection.local) && connection.inode != 0);
-        let accepted = accepted.filter_map(|connection| {
+        sock_diag::connections(address.port(), |connection| {
+            // A connection without an inode waits to be accepted.
+            if !is_own(connection.local) || connection.inode == 0 {
+                return None;
+            }
             Some(super::Connection {
                 peer: connection.peer,
                 inode: connection.inode,
@@ -300,22 +300,22 @@ mod platform {
                 is_unacknowledged: connection.unacknowledged > 0,
                 is_unread: connection.unread > 0,
             })
-        });
-        Ok(accepted.collect())
+        })
     }
 
     pub(super) fn open_to(port: u16) -> io::Result<HashSet<SocketAddr>> {
-        let connections = sock_diag::connections(port)?.into_iter();
-        let open = connections.filter(|connection| !connection.is_half_closed);
-        Ok(open.map(|connection| connection.peer).collect())
+        let open = |connection: sock_diag::Connection| {
+            (!connection.is_half_closed).then_some(connection.peer)
+        };
+        Ok(sock_diag::connections(port, open)?.into_iter().collect())
     }
 
     /// Returns the connections to a local port whose peers are dead: silent for at least `least`.
     fn dead(port: u16, least: Duration) -> io::Result<Vec<sock_diag::Connection>> {
-        let mut connections = sock_diag::connections(port)?;
-        connections
-            .retain(|connection| connection.silent_for >= least && has_been_probed(connection));
-        Ok(connections)
+        sock_diag::connections(port, |connection| {
+            let is_dead = connection.silent_for >= least && has_been_probed(&connection);
+            is_dead.then_some(connection)
+        })
     }
 
     /// Whether the peer has been probed several times since its last answer, and has had time to answer.
@@ -418,7 +418,7 @@ mod platform {
                 let (accepted, peer) = listener.accept().unwrap();
                 let kept = TcpStream::connect(address).unwrap();
                 let (kept_accepted, _) = listener.accept().unwrap();
-                let found = sock_diag::connections(address.port()).unwrap();
+                let found = sock_diag::connections(address.port(), Some).unwrap();
                 assert_eq!(found.len(), 2, "{found:?}");
                 let connection = found
                     .iter()

@@ -59,8 +59,12 @@ pub(super) struct Connection {
     pub(super) unread: u32,
 }
 
-/// Returns the connections to a local port.
-pub(super) fn connections(port: u16) -> io::Result<Vec<Connection>> {
+/// Returns what `pick` returns for the connections to a local port. It chooses while the kernel's answer is read, because there can be
+/// many connections.
+pub(super) fn connections<T>(
+    port: u16,
+    mut pick: impl FnMut(Connection) -> Option<T>,
+) -> io::Result<Vec<T>> {
     let flags = SocketFlags::CLOEXEC;
     let kernel = socket_with(
         AddressFamily::NETLINK,
@@ -73,7 +77,9 @@ pub(super) fn connections(port: u16) -> io::Result<Vec<Connection>> {
     for family in [AddressFamily::INET, AddressFamily::INET6] {
         let asked = send(&kernel, &request(family, port), SendFlags::empty());
         asked.map_err(io::Error::from)?;
-        take_answer(&kernel, port, &mut found)?;
+        take_answer(&kernel, |message| {
+            found.extend(connection(message, port).and_then(&mut pick));
+        })?;
     }
     Ok(found)
 }
@@ -95,8 +101,8 @@ fn request(family: AddressFamily, port: u16) -> Vec<u8> {
     request
 }
 
-/// Reads an answer to its end.
-fn take_answer(kernel: &OwnedFd, port: u16, found: &mut Vec<Connection>) -> io::Result<()> {
+/// Reads an answer to its end, and passes on the descriptions of sockets.
+fn take_answer(kernel: &OwnedFd, mut take: impl FnMut(&[u8])) -> io::Result<()> {
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a netlink message is malformed");
     let mut buffer = vec![0; PART_BYTES];
     loop {
@@ -113,7 +119,7 @@ fn take_answer(kernel: &OwnedFd, port: u16, found: &mut Vec<Connection>) -> io::
                         code.cast_signed().wrapping_neg(),
                     ));
                 }
-                Some(SOCK_DIAG_BY_FAMILY) => found.extend(connection(message, port)),
+                Some(SOCK_DIAG_BY_FAMILY) => take(message),
                 _ => {}
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();

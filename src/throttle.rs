@@ -77,9 +77,8 @@ impl RateLimit {
     }
 
     /// Returns the rate limit for a client's messages.
-    pub fn for_client_messages(settings: &Settings) -> Option<RateLimit> {
-        let pace = settings.client_messages_per_sec;
-        RateLimit::new(pace, pace.saturating_mul(2))
+    pub fn for_client_messages(per_second: u32) -> Option<RateLimit> {
+        RateLimit::new(per_second, per_second.saturating_mul(2))
     }
 
     /// Returns a full bucket.

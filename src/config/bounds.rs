@@ -371,7 +371,7 @@ pub const HELD_TICKS_SLOT: Duration = Duration::from_millis(4);
 pub const LENT_TICKS_MAX: usize = 16;
 /// Bytes that are still read from a WebSocket client after a protocol error, so that the client can read the close
 /// reason.
-pub const AFTER_ERROR_MAX_BYTES: usize = 1024 * 1024;
+pub const AFTER_ERROR_MAX_BYTES: u32 = 1024 * 1024;
 /// Maximum number of HTTP/1.0 handshakes that are kept until they are routed.
 pub const OLD_HANDSHAKES: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not 0");
 /// How long `/readyz` waits for the database and the dispatcher.

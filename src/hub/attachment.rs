@@ -44,8 +44,7 @@ impl Attachment {
         for channel in channels {
             state.topics.listen(&channel, self.id, &self.mailbox);
             if let Some(attached) = state.attached.get_mut(&self.id) {
-                attached.channels.reserve_exact(1);
-                attached.channels.push(channel);
+                attached.listen(channel);
             }
         }
     }
@@ -73,7 +72,7 @@ impl Attachment {
         let mut state = lock(&self.school);
         state.topics.unlisten(channel, self.id);
         if let Some(attached) = state.attached.get_mut(&self.id) {
-            attached.channels.retain(|other| other != channel);
+            attached.unlisten(channel);
         }
     }
 

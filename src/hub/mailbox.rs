@@ -26,10 +26,11 @@ use crate::wire::Close;
 
 /// A connection's bounded queue. See the module documentation.
 pub struct Mailbox {
-    capacity: usize,
+    capacity: u32,
     /// Whether ticks may be conflated. Otherwise a full mailbox is lagging at once.
     conflate: bool,
-    filter: Filter,
+    /// `None` if it selects everything.
+    filter: Option<Box<Filter>>,
     slots: Mutex<Slots>,
 }
 
@@ -158,9 +159,9 @@ impl Wake for Mailbox {
 impl Mailbox {
     pub(super) fn new(capacity: usize, conflate: bool, filter: Filter) -> Mailbox {
         Mailbox {
-            capacity,
+            capacity: capacity.try_into().unwrap_or(u32::MAX),
             conflate,
-            filter,
+            filter: (!filter.is_empty()).then(|| Box::new(filter)),
             slots: Mutex::default(),
         }
     }
@@ -171,9 +172,11 @@ impl Mailbox {
 
     /// Adds an event. Returns a waker if the reader waits and must be woken, or if its lent sink must be used.
     pub(super) fn offer(self: &Arc<Self>, event: &Arc<Event>) -> Option<Waker> {
-        if !self.filter.matches(event) {
+        let filter = self.filter.as_ref();
+        if filter.is_some_and(|filter| !filter.matches(event)) {
             return None;
         }
+        let capacity = self.capacity as usize;
         let mut slots = self.slots();
         if slots.lagging || event.seq <= slots.newest {
             return None;
@@ -187,19 +190,19 @@ impl Mailbox {
                 return None;
             }
             slots.events.push_back(Arc::clone(event));
-            if slots.events.len() < self.capacity / 4 {
+            if slots.events.len() < capacity / 4 {
                 return None;
             }
         } else {
             slots.events.push_back(Arc::clone(event));
         }
-        if slots.events.len() > self.capacity {
+        if slots.events.len() > capacity {
             if self.conflate {
                 let events = std::mem::take(&mut slots.events).into_iter().collect();
                 slots.events = without_superseded(events).into_iter().collect();
             }
             // It must be at most half full. Otherwise each of the next few events would cause another conflation.
-            if slots.events.len() > self.capacity / 2 {
+            if slots.events.len() > capacity / 2 {
                 slots.events.clear();
                 slots.lagging = true;
             }

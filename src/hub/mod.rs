@@ -82,8 +82,8 @@ struct SchoolState {
     rate: Ring,
     /// How many connections there were in each of the last seconds.
     streams: Ring,
-    /// All connections, including those without any channel.
-    attached: IndexMap<u64, Attached>,
+    /// All connections, including those without any channel. In boxes, because the map has room for twice as many.
+    attached: IndexMap<u64, Box<Attached>>,
     /// Number of connections of each user.
     users: HashMap<Arc<str>, usize>,
     topics: Topics,
@@ -106,7 +106,7 @@ struct Attached {
     reader: Reader,
     since: DateTime<Utc>,
     mailbox: Arc<Mailbox>,
-    channels: Vec<Channel>,
+    channels: Box<[Channel]>,
     wide: Option<Kind>,
 }
 
@@ -314,13 +314,13 @@ impl Hub {
             return Err(rejected);
         }
         *state.users.entry(Arc::clone(&reader.user)).or_default() += 1;
-        let attached = Attached {
+        let attached = Box::new(Attached {
             reader,
             since: Utc::now(),
             mailbox: Arc::clone(&attachment.mailbox),
-            channels: Vec::new(),
+            channels: Box::default(),
             wide: None,
-        };
+        });
         state.attached.insert(attachment.id, attached);
         state.record_streams(self.second());
         let is_first = state.attached.len() == 1;
@@ -389,7 +389,7 @@ impl Hub {
             .collect();
         for school in schools {
             let state = lock(&school);
-            state.attached.values().for_each(&mut visit);
+            state.attached.values().for_each(|attached| visit(attached));
         }
     }
 
@@ -512,8 +512,8 @@ impl SchoolState {
             Some(head) if event.seq == head.seq + 1 => {}
             Some(_) => {
                 // Events are missing here. Every connection reads the log, which contains them.
-                let lag = |attached: &Attached| attached.mailbox.lag();
-                wake_list.extend(self.attached.values().filter_map(lag));
+                let attached = self.attached.values();
+                wake_list.extend(attached.filter_map(|attached| attached.mailbox.lag()));
                 self.begin_at(event.seq);
             }
             None => self.begin_at(event.seq),
@@ -577,6 +577,19 @@ fn keep_noteworthy(connections: &mut Vec<Connection>, limit: usize) {
 }
 
 impl Attached {
+    fn listen(&mut self, channel: Channel) {
+        let mut channels = std::mem::take(&mut self.channels).into_vec();
+        channels.reserve_exact(1);
+        channels.push(channel);
+        self.channels = channels.into_boxed_slice();
+    }
+
+    fn unlisten(&mut self, channel: &Channel) {
+        let mut channels = std::mem::take(&mut self.channels).into_vec();
+        channels.retain(|other| other != channel);
+        self.channels = channels.into_boxed_slice();
+    }
+
     fn to_connection(&self, school: SchoolId, channels: usize) -> Connection {
         Connection {
             school,

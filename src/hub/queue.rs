@@ -3,7 +3,7 @@
 //! Most queues of a connection hold at most one item at a time, and none while the connection is idle.
 
 use std::collections::{VecDeque, vec_deque};
-use std::iter::Chain;
+use std::iter::{Chain, Flatten};
 use std::option;
 
 /// See the module documentation.
@@ -11,14 +11,18 @@ use std::option;
 pub struct Queue<T> {
     /// `None` only if the queue is empty.
     first: Option<T>,
-    rest: VecDeque<T>,
+    #[expect(
+        clippy::box_collection,
+        reason = "a connection has several queues, and is idle most of the time"
+    )]
+    rest: Option<Box<VecDeque<T>>>,
 }
 
 impl<T> Default for Queue<T> {
     fn default() -> Queue<T> {
         Queue {
             first: None,
-            rest: VecDeque::new(),
+            rest: None,
         }
     }
 }
@@ -26,7 +30,8 @@ impl<T> Default for Queue<T> {
 impl<T> Queue<T> {
     /// Returns the number of items.
     pub fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.rest.len()
+        let rest = self.rest.as_ref().map_or(0, |rest| rest.len());
+        usize::from(self.first.is_some()) + rest
     }
 
     /// Whether there is no item.
@@ -41,24 +46,25 @@ impl<T> Queue<T> {
 
     /// Returns the newest item.
     pub fn back_mut(&mut self) -> Option<&mut T> {
-        self.rest.back_mut().or(self.first.as_mut())
+        let last = self.rest.as_mut().and_then(|rest| rest.back_mut());
+        last.or(self.first.as_mut())
     }
 
     /// Appends an item.
     pub fn push_back(&mut self, item: T) {
         match &self.first {
             None => self.first = Some(item),
-            Some(_) => self.rest.push_back(item),
+            Some(_) => self.rest.get_or_insert_default().push_back(item),
         }
     }
 
     /// Removes the oldest item.
     pub fn pop_front(&mut self) -> Option<T> {
         let first = self.first.take()?;
-        if self.rest.capacity() > 0 {
-            self.first = self.rest.pop_front();
+        if let Some(rest) = &mut self.rest {
+            self.first = rest.pop_front();
             if self.first.is_none() {
-                self.rest = VecDeque::new();
+                self.rest = None;
             }
         }
         Some(first)
@@ -71,38 +77,45 @@ impl<T> Queue<T> {
 
     /// Keeps only the items that are `wanted`.
     pub fn retain(&mut self, mut wanted: impl FnMut(&T) -> bool) {
-        self.rest.retain(&mut wanted);
+        if let Some(rest) = &mut self.rest {
+            rest.retain(&mut wanted);
+        }
         if self.first.as_ref().is_some_and(|first| !wanted(first)) {
             self.pop_front();
         }
     }
 
     /// Returns the items, oldest first.
-    pub fn iter(&self) -> Chain<option::Iter<'_, T>, vec_deque::Iter<'_, T>> {
-        self.first.iter().chain(&self.rest)
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        let rest = self.rest.iter().flat_map(|rest| rest.iter());
+        self.first.iter().chain(rest)
     }
 
     /// Returns the items, oldest first.
-    pub fn iter_mut(&mut self) -> Chain<option::IterMut<'_, T>, vec_deque::IterMut<'_, T>> {
-        self.first.iter_mut().chain(&mut self.rest)
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        let rest = self.rest.iter_mut().flat_map(|rest| rest.iter_mut());
+        self.first.iter_mut().chain(rest)
     }
 }
 
 impl<T> IntoIterator for Queue<T> {
     type Item = T;
-    type IntoIter = Chain<option::IntoIter<T>, vec_deque::IntoIter<T>>;
+    type IntoIter = Chain<option::IntoIter<T>, Flatten<option::IntoIter<vec_deque::IntoIter<T>>>>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.first.into_iter().chain(self.rest)
+        let rest = self.rest.map(|rest| rest.into_iter());
+        self.first.into_iter().chain(rest.into_iter().flatten())
     }
 }
 
 impl<T> FromIterator<T> for Queue<T> {
     fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Queue<T> {
         let mut items = items.into_iter();
+        let first = items.next();
+        let rest: VecDeque<T> = items.collect();
         Queue {
-            first: items.next(),
-            rest: items.collect(),
+            first,
+            rest: (!rest.is_empty()).then(|| Box::new(rest)),
         }
     }
 }
@@ -146,10 +159,11 @@ mod tests {
     fn an_empty_queue_and_one_item_need_no_buffer() {
         let mut queue = Queue::default();
         queue.push_back(1);
-        assert_eq!(queue.rest.capacity(), 0);
+        assert!(queue.rest.is_none());
         queue.push_back(2);
         queue.pop_front();
+        assert!(queue.rest.is_some());
         queue.pop_front();
-        assert_eq!(queue.rest.capacity(), 0);
+        assert!(queue.rest.is_none());
     }
 }

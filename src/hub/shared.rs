@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use super::{Attached, Attachment, Hub, SchoolState, WakeList, lock};
+use super::{Attachment, Hub, SchoolState, WakeList, lock};
 use crate::config::READ_AHEAD_MAX;
 use crate::event::Event;
 use crate::id::{Place, SchoolId};
@@ -152,8 +152,8 @@ impl SchoolState {
         self.begin_at(0);
         self.head = None;
         self.read_ahead.clear();
-        let change_history = |attached: &Attached| attached.mailbox.change_history();
-        wake_list.extend(self.attached.values().filter_map(change_history));
+        let attached = self.attached.values();
+        wake_list.extend(attached.filter_map(|attached| attached.mailbox.change_history()));
     }
 
     /// Returns the place with this `seq`, if it is known which event is there.

@@ -96,7 +96,8 @@ pub struct Session {
     source: RequestSource,
     access: Access,
     subscription: Subscription,
-    from: Option<Cursor>,
+    /// In a box, because few sessions begin without a channel and with a cursor.
+    from: Option<Box<Cursor>>,
     pending: Option<Box<PendingSubscribe>>,
     /// A `subscribe` or `unsubscribe` that waits until the previous one is acknowledged, or a `publish` that waits until there
     /// is room.
@@ -128,7 +129,7 @@ impl Session {
             source,
             access,
             subscription,
-            from,
+            from: from.map(Box::new),
             pending: None,
             held_message: None,
             publishing: None,
@@ -146,6 +147,19 @@ impl Session {
         }
     }
 
+    /// Returns the session, whose subscription its caller polls when it is [`due`](Session::due).
+    pub(crate) fn timed_by_caller(mut self) -> Session {
+        self.subscription.is_timed_by_caller();
+        self
+    }
+
+    /// When deliveries must be polled even if nothing wakes the task, provided that there is room. `None` if the session sees to
+    /// that itself, or if no deliveries follow.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        let is_open = self.ended.is_none() && self.close_message.is_none();
+        is_open.then(|| self.subscription.due()).flatten()
+    }
+
     /// Whether the client is allowed to publish on this connection.
     pub fn can_publish(&self) -> bool {
         self.publishing.is_some() && self.access.require(Role::Worker).is_ok()
@@ -158,7 +172,8 @@ impl Session {
 
     /// Returns the cursor from which the client would resume if its connection ended now.
     pub fn resume_cursor(&self) -> Option<Cursor> {
-        self.subscription.resume_cursor().or(self.from)
+        let cursor = self.subscription.resume_cursor();
+        cursor.or_else(|| self.from.as_deref().copied())
     }
 
     /// Whether earlier messages are unanswered. Meanwhile, later ones, such as pongs, may be unread.
@@ -415,7 +430,7 @@ impl Session {
     fn take_control(&mut self, mut control: Control, out: &mut impl Outbox) {
         if let Control::Heartbeat { cursor, .. } = &mut control {
             // No channel is subscribed yet, so nothing after `from` has been read.
-            *cursor = cursor.or(self.from);
+            *cursor = cursor.or_else(|| self.from.as_deref().copied());
         }
         match &control {
             // The gathered events will soon be sent and keep the connection alive. A cursor must not overtake them.
@@ -584,7 +599,9 @@ impl Session {
         }
         let from = match pending.channels.is_empty() {
             true => None,
-            false => pending.cursor.or_else(|| self.from.take()),
+            false => pending
+                .cursor
+                .or_else(|| self.from.take().map(|from| *from)),
         };
         let scope = self.subscription.scope();
         let wide = self

@@ -177,7 +177,7 @@ impl Subscription {
         // The read in progress was started with the old scope.
         self.reading = None;
         self.settling = None;
-        self.plan.retain_mut(|step| {
+        self.plan.retain(|step| {
             let (scope, sets_position) = match step {
                 Step::Snapshot { scope, added, .. } => (scope, added.is_none()),
                 Step::Replay { scope, .. } => (scope, false),

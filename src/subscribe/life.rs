@@ -6,8 +6,10 @@ use tracing::Span;
 use crate::hub::Reader;
 use crate::scope::Scope;
 
-/// Logs when it is created and when it is dropped. Costs almost nothing if `debug` is off.
-pub(super) struct StreamLog {
+/// Logs when it is created and when it is dropped. Without `debug`, it keeps nothing, as streams are small and many.
+pub(super) struct StreamLog(Option<Box<Life>>);
+
+struct Life {
     /// Fields that identify the client on both lines.
     span: Span,
     since: Instant,
@@ -27,27 +29,34 @@ impl StreamLog {
         );
         let channels = scope.channels().len();
         span.in_scope(|| tracing::debug!(channels, "a stream has been opened"));
-        StreamLog {
-            span,
-            since: Instant::now(),
-            events: 0,
-            end: "the client has disconnected",
-        }
+        let is_logged = !span.is_disabled();
+        StreamLog(is_logged.then(|| {
+            Box::new(Life {
+                span,
+                since: Instant::now(),
+                events: 0,
+                end: "the client has disconnected",
+            })
+        }))
     }
 
     /// Sets the reason that is logged at the end.
     pub(super) fn set_reason(&mut self, reason: &'static str) {
-        self.end = reason;
+        if let Some(life) = &mut self.0 {
+            life.end = reason;
+        }
     }
 
     pub(super) fn count_events(&mut self, more: u64) {
-        self.events += more;
+        if let Some(life) = &mut self.0 {
+            life.events += more;
+        }
     }
 }
 
-impl Drop for StreamLog {
+impl Drop for Life {
     fn drop(&mut self) {
-        let StreamLog { events, end, .. } = *self;
+        let Life { events, end, .. } = *self;
         let secs = self.since.elapsed().as_secs();
         self.span
             .in_scope(|| tracing::debug!(reason = end, secs, events, "a stream has ended"));

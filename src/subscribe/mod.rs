@@ -16,8 +16,8 @@ mod catch_up;
 mod conflator;
 mod lease;
 mod life;
+mod plan;
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -33,6 +33,7 @@ use self::catch_up::{Added, Addition, Step};
 use self::conflator::Conflator;
 pub(crate) use self::lease::Lease;
 use self::life::StreamLog;
+use self::plan::Plan;
 use crate::alarm::Alarm;
 use crate::config::{Settings, StreamLimits};
 use crate::event::Event;
@@ -99,6 +100,30 @@ pub(crate) enum Item {
     Control(Box<Control>),
 }
 
+/// When a subscription must be polled again, even if nothing has arrived.
+enum Timer {
+    /// It wakes its task then.
+    Own(Alarm),
+    /// Its caller polls it then.
+    Callers(Instant),
+}
+
+impl Timer {
+    fn set(&mut self, due: Instant) {
+        match self {
+            Timer::Own(alarm) => alarm.set(due),
+            Timer::Callers(own) => *own = due,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        match self {
+            Timer::Own(alarm) => alarm.poll(cx, now),
+            Timer::Callers(due) => *due <= now,
+        }
+    }
+}
+
 type Reading = BoxFuture<'static, Result<Option<Page>, StoreError>>;
 
 /// A stream of deliveries. See the module documentation.
@@ -109,7 +134,7 @@ pub struct Subscription {
     conflator: Conflator,
     /// The next deliveries, in order.
     outbox: Queue<Entry>,
-    plan: VecDeque<Step>,
+    plan: Plan,
     reading: Option<Reading>,
     settling: Option<BoxFuture<'static, ()>>,
     /// Everything in scope up to here was delivered, was superseded, or is held by the conflator.
@@ -129,7 +154,7 @@ pub struct Subscription {
     next_heartbeat: Instant,
     expires: Option<Instant>,
     reconnects_until: Option<DateTime<Utc>>,
-    timer: Alarm,
+    timer: Timer,
     /// Whether the stream ends after the contents of the outbox. The remaining steps are ignored.
     ended: bool,
     log: StreamLog,
@@ -178,7 +203,7 @@ impl Subscriber {
             attachment,
             conflator,
             outbox: Queue::default(),
-            plan: VecDeque::new(),
+            plan: Plan::default(),
             reading: None,
             settling: None,
             position: Place::default(),
@@ -191,7 +216,7 @@ impl Subscriber {
             next_heartbeat: now + shared.heartbeat,
             expires: None,
             reconnects_until,
-            timer: Alarm::at(now + shared.heartbeat),
+            timer: Timer::Own(Alarm::at(now + shared.heartbeat)),
             ended: false,
             log,
             shared: Arc::clone(shared),
@@ -248,6 +273,20 @@ impl Subscription {
             .backfill
             .map_or(self.safe, |backfill| backfill.min(self.safe));
         Some(self.cursor(safe))
+    }
+
+    /// Leaves it to the caller to poll the subscription at [`due`](Subscription::due), so that both need only one timer.
+    pub(crate) fn is_timed_by_caller(&mut self) {
+        self.timer = Timer::Callers(Instant::now());
+        self.set_timer();
+    }
+
+    /// When the subscription must be polled even if nothing wakes its task. `None` if it sees to that itself.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        match self.timer {
+            Timer::Own(_) => None,
+            Timer::Callers(due) => Some(due),
+        }
     }
 
     /// Sets when the credential expires.
@@ -689,10 +728,7 @@ impl Subscription {
                 self.on_timer();
             } else if !self.plan.is_empty() {
                 let step = self.poll_plan(cx);
-                if self.plan.is_empty() {
-                    // Free the buffer: a live connection does not need it.
-                    self.plan = VecDeque::new();
-                }
+                self.plan.free_if_empty();
                 ready!(step);
             } else {
                 // A snapshot that was sent again, or whose channels were removed, does not end with `ready`.

@@ -30,7 +30,7 @@ pub enum Close {
     /// The server is shutting down. `retry_ms` spreads the reconnections of clients over time.
     ShuttingDown {
         /// How long this client should wait before it reconnects, in milliseconds.
-        retry_ms: u64,
+        retry_ms: u32,
     },
     /// The credential has expired. The client can reconnect with a new one.
     TokenExpired,
@@ -133,7 +133,7 @@ impl Close {
     /// Returns after how many milliseconds the client should reconnect. None if it should not.
     pub fn retry_ms(self) -> Option<u64> {
         match self {
-            Close::ShuttingDown { retry_ms } => Some(retry_ms),
+            Close::ShuttingDown { retry_ms } => Some(retry_ms.into()),
             Close::TokenExpired => Some(0),
             Close::InternalError
             | Close::ProtocolError

@@ -52,7 +52,7 @@ pub struct Encoding {
     pub numeric_ids: bool,
     /// The maximum size of an event's JSON in bytes. A larger event loses its `result` or the
     /// `details` of its error, and if necessary `metadata` and `info`.
-    pub max_event_bytes: Option<usize>,
+    pub max_event_bytes: Option<u32>,
 }
 
 impl Encoding {
@@ -84,7 +84,7 @@ pub fn event(event: &Event, encoding: Encoding) -> &Arc<[u8]> {
     let Some(max_bytes) = encoding.max_event_bytes else {
         return whole;
     };
-    let fits = |frame: &[u8]| json_of(encoding.framing, frame).len() <= max_bytes;
+    let fits = |frame: &[u8]| json_of(encoding.framing, frame).len() <= max_bytes as usize;
     if fits(whole) {
         return whole;
     }
@@ -361,7 +361,7 @@ mod tests {
             "r".repeat(1_000)
         );
         let sample = sample(&fields);
-        let read = |max_bytes| {
+        let read = |max_bytes: u32| {
             let encoding = Encoding {
                 max_event_bytes: Some(max_bytes),
                 ..Encoding::new(Framing::WebSocket)

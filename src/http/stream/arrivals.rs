@@ -11,16 +11,20 @@ use crate::throttle::{Bucket, RateLimit};
 
 /// Counts the messages of one client.
 pub(super) struct Arrivals {
+    /// The number of messages per second that are accepted. The rate limit follows from it.
+    per_second: u32,
     /// None if there is no limit.
-    pace: Option<(RateLimit, Bucket)>,
+    bucket: Option<Bucket>,
     /// Whether there may be messages that have arrived but have not been read.
     is_behind: bool,
 }
 
 impl Arrivals {
-    pub(super) fn new(pace: Option<RateLimit>) -> Arrivals {
+    pub(super) fn new(per_second: u32) -> Arrivals {
+        let pace = RateLimit::for_client_messages(per_second);
         Arrivals {
-            pace: pace.map(|pace| (pace, pace.bucket(Instant::now()))),
+            per_second,
+            bucket: pace.map(|pace| pace.bucket(Instant::now())),
             is_behind: false,
         }
     }
@@ -41,15 +45,19 @@ impl Arrivals {
 
     /// Counts a message that was read. Returns false if the client has exceeded the limit.
     pub(super) fn count(&mut self) -> bool {
-        let Some((pace, bucket)) = &mut self.pace else {
+        let Some((pace, bucket)) = self.limit() else {
             return true;
         };
-        bucket.take_late(*pace, 1, Instant::now()).is_ok()
+        bucket.take_late(pace, 1, Instant::now()).is_ok()
     }
 
     fn refill(&mut self) {
-        if let Some((pace, bucket)) = &mut self.pace {
-            bucket.look(*pace, Instant::now());
+        if let Some((pace, bucket)) = self.limit() {
+            bucket.look(pace, Instant::now());
         }
+    }
+
+    fn limit(&mut self) -> Option<(RateLimit, &mut Bucket)> {
+        RateLimit::for_client_messages(self.per_second).zip(self.bucket.as_mut())
     }
 }

@@ -11,7 +11,6 @@ use std::task::{Context, Wake, Waker};
 /// The waker for rare sources. See the module documentation.
 pub(super) struct Attention {
     state: Arc<State>,
-    waker: Waker,
     /// The waker in `state`, so that its lock is taken only when the task changes.
     task: Waker,
 }
@@ -42,15 +41,14 @@ impl Attention {
             task: Mutex::new(Waker::noop().clone()),
         });
         Attention {
-            waker: Waker::from(Arc::clone(&state)),
             task: Waker::noop().clone(),
             state,
         }
     }
 
     /// Returns the waker. It wakes the task that last called [`Attention::take`].
-    pub(super) fn waker(&self) -> &Waker {
-        &self.waker
+    pub(super) fn waker(&self) -> Waker {
+        Waker::from(Arc::clone(&self.state))
     }
 
     /// Whether it was woken since the last call.
@@ -93,7 +91,7 @@ mod tests {
             "at the beginning"
         );
         assert!(!attention.take(&Context::from_waker(&second)));
-        attention.waker().wake_by_ref();
+        attention.waker().wake();
         assert_eq!(tasks.map(|task| task.0.load(Ordering::SeqCst)), [0, 1]);
         assert!(attention.take(&Context::from_waker(&second)));
         assert!(!attention.take(&Context::from_waker(&second)));

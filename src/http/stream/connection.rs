@@ -32,7 +32,6 @@ use crate::hub::mailbox::{Sink, Wait, Written};
 use crate::hub::queue::Queue;
 use crate::session::{Dialect, Outbox, Outgoing, Session};
 use crate::subscribe::Lease;
-use crate::throttle::RateLimit;
 use crate::wire::{self, Close, Control, Encoding, Framing};
 
 enum Phase {
@@ -47,6 +46,16 @@ enum Phase {
 struct Frames {
     socket: Socket,
     encoding: Encoding,
+    /// The waker of the socket, which is also that of the driver's `end`.
+    waker: Waker,
+}
+
+impl Frames {
+    /// Writes what is queued.
+    fn poll_write(&mut self) -> Poll<Result<(), End>> {
+        self.socket
+            .poll_write(&mut Context::from_waker(&self.waker))
+    }
 }
 
 impl Outbox for Frames {
@@ -70,11 +79,7 @@ impl Outbox for Frames {
 }
 
 /// The socket, which the connection's task shares with those who offer events.
-struct Shared {
-    lendable: Mutex<Lendable>,
-    /// The waker of the socket.
-    waker: Waker,
-}
+struct Shared(Mutex<Lendable>);
 
 struct Lendable {
     frames: Frames,
@@ -85,7 +90,7 @@ struct Lendable {
 impl Sink for Shared {
     fn write(&self, events: &mut Queue<Arc<Event>>) -> (Written, Option<Wait>) {
         // If the lock is held, the task runs, and continues. Without a budget, the socket could not be written to.
-        let Ok(mut lendable) = self.lendable.try_lock() else {
+        let Ok(mut lendable) = self.0.try_lock() else {
             return (Written::default(), None);
         };
         let Lendable { frames, lease } = &mut *lendable;
@@ -100,8 +105,7 @@ impl Sink for Shared {
             frames.send(Outgoing::Event(&event));
             frames.has_room()
         });
-        let mut cx = Context::from_waker(&self.waker);
-        let is_written = matches!(frames.socket.poll_write(&mut cx), Poll::Ready(Ok(())));
+        let is_written = matches!(frames.poll_write(), Poll::Ready(Ok(())));
         let is_done = is_written && events.is_empty();
         (written, is_done.then(|| lease.wait()).flatten())
     }
@@ -115,7 +119,7 @@ pub(super) struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let lendable = self.shared.lendable.lock();
+        let lendable = self.shared.0.lock();
         let mut lendable = lendable.unwrap_or_else(PoisonError::into_inner);
         self.driver.take_back(lendable.lease.take());
     }
@@ -133,8 +137,11 @@ struct Driver {
     arrivals: Arrivals,
     /// The client has exceeded the rate limit. It receives the error after its earlier messages are answered.
     is_rate_limited: bool,
-    timer: Alarm,
-    /// The waker of the socket and of `end`.
+    /// When the timers must be checked next, apart from that of the session's deliveries.
+    next_check: Instant,
+    /// Wakes the task at the next check, or when deliveries are due.
+    alarm: Alarm,
+    /// Whether the socket or `end` was ready.
     attention: Attention,
     /// Resolves when the server ends its tasks.
     end: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -156,15 +163,21 @@ impl Connection {
         opening: Opening,
         end: CancellationToken,
     ) -> Connection {
-        let mut frames = Frames { socket, encoding };
+        let (now, attention) = (Instant::now(), Attention::new());
+        let mut frames = Frames {
+            socket,
+            encoding,
+            waker: attention.waker(),
+        };
         let mut driver = Driver {
             session: None,
             waiting: VecDeque::new(),
             phase: Phase::Open,
-            arrivals: Arrivals::new(RateLimit::for_client_messages(service.settings())),
+            arrivals: Arrivals::new(service.settings().client_messages_per_sec),
             is_rate_limited: false,
-            timer: Alarm::at(Instant::now()),
-            attention: Attention::new(),
+            next_check: now,
+            alarm: Alarm::at(now),
+            attention,
             end: Box::pin(end.cancelled_owned()),
             service,
             in_progress: None,
@@ -172,7 +185,7 @@ impl Connection {
         match opening {
             Opening::Accepted(beginning, publishing) => {
                 let service = Arc::clone(&driver.service);
-                let session = Session::new(service, dialect, *beginning);
+                let session = Session::new(service, dialect, *beginning).timed_by_caller();
                 driver.session = Some(match publishing {
                     Some(publishing) => session.with_publishing(publishing),
                     None => session,
@@ -183,10 +196,7 @@ impl Connection {
             }
         }
         let lease = None;
-        let shared = Shared {
-            lendable: Mutex::new(Lendable { frames, lease }),
-            waker: driver.attention.waker().clone(),
-        };
+        let shared = Shared(Mutex::new(Lendable { frames, lease }));
         Connection {
             shared: Arc::new(shared),
             driver,
@@ -238,8 +248,9 @@ impl Driver {
         self.session = None;
         self.waiting.clear();
         self.is_rate_limited = false;
-        self.phase = Phase::Closing(Instant::now() + CLOSE_WAIT);
-        self.timer.set(Instant::now() + CLOSE_WAIT);
+        let until = Instant::now() + CLOSE_WAIT;
+        self.phase = Phase::Closing(until);
+        self.next_check = until;
     }
 
     /// Closes the connection, and ends the session if there is one.
@@ -309,7 +320,7 @@ impl Driver {
         if !frames.socket.has_room_for_answers() || !self.has_room_to_wait() {
             return Ok(false);
         }
-        let mut socket_cx = Context::from_waker(self.attention.waker());
+        let mut socket_cx = Context::from_waker(&frames.waker);
         match frames.socket.poll_read(&mut socket_cx) {
             Poll::Ready(Ok(incoming)) => {
                 if let Phase::Open = self.phase {
@@ -366,20 +377,20 @@ impl Driver {
         }
         frames.socket.woken();
         self.arrivals.may_wait();
-        let mut cx = Context::from_waker(self.attention.waker());
+        let mut cx = Context::from_waker(&frames.waker);
         self.end.as_mut().poll(&mut cx).is_pending()
     }
 
     /// Checks the timers. Returns false if the connection must be dropped.
-    fn poll_timers(&mut self, cx: &mut Context<'_>, now: Instant, frames: &mut Frames) -> bool {
-        while self.timer.poll(cx, now) {
+    fn check_timers(&mut self, now: Instant, frames: &mut Frames) -> bool {
+        while self.next_check <= now {
             let heartbeat = self.service.settings().heartbeat();
             let now = Instant::now();
             if let Phase::Closing(until) = self.phase {
                 if until <= now {
                     return false;
                 }
-                self.timer.set(until);
+                self.next_check = until;
                 continue;
             }
             let socket = &frames.socket;
@@ -404,9 +415,20 @@ impl Driver {
             {
                 next = next.min(due);
             }
-            self.timer.set(next);
+            self.next_check = next;
         }
         true
+    }
+
+    /// Has the task woken at the next check, or when deliveries are due. Without room, only writing can continue them.
+    fn set_alarm(&mut self, cx: &mut Context<'_>, now: Instant, has_room: bool) {
+        let session = self.session.as_ref().filter(|_| has_room);
+        let deliveries = session.and_then(Session::due);
+        let due = deliveries.map_or(self.next_check, |due| due.min(self.next_check));
+        self.alarm.set(due);
+        if self.alarm.poll(cx, now) {
+            cx.waker().wake_by_ref();
+        }
     }
 }
 
@@ -436,13 +458,17 @@ impl Future for Connection {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Connection { shared, driver } = &mut *self;
         // If writing a live event has panicked, that counts as a panic of this task.
-        let lendable = shared.lendable.lock();
+        let lendable = shared.0.lock();
         let lendable = &mut *lendable.expect("no write of a live event has panicked");
         driver.take_back(lendable.lease.take());
-        let done = driver.poll(cx, &mut lendable.frames);
+        let now = Instant::now();
+        let done = driver.poll(cx, now, &mut lendable.frames);
         if done.is_pending() && driver.is_quiet(&lendable.frames) {
             let session = driver.session.as_mut();
             lendable.lease = session.and_then(|session| session.lend(cx, shared));
+        }
+        if done.is_pending() {
+            driver.set_alarm(cx, now, lendable.frames.has_room());
         }
         done
     }
@@ -457,18 +483,17 @@ impl Driver {
             && frames.socket.is_quiet()
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, frames: &mut Frames) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>, now: Instant, frames: &mut Frames) -> Poll<()> {
         if !self.poll_attention(cx, frames) {
             return Poll::Ready(());
         }
-        let now = Instant::now();
         frames.socket.set_now(now);
         loop {
             if let Phase::Ending = self.phase {
-                let mut socket_cx = Context::from_waker(self.attention.waker());
+                let mut socket_cx = Context::from_waker(&frames.waker);
                 return frames.socket.poll_shutdown(&mut socket_cx);
             }
-            if !self.poll_timers(cx, now, frames) {
+            if !self.check_timers(now, frames) {
                 return Poll::Ready(());
             }
             let mut any = self.take_deliveries(cx, now, frames);
@@ -488,8 +513,7 @@ impl Driver {
                 },
             }
             let was_full = !frames.socket.has_room();
-            let mut socket_cx = Context::from_waker(self.attention.waker());
-            match frames.socket.poll_write(&mut socket_cx) {
+            match frames.poll_write() {
                 // There was no room before, so the session may have more to send.
                 Poll::Ready(Ok(())) => any |= was_full,
                 Poll::Ready(Err(_)) => {

@@ -57,7 +57,7 @@ pub(super) struct Params {
     /// `?id_type=`: whether ids that are plain decimal integers are sent as numbers.
     pub(super) numeric_ids: Option<bool>,
     /// `?max_event_bytes=`.
-    pub(super) max_event_bytes: Option<usize>,
+    pub(super) max_event_bytes: Option<u32>,
     /// `?heartbeat=message`: whether a `heartbeat` message accompanies each ping of a WebSocket.
     pub(super) heartbeat_message: bool,
     /// `?ids=`: single subjects of the collection in the path.
@@ -172,7 +172,10 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
     };
     let max_event_bytes = match query(request, "max_event_bytes").map(str::parse::<usize>) {
         None => None,
-        Some(Ok(max_bytes)) if max_bytes >= EVENT_LIMIT_MIN_BYTES => Some(max_bytes),
+        Some(Ok(max_bytes)) if max_bytes >= EVENT_LIMIT_MIN_BYTES => {
+            // No event is larger than that.
+            Some(max_bytes.try_into().unwrap_or(u32::MAX))
+        }
         Some(_) => {
             let detail =
                 format!("`max_event_bytes` must be an integer of at least {EVENT_LIMIT_MIN_BYTES}");

@@ -51,7 +51,7 @@ pub(super) enum End {
 pub(super) struct Socket<S = IoStream> {
     io: S,
     /// The maximum size of a message.
-    message_limit: usize,
+    message_limit: u32,
     protocol: Option<Box<Protocol>>,
     /// Frames to be written, in order. The first is written up to `written`.
     out: Queue<Arc<[u8]>>,
@@ -74,7 +74,7 @@ pub(super) struct Socket<S = IoStream> {
     /// The peer violated the protocol. Its further input is read, so that it can receive our close frame, and ignored.
     ignores_input: bool,
     /// How many bytes have been ignored.
-    ignored: usize,
+    ignored: u32,
     /// The violation, until it is returned. The messages before it are returned first.
     broken: Option<Close>,
     /// Whether our close frame is queued or written.
@@ -133,7 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let now = Instant::now();
         Socket {
             io,
-            message_limit,
+            message_limit: message_limit.try_into().unwrap_or(u32::MAX),
             protocol: None,
             out: Queue::default(),
             written: 0,
@@ -250,7 +250,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             output: Vec::new(),
             ended: false,
         };
-        let limit = self.message_limit;
+        let limit = self.message_limit as usize;
         let protocol = self.protocol.get_or_insert_with(|| Protocol::new(limit));
         let result = run(&mut protocol.codec, &mut pipe);
         if !pipe.output.is_empty() {
@@ -366,7 +366,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
         self.last_heard = self.now;
         if self.ignores_input {
-            self.ignored += buffer.filled().len();
+            let more = u32::try_from(buffer.filled().len()).unwrap_or(u32::MAX);
+            self.ignored = self.ignored.saturating_add(more);
             return Poll::Ready(match self.ignored > AFTER_ERROR_MAX_BYTES {
                 true => Err(End::Gone),
                 false => Ok(Vec::new()),

@@ -39,6 +39,37 @@ async fn violations(server: &Server) -> Vec<Value> {
     page["violations"].as_array().unwrap().clone()
 }
 
+/// Otherwise a publisher that sends its limits from time to time would switch the rules off, which need several samples.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_that_are_repeated_do_not_restart_the_runs() {
+    let server = server().await;
+    let limits = json!({"center_line": 10, "ucl": 13, "lcl": 7});
+    let register = json!({"rules": [1, 2], "limits": limits});
+    let put = |path: &'static str, body: Value| {
+        let request = server.request("PUT", path, &worker(1)).json(&body);
+        async move { answer(request).await }
+    };
+    put("/api/characteristics/c", register).await;
+    samples(&server, "c", singles(&[10.5; 5])).await;
+    let before = payload(&server, "c").await;
+    let (status, repeated) = put("/api/characteristics/c/limits", limits.clone()).await;
+    assert_eq!(status, 200, "{repeated}");
+    assert_eq!(payload(&server, "c").await, before);
+    samples(&server, "c", singles(&[10.5; 4])).await;
+    assert_eq!(
+        violations(&server).await.len(),
+        1,
+        "rule 2: nine samples on one side"
+    );
+    let wider = json!({"center_line": 10, "ucl": 14, "lcl": 6});
+    put("/api/characteristics/c/limits", wider).await;
+    let after = payload(&server, "c").await;
+    assert_eq!(
+        (&before["limits_version"], &after["limits_version"]),
+        (&json!(1), &json!(2))
+    );
+}
+
 /// Some four thousand samples, judged with fractions instead of doubles: see `tests/data/exact.py`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: very many samples"]

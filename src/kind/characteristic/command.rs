@@ -79,7 +79,7 @@ pub enum RuleSetting {
 /// Sets the control limits: the lines, or a method to compute them.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[schemars(example = serde_json::json!({ "center_line": 10.0, "ucl": 10.3, "lcl": 9.7 }))]
+#[schemars(example = serde_json::json!({ "center_line": 10.0, "ucl": 10.4, "lcl": 9.6 }))]
 pub struct SetLimits {
     /// The process mean.
     pub center_line: Option<f64>,

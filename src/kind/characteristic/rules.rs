@@ -48,8 +48,14 @@ pub fn apply(
             }
         }
         Command::Limits(limits) => {
-            set_limits(&mut next, limits)?;
-            change.publish_limits(&mut next);
+            let mut changed = next.clone();
+            set_limits(&mut changed, limits)?;
+            // To repeat a method means to learn again. To repeat lines means nothing, and must not restart the runs.
+            let is_repetition = limits.lines().is_some() && is_so_already(&next, limits);
+            if !is_repetition {
+                next = changed;
+                change.publish_limits(&mut next);
+            }
         }
         Command::Sample(sample) => change.take(&mut next, sample)?,
         Command::Violation(violation) => change.report(&mut next, violation)?,

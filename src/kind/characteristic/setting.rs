@@ -104,7 +104,7 @@ fn learn(next: &mut Characteristic, set: &SetLimits, method: &Method) -> Result<
 
 impl SetLimits {
     /// Returns the lines, if enough of them are given.
-    fn lines(&self) -> Option<ControlLimits> {
+    pub(super) fn lines(&self) -> Option<ControlLimits> {
         let center_line = self
             .center_line
             .filter(|_| self.ucl.or(self.lcl).is_some())?;

@@ -407,7 +407,9 @@ impl Keys {
             .map(|end| end + self.ticket_grace)
             .map(|end| session_end.map_or(end, |session| session.min(end)));
         let is_returning = is_own_cursor && reconnects_until.is_some_and(|until| now <= until);
-        if claims.exp < now.timestamp() && !is_returning {
+        // The claim is in whole seconds, so the token can have ended first.
+        let has_token_ended = session_end.is_some_and(|end| end <= now);
+        if has_token_ended || (claims.exp < now.timestamp() && !is_returning) {
             return Err(AuthError::ExpiredTicket);
         }
         let channels = claims.channels.iter().map(|text| kind::channel(text));

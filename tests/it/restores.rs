@@ -415,6 +415,36 @@ async fn a_copy_of_the_file_alone_from_a_running_server_is_rejected_in_any_folde
     }
 }
 
+/// Another process reads an older state, so SQLite cannot copy the journal into the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_whose_journal_was_left_when_the_server_stopped_is_rejected_without_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = start(folder.path());
+    create(&server, "seen").await;
+    let file = database(folder.path());
+    let mut reader = diesel::SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+    let read = "BEGIN; SELECT count(*) FROM jobs";
+    reader.batch_execute(read).unwrap();
+    let later = create(&server, "later").await;
+    assert_eq!(server.terminate(), Some(0));
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::create_dir(elsewhere.path().join("data")).unwrap();
+    let copy = database(elsewhere.path());
+    for suffix in ["", ".lock"] {
+        let named = |path: &Path| format!("{}{suffix}", path.display());
+        std::fs::copy(named(&file), named(&copy)).unwrap();
+    }
+    let complaint = rejection(elsewhere.path());
+    assert!(
+        complaint.contains("its journal (-wal) is missing"),
+        "{complaint}"
+    );
+    // Where the journal is, nothing is lost.
+    drop(reader);
+    let server = start(folder.path());
+    assert!(resets(&server, &[&later]).await.is_empty());
+}
+
 /// The table of docs/backup.md.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: real seconds pass"]

@@ -81,6 +81,17 @@ impl Log {
     }
 }
 
+/// Copies the whole log into the database. Returns whether that was possible: a reader of an older state prevents it. It is given the
+/// time of [`BUSY_TIMEOUT_MS`] to finish.
+pub(super) fn copy_all(conn: &mut SqliteConnection) -> QueryResult<bool> {
+    if Log::copy(conn)?.rest() == 0 {
+        return Ok(true);
+    }
+    // Waits for readers, as for a lock.
+    let log: Log = diesel::sql_query("PRAGMA wal_checkpoint = FULL").get_result(conn)?;
+    Ok(log.rest() == 0)
+}
+
 impl Checkpoints {
     /// Starts the thread, with a connection of its own to the database at `url`.
     pub(super) fn start(

@@ -34,8 +34,8 @@ pub(super) struct Record {
     pub(super) epoch: Epoch,
     /// Its generation: how often it had been opened and closed.
     pub(super) generation: u64,
-    /// The file as it was after its last connection was closed. `None` while one is open, and after the process was
-    /// killed.
+    /// The file as it was after its last connection was closed. `None` while one is open, after the process was killed, and
+    /// if a journal was left.
     pub(super) closed: Option<Footprint>,
 }
 
@@ -126,7 +126,6 @@ impl DatabaseLock {
         file.try_lock().map_err(|_| in_use())?;
         let record = read(&file).map_err(|source| OpenError::file(&lock_path, source))?;
 
-        let has_bytes = |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
         let journal = next_to(path, "-wal");
         let had_journal = has_bytes(&journal);
         if !has_bytes(path) {
@@ -232,10 +231,13 @@ impl DatabaseLock {
         let Some((epoch, generation)) = remembered else {
             return;
         };
+        // SQLite keeps the journal if it could not copy all of it, because the disk is full, for example, or if another process has
+        // the database open. The file alone is then incomplete.
+        let is_complete = !has_bytes(&self.journal);
         let record = Record {
             epoch,
             generation,
-            closed: self.footprint(),
+            closed: self.footprint().filter(|_| is_complete),
         };
         if let Err(error) = self.write(&record) {
             tracing::warn!(%error, "the lock file could not be written; the next start checks the database");
@@ -268,6 +270,10 @@ impl Drop for DatabaseLock {
         let _ = self.database.unlock();
         let _ = self.file.unlock();
     }
+}
+
+fn has_bytes(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.len() > 0)
 }
 
 fn options() -> OpenOptions {

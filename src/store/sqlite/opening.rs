@@ -10,6 +10,7 @@ use diesel_migrations::MigrationHarness;
 
 use super::BUSY_TIMEOUT_MS;
 use super::check::check;
+use super::checkpoints;
 use super::error::OpenError;
 use super::functions;
 use super::life::{self, Facts, Life};
@@ -84,11 +85,15 @@ pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError
         life::begin(&mut conn, settings.synchronous, &lock).map_err(|error| failed(&error))?;
     // The mark that the database is open must be in the file itself before anything is acknowledged: only by the mark is a file
     // recognised whose journal is missing.
-    if let Err(error) = conn.batch_execute("PRAGMA wal_checkpoint = PASSIVE") {
-        tracing::warn!(
+    match checkpoints::copy_all(&mut conn) {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!(
+            "another process reads the database: until it has finished, a copy of the database without its journal (-wal) is not recognised"
+        ),
+        Err(error) => tracing::warn!(
             %error,
             "until the next checkpoint, a copy of the database without its journal (-wal) is not recognised"
-        );
+        ),
     }
     lock.opened(life.epoch, life.generation)
         .map_err(|source| OpenError::file(&next_to(lock.path(), ".lock"), source))?;

@@ -1,7 +1,7 @@
 //! Why JSON from a client does not fit: which field is wrong, and what would be right.
 //!
 //! serde's errors name Rust's types and no field. The path to the field is found by reading the JSON a second time, so what fits
-//! costs nothing more.
+//! costs hardly more.
 
 use serde::Deserializer;
 use serde::de::DeserializeOwned;
@@ -41,8 +41,9 @@ fn with_short_name(error: String) -> String {
     let parts = error.split_once('`').and_then(|(what, rest)| {
         let is_of_name = matches!(what, "unknown field " | "unknown variant ");
         let known = ["`, expected ", "`, there are no "];
-        let mut ends = known.iter().filter_map(|known| rest.rfind(known));
-        let (name, known) = rest.split_at(ends.next().filter(|_| is_of_name)?);
+        // The name can contain these words, too.
+        let end = known.iter().filter_map(|known| rest.rfind(known)).max();
+        let (name, known) = rest.split_at(end.filter(|_| is_of_name)?);
         Some(format!("{what}`{}{known}", shortened(name)))
     });
     parts.unwrap_or(error)

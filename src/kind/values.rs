@@ -1,10 +1,13 @@
 //! The building blocks of commands and messages: texts and objects within their limits, ids, times, percentages.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use chrono::{DateTime, Datelike, NaiveDateTime, Timelike, Utc};
 use schemars::{Schema, SchemaGenerator, json_schema};
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
@@ -12,7 +15,6 @@ use serde_json::{Map, Value};
 use super::{Bound, CODE_MAX_BYTES, RuleError};
 use crate::event::timestamp;
 use crate::id::SubjectId;
-use crate::mismatch;
 
 /// Returns a machine-readable code. Fails if it is empty or too long.
 pub(super) fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
@@ -168,9 +170,31 @@ pub(super) fn as_optional_timestamp<S: Serializer>(
 pub(super) fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
-    let object = Option::<Map<String, Value>>::deserialize(deserializer)?;
-    let read = object.map(|object| mismatch::read_object(&object));
-    read.transpose().map_err(serde::de::Error::custom)
+    let object = Option::<Object<T>>::deserialize(deserializer)?;
+    Ok(object.map(|object| object.0))
+}
+
+/// A value that is read from a JSON object.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Object<T>, D::Error> {
+        deserializer.deserialize_map(Members(PhantomData))
+    }
+}
+
+struct Members<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+    }
 }
 
 /// Returns a percentage, clamped to 0 to 100 if it is out of range by no more than a rounding error; otherwise `None`.

@@ -550,7 +550,7 @@ async fn a_field_that_does_not_fit_is_named_with_what_would_be_right() {
         (
             "fail",
             json!({"error": {"code": 5, "message": "x"}}),
-            "`code` must be a string, not 5",
+            "`error.code` must be a string, not 5",
         ),
         (
             "fail",
@@ -560,7 +560,12 @@ async fn a_field_that_does_not_fit_is_named_with_what_would_be_right() {
         (
             "fail",
             json!({"error": 5}),
-            "`error` must be an object with `code`, `message` and optional `details`, or a text",
+            "`error` must be an object with `code`, `message` and optional `details`, or a text, not 5",
+        ),
+        (
+            "fail",
+            json!({"error": {"message": "m", "x": 1}}),
+            "in `error`: unknown field `x`, expected one of `code`, `message`, `details`",
         ),
     ] {
         let path = format!("/api/jobs/j/{verb}");
@@ -573,6 +578,34 @@ async fn a_field_that_does_not_fit_is_named_with_what_would_be_right() {
         let batch = server.request("POST", "/api/batch", &worker(1));
         let (_, result) = answer(batch.body(line.to_string())).await;
         assert_eq!(result["problem"]["detail"], expected);
+    }
+    let status = "`status` must be online, offline or unknown";
+    let expected_line = "`limits.dispersion.center_line` must be a number, not \"x\"";
+    let dispersion = json!({"chart": "r", "center_line": "x"});
+    let limits = json!({"center_line": 10, "ucl": 11, "dispersion": dispersion});
+    for (method, path, body, expected) in [
+        (
+            "POST",
+            "/api/devices/d/status",
+            json!({"status": 5}),
+            "`status` must be a string, not 5",
+        ),
+        (
+            "POST",
+            "/api/devices/d/status",
+            json!({"status": "on"}),
+            status,
+        ),
+        (
+            "PUT",
+            "/api/characteristics/c",
+            json!({"limits": limits}),
+            expected_line,
+        ),
+    ] {
+        let request = server.request(method, path, &worker(1)).json(&body);
+        let (given, problem) = answer(request).await;
+        assert_eq!((given, &problem["detail"]), (422, &json!(expected)));
     }
     for body in ["null", "5", "true", r#""x""#] {
         let expected = format!("it must be an object, not {body}");

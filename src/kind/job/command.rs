@@ -1,15 +1,17 @@
 //! Commands to a job. Their fields are the bodies of the HTTP requests and of a batch's lines.
 
+use std::fmt;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::{Job, JobError, JobType, Status, WORKER_MAX_BYTES};
 use crate::id::SubjectId;
 use crate::kind::{Body, CommandOf, PLAIN_ERROR_CODE};
-use crate::mismatch;
 
 /// A command to a job. The fields are the bodies of the HTTP requests; unknown fields are rejected.
 #[derive(Debug, Clone)]
@@ -217,16 +219,28 @@ enum ErrorOrMessage {
 
 /// Reads an error. One that consists only of a message gets the default code.
 fn error_or_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobError, D::Error> {
-    match Value::deserialize(deserializer)? {
-        Value::String(message) => Ok(JobError {
+    deserializer.deserialize_any(ErrorVisitor)
+}
+
+struct ErrorVisitor;
+
+impl<'de> Visitor<'de> for ErrorVisitor {
+    type Value = JobError;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object with `code`, `message` and optional `details`, or a text")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, message: &str) -> Result<JobError, E> {
+        Ok(JobError {
             code: PLAIN_ERROR_CODE.into(),
             message: message.into(),
             details: None,
-        }),
-        Value::Object(error) => mismatch::read_object(&error).map_err(serde::de::Error::custom),
-        _ => Err(serde::de::Error::custom(
-            "`error` must be an object with `code`, `message` and optional `details`, or a text",
-        )),
+        })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, error: A) -> Result<JobError, A::Error> {
+        JobError::deserialize(MapAccessDeserializer::new(error))
     }
 }
 

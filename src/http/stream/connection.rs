@@ -422,6 +422,10 @@ impl Driver {
 
     /// Has the task woken at the next check, or when deliveries are due. Without room, only writing can continue them.
     fn set_alarm(&mut self, cx: &mut Context<'_>, now: Instant, has_room: bool) {
+        // While the connection is shut down, nothing is checked.
+        if let Phase::Ending = self.phase {
+            return;
+        }
         let session = self.session.as_ref().filter(|_| has_room);
         let deliveries = session.and_then(Session::due);
         let due = deliveries.map_or(self.next_check, |due| due.min(self.next_check));

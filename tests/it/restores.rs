@@ -2,6 +2,7 @@
 //! is refused until `tidings new-epoch`.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use diesel::connection::{Connection, SimpleConnection};
 use serde_json::{Value, json};
@@ -413,6 +414,25 @@ async fn a_copy_of_the_file_alone_from_a_running_server_is_rejected_in_any_folde
         );
         assert_eq!(server.terminate(), Some(0));
     }
+}
+
+/// A replicator, for example.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_starts_while_another_process_reads_and_warns_that_its_mark_is_not_in_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = start(folder.path());
+    create(&server, "seen").await;
+    let file = database(folder.path());
+    let mut reader = diesel::SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+    let read = "BEGIN; SELECT count(*) FROM jobs";
+    reader.batch_execute(read).unwrap();
+    assert_eq!(server.terminate(), Some(0));
+    let mut serve = command(folder.path());
+    let mut server = Process::start(serve.arg("serve").stderr(Stdio::piped()));
+    create(&server, "later").await;
+    assert_eq!(server.terminate(), Some(0));
+    let log = std::io::read_to_string(server.stderr()).unwrap();
+    assert!(log.contains("another process reads the database"), "{log}");
 }
 
 /// Another process reads an older state, so SQLite cannot copy the journal into the file.

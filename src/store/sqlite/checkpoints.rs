@@ -81,15 +81,20 @@ impl Log {
     }
 }
 
-/// Copies the whole log into the database. Returns whether that was possible: a reader of an older state prevents it. It is given the
-/// time of [`BUSY_TIMEOUT_MS`] to finish.
+/// How long a reader of an older state may delay the start, in milliseconds. A replicator may read for as long as the server runs.
+const READER_WAIT_MS: u32 = 500;
+
+/// Copies the whole log into the database. Returns whether that was possible: a reader of an older state prevents it. It is given
+/// [`READER_WAIT_MS`] to finish.
 pub(super) fn copy_all(conn: &mut SqliteConnection) -> QueryResult<bool> {
     if Log::copy(conn)?.rest() == 0 {
         return Ok(true);
     }
-    // Waits for readers, as for a lock.
-    let log: Log = diesel::sql_query("PRAGMA wal_checkpoint = FULL").get_result(conn)?;
-    Ok(log.rest() == 0)
+    // This waits for readers, as for a lock.
+    conn.batch_execute(&format!("PRAGMA busy_timeout = {READER_WAIT_MS}"))?;
+    let log = diesel::sql_query("PRAGMA wal_checkpoint = FULL").get_result::<Log>(conn);
+    conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))?;
+    Ok(log?.rest() == 0)
 }
 
 impl Checkpoints {

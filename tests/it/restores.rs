@@ -416,16 +416,22 @@ async fn a_copy_of_the_file_alone_from_a_running_server_is_rejected_in_any_folde
     }
 }
 
+/// Returns a connection of another process that reads the database as it is now, until it is dropped.
+fn reader(folder: &Path) -> diesel::SqliteConnection {
+    let file = database(folder);
+    let mut reader = diesel::SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+    let read = "BEGIN; SELECT count(*) FROM jobs";
+    reader.batch_execute(read).unwrap();
+    reader
+}
+
 /// A replicator, for example.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_starts_while_another_process_reads_and_warns_that_its_mark_is_not_in_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = start(folder.path());
     create(&server, "seen").await;
-    let file = database(folder.path());
-    let mut reader = diesel::SqliteConnection::establish(file.to_str().unwrap()).unwrap();
-    let read = "BEGIN; SELECT count(*) FROM jobs";
-    reader.batch_execute(read).unwrap();
+    let _reader = reader(folder.path());
     assert_eq!(server.terminate(), Some(0));
     let mut serve = command(folder.path());
     let mut server = Process::start(serve.arg("serve").stderr(Stdio::piped()));
@@ -441,10 +447,7 @@ async fn a_file_whose_journal_was_left_when_the_server_stopped_is_rejected_witho
     let folder = tempfile::tempdir().unwrap();
     let mut server = start(folder.path());
     create(&server, "seen").await;
-    let file = database(folder.path());
-    let mut reader = diesel::SqliteConnection::establish(file.to_str().unwrap()).unwrap();
-    let read = "BEGIN; SELECT count(*) FROM jobs";
-    reader.batch_execute(read).unwrap();
+    let (file, reader) = (database(folder.path()), reader(folder.path()));
     let later = create(&server, "later").await;
     assert_eq!(server.terminate(), Some(0));
     let elsewhere = tempfile::tempdir().unwrap();

@@ -28,8 +28,9 @@ pub use self::details::EventDetails;
 use self::job::{History, Past};
 pub use self::rules::{Bound, Context, Limits, Outcome, RuleError};
 use self::values::{
-    IdOrNumber, Time, as_optional_timestamp, as_timestamp, bounded, code, from_optional_object,
-    merged, one_of, optional_id_or_number, optional_time, text_or_number, unnamed_schema,
+    IdOrNumber, Time, as_optional_timestamp, as_timestamp, bounded, code, compact,
+    from_optional_object, merged, one_of, optional_id_or_number, optional_time, text_or_number,
+    unnamed_schema,
 };
 pub(crate) use self::values::{TextOrNumber, is_plain_name, percent};
 use crate::event::{Draft, EventType};

@@ -217,6 +217,16 @@ pub(super) fn bounded(
     }
 }
 
+/// Returns JSON without white space, as streams need it: a line break would end a line of SSE.
+pub(super) fn compact(field: &'static str, json: &RawValue) -> Result<Arc<RawValue>, RuleError> {
+    let value = serde_json::from_str::<Value>(json.get()).map_err(|_| RuleError::Invalid {
+        field,
+        expected: "must be JSON with numbers that a double can hold, nested at most 127 deep"
+            .into(),
+    })?;
+    Ok(to_raw_value(&value).expect("a JSON value is JSON").into())
+}
+
 /// Returns a JSON object after a merge (RFC 7396, first level: `null` removes a key), within its limit.
 pub(super) fn merged(
     field: &'static str,

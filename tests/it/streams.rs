@@ -286,6 +286,40 @@ async fn conflation_starves_no_subject() {
     publishing.await.unwrap();
 }
 
+/// A line break would end a line of SSE.
+#[tokio::test(flavor = "multi_thread")]
+async fn line_breaks_between_the_tokens_of_a_body_are_not_passed_on() {
+    let server = server().await;
+    let any = json!({"a": [1, {"b": "line\nbreak"}]});
+    for (id, verb, body) in [
+        (
+            "a",
+            "fail",
+            json!({"error": {"message": "m", "details": any}}),
+        ),
+        ("b", "complete", json!({"result": any})),
+        ("c", "progress", json!({"metadata": any})),
+    ] {
+        server.running_job(id).await;
+        let pretty = serde_json::to_string_pretty(&body).unwrap();
+        let path = format!("/api/jobs/{id}/{verb}");
+        let request = server.request("POST", &path, &worker(1)).body(pretty);
+        let answered = request.send().await.unwrap().text().await.unwrap();
+        assert_eq!(answered.trim_end().lines().count(), 1, "{answered}");
+    }
+    for transport in Transport::ALL {
+        let messages = server.listen(transport, "/jobs").await.until_ready().await;
+        let of = |id: &str| messages.iter().find(|message| message["job_id"] == id);
+        let job = |id: &str| of(id).unwrap();
+        let found = [
+            &job("a")["error"]["details"],
+            &job("b")["result"],
+            &job("c")["metadata"],
+        ];
+        assert_eq!(found, [&any; 3], "{transport:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_on_the_size_of_events_cuts_what_is_large_and_says_so() {
     let server = server().await;

@@ -12,7 +12,9 @@ use super::reporters::Reporter;
 use super::{End, Estimator, Job, JobError, KIND, Status, draft};
 use crate::event::Class;
 use crate::id::SubjectId;
-use crate::kind::{Context, Outcome, RuleError, bounded, code, merged, not_found, percent};
+use crate::kind::{
+    Context, Outcome, RuleError, bounded, code, compact, merged, not_found, percent,
+};
 use crate::uptime::Uptime;
 
 /// Applies a command to a job. Returns the new state and the events. Pure.
@@ -211,13 +213,15 @@ fn changed(
                 &fail.error.message,
                 context.limits.message(),
             )?;
+            let details = fail.error.details.as_deref();
+            let details = details.map(|details| compact("error.details", details));
             let word = fail.message.as_deref().unwrap_or(&message).to_owned();
             next.finish(
                 Status::Failed,
                 End::Error(JobError {
                     code,
                     message,
-                    details: fail.error.details.clone(),
+                    details: details.transpose()?,
                 }),
                 context.now,
             );

@@ -95,6 +95,8 @@ fn words(expected: &str) -> &str {
         "a boolean" => "true or false",
         "a sequence" => "a list",
         "a map" => "an object",
+        // One of several texts.
+        "value" | "string or map" => "a string",
         other if other.starts_with("struct ") => "an object",
         other => other,
     }
@@ -217,6 +219,17 @@ mod tests {
                 assert_eq!(read_object::<Report>(&object).unwrap_err(), expected);
             }
         }
+    }
+
+    /// serde_json does not say what it has found there.
+    #[test]
+    fn where_one_of_several_texts_is_expected_the_field_is_named_too() {
+        let text = r#"{"only": 5}"#;
+        let error = serde_json::from_str::<Report>(text).unwrap_err();
+        assert_eq!(in_text::<Report>(text, &error), "`only` must be a string");
+        let object = serde_json::from_str(text).unwrap();
+        let error = read_object::<Report>(&object).unwrap_err();
+        assert_eq!(error, "`only` must be a string, not 5");
     }
 
     #[test]

@@ -15,14 +15,13 @@
 //! rest of its lease. If a device alternates between online and offline, its changes are still published, and it is
 //! marked `flapping`.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -72,7 +71,7 @@ pub const FLAP_CHANGES: usize = 4;
 pub const FLAP_WINDOW_SECS: u64 = 300;
 
 /// A device's status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "DeviceStatus")]
 pub enum Status {
@@ -99,14 +98,6 @@ impl Status {
         [Status::Unknown, Status::Online, Status::Offline]
             .into_iter()
             .find(|status| status.as_str() == text)
-    }
-}
-
-impl<'de> Deserialize<'de> for Status {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Status, D::Error> {
-        let text = Cow::<str>::deserialize(deserializer)?;
-        let expected = "expected online, offline or unknown";
-        Status::parse(&text).ok_or_else(|| serde::de::Error::custom(expected))
     }
 }
 

@@ -11,6 +11,7 @@
 use std::borrow::Cow;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::Value;
 
 use crate::mismatch::{self, SHOWN_CHARS, shortened};
 
@@ -57,9 +58,12 @@ pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
     if error.is_data() {
         return Err(JsonError::Unexpected(mismatch::in_text::<T>(text, &error)));
     }
-    // `1e999` is valid JSON, but serde reports it as a syntax error.
+    // Valid JSON can be reported as a syntax error: `1e999`, and a number where one of several texts is expected.
     if serde_json::from_str::<IgnoredAny>(text).is_ok() {
         exact(text)?;
+        if serde_json::from_str::<Value>(text).is_ok() {
+            return Err(JsonError::Unexpected(mismatch::in_text::<T>(text, &error)));
+        }
     }
     // serde_json means one of the three words of JSON, of which the text has the first letter.
     let error = error

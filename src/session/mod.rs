@@ -149,7 +149,7 @@ impl Session {
 
     /// Returns the session, whose subscription its caller polls when it is [`due`](Session::due).
     pub(crate) fn timed_by_caller(mut self) -> Session {
-        self.subscription.is_timed_by_caller();
+        self.subscription.leave_timing_to_caller();
         self
     }
 

@@ -17,6 +17,7 @@ mod conflator;
 mod lease;
 mod life;
 mod plan;
+mod timer;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use self::conflator::Conflator;
 pub(crate) use self::lease::Lease;
 use self::life::StreamLog;
 use self::plan::Plan;
+use self::timer::Timer;
 use crate::alarm::Alarm;
 use crate::config::{Settings, StreamLimits};
 use crate::event::Event;
@@ -98,30 +100,6 @@ struct Entry {
 pub(crate) enum Item {
     Event(Arc<Event>),
     Control(Box<Control>),
-}
-
-/// When a subscription must be polled again, even if nothing has arrived.
-enum Timer {
-    /// It wakes its task then.
-    Own(Alarm),
-    /// Its caller polls it then.
-    Callers(Instant),
-}
-
-impl Timer {
-    fn set(&mut self, due: Instant) {
-        match self {
-            Timer::Own(alarm) => alarm.set(due),
-            Timer::Callers(own) => *own = due,
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        match self {
-            Timer::Own(alarm) => alarm.poll(cx, now),
-            Timer::Callers(due) => *due <= now,
-        }
-    }
 }
 
 type Reading = BoxFuture<'static, Result<Option<Page>, StoreError>>;
@@ -276,17 +254,14 @@ impl Subscription {
     }
 
     /// Leaves it to the caller to poll the subscription at [`due`](Subscription::due), so that both need only one timer.
-    pub(crate) fn is_timed_by_caller(&mut self) {
+    pub(crate) fn leave_timing_to_caller(&mut self) {
         self.timer = Timer::Callers(Instant::now());
         self.set_timer();
     }
 
     /// When the subscription must be polled even if nothing wakes its task. `None` if it sees to that itself.
     pub(crate) fn due(&self) -> Option<Instant> {
-        match self.timer {
-            Timer::Own(_) => None,
-            Timer::Callers(due) => Some(due),
-        }
+        self.timer.callers()
     }
 
     /// Sets when the credential expires.

@@ -88,7 +88,7 @@ pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError
     match checkpoints::copy_all(&mut conn) {
         Ok(true) => {}
         Ok(false) => tracing::warn!(
-            "another process reads the database: until it has finished, a copy of the database without its journal (-wal) is not recognised"
+            "another process reads the database: until the first checkpoint after it has finished, a copy of the database without its journal (-wal) is not recognised"
         ),
         Err(error) => tracing::warn!(
             %error,

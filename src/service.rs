@@ -163,16 +163,16 @@ impl Tidings {
         let names: Vec<&str> = all.iter().map(|notifier| notifier.name()).collect();
         let database = settings.database()?;
         if let Database::File(path) = &database {
-            // Check this before a secret is generated.
             sqlite::check_place(&settings, path)?;
             if settings.jwt_secret.is_none() {
                 sqlite::check_trace(path, &Keys::kept_secret(&settings))?;
             }
         }
-        let keys = Arc::new(Keys::from_settings(&settings)?);
+        let keys = Keys::find(&settings)?;
         let (committed, batches) = Committed::channel(DISPATCH_QUEUE);
         let choice = relay::check(&settings, &database)?;
         let store = open_store(&settings, database, committed.clone(), &names)?;
+        let keys = Arc::new(keys.complete(&settings)?);
         let hub = Hub::new(
             settings.window_events.get(),
             settings.mailbox_capacity.get(),

@@ -305,6 +305,23 @@ enum Source {
     File(JwksFile),
 }
 
+/// The keys that exist, before a secret is generated.
+pub struct FoundKeys {
+    secret: Option<Secret>,
+    public: Option<Source>,
+}
+
+impl FoundKeys {
+    /// Returns all keys. Generates and stores a secret if there is none.
+    pub fn complete(self, settings: &Settings) -> Result<Keys, KeyError> {
+        let secret = match self.secret {
+            Some(secret) => secret,
+            None => create_secret(&settings.data_dir)?,
+        };
+        Ok(Keys::new(settings, &secret, self.public))
+    }
+}
+
 /// The file in the data directory with the generated secret, for a server without a configured key.
 const SECRET_FILE: &str = "jwt_secret";
 
@@ -331,9 +348,15 @@ impl Keys {
 
     /// Returns the keys for these settings. Generates and stores a secret if none is configured.
     pub fn from_settings(settings: &Settings) -> Result<Keys, KeyError> {
+        Keys::find(settings)?.complete(settings)
+    }
+
+    /// Reads the keys for these settings, and changes nothing: a start that fails must not leave behind a secret, which would look
+    /// as if there had been a database.
+    pub fn find(settings: &Settings) -> Result<FoundKeys, KeyError> {
         let secret = match &settings.jwt_secret {
-            Some(secret) => secret.clone(),
-            None => load_or_create_secret(&settings.data_dir)?,
+            Some(secret) => Some(secret.clone()),
+            None => read_secret(&settings.data_dir.join(SECRET_FILE))?,
         };
         let public = match (&settings.jwt_jwks_file, &settings.jwt_public_key_file) {
             (Some(path), _) => Some(Source::File(JwksFile::open(path)?)),
@@ -343,6 +366,10 @@ impl Keys {
             }
             (None, None) => None,
         };
+        Ok(FoundKeys { secret, public })
+    }
+
+    fn new(settings: &Settings, secret: &Secret, public: Option<Source>) -> Keys {
         let secret_digest = Sha256::new()
             .chain_update(b"tidings secret\0")
             .chain_update(secret.reveal().as_bytes())
@@ -363,7 +390,7 @@ impl Keys {
         };
         let (ticket_key, link_key) = (derived(b"tidings ticket\0"), derived(b"tidings link\0"));
         let (ticket_key, link_key) = (ticket_key.expose_secret(), link_key.expose_secret());
-        Ok(Keys {
+        Keys {
             source: public.unwrap_or_else(by_secret),
             rules: ClaimRules::new(settings),
             verified: VerifiedTokens::default(),
@@ -377,7 +404,7 @@ impl Keys {
             issuer: settings.jwt_issuer.clone(),
             audience: settings.jwt_audience.clone(),
             secret_digest,
-        })
+        }
     }
 
     /// Returns what a token allows.
@@ -541,22 +568,25 @@ fn generated_secret() -> Secret {
     text.into()
 }
 
-/// Returns the secret in the data directory. Generates it at the first start, with mode 0600.
-fn load_or_create_secret(data_dir: &Path) -> Result<Secret, KeyError> {
-    let path = data_dir.join(SECRET_FILE);
-    let read = || -> std::io::Result<Secret> {
-        let text = Zeroizing::new(std::fs::read_to_string(&path)?);
-        Ok(Secret::from(text.trim()))
+/// Reads a stored secret, if there is one.
+fn read_secret(path: &Path) -> Result<Option<Secret>, KeyError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => Zeroizing::new(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(file_error("data_dir", path, error)),
     };
-    match read() {
-        Ok(secret) if secret.reveal().len() >= SECRET_MIN_BYTES => return Ok(secret),
-        Ok(_) => {
-            let short = std::io::Error::other(format!("holds fewer than {SECRET_MIN_BYTES} bytes"));
-            return Err(file_error("data_dir", &path, short));
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(file_error("data_dir", &path, error)),
+    let secret = Secret::from(text.trim());
+    if secret.reveal().len() < SECRET_MIN_BYTES {
+        let short = std::io::Error::other(format!("holds fewer than {SECRET_MIN_BYTES} bytes"));
+        return Err(file_error("data_dir", path, short));
     }
+    Ok(Some(secret))
+}
+
+/// Generates a secret and stores it in the data directory, with mode 0600. Returns the stored one, which is that of another
+/// process if both started at once.
+fn create_secret(data_dir: &Path) -> Result<Secret, KeyError> {
+    let path = data_dir.join(SECRET_FILE);
     make_private_folder(data_dir).map_err(|source| file_error("data_dir", data_dir, source))?;
     let secret = generated_secret();
 
@@ -567,17 +597,20 @@ fn load_or_create_secret(data_dir: &Path) -> Result<Secret, KeyError> {
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let write = || -> std::io::Result<Secret> {
+    let write = || -> std::io::Result<()> {
         let mut file = options.open(&draft)?;
         std::io::Write::write_all(&mut file, secret.reveal().as_bytes())?;
         file.sync_all()?;
         match std::fs::hard_link(&draft, &path) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                std::fs::rename(&draft, &path)?
+                std::fs::rename(&draft, &path)
             }
-            _ => std::fs::remove_file(&draft)?,
+            _ => std::fs::remove_file(&draft),
         }
-        read()
     };
-    write().map_err(|source| file_error("data_dir", &path, source))
+    write().map_err(|source| file_error("data_dir", &path, source))?;
+    read_secret(&path)?.ok_or_else(|| {
+        let gone = std::io::ErrorKind::NotFound.into();
+        file_error("data_dir", &path, gone)
+    })
 }

@@ -228,6 +228,24 @@ fn a_secret_without_its_database_is_a_trace_too() {
     assert_eq!(std::fs::read(&secret).unwrap(), was);
 }
 
+#[test]
+fn a_start_that_fails_leaves_no_secret_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = || {
+        let mut serve = command(folder.path());
+        serve.arg("serve").env_remove("TIDINGS_JWT_SECRET");
+        serve
+    };
+    for (setting, value) in [
+        ("TIDINGS_BUS_URL", "redis://127.0.0.1:1"),
+        ("TIDINGS_JWT_JWKS_FILE", "/nowhere/keys.json"),
+    ] {
+        rejection_of(serve().env(setting, value));
+        assert!(!folder.path().join("data/jwt_secret").exists(), "{setting}");
+    }
+    Process::start(&mut serve()).terminate();
+}
+
 /// Puts a database in the place of that which is there.
 fn put(copy: &Path, folder: &Path) {
     remove_journal(folder);

@@ -16,7 +16,7 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use tokio::time::sleep;
 
-use crate::config::{NODE_CATCH_UP_PERIOD, NODE_FORGOTTEN, NODE_GONE, NODE_PERIOD};
+use crate::config::{NODE_CATCH_UP_PERIOD, NODE_DIFFERS, NODE_FORGOTTEN, NODE_GONE, NODE_PERIOD};
 use crate::failures::Failures;
 use crate::log::nodes::{Fingerprint, Node, NodeId, NodeReport};
 use crate::log::{Store, StoreError};
@@ -95,8 +95,8 @@ struct Known {
     /// The nodes that had started before this one and may still have been running at its first report, with the times
     /// of their last reports. `None` before that report.
     earlier_nodes: Option<HashMap<NodeId, DateTime<Utc>>>,
-    /// The differences that were logged.
-    reported: HashSet<(NodeId, &'static str)>,
+    /// The present differences: since when each has been seen, and whether it was logged.
+    differing: HashMap<(NodeId, &'static str), (Instant, bool)>,
     /// The number of pauses of this node's clock, and the times of the last reports of the other running nodes when they were first read
     /// after the last pause.
     first_read: (u64, HashMap<NodeId, DateTime<Utc>>),
@@ -134,7 +134,7 @@ impl Cluster {
                 read_at: Instant::now(),
                 peers: Peers::Unclear,
                 earlier_nodes: None,
-                reported: HashSet::new(),
+                differing: HashMap::new(),
                 first_read: (0, HashMap::new()),
             }),
         }
@@ -240,14 +240,13 @@ impl Cluster {
     }
 
     fn report_differences(&self, nodes: &[Node]) {
-        for differs in differences(nodes, self.id()) {
-            let what = (differs.id.clone(), differs.setting);
-            if self.lock().reported.insert(what) {
-                tracing::error!(
-                    setting = differs.setting, node.name = differs.name, node.id = %differs.id,
-                    "a setting that all nodes must share differs from that of another node"
-                );
-            }
+        let differing = differences(nodes, self.id());
+        let new = self.lock().new_differences(differing, Instant::now());
+        for differs in new {
+            tracing::error!(
+                setting = differs.setting, node.name = differs.name, node.id = %differs.id,
+                "a setting that all nodes must share differs from that of another node"
+            );
         }
     }
 
@@ -325,11 +324,24 @@ impl Known {
         })
     }
 
+    /// Returns the differences that are to be logged. After the server of the bus has started again, nodes differ until each of them has
+    /// noticed that and reported again, so only what has lasted longer counts.
+    fn new_differences(&mut self, found: Vec<Differs>, now: Instant) -> Vec<Differs> {
+        let what = |differs: &Differs| (differs.id.clone(), differs.setting);
+        let present: HashSet<_> = found.iter().map(what).collect();
+        self.differing.retain(|what, _| present.contains(what));
+        let is_new = |differs: &Differs| {
+            let known = self.differing.entry(what(differs));
+            let (since, is_logged) = known.or_insert((now, false));
+            let lasts = now.duration_since(*since) >= NODE_DIFFERS;
+            lasts && !std::mem::replace(is_logged, lasts)
+        };
+        found.into_iter().filter(is_new).collect()
+    }
+
     fn take_in(&mut self, nodes: &[Node], this_id: &NodeId) {
         self.nodes = nodes.to_vec();
         self.read_at = Instant::now();
-        self.reported
-            .retain(|(id, _)| nodes.iter().any(|node| node.report.id == *id));
         if self.peers != Peers::Unclear {
             return;
         }
@@ -401,7 +413,7 @@ mod tests {
             read_at: Instant::now(),
             peers: Peers::Unclear,
             earlier_nodes: None,
-            reported: HashSet::new(),
+            differing: HashMap::new(),
             first_read: (0, HashMap::new()),
         }
     }
@@ -414,6 +426,26 @@ mod tests {
             known.peers
         };
         rounds.iter().map(conclude).collect()
+    }
+
+    #[test]
+    fn a_difference_is_logged_once_it_has_lasted_and_again_if_it_returns() {
+        let (this, other) = (report("a", "s", Some("x")), report("b", "s", Some("y")));
+        let same = report("b", "s", Some("x"));
+        let (mut known, start) = (nothing_known(), Instant::now());
+        let mut count = |other: &NodeReport, after: Duration| {
+            let found = differences(&[node(&this, 0, 0), node(other, 0, 0)], &this.id);
+            known.new_differences(found, start + after).len()
+        };
+        assert_eq!(count(&other, Duration::ZERO), 0);
+        assert_eq!(count(&same, NODE_DIFFERS), 0, "it was of a moment");
+        for (after, expected) in [(1, 0), (2, 1), (3, 0)] {
+            assert_eq!(count(&other, after * NODE_DIFFERS), expected, "{after}");
+        }
+        assert_eq!(count(&same, 4 * NODE_DIFFERS), 0);
+        for (after, expected) in [(5, 0), (6, 1)] {
+            assert_eq!(count(&other, after * NODE_DIFFERS), expected, "{after}");
+        }
     }
 
     #[test]

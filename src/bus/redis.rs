@@ -107,6 +107,10 @@ impl RedisBus {
     }
 
     fn set_live(&self, live: Option<Live>) {
+        if live.is_none() {
+            // The server may be another one when the connection is back.
+            *self.known_fingerprint() = None;
+        }
         *self.live.lock().unwrap_or_else(PoisonError::into_inner) = live;
     }
 
@@ -223,8 +227,6 @@ impl RedisBus {
         let mut live = timeout(2 * BUS_TIMEOUT, self.connect(inbox))
             .await
             .map_err(|_| BusError::Late)??;
-        let fingerprint = self.identify(&mut live.link).await;
-        *self.known_fingerprint() = fingerprint;
         let wanted = self.wanted.lock().await;
         let schools = wanted.iter().copied();
         self.request(&mut live.link, SUBSCRIBE, schools).await?;
@@ -240,6 +242,9 @@ impl RedisBus {
         loop {
             let check = async {
                 link.ask(&ping).await?;
+                // Each time, because a server that stores nothing on disk has another value after a restart, or after `FLUSHALL`.
+                let fingerprint = self.identify(link).await;
+                *self.known_fingerprint() = fingerprint;
                 self.compare_databases(link, &mut comparison).await
             };
             tokio::select! {

@@ -343,6 +343,8 @@ pub const NODE_PERIOD: Duration = Duration::from_secs(2);
 pub const NODE_CATCH_UP_PERIOD: Duration = Duration::from_millis(250);
 /// A node that has not reported for this long is shown as gone.
 pub const NODE_GONE: Duration = Duration::from_secs(10);
+/// A setting of two nodes must have differed for this long to be logged. Longer than [`BUS_PING_PERIOD`] and two reports.
+pub const NODE_DIFFERS: Duration = Duration::from_secs(15);
 /// A node that has not reported for this long is forgotten.
 pub const NODE_FORGOTTEN: Duration = Duration::from_secs(3_600);
 /// Number of devices that are saved or read at a time. Other work gets a turn in between.

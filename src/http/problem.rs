@@ -351,7 +351,9 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         match error {
             StoreError::Busy(why) => why.into(),
-            StoreError::Displaced => Problem::new(Kind::Unavailable, error.to_string()),
+            StoreError::Displaced | StoreError::NotWritable(_) => {
+                Problem::new(Kind::Unavailable, error.to_string())
+            }
             // Already logged, once for all requests of the commit.
             StoreError::NotCommitted => Problem::new(Kind::Unavailable, NOT_DONE),
             StoreError::Unknown => Problem::new(Kind::Unavailable, OUTCOME_UNKNOWN),

@@ -24,6 +24,9 @@ pub enum StoreError {
     /// The database was removed or replaced while it was open. The store has logged this.
     #[error("the database's file was removed or replaced while the server runs")]
     Displaced,
+    /// The last write failed, for example because the disk is full. The store has logged this.
+    #[error("the database cannot be written: {0}")]
+    NotWritable(String),
     /// Another node now holds the lease that this write needs, or a failover has undone data that the write is based on.
     /// Nothing was written.
     #[error("another node holds the lease now, or a failover has undone what was written under it")]

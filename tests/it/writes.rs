@@ -77,6 +77,34 @@ async fn what_was_committed_before_a_commit_of_a_batch_failed_is_answered_line_b
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_write_is_not_ready_and_says_why() {
+    let server = server().await;
+    let mut conn = database(&server);
+    // The server writes the table `meta` each second.
+    conn.batch_execute(
+        "CREATE TRIGGER full BEFORE UPDATE ON meta BEGIN SELECT RAISE(ABORT, 'the disk is full'); END;
+         CREATE TRIGGER full_as_well BEFORE INSERT ON meta BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    )
+    .unwrap();
+    let readiness = async || {
+        let request = server.request("GET", "/readyz", &viewer(1));
+        request.send().await.unwrap().text().await.unwrap()
+    };
+    until("the server is not ready", async || {
+        readiness()
+            .await
+            .contains("the database cannot be written: the disk is full")
+    })
+    .await;
+    conn.batch_execute("DROP TRIGGER full; DROP TRIGGER full_as_well")
+        .unwrap();
+    until("the server is ready", async || {
+        readiness().await == "ready\n"
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_holds_across_the_commits_of_a_batch() {
     let server = server().await;
     server.running_job("a").await;

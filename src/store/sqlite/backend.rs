@@ -65,6 +65,8 @@ pub(super) struct Backend {
     past: LruCache<(SchoolId, Arc<str>), VecDeque<Past>>,
     /// Whether the database was in its original place at the last check.
     is_in_place: bool,
+    /// Why the last write failed, for example because the disk is full. `None` if it worked.
+    write_failure: Option<String>,
     /// The approximate number of pages that commits have written since the checkpoints were informed.
     uncounted: i64,
     /// Declared after `conn`, so that it is dropped later: see [`DatabaseLock`].
@@ -119,6 +121,7 @@ impl Backend {
             states: States::default(),
             past: cache(config::SCHOOL_CACHE),
             is_in_place: true,
+            write_failure: None,
             uncounted: 0,
             lock,
         }
@@ -283,16 +286,35 @@ impl Backend {
     pub(super) fn save_uptime(&mut self) -> Result<(), StoreError> {
         // Also checked here, so that a removed database is noticed while no events are published. This logs changes only.
         let _ = self.check_place();
-        self.wait_for_disk(false)
+        let saved = self
+            .wait_for_disk(false)
             .and_then(|()| self.wait_for_lock(false))
-            .and_then(|()| set_uptime(&mut self.conn, self.life.uptime.now()))
-            .map_err(database_error)
+            .and_then(|()| set_uptime(&mut self.conn, self.life.uptime.now()).map(Some));
+        self.note_write(&saved);
+        saved.map(drop).map_err(database_error)
     }
 
-    /// Checks that the backend can write.
+    /// Checks that the backend can write. The uptime is saved so often that the last write is recent.
     pub(super) fn ping(&mut self) -> Result<(), StoreError> {
         self.check_place()?;
-        self.conn.batch_execute("SELECT 1").map_err(database_error)
+        self.conn
+            .batch_execute("SELECT 1")
+            .map_err(database_error)?;
+        match &self.write_failure {
+            None => Ok(()),
+            Some(error) => Err(StoreError::NotWritable(error.clone())),
+        }
+    }
+
+    /// Remembers whether a write worked. `None` is that there was nothing to write. Another program's lock does not count: the
+    /// write is tried again.
+    fn note_write<T>(&mut self, written: &QueryResult<Option<T>>) {
+        match written {
+            Ok(Some(_)) => self.write_failure = None,
+            Ok(None) => {}
+            Err(error) if is_locked(error) => {}
+            Err(error) => self.write_failure = Some(error.to_string()),
+        }
     }
 
     /// Fails while the files are not where they were opened: data written to them would be lost. Logs only changes.
@@ -383,6 +405,7 @@ impl writer::Backend for Backend {
         let written = self
             .wait_for_lock(true)
             .and_then(|()| self.write(decisions, now));
+        self.note_write(&written);
         if may_restart && !matches!(written, Ok(Some(_))) {
             self.checkpoints.has_not_restarted();
         }
@@ -408,6 +431,7 @@ impl writer::Backend for Backend {
         let written = self
             .wait_for_lock(false)
             .and_then(|()| self.write(decisions, now));
+        self.note_write(&written);
         match written {
             Err(error) if is_locked(&error) => None,
             written => Some(written.map_err(database_error)),

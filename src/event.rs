@@ -9,6 +9,7 @@
 //! and only on demand.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
@@ -22,6 +23,9 @@ use crate::id::{Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 
 /// The bytes that an event counts for in addition to its fields and its subject's id: the rest of its row.
 pub const EVENT_BASE_BYTES: usize = 128;
+
+/// Up to this many bytes, a thread keeps the memory in which it serializes payloads.
+const KEPT_BUFFER_BYTES: usize = 16 * 1024;
 
 /// Formats a time as in messages: RFC 3339, UTC, milliseconds, `Z`.
 pub fn timestamp(at: DateTime<Utc>) -> String {
@@ -141,10 +145,27 @@ struct Content {
 
 type AnyPayload = Box<dyn Any + Send + Sync>;
 
+/// Serializes a payload. It is written to a buffer that is used again, so that it is in a text of exactly its length
+/// afterwards, for which memory was allocated once.
+fn json_of(payload: &impl Serialize) -> String {
+    thread_local!(static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) });
+    let mut buffer = BUFFER.take();
+    buffer.clear();
+    serde_json::to_writer(&mut buffer, payload).expect("a payload is JSON");
+    let json = std::str::from_utf8(&buffer)
+        .expect("JSON is UTF-8")
+        .to_owned();
+    // Few payloads are large, and the thread lives long.
+    if buffer.capacity() <= KEPT_BUFFER_BYTES {
+        BUFFER.set(buffer);
+    }
+    json
+}
+
 impl Fields {
     /// Serializes a payload and keeps it.
     pub fn of<P: Payload>(payload: P) -> Fields {
-        let json = serde_json::to_string(&payload).expect("a payload is JSON");
+        let json = json_of(&payload);
         let payload: AnyPayload = Box::new(payload);
         Fields(Arc::new(Content {
             json,

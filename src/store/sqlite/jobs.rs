@@ -273,6 +273,9 @@ impl<'a> JobRow<'a> {
     }
 }
 
+/// Room for the figures of an estimate. They can be longer.
+const FIGURES_BYTES: usize = 256;
+
 /// Returns a value as JSON, with numbers rounded to about seven digits. Estimates are not more precise.
 fn short_json(value: &impl Serialize) -> String {
     struct SevenDigits;
@@ -289,7 +292,7 @@ fn short_json(value: &impl Serialize) -> String {
             CompactFormatter.write_f32(writer, value as f32)
         }
     }
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(FIGURES_BYTES);
     let mut writer = serde_json::Serializer::with_formatter(&mut text, SevenDigits);
     value.serialize(&mut writer).expect("figures are JSON");
     String::from_utf8(text).expect("JSON is UTF-8")

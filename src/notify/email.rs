@@ -213,6 +213,7 @@ fn body(notification: &Notification) -> Result<String, DeliveryError> {
     // Parsed only to indent it.
     let event: serde_json::Value =
         serde_json::from_slice(&notification.json).map_err(|_| not_json())?;
+    let error = error_of(&event);
     let event = serde_json::to_string_pretty(&event).map_err(|_| not_json())?;
     let school = notification.school_id.to_string();
     let at = notification.at.to_rfc3339_opts(SecondsFormat::Secs, true);
@@ -222,6 +223,7 @@ fn body(notification: &Notification) -> Result<String, DeliveryError> {
         ("Id", Some(&notification.subject)),
         ("Title", notification.title.as_deref()),
         ("Status", Some(notification.status)),
+        ("Error", error.as_deref()),
         ("Severity", notification.severity.as_deref()),
         ("Event", Some(notification.event_type)),
         ("At", Some(&at)),
@@ -235,6 +237,20 @@ fn body(notification: &Notification) -> Result<String, DeliveryError> {
         }
     }
     Ok(format!("{body}\n{event}"))
+}
+
+/// Returns why a job or session failed, with its code.
+fn error_of(event: &serde_json::Value) -> Option<String> {
+    let error = event.get("error")?;
+    let (code, message) = match error.as_str() {
+        Some(message) => (event.get("code"), message),
+        None => (error.get("code"), error.get("message")?.as_str()?),
+    };
+    let code = code.and_then(serde_json::Value::as_str);
+    Some(match code {
+        Some(code) => format!("{message} ({code})"),
+        None => message.to_owned(),
+    })
 }
 
 /// Returns `text` as an atom of RFC 5322. Distinct texts have distinct atoms: other bytes are written as `=` and two
@@ -288,6 +304,29 @@ mod tests {
 
     fn error(settings: EmailSettings) -> String {
         Email::new("ops", settings).err().unwrap()
+    }
+
+    #[test]
+    fn the_text_says_why_a_subject_failed() {
+        for (json, expected) in [
+            (
+                r#"{"error":{"code":"no_input","message":"the file\nis missing"}}"#,
+                "Error:        the file is missing (no_input)\n",
+            ),
+            (
+                r#"{"error":"bad finger","code":"quality"}"#,
+                "Error:        bad finger (quality)\n",
+            ),
+            (r#"{"error":"bad finger"}"#, "Error:        bad finger\n"),
+        ] {
+            let notification = Notification {
+                json: json.into(),
+                ..notification()
+            };
+            let text = body(&notification).unwrap();
+            assert!(text.contains(expected), "{text}");
+        }
+        assert!(!body(&notification()).unwrap().contains("Error:"));
     }
 
     #[test]

@@ -84,6 +84,9 @@ impl Address {
         let (url, mode) = split_mode(url.reveal())?;
         let unreadable = |error: tokio_postgres::Error| AddressError::Url(cause(&error));
         let mut config = tokio_postgres::Config::from_str(&url).map_err(unreadable)?;
+        if config.get_hosts().is_empty() {
+            return Err(AddressError::Url("it names no host".to_owned()));
+        }
         config
             .connect_timeout(POSTGRES_CONNECT_TIMEOUT)
             .tcp_user_timeout(POSTGRES_TIMEOUT)

@@ -64,7 +64,7 @@ use crate::uptime::{Gaps, Uptime, UptimeClock};
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The database cannot be reached or used.
-    #[error(transparent)]
+    #[error("{}", .0.to_string().trim_start_matches("database: "))]
     Store(#[from] StoreError),
     /// The tables belong to a newer program.
     #[error(

@@ -277,6 +277,8 @@ fn handle_signals(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Optio
 
 /// Closes every stream while the server still accepts and answers requests. Then shuts the server down.
 pub(super) async fn stop(tidings: Arc<Tidings>, shutdown: rocket::Shutdown) {
+    let streams = tidings.hub().attached();
+    tracing::info!(streams, "stopping: closing the streams");
     tidings.stop();
     shutdown::streams_closed(&tidings, Instant::now() + CLOSE_MESSAGES_MAX).await;
     shutdown.notify();
@@ -297,6 +299,7 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     let served = rocket.launch().await;
     if let Some(tidings) = tidings {
         http::close(&tidings).await?;
+        tracing::info!("stopped");
     }
     match served {
         Ok(_) => Ok(()),

@@ -142,7 +142,7 @@ pub(super) fn nothing_here(request: &Request<'_>) -> Problem {
     }
     let collections: Vec<_> = kind::KINDS.iter().map(|kind| kind.collection()).collect();
     let detail = format!(
-        "this URL does not exist; the collections below /api are {} and violations",
+        "this URL does not exist; the collections below /api are {}, violations, notifiers and pings",
         collections.join(", ")
     );
     Problem::new(ProblemKind::NotFound, detail)

@@ -483,6 +483,8 @@ pub const THROTTLED_MAX: usize = 10_000;
 pub const MONITOR_SCHOOLS: usize = 50;
 /// Number of rows of each list on a school's overview. The others are counted.
 pub const OVERVIEW_ROWS: usize = 10;
+/// Number of links on the overview to the subjects to which a token is limited.
+pub const OVERVIEW_ONLY_MAX: usize = 100;
 /// Maximum length of a job's title in the monitor, in characters.
 pub const MONITOR_TITLE_CHARS: usize = 120;
 /// Number of connections that the monitor shows. The others are counted.

@@ -429,6 +429,9 @@ async fn another_school_is_not_there_and_a_limited_token_sees_its_kinds_only() {
     assert!(text.contains("Beyond 3 sigma") && !text.contains("report-7"));
     let text = page(&server, "/monitor/schools/1", &token).await;
     assert!(!text.contains("data-stream"), "no page shows any of it");
+    for link in ["/jobs/report%2D7", "/characteristics/bath"] {
+        assert!(text.contains(&format!("{link}\"><bdi>")), "{text}");
+    }
     let (status, _) = get(&server, "/monitor/schools/1/jobs/broken", &token).await;
     assert_eq!(status, 403);
     let mut limited = claims(None, tidings::auth::Role::Admin);

@@ -22,6 +22,7 @@ use crate::http::body::Base;
 use crate::http::problem::Problem;
 use crate::id::SubjectId;
 use crate::kind::Command;
+use crate::kind::Subject as _;
 use crate::kind::job::{self, End, Report, Status};
 use crate::log::{Envelope, Which};
 use crate::service::Tidings;
@@ -77,10 +78,15 @@ async fn job_page(
         })
         .collect();
     let ended = job.is_some_and(|job| job.status.is_terminal());
+    let mut row = rows(std::slice::from_ref(&stored)).pop();
+    // Lists show the beginning of a title.
+    if let (Some(row), Some(title)) = (&mut row, job.and_then(|job| job.title())) {
+        row["label"] = title.into();
+    }
     let context = json!({
         // The page must not refresh while a confirmation is open.
         "may_write": !ended,
-        "job": rows(std::slice::from_ref(&stored)).pop(),
+        "job": row,
         "metadata": job.and_then(|job| pretty(job.metadata.get())),
         "result": result,
         "details": details.map(shown),

@@ -30,6 +30,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Value, json};
 
 use self::assets::Assets;
+use self::form::time;
 use self::page::{Html, Pages};
 use self::visitor::{Rejection, RejectionPage, Visitor, cleared_cookie, token_cookie};
 use super::base_path;
@@ -139,13 +140,15 @@ async fn index(
             "totals": totals.view(),
         }));
     }
+    let now = Utc::now();
     let context = json!({
         "schools": rows,
         "next": next,
         "first": after.is_some().then(|| format!("{}/monitor", base.0)),
         "system": access.is_unrestricted_admin().then(|| format!("{}/monitor/system", base.0)),
         "renew_secs": RENEW_SECS,
-        "rendered_at": crate::wire::timestamp(Utc::now()),
+        "rendered_at": crate::wire::timestamp(now),
+        "as_of": time(now, now),
     });
     Ok(Ok(
         pages.render("schools.html", &visitor.view(&base, context))

@@ -14,7 +14,7 @@ use super::rows::{rows, violation_row};
 use super::totals::{ENROLLING, OVERDUE, Totals};
 use super::visitor::{Guest, Rejection, Visitor};
 use crate::app::{Caller, Rejected};
-use crate::config::{ENDINGS_HOURS, OVERVIEW_ROWS, RATE_SECS};
+use crate::config::{ENDINGS_HOURS, OVERVIEW_ONLY_MAX, OVERVIEW_ROWS, RATE_SECS};
 use crate::http::body::Base;
 use crate::http::problem::Problem;
 use crate::hub::History;
@@ -200,6 +200,27 @@ async fn devices(tidings: &Tidings, guest: &Guest) -> Result<Vec<StoredSubject>,
     Ok(shown)
 }
 
+/// Returns the subjects to which the visitor's credential is limited, whether they exist or not, and which of them have pages.
+fn only_subjects(guest: &Guest) -> Vec<Value> {
+    let channels = guest.caller.access().channels.iter();
+    let link = |channel: &Channel| match channel {
+        Channel::Subject(kind, id) if !guest.may_see(*kind) => {
+            let has_page = [job::KIND, device::KIND, characteristic::KIND].contains(kind);
+            Some(json!({
+                "label": channel.to_string(),
+                "collection": has_page.then(|| kind.collection()),
+                "id": id.as_str(),
+            }))
+        }
+        _ => None,
+    };
+    channels
+        .flat_map(|channels| channels.iter())
+        .filter_map(link)
+        .take(OVERVIEW_ONLY_MAX)
+        .collect()
+}
+
 /// Returns the values of the small charts as rows of a table, newest first.
 fn last_minute(history: &History) -> Vec<Value> {
     let parts = history
@@ -248,6 +269,7 @@ async fn overview(
         false => Value::Null,
     };
     let context = json!({
+        "only": only_subjects(&guest),
         "lately": guest.may_see_all().then(|| lately(&tidings.hub().history(guest.caller.school()))),
         "endings": endings,
         "stalled": part(job::KIND, "stalled", stalled),

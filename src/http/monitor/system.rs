@@ -72,7 +72,9 @@ async fn of_server(
     context["notifier_totals"] = totals.iter().map(notifier).collect();
     context["nodes"] = nodes(tidings);
     context["renew_secs"] = RENEW_SECS.into();
-    context["rendered_at"] = crate::wire::timestamp(Utc::now()).into();
+    let now = Utc::now();
+    context["rendered_at"] = crate::wire::timestamp(now).into();
+    context["as_of"] = time(now, now);
     Ok(pages.render("system.html", &visitor.view(&base, context)))
 }
 
@@ -177,7 +179,7 @@ async fn server(tidings: &Tidings, of: WholeServer) -> Result<Value, StoreError>
     Ok(json!({
         "events": format!("{per_second:.1}"),
         "group": format!("{group:.1}"),
-        "commit": millis(micros.checked_div(commits).unwrap_or(0)),
+        "commit": micros.checked_div(commits).map(millis),
         "slowest": millis(slowest.unwrap_or(0)),
         "waiting": seconds.last().map_or(0, |second| second.waiting),
         "events_chart": chart("events", "Events committed per second", |second| second.events as f64),

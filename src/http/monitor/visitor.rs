@@ -298,6 +298,14 @@ impl<'r> Responder<'r, 'static> for Rejection {
 /// The problem with which a handler rejected the request, for the catcher.
 struct Rejected(Option<Problem>);
 
+/// Returns the detail of a problem as a sentence. If it begins with the name of a field, it stays small.
+fn sentence(detail: &str) -> String {
+    let mut rest = detail.chars();
+    let first = rest.next().map(|first| first.to_uppercase().to_string());
+    let end = if detail.ends_with('.') { "" } else { "." };
+    format!("{}{}{end}", first.unwrap_or_default(), rest.as_str())
+}
+
 /// The page for a request that was rejected, by a handler or by the framework.
 pub(super) struct RejectionPage {
     page: Html,
@@ -324,7 +332,7 @@ impl RejectionPage {
         let back = is_form.then(|| own_address(&Base(base.to_owned()), &visitor.here));
         let mut context = json!({
             "status": status.code,
-            "detail": detail,
+            "detail": sentence(detail),
             "back": back,
             // Leave the URL out: the pages of all missing URLs must be the same.
             "here": null,

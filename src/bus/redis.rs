@@ -227,6 +227,7 @@ impl RedisBus {
         let mut live = timeout(2 * BUS_TIMEOUT, self.connect(inbox))
             .await
             .map_err(|_| BusError::Late)??;
+        self.identify(&mut live.link).await;
         let wanted = self.wanted.lock().await;
         let schools = wanted.iter().copied();
         self.request(&mut live.link, SUBSCRIBE, schools).await?;
@@ -242,9 +243,8 @@ impl RedisBus {
         loop {
             let check = async {
                 link.ask(&ping).await?;
-                // Each time, because a server that stores nothing on disk has another value after a restart, or after `FLUSHALL`.
-                let fingerprint = self.identify(link).await;
-                *self.known_fingerprint() = fingerprint;
+                // Again, because the value is a new one after `FLUSHALL`.
+                self.identify(link).await;
                 self.compare_databases(link, &mut comparison).await
             };
             tokio::select! {
@@ -309,9 +309,9 @@ impl RedisBus {
         Ok(())
     }
 
-    /// Returns a random value that all nodes of this database find at the server; the first of them writes it. A user
-    /// that may not write it has no fingerprint.
-    async fn identify(&self, link: &mut Link) -> Option<String> {
+    /// Reads a random value that all nodes of this database find at the server; the first of them writes it. It is the
+    /// fingerprint. A user that may not write it has none.
+    async fn identify(&self, link: &mut Link) {
         let (epoch, new) = (self.epoch, NodeId::generate().to_string());
         let key = format!("tidings:{{{epoch}-0}}:bus");
         let mut write = redis::cmd("SET");
@@ -322,14 +322,14 @@ impl RedisBus {
         if found.is_ok() {
             found = link.ask(&read).await;
         }
-        match found {
+        *self.known_fingerprint() = match found {
             Ok(Value::BulkString(bytes)) => String::from_utf8(bytes).ok(),
             Ok(_) => None,
             Err(error) => {
                 tracing::debug!(%error, "the bus's server could not be identified");
                 None
             }
-        }
+        };
     }
 }
 

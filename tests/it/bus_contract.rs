@@ -18,10 +18,10 @@ use tidings::kind::job;
 use tidings::log::{Batches, Committed, Hint, Hints};
 use tokio::task::JoinHandle;
 
-use crate::support::PATIENCE;
 use crate::support::bus::{Exchange, OverPostgres};
 use crate::support::postgres::{self, Database};
 use crate::support::redis::{RedisServer, Watched};
+use crate::support::{PATIENCE, until};
 
 pub(crate) const EPOCH: &str = "0000000a";
 const OTHER_EPOCH: &str = "0000000b";
@@ -560,6 +560,28 @@ async fn two_redis_servers_have_different_fingerprints() {
     let (one, other) = (node(&one).await, node(&other).await);
     let fingerprints: HashSet<_> = [one.bus.fingerprint(), other.bus.fingerprint()].into();
     assert_eq!(fingerprints.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_have_one_fingerprint_again_after_redis_was_emptied() {
+    let Some(server) = RedisServer::start() else {
+        return;
+    };
+    let earlier = node(&server).await;
+    let before = earlier.bus.fingerprint();
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let emptied: String = redis::cmd("FLUSHALL")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(emptied, "OK");
+    let later = node(&server).await;
+    until("both have the new one", async || {
+        earlier.bus.fingerprint() == later.bus.fingerprint()
+    })
+    .await;
+    assert_ne!(later.bus.fingerprint(), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

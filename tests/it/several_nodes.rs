@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{SubsecRound, Utc};
 use serde_json::{Value, json};
 use tidings::cluster::{Cluster, Identity, NodeHealth};
 use tidings::config::{Bounded, NODE_FORGOTTEN, Settings};
@@ -302,7 +302,8 @@ async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_up
     let id = NodeId::generate();
     let ahead = store.uptime().now() + Duration::from_secs(3_600);
     let report = elsewhere(&id, ahead);
-    let before = Utc::now();
+    // The store counts in milliseconds.
+    let before = Utc::now().trunc_subsecs(3);
     store.node_heartbeat(report, NODE_FORGOTTEN).await.unwrap();
     let read = async |path: &str| {
         let answer = server.request("GET", path, &admin()).send().await.unwrap();

@@ -102,7 +102,13 @@ impl<'r> FromRequest<'r> for NamedSchool {
 pub(super) fn named_school(request: &Request<'_>) -> Result<Option<SchoolId>, Problem> {
     match query(request, "school_id") {
         None => Ok(None),
-        Some(text) => Ok(Some(text.parse::<SchoolId>()?)),
+        Some(text) => {
+            let detail = "`school_id` must be a positive integer";
+            let school = text.parse::<SchoolId>();
+            school
+                .map(Some)
+                .map_err(|_| Problem::new(Kind::InvalidQuery, detail))
+        }
     }
 }
 

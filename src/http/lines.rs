@@ -135,9 +135,7 @@ pub(super) fn item(
 ) -> Result<BatchItem, Problem> {
     let invalid = |detail: &str| Problem::new(Kind::InvalidBody, detail.to_owned());
     let Some(Value::String(op)) = object.remove("op") else {
-        return Err(invalid(
-            "`op` is missing; it must be a string such as \"jobs.progress\"",
-        ));
+        return Err(invalid("`op` must be a string such as \"jobs.progress\""));
     };
     let line_key = match object.remove(KEY_FIELD) {
         None => key,

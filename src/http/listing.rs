@@ -1,5 +1,7 @@
 //! The queries of lists: filters, order and pages.
 
+use std::collections::BTreeSet;
+
 use rocket::form::ValueField;
 use rocket::request::{FromRequest, Outcome, Request};
 
@@ -179,9 +181,11 @@ fn filters_in<'r>(fields: impl Iterator<Item = ValueField<'r>>) -> Result<Filter
     let (mut statuses, mut job_types) = (Vec::new(), Vec::new());
     let invalid = |error: RuleError| Problem::new(Kind::InvalidQuery, error.to_string());
     let no_status = || {
+        let known: BTreeSet<_> = kind::statuses().collect();
+        let known = Vec::from_iter(known).join(", ");
         Problem::new(
             Kind::InvalidQuery,
-            "`status` must be a status of these subjects",
+            format!("`status` must be one of {known}"),
         )
     };
     for field in fields {

@@ -271,7 +271,7 @@ pub(super) const CHANNEL: Parameter = Parameter {
 /// `ids`, of a collection's stream.
 pub(super) const IDS: Parameter = parameter(
     "ids",
-    "Only these subjects of the collection, separated by commas. Each must exist. To select an id that contains a comma, use `channel`.",
+    "Only these subjects of the collection, separated by commas; it can be given several times. Each must exist. To select an id that contains a comma, use `channel`.",
     Values::Pattern(IDS_PATTERN, "1,2,3"),
 );
 

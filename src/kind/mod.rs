@@ -561,10 +561,15 @@ pub fn known_type(name: &str) -> Option<&'static EventType> {
 
 /// Returns the static text of a status that was read from the store or from a request.
 pub fn known_status(text: &str) -> Option<&'static str> {
-    let mut statuses = DESCRIPTIONS
+    statuses().find(|status| *status == text)
+}
+
+/// Returns the statuses of all kinds. Kinds can share a status.
+pub fn statuses() -> impl Iterator<Item = &'static str> {
+    DESCRIPTIONS
         .iter()
-        .flat_map(|description| description.statuses);
-    statuses.find(|status| **status == text).copied()
+        .flat_map(|description| description.statuses)
+        .copied()
 }
 
 /// Returns whether a field of this name contains an id in the messages of any kind.

@@ -275,10 +275,10 @@ fn targets(
         for item in items {
             let id = match item {
                 Value::String(text) => text.clone(),
-                Value::Number(number) if kind.is_some() => number.to_string(),
+                Value::Number(number) if kind.is_some() && !number.is_f64() => number.to_string(),
                 _ => {
                     return Err(ClientMessageError::InvalidField(
-                        "`channels` must be strings, and ids strings or numbers",
+                        "`channels` must be strings, and ids strings or integers",
                     ));
                 }
             };
@@ -346,6 +346,7 @@ mod tests {
             (r#"{"type":"publish","id":[1]}"#, "invalid_field"),
             (r#"{"type":"subscribe"}"#, "invalid_field"),
             (r#"{"type":"subscribe","job_id":[1]}"#, "invalid_field"),
+            (r#"{"type":"subscribe","job_id":1.5}"#, "invalid_field"),
             (r#"{"type":"subscribe","channels":null}"#, "invalid_field"),
             (r#"{"type":"subscribe","channels":[1]}"#, "invalid_field"),
             (

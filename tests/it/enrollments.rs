@@ -109,6 +109,16 @@ async fn with_attempts_progress_counts_scans_and_does_not_fall_back() {
         )
         .await;
     assert_eq!(status, 422, "one more than there are");
+    let fewer = json!({"total_attempts": 2});
+    let (status, problem) = server
+        .post("/api/enrollments/s/progress", &worker(1), fewer)
+        .await;
+    assert_eq!(status, 422, "fewer scans than were begun");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("`total_attempts` must be from 3 "),
+        "{detail}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

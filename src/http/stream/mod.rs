@@ -119,20 +119,20 @@ async fn events(
     let Listener { access, source } = listener;
     let (access, params, handshake) = (access?, params?, handshake?.sound());
     let mut texts = params.channels.clone();
-    match &params.ids {
-        Some(ids) if kind::known_kind(&path.0).is_some() => {
-            for id in ids {
-                let id: SubjectId = id.parse()?;
-                texts.push(format!("{}/{}", path.0, id.encoded()));
-            }
-        }
-        Some(_) => {
-            let detail =
-                "`ids` requires a collection in the path, as in /events/characteristics?ids=1,2";
-            return Err(Problem::new(Kind::InvalidQuery, detail));
-        }
-        None if path.0.is_empty() => {}
-        None => texts.push(path.0),
+    if !params.ids.is_empty() && kind::known_kind(&path.0).is_none() {
+        let detail =
+            "`ids` requires a collection in the path, as in /events/characteristics?ids=1,2";
+        return Err(Problem::new(Kind::InvalidQuery, detail));
+    }
+    for id in &params.ids {
+        let id: SubjectId = id.parse().map_err(|error| {
+            let detail = format!("`ids` must be ids separated by commas: {error}");
+            Problem::new(Kind::InvalidQuery, detail)
+        })?;
+        texts.push(format!("{}/{}", path.0, id.encoded()));
+    }
+    if params.ids.is_empty() && !path.0.is_empty() {
+        texts.push(path.0);
     }
     let (caller, channels) = channels(&texts, &params, access, tidings)?;
     let scope = Scope::new(caller.school(), channels).filtered(params.filter.clone());

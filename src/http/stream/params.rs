@@ -60,8 +60,8 @@ pub(super) struct Params {
     pub(super) max_event_bytes: Option<u32>,
     /// `?heartbeat=message`: whether a `heartbeat` message accompanies each ping of a WebSocket.
     pub(super) heartbeat_message: bool,
-    /// `?ids=`: single subjects of the collection in the path.
-    pub(super) ids: Option<Vec<String>>,
+    /// `?ids=`, repeatable: single subjects of the collection in the path.
+    pub(super) ids: Vec<String>,
     /// `?named=1`.
     pub(super) named: bool,
     /// `?padding=`, in bytes.
@@ -182,7 +182,12 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
             return Err(invalid(detail));
         }
     };
-    let ids = query(request, "ids").map(|ids| ids.split(',').map(str::to_owned).collect());
+    let ids: Vec<String> = request
+        .query_fields()
+        .filter(|field| field.name == "ids")
+        .flat_map(|field| field.value.split(','))
+        .map(str::to_owned)
+        .collect();
     let padding = number("padding", PADDING_MAX_BYTES as u64)?.unwrap_or(0);
     Ok(Params {
         transport: transport(request)?,

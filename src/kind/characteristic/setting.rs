@@ -39,7 +39,7 @@ pub(super) fn set_limits(next: &mut Characteristic, set: &SetLimits) -> Result<(
         (None, Some(method)) if method.is_computed() && !has_lines => learn(next, set, method),
         _ => Err(invalid(
             "limits",
-            "must have a `center_line` with `ucl`, `lcl` or both, or a `method` (moving_range, xbar_r, xbar_s) and `samples`",
+            "must have a `center_line` with `ucl`, `lcl` or both, or a `method` (moving_range, xbar_r, xbar_s), which may have `samples`",
         )),
     }
 }

@@ -241,6 +241,10 @@ impl Session {
             return Err(invalid("total_attempts", ATTEMPTS_MAX));
         }
         match self.attempt {
+            Some(before) if attempt.is_none() && before > max_attempt => Err(RuleError::Invalid {
+                field: "total_attempts",
+                expected: format!("must be from {before} to {ATTEMPTS_MAX}: this is scan {before}"),
+            }),
             Some(attempt) if !(1..=max_attempt).contains(&attempt) => {
                 Err(invalid("attempt", max_attempt))
             }

@@ -206,6 +206,13 @@ async fn ids_name_some_of_the_characteristics() {
             .await;
         assert_eq!(heard.len(), 2, "{heard:?}");
     }
+    let repeated = "/characteristics?ids=1&ids=3";
+    let mut listener = server.listen(Transport::ALL[0], repeated).await;
+    let messages = listener.until_ready().await;
+    assert_eq!(
+        messages[0]["channels"],
+        json!(["characteristics/1", "characteristics/3"])
+    );
     for (query, status) in [("?ids=9", 404), ("?ids=", 400), ("?ids=a/b", 404)] {
         let (got, _) = server
             .get(&format!("/events/characteristics{query}"), &viewer(1))

@@ -2,7 +2,7 @@
 //! is refused until `tidings new-epoch`.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use diesel::connection::{Connection, SimpleConnection};
 use serde_json::{Value, json};
@@ -202,14 +202,17 @@ async fn a_database_that_is_gone_or_emptied_is_not_begun_anew_until_its_traces_a
     create(&server, "first").await;
 }
 
+/// A server that generates its secret.
+fn serve_without_a_secret(folder: &Path) -> Command {
+    let mut serve = command(folder);
+    serve.arg("serve").env_remove("TIDINGS_JWT_SECRET");
+    serve
+}
+
 #[test]
 fn a_secret_without_its_database_is_a_trace_too() {
     let folder = tempfile::tempdir().unwrap();
-    let serve = || {
-        let mut serve = command(folder.path());
-        serve.arg("serve").env_remove("TIDINGS_JWT_SECRET");
-        serve
-    };
+    let serve = || serve_without_a_secret(folder.path());
     Process::start(&mut serve()).terminate();
     let secret = folder.path().join("data/jwt_secret");
     let was = std::fs::read(&secret).unwrap();
@@ -231,11 +234,7 @@ fn a_secret_without_its_database_is_a_trace_too() {
 #[test]
 fn a_start_that_fails_leaves_no_secret_behind() {
     let folder = tempfile::tempdir().unwrap();
-    let serve = || {
-        let mut serve = command(folder.path());
-        serve.arg("serve").env_remove("TIDINGS_JWT_SECRET");
-        serve
-    };
+    let serve = || serve_without_a_secret(folder.path());
     for (setting, value) in [
         ("TIDINGS_BUS_URL", "redis://127.0.0.1:1"),
         ("TIDINGS_JWT_JWKS_FILE", "/nowhere/keys.json"),
@@ -558,7 +557,7 @@ async fn a_new_epoch_asks_first_and_says_by_its_exit_code_how_it_ended() {
             let program = new_epoch_command.get_program().to_str().unwrap().to_owned();
             let on_a_terminal =
                 format!("printf '{answer}\\n' | script -qefc '{program} new-epoch' /dev/null");
-            let mut shell = std::process::Command::new("sh");
+            let mut shell = Command::new("sh");
             shell
                 .args(["-c", &on_a_terminal])
                 .current_dir(folder.path());

@@ -25,7 +25,7 @@ use crate::id::{Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 pub const EVENT_BASE_BYTES: usize = 128;
 
 /// Up to this many bytes, a thread keeps the memory in which it serializes payloads.
-const KEPT_BUFFER_BYTES: usize = 16 * 1024;
+const KEPT_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Formats a time as in messages: RFC 3339, UTC, milliseconds, `Z`.
 pub fn timestamp(at: DateTime<Utc>) -> String {

@@ -227,7 +227,6 @@ impl RedisBus {
         let mut live = timeout(2 * BUS_TIMEOUT, self.connect(inbox))
             .await
             .map_err(|_| BusError::Late)??;
-        self.identify(&mut live.link).await;
         let wanted = self.wanted.lock().await;
         let schools = wanted.iter().copied();
         self.request(&mut live.link, SUBSCRIBE, schools).await?;
@@ -391,6 +390,7 @@ impl Bus for RedisBus {
         loop {
             match self.begin(&inbox).await {
                 Ok(mut live) => {
+                    self.identify(&mut live.link).await;
                     tracing::info!("connected to the bus");
                     inbox.is_connected(true);
                     inbox.may_have_missed();

@@ -298,7 +298,7 @@ impl<'r> Responder<'r, 'static> for Rejection {
 /// The problem with which a handler rejected the request, for the catcher.
 struct Rejected(Option<Problem>);
 
-/// Returns the detail of a problem as a sentence. If it begins with the name of a field, it stays small.
+/// Returns the detail of a problem as a sentence. The name of a field at its beginning, in backquotes, stays as it is.
 fn sentence(detail: &str) -> String {
     let mut rest = detail.chars();
     let first = rest.next().map(|first| first.to_uppercase().to_string());
